@@ -1,0 +1,58 @@
+# Nightlatch: what a developer, a newcomer and the CI machine type. `make help` lists the targets.
+#
+# A fresh machine needs Rust (rustup reads rust-toolchain.toml), a C compiler and make. `make test` brings the rest:
+# tests/clients.sh installs the real clients that the system tests drive, and the test runner.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo build test soak clients lint fmt advisories bench bench-index bench-cipher
+
+# Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
+TOOLS := $(CURDIR)/target/tools
+export PATH := $(TOOLS)/bin:$(PATH)
+
+# Extra arguments, as in `make demo DEMO="--json"` or `make test TEST="-E 'package(pool)'"`.
+DEMO ?=
+TEST ?=
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Build the release programs and show a node being unlocked, serving, losing power and forgetting
+	cargo build --locked --release -p node -p keyholder -p cli --bins
+	./target/release/nightlatch demo $(DEMO)
+
+build: ## Build every program as the tests use it
+	cargo build --locked --workspace --bins
+
+test: clients build ## Install the test clients and run every test
+	cargo nextest run --locked --workspace $(TEST)
+	cargo test --locked --workspace --doc --quiet
+
+soak: clients build ## The randomised and crash suites, ten times as long: about two hours
+	cargo nextest run --locked --workspace --profile soak $(TEST)
+
+clients: ## Install the real clients that the system tests drive (idempotent)
+	tests/clients.sh test
+
+lint: ## Formatting, clippy with warnings denied, licences, bans and sources
+	tests/clients.sh lint
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo deny --locked check bans licenses sources
+
+fmt: ## Format the tree
+	cargo fmt --all
+
+advisories: ## Known vulnerabilities in what the lock file names (fetches the advisory database)
+	tests/clients.sh lint
+	cargo deny --locked check advisories
+
+bench: bench-cipher bench-index ## Every bench; each writes target/bench/NAME.json
+
+bench-cipher: ## The portable AES-256-XTS path beside the xts-mode crate
+	cargo run --locked --release -p benches --bin cipher
+
+bench-index: ## The index engine (redb) beside sled: durable puts in batches, gets, scan
+	cargo run --locked --release -p benches --bin index

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Installs what `make test` (or `make lint`) needs beside Rust and a C compiler: the real clients that the system
+# tests drive, and the test runner. Idempotent, and quick when everything is there.
+#
+#   tests/clients.sh test     NBD, S3 and TLS clients, a Python venv, cargo-nextest
+#   tests/clients.sh lint     cargo-deny
+#
+# System packages come through apt, as root or with sudo. Everything else lands under target/tools and goes with
+# `cargo clean`. A test never skips because a client is missing: it fails and names this script.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+readonly tools="$PWD/target/tools"
+readonly venv="$tools/python"
+readonly nextest_version=0.9.143
+readonly deny_version=0.20.2
+export PATH="$tools/bin:$PATH"
+
+say() { printf 'clients: %s\n' "$*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+
+# What a test calls, and the Debian or Ubuntu package that brings it.
+readonly programs=(
+    qemu-img:qemu-utils
+    qemu-io:qemu-utils
+    nbdinfo:libnbd-bin
+    nbdcopy:libnbd-bin
+    fio:fio
+    rclone:rclone
+    openssl:openssl
+    curl:curl
+    python3:python3
+)
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo -- "$@"
+    else
+        fail "needs root to run: $* (run it yourself as root, or install sudo)"
+    fi
+}
+
+apt_get() {
+    # Another installation may hold the package lock: wait for it instead of failing.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"
+}
+
+install_packages() {
+    local wanted=() entry
+    for entry in "${programs[@]}"; do
+        command -v "${entry%%:*}" >/dev/null || wanted+=("${entry##*:}")
+    done
+    # A Python without ensurepip cannot make the venv: Debian splits it off.
+    [ -x "$venv/bin/python" ] || system_python -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
+    [ ${#wanted[@]} -gt 0 ] || return 0
+    mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | sort -u)
+    command -v apt-get >/dev/null \
+        || fail "this machine has no apt: install by hand what brings ${programs[*]%%:*}, then run again"
+    say "installing ${wanted[*]}"
+    apt_get update >/dev/null
+    apt_get install -y --no-install-recommends "${wanted[@]}" >/dev/null
+}
+
+# The distribution's interpreter where there is one: its venv does not depend on a user's version manager.
+system_python() {
+    if [ -x /usr/bin/python3 ]; then /usr/bin/python3 "$@"; else python3 "$@"; fi
+}
+
+install_python() {
+    local wanted=tests/requirements.txt stamp="$venv/requirements.txt"
+    cmp -s "$wanted" "$stamp" && return 0
+    say "making a Python environment with $(paste -sd ' ' "$wanted")"
+    rm -rf "$venv"
+    system_python -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted"
+    cp "$wanted" "$stamp"
+}
+
+# cargo_tool NAME VERSION: installed once; any version that is already on the PATH will do.
+cargo_tool() {
+    command -v "$1" >/dev/null && return 0
+    say "building $1 $2 (once; some minutes)"
+    # Unoptimised on purpose: these start processes and read text, and compiling is what costs.
+    cargo install --quiet --locked --debug --root "$tools" "$1@$2"
+}
+
+case "${1:-}" in
+    test)
+        install_packages
+        install_python
+        cargo_tool cargo-nextest "$nextest_version"
+        ;;
+    lint)
+        cargo_tool cargo-deny "$deny_version"
+        ;;
+    *)
+        fail "say which set: tests/clients.sh test | lint"
+        ;;
+esac
