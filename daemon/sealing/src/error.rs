@@ -1,0 +1,95 @@
+//! What can go wrong at the door, as a small kind to match on, with what was being done and where.
+
+use std::fmt;
+
+use keyring::KeyGone;
+use units::{ByteLen, ByteOffset};
+
+/// What a head has to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The key was wiped, dropped or its lease ran out. A head does **not** answer the request: the client holds it
+    /// and sends it again after the next push.
+    KeyGone,
+    /// The range leaves the volume. Nothing was touched.
+    OutOfRange,
+    /// The pool has no room. What was there before is unharmed.
+    NoSpace,
+    /// The device failed this request; others may succeed.
+    Io,
+    /// The pool has failed and stays failed until it is opened again (a failed flush is never retried into success).
+    Failed,
+}
+
+/// The operation that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// [`Volume::read`](crate::Volume::read).
+    Read,
+    /// [`Volume::write`](crate::Volume::write).
+    Write,
+    /// [`Volume::write_zeroes`](crate::Volume::write_zeroes).
+    WriteZeroes,
+    /// [`Volume::trim`](crate::Volume::trim).
+    Trim,
+    /// [`Volume::flush`](crate::Volume::flush).
+    Flush,
+    /// [`Volume::status`](crate::Volume::status).
+    Status,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::WriteZeroes => "write zeroes",
+            Self::Trim => "trim",
+            Self::Flush => "flush",
+            Self::Status => "block status",
+        })
+    }
+}
+
+/// A failed volume operation: kind, operation, range and cause.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} of {len} at {at} failed")]
+pub struct VolumeError {
+    operation: Operation,
+    at: ByteOffset,
+    len: ByteLen,
+    #[source]
+    cause: Cause,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cause {
+    #[error(transparent)]
+    KeyGone(#[from] KeyGone),
+    #[error("the range ends past the volume's {volume}; the client must ask for its size again")]
+    OutOfRange { volume: ByteLen },
+}
+
+impl VolumeError {
+    pub(crate) fn new(operation: Operation, at: ByteOffset, len: ByteLen, cause: impl Into<Cause>) -> Self {
+        Self { operation, at, len, cause: cause.into() }
+    }
+
+    /// What a head decides by.
+    pub fn kind(&self) -> ErrorKind {
+        match &self.cause {
+            Cause::KeyGone(_) => ErrorKind::KeyGone,
+            Cause::OutOfRange { .. } => ErrorKind::OutOfRange,
+        }
+    }
+
+    /// The operation that failed.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// The range that was asked for.
+    pub fn range(&self) -> (ByteOffset, ByteLen) {
+        (self.at, self.len)
+    }
+}
