@@ -1,0 +1,545 @@
+//! A device in memory that loses power on demand.
+//!
+//! What it promises is what a disk promises and nothing more: a write that returned is read back until the power
+//! is cut, and survives a cut only if a flush was called after it. At a cut every write since the last flush is,
+//! by the seed, kept, dropped or torn at 512 bytes, and the survivors are applied in a shuffled order. A discarded
+//! range keeps its content or reads zeros, by the same rules.
+//!
+//! With [`SimulatedDevice::make_flush_a_noop`] it lies as some disks do: a test that cannot tell tests nothing.
+//! It is no model of a device whose sectors rot; `edit` is there for damage by hand.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
+
+use crate::{
+    Device, DeviceError, DeviceErrorKind, DeviceInfo, DeviceKind, Metadata, Operation, Sealed, SealedSlice,
+    SectorBuf,
+};
+
+/// What a disk writes whole: the unit in which a write is torn.
+const TEAR_BYTES: usize = 512;
+
+type Page = [u8; SECTOR_BYTES];
+
+/// Sectors by number; absent ones are zero, so that a device of a TiB costs what was written to it.
+type Image = HashMap<u64, Box<Page>>;
+
+/// An error to be injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Which kind of operation fails.
+    pub operation: Operation,
+    /// How many more of them succeed first.
+    pub after: u64,
+    /// The error number it fails with, such as EIO or ENOSPC.
+    pub errno: Errno,
+    /// Whether the following ones fail as well.
+    pub lasting: bool,
+}
+
+/// A device in memory that loses power on demand.
+pub struct SimulatedDevice {
+    path: Arc<str>,
+    state: Mutex<State>,
+}
+
+struct State {
+    len: u64,
+    /// What survives a power cut whatever happens.
+    durable: Image,
+    /// What a read returns where it differs from `durable`.
+    cached: Image,
+    /// Writes since the last flush in the order of their return.
+    pending: Vec<PendingWrite>,
+    flush_is_noop: bool,
+    failed_flush: Option<Errno>,
+    faults: Vec<Fault>,
+    /// Writes, discards and flushes so far.
+    operations: u64,
+    flushes: u64,
+    cut_at: Option<u64>,
+    power: bool,
+}
+
+struct PendingWrite {
+    first: u64,
+    /// `None` for a discard.
+    data: Option<Vec<u8>>,
+    sectors: u64,
+}
+
+impl fmt::Debug for SimulatedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedDevice").field("info", &self.info()).finish_non_exhaustive()
+    }
+}
+
+impl SimulatedDevice {
+    /// A device of zeros. A partial last sector is not part of it.
+    pub fn new(len: ByteLen) -> Arc<Self> {
+        Self::with_image(len.0 - len.0 % SECTOR_BYTES as u64, Image::new())
+    }
+
+    fn with_image(len: u64, durable: Image) -> Arc<Self> {
+        Arc::new(Self {
+            path: "simulated device".into(),
+            state: Mutex::new(State {
+                len,
+                durable,
+                cached: Image::new(),
+                pending: Vec::new(),
+                flush_is_noop: false,
+                failed_flush: None,
+                faults: Vec::new(),
+                operations: 0,
+                flushes: 0,
+                cut_at: None,
+                power: true,
+            }),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on a flush reports success and makes nothing durable.
+    pub fn make_flush_a_noop(&self) {
+        self.state().flush_is_noop = true;
+    }
+
+    /// Makes a later operation fail.
+    pub fn inject(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// Removes all injected errors; a failed flush stays failed.
+    pub fn clear_faults(&self) {
+        self.state().faults.clear();
+    }
+
+    /// Writes, discards and flushes so far, whether or not they succeeded.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// Flushes so far.
+    pub fn flushes(&self) -> u64 {
+        self.state().flushes
+    }
+
+    /// Lets power fail during the operation with this number (the first is 0; reads do not count): that operation
+    /// and every later one fail. A write it hits may be kept, dropped or torn as any other since the last flush.
+    pub fn cut_power_at(&self, operation: u64) {
+        self.state().cut_at = Some(operation);
+    }
+
+    /// Whether a cut set by [`Self::cut_power_at`] has happened.
+    pub fn has_power(&self) -> bool {
+        self.state().power
+    }
+
+    /// Cuts the power: this device answers nothing from here on, and the one returned holds what survived.
+    pub fn power_cut(&self, seed: u64) -> Arc<Self> {
+        let mut state = self.state();
+        state.power = false;
+        let mut random = SplitMix64(seed);
+        let mut image = state.durable.clone();
+        let mut order: Vec<&PendingWrite> = state.pending.iter().collect();
+        random.shuffle(&mut order);
+        for write in order {
+            write.survive(&mut image, &mut random);
+        }
+        Self::with_image(state.len, image)
+    }
+
+    /// The same content on a new device, as after the process that used it was killed: nothing is lost, and what was
+    /// not flushed still may be.
+    pub fn reopened(&self) -> Arc<Self> {
+        let mut state = self.state();
+        state.power = false;
+        let device = Self::with_image(state.len, state.durable.clone());
+        {
+            let mut next = device.state();
+            next.cached = state.cached.clone();
+            next.pending = std::mem::take(&mut state.pending);
+            next.flush_is_noop = state.flush_is_noop;
+        }
+        device
+    }
+
+    /// A copy of what is readable now, all of it durable: to damage and to open without touching this one.
+    pub fn durable_copy(&self) -> Arc<Self> {
+        let state = self.state();
+        let mut image = state.durable.clone();
+        image.extend(state.cached.iter().map(|(sector, page)| (*sector, page.clone())));
+        Self::with_image(state.len, image)
+    }
+
+    /// Changes the bytes of one sector on the medium and in the cache.
+    ///
+    /// # Panics
+    ///
+    /// Where the device has no such sector.
+    pub fn edit(&self, sector: u64, change: impl FnOnce(&mut [u8])) {
+        let mut state = self.state();
+        assert!((sector + 1) * SECTOR_BYTES as u64 <= state.len, "sector {sector} is past the end");
+        let mut page = state.page(sector);
+        change(&mut page[..]);
+        state.cached.remove(&sector);
+        state.durable.insert(sector, Box::new(page));
+    }
+
+    /// Gives the device another length, as when a disk is resized below a running system.
+    pub fn set_len(&self, len: ByteLen) {
+        let mut state = self.state();
+        state.len = len.0 - len.0 % SECTOR_BYTES as u64;
+        let end = state.len / SECTOR_BYTES as u64;
+        state.durable.retain(|sector, _| *sector < end);
+        state.cached.retain(|sector, _| *sector < end);
+        state.pending.retain(|write| write.first + write.sectors <= end);
+    }
+
+    /// The sectors that are not all zero, in order: what the device holds now.
+    pub fn content(&self) -> Vec<(u64, Vec<u8>)> {
+        let state = self.state();
+        let mut sectors: Vec<u64> = state.durable.keys().chain(state.cached.keys()).copied().collect();
+        sectors.sort_unstable();
+        sectors.dedup();
+        let pages = sectors.into_iter().map(|sector| (sector, state.page(sector).to_vec()));
+        pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).collect()
+    }
+
+    /// Range, injected errors and power, before anything is transferred.
+    fn begin(
+        &self,
+        state: &mut State,
+        operation: Operation,
+        at: ByteOffset,
+        len: ByteLen,
+    ) -> Result<(), DeviceError> {
+        if !state.power {
+            return Err(DeviceError::from_errno(Errno::EIO, operation, &self.path).at(at, len));
+        }
+        if state.failed_flush.is_some() && operation != Operation::Read {
+            return Err(DeviceError::new(DeviceErrorKind::Failed, operation, &self.path));
+        }
+        let inside = at.checked_add(len).is_some_and(|end| end.0 <= state.len);
+        if !inside || !at.is_sector_aligned() || !len.is_sector_aligned() {
+            return Err(DeviceError::new(DeviceErrorKind::OutOfRange, operation, &self.path).at(at, len));
+        }
+        if let Some(errno) = state.fault_for(operation) {
+            return Err(DeviceError::from_errno(errno, operation, &self.path).at(at, len));
+        }
+        Ok(())
+    }
+
+    /// Counts an operation; the error where power fails during it.
+    fn count(&self, state: &mut State, operation: Operation) -> Result<(), DeviceError> {
+        let number = state.operations;
+        state.operations += 1;
+        if state.cut_at.is_some_and(|cut| number >= cut) {
+            state.power = false;
+            return Err(DeviceError::from_errno(Errno::EIO, operation, &self.path));
+        }
+        Ok(())
+    }
+
+    fn read_buf(&self, at: ByteOffset, count: SectorCount) -> Result<SectorBuf, DeviceError> {
+        let mut state = self.state();
+        self.begin(&mut state, Operation::Read, at, count.byte_len().unwrap_or(ByteLen(u64::MAX)))?;
+        let mut buf = SectorBuf::zeroed(count);
+        let first = at.0 / SECTOR_BYTES as u64;
+        for (sector, bytes) in (first..).zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)) {
+            if let Some(page) = state.cached.get(&sector).or_else(|| state.durable.get(&sector)) {
+                bytes.copy_from_slice(&page[..]);
+            }
+        }
+        Ok(buf)
+    }
+
+    fn write_bytes(&self, at: ByteOffset, bytes: &[u8]) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        self.begin(&mut state, Operation::Write, at, ByteLen(bytes.len() as u64))?;
+        let first = at.0 / SECTOR_BYTES as u64;
+        let sectors = (bytes.len() / SECTOR_BYTES) as u64;
+        state.pending.push(PendingWrite { first, data: Some(bytes.to_vec()), sectors });
+        self.count(&mut state, Operation::Write)?;
+        for (sector, page) in (first..).zip(bytes.as_chunks::<SECTOR_BYTES>().0) {
+            state.cached.insert(sector, Box::new(*page));
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn page(&self, sector: u64) -> Page {
+        self.cached
+            .get(&sector)
+            .or_else(|| self.durable.get(&sector))
+            .map_or([0; SECTOR_BYTES], |page| **page)
+    }
+
+    fn fault_for(&mut self, operation: Operation) -> Option<Errno> {
+        let index = self.faults.iter().position(|fault| fault.operation == operation)?;
+        let fault = &mut self.faults[index];
+        if fault.after > 0 {
+            fault.after -= 1;
+            return None;
+        }
+        let errno = fault.errno;
+        if !fault.lasting {
+            self.faults.remove(index);
+        }
+        Some(errno)
+    }
+}
+
+impl PendingWrite {
+    fn survive(&self, image: &mut Image, random: &mut SplitMix64) {
+        // A quarter of the writes is dropped whole, a quarter kept whole, the rest decided unit by unit.
+        let fate = random.below(4);
+        for (index, sector) in (self.first..self.first + self.sectors).enumerate() {
+            let page = image.entry(sector).or_insert_with(|| Box::new([0; SECTOR_BYTES]));
+            for unit in (0..SECTOR_BYTES).step_by(TEAR_BYTES) {
+                let kept = fate == 0 || (fate != 1 && random.below(2) == 0);
+                if !kept {
+                    continue;
+                }
+                match &self.data {
+                    Some(data) => {
+                        let from = index * SECTOR_BYTES + unit;
+                        page[unit..unit + TEAR_BYTES].copy_from_slice(&data[from..from + TEAR_BYTES]);
+                    }
+                    None => page[unit..unit + TEAR_BYTES].fill(0),
+                }
+            }
+        }
+    }
+}
+
+impl Device for SimulatedDevice {
+    fn len(&self) -> ByteLen {
+        ByteLen(self.state().len)
+    }
+
+    fn refresh_len(&self) -> Result<ByteLen, DeviceError> {
+        Ok(self.len())
+    }
+
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { path: self.path.to_string(), kind: DeviceKind::Simulated, len: self.len(), direct: true }
+    }
+
+    fn read(&self, at: ByteOffset, count: SectorCount) -> Result<Sealed, DeviceError> {
+        self.read_buf(at, count).map(Sealed::from_device)
+    }
+
+    fn read_metadata(&self, at: ByteOffset, count: SectorCount) -> Result<Metadata, DeviceError> {
+        self.read_buf(at, count).map(Metadata::from_device)
+    }
+
+    fn write(&self, at: ByteOffset, data: SealedSlice<'_>) -> Result<(), DeviceError> {
+        self.write_bytes(at, data.as_bytes())
+    }
+
+    fn write_metadata(&self, at: ByteOffset, data: &Metadata) -> Result<(), DeviceError> {
+        self.write_bytes(at, data.as_bytes())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        let begun = self.begin(&mut state, Operation::Flush, ByteOffset(0), ByteLen(0));
+        if let Err(error) = begun {
+            if state.power && state.failed_flush.is_none() {
+                state.failed_flush = Some(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
+            }
+            return Err(error.with_kind(DeviceErrorKind::Failed));
+        }
+        self.count(&mut state, Operation::Flush).map_err(|error| error.with_kind(DeviceErrorKind::Failed))?;
+        state.flushes += 1;
+        if !state.flush_is_noop {
+            state.pending.clear();
+            let cached = std::mem::take(&mut state.cached);
+            state.durable.extend(cached);
+        }
+        Ok(())
+    }
+
+    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        self.begin(&mut state, Operation::Discard, at, len)?;
+        let first = at.0 / SECTOR_BYTES as u64;
+        let sectors = len.0 / SECTOR_BYTES as u64;
+        state.pending.push(PendingWrite { first, data: None, sectors });
+        self.count(&mut state, Operation::Discard)?;
+        for sector in first..first + sectors {
+            state.cached.insert(sector, Box::new([0; SECTOR_BYTES]));
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        self.begin(&mut self.state(), Operation::Reserve, at, len)
+    }
+}
+
+/// Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014). Small and the same everywhere, so a seed
+/// replays.
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = usize::try_from(self.below(last as u64 + 1)).unwrap_or(0);
+            items.swap(last, other);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(fill: u8) -> Sealed {
+        let mut buf = SectorBuf::zeroed(SectorCount(1));
+        buf.as_mut_bytes().fill(fill);
+        Sealed::from_cipher(buf)
+    }
+
+    fn first_sector(device: &SimulatedDevice) -> Vec<u8> {
+        device.read(ByteOffset(0), SectorCount(1)).unwrap().as_bytes().to_vec()
+    }
+
+    /// The first sector after each of many cuts of a device with one flushed and two later writes.
+    fn survivors(prepare: impl Fn(&SimulatedDevice)) -> Vec<Vec<u8>> {
+        (0..200)
+            .map(|seed| {
+                let device = SimulatedDevice::new(ByteLen(1 << 20));
+                prepare(&device);
+                first_sector(&device.power_cut(seed))
+            })
+            .collect()
+    }
+
+    fn write(device: &SimulatedDevice, fill: u8) {
+        device.write(ByteOffset(0), sealed(fill).as_slice()).unwrap();
+    }
+
+    #[test]
+    fn a_flushed_write_survives_every_cut() {
+        let all = survivors(|device| {
+            write(device, 1);
+            device.flush().unwrap();
+        });
+        assert!(all.iter().all(|page| page.iter().all(|byte| *byte == 1)));
+    }
+
+    #[test]
+    fn unflushed_writes_are_kept_dropped_torn_and_reordered() {
+        let all = survivors(|device| {
+            write(device, 1);
+            device.flush().unwrap();
+            write(device, 2);
+            write(device, 3);
+        });
+        let whole = |fill: u8| all.iter().filter(|page| page.iter().all(|byte| *byte == fill)).count();
+        assert!(whole(1) > 0 && whole(2) > 0 && whole(3) > 0);
+        assert!(whole(1) + whole(2) + whole(3) < all.len());
+        for page in &all {
+            for unit in page.chunks(TEAR_BYTES) {
+                assert!((1..=3).contains(&unit[0]) && unit.iter().all(|byte| *byte == unit[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn with_flush_a_noop_a_flushed_write_is_lost() {
+        let all = survivors(|device| {
+            device.make_flush_a_noop();
+            write(device, 1);
+            device.flush().unwrap();
+        });
+        assert!(all.iter().any(|page| page.iter().all(|byte| *byte == 0)));
+    }
+
+    #[test]
+    fn power_cut_at_an_operation_ends_it_and_all_later_ones() {
+        let device = SimulatedDevice::new(ByteLen(1 << 20));
+        device.cut_power_at(2);
+        write(&device, 1);
+        device.flush().unwrap();
+        assert!(device.write(ByteOffset(0), sealed(2).as_slice()).is_err());
+        assert!(!device.has_power());
+        assert!(device.read(ByteOffset(0), SectorCount(1)).is_err());
+        assert_eq!(device.flush().unwrap_err().kind(), DeviceErrorKind::Failed);
+        let found = first_sector(&device.power_cut(7));
+        assert!(found.chunks(TEAR_BYTES).all(|unit| unit[0] == 1 || unit[0] == 2));
+    }
+
+    #[test]
+    fn the_same_seed_leaves_the_same_image() {
+        let cut = |seed| {
+            let device = SimulatedDevice::new(ByteLen(1 << 20));
+            (1..50).for_each(|fill| write(&device, fill));
+            device.power_cut(seed).content()
+        };
+        assert_eq!(cut(5), cut(5));
+        assert_ne!(cut(5), cut(6));
+    }
+
+    #[test]
+    fn injected_errors_hit_what_they_name_and_a_failed_flush_stays_failed() {
+        let device = SimulatedDevice::new(ByteLen(1 << 20));
+        let fault = |operation, after, errno| Fault { operation, after, errno, lasting: false };
+        device.inject(fault(Operation::Write, 1, Errno::ENOSPC));
+        write(&device, 1);
+        let error = device.write(ByteOffset(0), sealed(2).as_slice()).unwrap_err();
+        assert_eq!(error.kind(), DeviceErrorKind::NoSpace);
+        write(&device, 3);
+        device.inject(fault(Operation::Flush, 0, Errno::EIO));
+        assert_eq!(device.flush().unwrap_err().kind(), DeviceErrorKind::Failed);
+        device.clear_faults();
+        assert_eq!(device.flush().unwrap_err().kind(), DeviceErrorKind::Failed);
+        let refused = device.write(ByteOffset(0), sealed(4).as_slice()).unwrap_err();
+        assert_eq!(refused.kind(), DeviceErrorKind::Failed);
+        assert_eq!(first_sector(&device)[0], 3);
+    }
+
+    #[test]
+    fn a_killed_process_loses_nothing_but_its_successor_may() {
+        let device = SimulatedDevice::new(ByteLen(1 << 20));
+        write(&device, 1);
+        let next = device.reopened();
+        assert_eq!(first_sector(&next)[0], 1);
+        let lost = (0..50).any(|seed| {
+            let device = SimulatedDevice::new(ByteLen(1 << 20));
+            write(&device, 1);
+            first_sector(&device.reopened().power_cut(seed))[0] == 0
+        });
+        assert!(lost);
+    }
+
+    #[test]
+    fn a_tebibyte_costs_what_is_written_to_it() {
+        let device = SimulatedDevice::new(ByteLen(1 << 40));
+        device.write(ByteOffset((1 << 40) - 4096), sealed(9).as_slice()).unwrap();
+        assert_eq!(device.content().len(), 1);
+    }
+}
