@@ -1,0 +1,391 @@
+//! The keyholder's side of one connection.
+//!
+//! Invariants:
+//! - No grant leaves a session whose node's identity key is not pinned, or before its evidence was verified, or
+//!   after everything was revoked in it.
+//! - Sealing the key is the caller's ([`KeyholderSession::grant`] takes a closure), so that no key passes through
+//!   here.
+//! - The machine reports each grant's first answer and no other.
+//!
+//! It keeps no record: the shell makes the latest expiry durable **before** it asks for a grant or a renewal to be
+//! encoded (PROTOCOL.md, "The keyholder's record"). It judges no policy either.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use units::{BootInstant, DomainId, Fence, GrantId, NodeId, RootEpoch, VolumeEpoch, VolumeId};
+
+use crate::envelope::PublicEnvelopeKey;
+use crate::error::{GrantRefusal, KeyFingerprint, SessionError, SessionRefusal};
+use crate::frame::{self, Incoming, RawFrame};
+use crate::limits::{HANDSHAKE_MS_MAX, SILENCE_MS_MAX};
+use crate::message::{
+    Body, ChallengeRequest, Evidence, Grant, GrantRefused, Hello, Kind, Nonce, OnSeal, Receipt, Renewal,
+    RenewalChallenge, Revoke, RevokeCause, Scope, SigningPublicKey, VolumeKind, WipeReceipt,
+};
+use crate::transcript::{
+    self, EXPORTER_BYTES, Signer, grant_aad, hello_transcript, session_transcript, sign_frame,
+};
+
+/// What a session is opened with.
+#[derive(Debug)]
+pub struct KeyholderSessionParams {
+    /// The keyholder's name, as in its certificate.
+    pub keyholder: String,
+    /// The node that is dialled.
+    pub node: NodeId,
+    /// The node's identity key pinned at enrolment. Without one evidence is verified under the key that
+    /// it names itself, and nothing is granted.
+    pub pinned: Option<SigningPublicKey>,
+    /// The grant-signing key, in the keyholder's arena.
+    pub signer: Arc<dyn Signer>,
+    /// Which root that key comes from.
+    pub root_epoch: RootEpoch,
+    /// The TLS exporter value for [`crate::EXPORTER_LABEL`].
+    pub exporter: [u8; EXPORTER_BYTES],
+    /// Fresh random bytes.
+    pub challenge: Nonce,
+}
+
+/// What the shell learns. In order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum KeyholderEvent {
+    /// Evidence whose signature holds under the pinned key, or under the key that it names itself where none is
+    /// pinned yet. Judge it, then grant.
+    Evidence(Box<Evidence>),
+    /// The node asks whether it may go on. Record the expiry, then [`KeyholderSession::renewal`].
+    Challenged(Challenged),
+    /// A grant is in force.
+    Receipt(Receipt),
+    /// A grant was not taken.
+    GrantRefused(GrantRefused),
+    /// Keys are gone.
+    Wiped(WipeReceipt),
+    /// The node ends the session. Unsigned: a hint for people, not a fact.
+    NodeRefused(SessionRefusal),
+}
+
+/// A challenge that has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Challenged {
+    nonce: Nonce,
+    /// When it arrived.
+    pub at: BootInstant,
+}
+
+/// What is to be granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantOrder {
+    /// Fresh random id.
+    pub grant: GrantId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Above every fence recorded for the volume.
+    pub fence: Fence,
+    /// Length of the lease.
+    pub lease_ms: u64,
+    /// The label that clients know the volume by.
+    pub label: String,
+    /// What it is for.
+    pub kind: VolumeKind,
+    /// What its clients see when the key goes.
+    pub on_seal: OnSeal,
+    /// Value that the key must give.
+    pub check: [u8; 16],
+}
+
+/// For whom and in which context the key of a grant is sealed; hand it to [`crate::envelope::seal`].
+#[derive(Debug)]
+pub struct SealRequest<'a> {
+    /// The node's one-time key.
+    pub recipient: &'a PublicEnvelopeKey,
+    /// The session's transcript hash.
+    pub info: &'a [u8; 32],
+    /// (volume, domain, epoch, fence, lease, grant id).
+    pub aad: &'a [u8],
+}
+
+/// Why a grant was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError<E> {
+    /// The session cannot grant.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The node has no pinned identity key.
+    #[error(
+        "the node is not approved: its identity key is not pinned; compare its fingerprint and approve it"
+    )]
+    NotPinned,
+    /// Everything was revoked in this session.
+    #[error("everything on the node was revoked; a new session is needed")]
+    Revoked,
+    /// The caller could not seal the key.
+    #[error("the key could not be sealed")]
+    Seal(#[source] E),
+}
+
+#[derive(Debug)]
+enum State {
+    New,
+    AwaitingEvidence,
+    Established { transcript: [u8; 32], identity: SigningPublicKey, envelope_key: PublicEnvelopeKey },
+    Over,
+}
+
+/// The keyholder's end of one connection.
+#[derive(Debug)]
+pub struct KeyholderSession {
+    signer: Arc<dyn Signer>,
+    pinned: Option<SigningPublicKey>,
+    hello: Hello,
+    exporter: [u8; EXPORTER_BYTES],
+    state: State,
+    revoked_all: bool,
+    latest: Option<Challenged>,
+    unanswered: BTreeMap<GrantId, VolumeId>,
+    opened: BootInstant,
+    heard: BootInstant,
+}
+
+impl KeyholderSession {
+    /// A session on a connection whose TLS handshake is done.
+    pub fn new(now: BootInstant, params: KeyholderSessionParams) -> Self {
+        let hello = Hello {
+            node: params.node,
+            keyholder: params.keyholder,
+            signing_key: params.signer.public_key(),
+            root_epoch: params.root_epoch,
+            challenge: params.challenge,
+        };
+        Self {
+            signer: params.signer,
+            pinned: params.pinned,
+            hello,
+            exporter: params.exporter,
+            state: State::New,
+            revoked_all: false,
+            latest: None,
+            unanswered: BTreeMap::new(),
+            opened: now,
+            heard: now,
+        }
+    }
+
+    /// The first bytes to send.
+    pub fn start(&mut self) -> Result<Vec<u8>, SessionError> {
+        let State::New = self.state else {
+            return Err(SessionError::OutOfOrder {
+                got: Kind::Hello.label(),
+                expected: Kind::Evidence.label(),
+            });
+        };
+        self.state = State::AwaitingEvidence;
+        sign_frame(self.signer.as_ref(), &hello_transcript(&self.exporter), &self.hello)
+    }
+
+    /// Whether evidence has been verified and the session is not over.
+    pub fn is_established(&self) -> bool {
+        matches!(self.state, State::Established { .. })
+    }
+
+    /// The newest challenge; a grant counts from its sending.
+    pub fn latest_challenge(&self) -> Option<Challenged> {
+        self.latest
+    }
+
+    /// Takes one frame, without its prefix. After an error the session is over: close it.
+    pub fn on_frame(
+        &mut self,
+        now: BootInstant,
+        frame: &[u8],
+    ) -> Result<Option<KeyholderEvent>, SessionError> {
+        let result = self.handle(now, frame);
+        if result.is_err() {
+            self.state = State::Over;
+        }
+        result
+    }
+
+    fn handle(&mut self, now: BootInstant, frame: &[u8]) -> Result<Option<KeyholderEvent>, SessionError> {
+        let raw = match frame::parse(frame)? {
+            Incoming::Signed(raw) => raw,
+            Incoming::Refused(refused) => {
+                self.state = State::Over;
+                return Ok(Some(KeyholderEvent::NodeRefused(refused.reason)));
+            }
+        };
+        let event = match &self.state {
+            State::New | State::Over => return Err(SessionError::Closed),
+            State::AwaitingEvidence => self.on_evidence(now, &raw).map(Some)?,
+            State::Established { transcript, identity, .. } => {
+                transcript::verify(&raw, transcript, identity)?;
+                self.on_established(now, &raw)?
+            }
+        };
+        self.heard = now;
+        Ok(event)
+    }
+
+    fn on_evidence(&mut self, now: BootInstant, raw: &RawFrame<'_>) -> Result<KeyholderEvent, SessionError> {
+        if raw.kind != Kind::Evidence {
+            return Err(SessionError::OutOfOrder { got: raw.kind.label(), expected: Kind::Evidence.label() });
+        }
+        let evidence: Evidence = frame::decode(raw.body)?;
+        if let Some(pinned) = self.pinned
+            && pinned != evidence.identity_key
+        {
+            return Err(SessionError::ForeignIdentity {
+                offered: KeyFingerprint::of(&evidence.identity_key),
+                pinned: KeyFingerprint::of(&pinned),
+            });
+        }
+        let transcript = session_transcript(&self.hello, &evidence.identity_key, &self.exporter, raw.body);
+        transcript::verify(raw, &transcript, &evidence.identity_key)?;
+        if evidence.node != self.hello.node {
+            return Err(SessionError::WrongNode { wanted: self.hello.node, reached: evidence.node });
+        }
+        self.latest = Some(Challenged { nonce: evidence.challenge, at: now });
+        self.state = State::Established {
+            transcript,
+            identity: evidence.identity_key,
+            envelope_key: evidence.envelope_key.clone(),
+        };
+        Ok(KeyholderEvent::Evidence(Box::new(evidence)))
+    }
+
+    fn on_established(
+        &mut self,
+        now: BootInstant,
+        raw: &RawFrame<'_>,
+    ) -> Result<Option<KeyholderEvent>, SessionError> {
+        match raw.kind {
+            Kind::RenewalChallenge => {
+                let RenewalChallenge { nonce } = frame::decode(raw.body)?;
+                let challenged = Challenged { nonce, at: now };
+                self.latest = Some(challenged);
+                Ok(Some(KeyholderEvent::Challenged(challenged)))
+            }
+            Kind::Receipt => {
+                let receipt: Receipt = frame::decode(raw.body)?;
+                Ok(self.first_answer(receipt.grant).then_some(KeyholderEvent::Receipt(receipt)))
+            }
+            Kind::GrantRefused => {
+                let refused: GrantRefused = frame::decode(raw.body)?;
+                // What answers a duplicate says nothing about the grant itself, whose own answer comes or came.
+                let counts = refused.reason != GrantRefusal::Replayed && self.first_answer(refused.grant);
+                Ok(counts.then_some(KeyholderEvent::GrantRefused(refused)))
+            }
+            Kind::WipeReceipt => {
+                let receipt: WipeReceipt = frame::decode(raw.body)?;
+                match receipt.scope {
+                    Scope::All => {
+                        self.state = State::Over;
+                        self.unanswered.clear();
+                    }
+                    Scope::Volume(volume) => self.unanswered.retain(|_, of| *of != volume),
+                }
+                Ok(Some(KeyholderEvent::Wiped(receipt)))
+            }
+            other => Err(SessionError::UnexpectedKind { kind: other.byte() }),
+        }
+    }
+
+    fn first_answer(&mut self, grant: GrantId) -> bool {
+        self.unanswered.remove(&grant).is_some()
+    }
+
+    /// Encodes a grant that counts from the latest challenge. The shell has recorded its latest expiry durably.
+    ///
+    /// `seal` encrypts the volume's PRK for the node; it runs where the root secret is.
+    pub fn grant<E>(
+        &mut self,
+        order: GrantOrder,
+        seal: impl FnOnce(&SealRequest<'_>) -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>, GrantError<E>> {
+        let State::Established { transcript, envelope_key, .. } = &self.state else {
+            return Err(SessionError::Closed.into());
+        };
+        if self.pinned.is_none() {
+            return Err(GrantError::NotPinned);
+        }
+        if self.revoked_all {
+            return Err(GrantError::Revoked);
+        }
+        let nonce = self.latest.ok_or(SessionError::Closed)?.nonce;
+        let aad =
+            grant_aad(order.volume, order.domain, order.epoch, order.fence, order.lease_ms, order.grant);
+        let envelope = seal(&SealRequest { recipient: envelope_key, info: transcript, aad: &aad })
+            .map_err(GrantError::Seal)?;
+        let grant = Grant {
+            grant: order.grant,
+            volume: order.volume,
+            domain: order.domain,
+            epoch: order.epoch,
+            fence: order.fence,
+            lease_ms: order.lease_ms,
+            nonce,
+            label: order.label,
+            kind: order.kind,
+            on_seal: order.on_seal,
+            check: order.check,
+            envelope,
+        };
+        let bytes = sign_frame(self.signer.as_ref(), transcript, &grant)?;
+        self.unanswered.insert(order.grant, order.volume);
+        Ok(bytes)
+    }
+
+    /// Encodes the answer to a challenge: every grant that goes on. The shell has recorded the expiry durably.
+    ///
+    /// With no grants it prolongs nothing and only shows the node that the keyholder is there.
+    pub fn renewal(
+        &self,
+        challenged: Challenged,
+        lease_ms: u64,
+        grants: Vec<GrantId>,
+    ) -> Result<Vec<u8>, SessionError> {
+        if self.revoked_all && !grants.is_empty() {
+            return Err(SessionError::Closed);
+        }
+        self.signed(&Renewal { nonce: challenged.nonce, lease_ms, grants })
+    }
+
+    /// Encodes a revocation.
+    pub fn revoke(&mut self, scope: Scope, cause: RevokeCause) -> Result<Vec<u8>, SessionError> {
+        let bytes = self.signed(&Revoke { scope, cause })?;
+        self.revoked_all |= scope == Scope::All;
+        Ok(bytes)
+    }
+
+    /// Asks for a challenge at once, for a grant that is to be made now.
+    pub fn request_challenge(&self) -> Result<Vec<u8>, SessionError> {
+        self.signed(&ChallengeRequest {})
+    }
+
+    /// The error to close with, once the node has been silent for too long.
+    pub fn on_time(&mut self, now: BootInstant) -> Result<(), SessionError> {
+        if self.next_timeout().is_none_or(|timeout| now < timeout) {
+            return Ok(());
+        }
+        self.state = State::Over;
+        Err(SessionError::Silent { ms: now.ms_since(self.heard) })
+    }
+
+    /// When [`Self::on_time`] has something to say.
+    pub fn next_timeout(&self) -> Option<BootInstant> {
+        match self.state {
+            State::New | State::AwaitingEvidence => Some(self.opened.saturating_add_ms(HANDSHAKE_MS_MAX)),
+            State::Established { .. } => Some(self.heard.saturating_add_ms(SILENCE_MS_MAX)),
+            State::Over => None,
+        }
+    }
+
+    fn signed<B: Body>(&self, body: &B) -> Result<Vec<u8>, SessionError> {
+        let State::Established { transcript, .. } = &self.state else { return Err(SessionError::Closed) };
+        sign_frame(self.signer.as_ref(), transcript, body)
+    }
+}

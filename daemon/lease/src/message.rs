@@ -1,0 +1,498 @@
+//! The bodies of the messages. PROTOCOL.md gives each field's meaning and the order of the exchange.
+//!
+//! Bodies are postcard: fields in the order written here, enum variants by the order written here. Adding,
+//! removing or reordering any of them is a new protocol version; tests/golden.rs holds the bytes.
+
+use serde::{Deserialize, Serialize};
+use units::{
+    BootId, BootInstant, ByteLen, DomainId, Fence, GrantId, NodeId, RootEpoch, VolumeEpoch, VolumeId,
+};
+
+use crate::envelope::PublicEnvelopeKey;
+use crate::error::{GrantRefusal, SessionError, SessionRefusal};
+use crate::limits::{HYGIENE_BYTES_MAX, LEASE_MS_MAX, LEASE_MS_MIN, NAME_BYTES_MAX, VOLUMES_MAX};
+
+/// 32 random bytes that must come back.
+pub type Nonce = [u8; 32];
+
+/// An Ed25519 public key.
+pub type SigningPublicKey = [u8; 32];
+
+/// A message body: what kind it is, and the limits that a valid encoding can still exceed.
+pub trait Body: Serialize + for<'de> Deserialize<'de> {
+    /// Its kind byte in the frame.
+    const KIND: Kind;
+
+    /// Checks the limits that the encoding cannot express.
+    fn check(&self) -> Result<(), SessionError> {
+        Ok(())
+    }
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal;)*) => {
+        /// The kinds of message, by their byte in the frame.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Kind { $($(#[$doc])* $name = $number,)* }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The kind with this byte.
+            pub fn from_byte(byte: u8) -> Option<Self> {
+                match byte { $($number => Some(Self::$name),)* _ => None }
+            }
+
+            /// Its byte.
+            pub const fn byte(self) -> u8 {
+                match self { $(Self::$name => $number,)* }
+            }
+
+            /// Its name, which is also its label in signatures.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Keyholder to node, first.
+    Hello = 1, "hello";
+    /// Node to keyholder, the answer.
+    Evidence = 2, "evidence";
+    /// Keyholder to node: one key.
+    Grant = 3, "grant";
+    /// Node to keyholder: the key is in force.
+    Receipt = 4, "receipt";
+    /// Node to keyholder: the key was not taken.
+    GrantRefused = 5, "grant-refused";
+    /// Keyholder to node: send a challenge now.
+    ChallengeRequest = 6, "challenge-request";
+    /// Node to keyholder: prove that the lease goes on.
+    RenewalChallenge = 7, "renewal-challenge";
+    /// Keyholder to node: the proof.
+    Renewal = 8, "renewal";
+    /// Keyholder to node: forget.
+    Revoke = 9, "revoke";
+    /// Node to keyholder: forgotten.
+    WipeReceipt = 10, "wipe-receipt";
+    /// Node to keyholder: why the session ends. Not signed.
+    Refused = 11, "refused";
+}
+
+/// The keyholder introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Whom it means to reach.
+    pub node: NodeId,
+    /// Its name, as in its certificate.
+    pub keyholder: String,
+    /// The key that it signs grants with; the node has it pinned.
+    pub signing_key: SigningPublicKey,
+    /// Which root that key comes from.
+    pub root_epoch: RootEpoch,
+    /// Fresh for this session.
+    pub challenge: Nonce,
+}
+
+impl Body for Hello {
+    const KIND: Kind = Kind::Hello;
+    fn check(&self) -> Result<(), SessionError> {
+        within("keyholder name bytes", self.keyholder.len(), NAME_BYTES_MAX)
+    }
+}
+
+/// What the node says about itself, signed with its identity key over the session's transcript.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The node.
+    pub node: NodeId,
+    /// Its identity key, pinned by the keyholder at enrolment.
+    pub identity_key: SigningPublicKey,
+    /// The kernel's boot id.
+    pub boot: BootId,
+    /// Measurement of the booted image, where there is one.
+    pub image: Option<[u8; 32]>,
+    /// What the machine does with memory, as JSON.
+    pub hygiene: String,
+    /// The last wipe since the program started; `None` after a fresh start.
+    pub last_wipe: Option<WipeRecord>,
+    /// One-time key; its secret half is in the node's arena.
+    pub envelope_key: PublicEnvelopeKey,
+    /// Every volume on the node's pools.
+    pub volumes: Vec<VolumePresent>,
+    /// The grants in force, from an earlier session of the same run.
+    pub held: Vec<HeldGrant>,
+    /// Leases that the node takes.
+    pub lease_limits: LeaseLimits,
+    /// The first renewal challenge; grants in this session count from its sending.
+    pub challenge: Nonce,
+}
+
+impl Body for Evidence {
+    const KIND: Kind = Kind::Evidence;
+    fn check(&self) -> Result<(), SessionError> {
+        within("hygiene report bytes", self.hygiene.len(), HYGIENE_BYTES_MAX)?;
+        within("volumes", self.volumes.len(), VOLUMES_MAX)?;
+        within("held grants", self.held.len(), VOLUMES_MAX)
+    }
+}
+
+/// A volume as the node's pool knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePresent {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Key domain it is sealed under.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Key-check value on disk.
+    pub check: [u8; 16],
+    /// Logical size.
+    pub size_bytes: ByteLen,
+    /// Highest fence that the node has seen for it.
+    pub fence: Fence,
+}
+
+/// A grant in force on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldGrant {
+    /// The grant.
+    pub grant: GrantId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its fence.
+    pub fence: Fence,
+}
+
+/// Shortest and longest lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseLimits {
+    /// Shortest, milliseconds.
+    pub min_ms: u64,
+    /// Longest, milliseconds.
+    pub max_ms: u64,
+}
+
+impl LeaseLimits {
+    /// What the protocol allows at all.
+    pub const PROTOCOL: Self = Self { min_ms: LEASE_MS_MIN, max_ms: LEASE_MS_MAX };
+
+    /// Whether `lease_ms` is allowed, by these limits and by the protocol's.
+    pub const fn allow(&self, lease_ms: u64) -> bool {
+        lease_ms >= self.min_ms
+            && lease_ms <= self.max_ms
+            && lease_ms >= LEASE_MS_MIN
+            && lease_ms <= LEASE_MS_MAX
+    }
+}
+
+impl Default for LeaseLimits {
+    fn default() -> Self {
+        Self::PROTOCOL
+    }
+}
+
+/// What a volume is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeKind {
+    /// Served as a block device.
+    Block,
+    /// Holds the object store.
+    Objects,
+}
+
+/// What clients of a volume see when its key goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnSeal {
+    /// Requests in flight stay unanswered; reconnecting clients resend them.
+    #[default]
+    Hold,
+    /// Requests in flight fail.
+    Fail,
+}
+
+/// One key for one volume for one lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Random, never used again.
+    pub grant: GrantId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Above every fence granted for the volume before.
+    pub fence: Fence,
+    /// Counted from the sending of the challenge named by `nonce`.
+    pub lease_ms: u64,
+    /// The node's challenge that this answers.
+    pub nonce: Nonce,
+    /// The label that clients know the volume by.
+    pub label: String,
+    /// What it is for.
+    pub kind: VolumeKind,
+    /// What its clients see when the key goes.
+    pub on_seal: OnSeal,
+    /// Key-check value that the key must give.
+    pub check: [u8; 16],
+    /// The PRK of the key hierarchy, 32 bytes, in an HPKE envelope.
+    pub envelope: Vec<u8>,
+}
+
+impl Body for Grant {
+    const KIND: Kind = Kind::Grant;
+    fn check(&self) -> Result<(), SessionError> {
+        within("label bytes", self.label.len(), NAME_BYTES_MAX)
+    }
+}
+
+/// The key of a grant is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The grant.
+    pub grant: GrantId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its fence, durable on the node's pool.
+    pub fence: Fence,
+}
+
+impl Body for Receipt {
+    const KIND: Kind = Kind::Receipt;
+}
+
+/// The key of a grant was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRefused {
+    /// The grant.
+    pub grant: GrantId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Why.
+    pub reason: GrantRefusal,
+}
+
+impl Body for GrantRefused {
+    const KIND: Kind = Kind::GrantRefused;
+}
+
+/// Asks for a challenge at once, so that a grant made now counts from now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChallengeRequest {}
+
+impl Body for ChallengeRequest {
+    const KIND: Kind = Kind::ChallengeRequest;
+}
+
+/// The node asks whether it may keep its keys; it counts from the sending of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewalChallenge {
+    /// Unpredictable and used once.
+    pub nonce: Nonce,
+}
+
+impl Body for RenewalChallenge {
+    const KIND: Kind = Kind::RenewalChallenge;
+}
+
+/// It may, for so long, and these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The challenge that this answers.
+    pub nonce: Nonce,
+    /// Counted from the sending of that challenge.
+    pub lease_ms: u64,
+    /// The grants that go on. One that the node holds and that is not named here ends now.
+    pub grants: Vec<GrantId>,
+}
+
+impl Body for Renewal {
+    const KIND: Kind = Kind::Renewal;
+    fn check(&self) -> Result<(), SessionError> {
+        within("renewed grants", self.grants.len(), VOLUMES_MAX)
+    }
+}
+
+/// Which keys go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// All of them, by wiping the arena.
+    All,
+    /// That of one volume.
+    Volume(VolumeId),
+}
+
+/// Why the keyholder takes a key back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RevokeCause {
+    /// A person revoked it.
+    Revoked,
+    /// A person locked everything down.
+    Lockdown,
+    /// The volume is being deleted.
+    Deleted,
+    /// The node holds a grant that the keyholder has no record of.
+    UnknownGrant,
+}
+
+/// Forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoke {
+    /// Which keys.
+    pub scope: Scope,
+    /// Why.
+    pub cause: RevokeCause,
+}
+
+impl Body for Revoke {
+    const KIND: Kind = Kind::Revoke;
+}
+
+/// What made a key go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WipeCause {
+    /// The power line, the UPS or SIGPWR.
+    PowerLoss,
+    /// The program was told to stop.
+    PlannedStop,
+    /// The lease ran out.
+    LeaseExpired,
+    /// The keyholder revoked it.
+    Revoked,
+    /// The keyholder locked everything down.
+    Lockdown,
+    /// An administrator on the node asked for it.
+    Admin,
+    /// The chassis was opened.
+    Intrusion,
+    /// A watchdog fired.
+    Watchdog,
+    /// The machine's memory hygiene got worse.
+    Hygiene,
+    /// The program found itself broken.
+    Fault,
+    /// The clock was stopped or changed under the program.
+    Clock,
+    /// The volume was deleted.
+    Deleted,
+    /// The grant was not named in a renewal, or a newer session replaced the one it came by.
+    NotRenewed,
+}
+
+/// Whether a key comes back by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepushRule {
+    /// As the node's reboot policy says.
+    Policy,
+    /// Not before a security officer has unlatched it.
+    Latched,
+}
+
+impl WipeCause {
+    /// What follows a wipe for this cause (the trigger table of DESIGN section 7).
+    pub const fn repush_rule(self) -> RepushRule {
+        match self {
+            Self::PowerLoss | Self::PlannedStop | Self::LeaseExpired | Self::Fault | Self::NotRenewed => {
+                RepushRule::Policy
+            }
+            Self::Revoked
+            | Self::Lockdown
+            | Self::Admin
+            | Self::Intrusion
+            | Self::Watchdog
+            | Self::Hygiene
+            | Self::Clock
+            | Self::Deleted => RepushRule::Latched,
+        }
+    }
+
+    /// Its name in logs, statuses and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PowerLoss => "power-loss",
+            Self::PlannedStop => "planned-stop",
+            Self::LeaseExpired => "lease-expired",
+            Self::Revoked => "revoked",
+            Self::Lockdown => "lockdown",
+            Self::Admin => "admin",
+            Self::Intrusion => "intrusion",
+            Self::Watchdog => "watchdog",
+            Self::Hygiene => "hygiene",
+            Self::Fault => "fault",
+            Self::Clock => "clock",
+            Self::Deleted => "deleted",
+            Self::NotRenewed => "not-renewed",
+        }
+    }
+}
+
+impl std::fmt::Display for WipeCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<RevokeCause> for WipeCause {
+    fn from(cause: RevokeCause) -> Self {
+        match cause {
+            RevokeCause::Revoked => Self::Revoked,
+            RevokeCause::Lockdown => Self::Lockdown,
+            RevokeCause::Deleted => Self::Deleted,
+            RevokeCause::UnknownGrant => Self::NotRenewed,
+        }
+    }
+}
+
+/// One wipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WipeRecord {
+    /// Why.
+    pub cause: WipeCause,
+    /// When, on the node's CLOCK_BOOTTIME.
+    pub at: BootInstant,
+    /// The keyring's generation after it; with the boot id it names this wipe.
+    pub generation: u64,
+}
+
+/// Forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WipeReceipt {
+    /// Which keys.
+    pub scope: Scope,
+    /// Why and when.
+    pub record: WipeRecord,
+    /// The stage of the wipe that was reached (DESIGN section 7), 1 to 3.
+    pub stage: u8,
+    /// From the event to keys zeroed and flushed, nanoseconds.
+    pub nanos: u64,
+    /// The grants that ended.
+    pub grants: Vec<GrantId>,
+}
+
+impl Body for WipeReceipt {
+    const KIND: Kind = Kind::WipeReceipt;
+    fn check(&self) -> Result<(), SessionError> {
+        within("ended grants", self.grants.len(), VOLUMES_MAX)
+    }
+}
+
+/// Why the node ends the session. Its layout is the same in every version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The reason.
+    pub reason: SessionRefusal,
+}
+
+fn within(what: &'static str, actual: usize, limit: usize) -> Result<(), SessionError> {
+    if actual > limit { Err(SessionError::OverLimit { what, actual, limit }) } else { Ok(()) }
+}
