@@ -20,12 +20,18 @@ use crate::transcript::{
 };
 
 /// What a session is opened with.
-#[derive(Debug)]
 pub struct NodeSessionParams {
     /// The TLS exporter value for [`crate::EXPORTER_LABEL`].
     pub exporter: [u8; EXPORTER_BYTES],
     /// Fresh random bytes, from which the session's challenges are derived.
     pub seed: [u8; 32],
+}
+
+impl std::fmt::Debug for NodeSessionParams {
+    /// Challenges are unpredictable only while the seed is unknown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeSessionParams")
+    }
 }
 
 #[derive(Debug)]
@@ -47,8 +53,7 @@ struct Challenge {
 #[derive(Debug)]
 pub struct NodeSession {
     id: u64,
-    exporter: [u8; EXPORTER_BYTES],
-    seed: [u8; 32],
+    params: NodeSessionParams,
     state: State,
     wiping: bool,
     challenges: VecDeque<Challenge>,
@@ -60,11 +65,9 @@ pub struct NodeSession {
 impl NodeSession {
     /// A session on a connection whose TLS handshake is done.
     pub fn new(lease: &mut NodeLease, now: BootInstant, params: NodeSessionParams) -> Self {
-        let NodeSessionParams { exporter, seed } = params;
         Self {
             id: lease.open_session(),
-            exporter,
-            seed,
+            params,
             state: State::AwaitingHello,
             wiping: false,
             challenges: VecDeque::new(),
@@ -157,7 +160,7 @@ impl NodeSession {
                 pinned: crate::KeyFingerprint::of(&pinned),
             });
         }
-        transcript::verify(raw, &hello_transcript(&self.exporter), &pinned)?;
+        transcript::verify(raw, &hello_transcript(&self.params.exporter), &pinned)?;
         if hello.node != lease.params.node {
             return Err(SessionError::WrongNode { wanted: hello.node, reached: lease.params.node });
         }
@@ -210,7 +213,7 @@ impl NodeSession {
             challenge: self.make_challenge(now),
         };
         let body = frame::encode_body(&evidence)?;
-        let transcript = session_transcript(&hello, &evidence.identity_key, &self.exporter, &body);
+        let transcript = session_transcript(&hello, &evidence.identity_key, &self.params.exporter, &body);
         let frame = sign_encoded(params.identity.as_ref(), Kind::Evidence, &transcript, &body)?;
         self.state = State::Established { transcript, keyholder: hello.signing_key };
         self.heard = now;
@@ -453,7 +456,7 @@ impl NodeSession {
     }
 
     fn make_challenge(&mut self, now: BootInstant) -> Nonce {
-        let nonce = challenge_nonce(&self.seed, self.challenges_sent);
+        let nonce = challenge_nonce(&self.params.seed, self.challenges_sent);
         self.challenges_sent += 1;
         if self.challenges.len() >= CHALLENGES_OUTSTANDING_MAX {
             self.challenges.pop_front();
