@@ -1,0 +1,66 @@
+//! Which role may call which endpoint. The router is built from this table, so there is no other place to look.
+
+use identity::Role;
+
+/// The HTTP methods in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Reads.
+    Get,
+    /// Creates or acts.
+    Post,
+    /// Changes.
+    Patch,
+    /// Removes.
+    Delete,
+}
+
+/// One endpoint and who may call it.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The method.
+    pub verb: Verb,
+    /// The path, with parameters in braces.
+    pub path: &'static str,
+    /// The roles.
+    pub roles: &'static [Role],
+}
+
+const READERS: &[Role] =
+    &[Role::Operator, Role::SecurityOfficer, Role::Auditor, Role::Monitor, Role::Keyholder];
+const OPERATOR: &[Role] = &[Role::Operator];
+const OPERATOR_AND_AUDITOR: &[Role] = &[Role::Operator, Role::Auditor];
+const KEYHOLDER: &[Role] = &[Role::Keyholder];
+
+/// Every endpoint over mutual TLS.
+pub const TABLE: &[Rule] = &[
+    Rule { verb: Verb::Get, path: "/v1/status", roles: READERS },
+    Rule { verb: Verb::Get, path: "/v1/pools", roles: READERS },
+    Rule { verb: Verb::Post, path: "/v1/pools/{pool}/grow", roles: OPERATOR },
+    Rule { verb: Verb::Get, path: "/v1/volumes", roles: READERS },
+    // Volumes are made, resized and removed through the keyholder, which keeps their names and keys.
+    Rule { verb: Verb::Post, path: "/v1/volumes", roles: KEYHOLDER },
+    Rule { verb: Verb::Patch, path: "/v1/volumes/{volume}", roles: KEYHOLDER },
+    Rule { verb: Verb::Delete, path: "/v1/volumes/{volume}", roles: KEYHOLDER },
+    Rule { verb: Verb::Get, path: "/v1/buckets", roles: OPERATOR_AND_AUDITOR },
+    Rule { verb: Verb::Post, path: "/v1/buckets", roles: OPERATOR },
+    Rule { verb: Verb::Delete, path: "/v1/buckets/{bucket}", roles: OPERATOR },
+    Rule { verb: Verb::Get, path: "/v1/users", roles: OPERATOR_AND_AUDITOR },
+    Rule { verb: Verb::Post, path: "/v1/users", roles: OPERATOR },
+    Rule { verb: Verb::Delete, path: "/v1/users/{user}", roles: OPERATOR },
+    Rule { verb: Verb::Delete, path: "/v1/access-keys/{access_key}", roles: OPERATOR },
+    // Forgetting is never refused to anyone who runs the place.
+    Rule {
+        verb: Verb::Post,
+        path: "/v1/wipe",
+        roles: &[Role::Operator, Role::SecurityOfficer, Role::Keyholder],
+    },
+];
+
+/// Roles that may connect to the administrative port at all.
+pub const ACCEPTED_ROLES: &[Role] = READERS;
+
+/// The rule for an endpoint.
+pub(crate) fn rule(verb: Verb, path: &str) -> Option<&'static Rule> {
+    TABLE.iter().find(|rule| rule.verb == verb && rule.path == path)
+}

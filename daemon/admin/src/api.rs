@@ -1,0 +1,256 @@
+//! The bodies of requests and answers, in JSON. openapi.json describes them for other languages.
+
+use serde::{Deserialize, Serialize};
+use units::{BootId, BootInstant, DomainId, Fence, NodeId, PoolId, VolumeEpoch, VolumeId};
+
+/// Whether the node holds keys, since when, and why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealState {
+    /// No key is held.
+    pub sealed: bool,
+    /// Since when it is so, seconds since 1970 by the wall clock.
+    pub since_unix_s: u64,
+    /// The same moment on the node's CLOCK_BOOTTIME, nanoseconds.
+    pub since_boot_ns: BootInstant,
+    /// Why it is sealed: `never-unsealed` after a start, otherwise the cause of the last wipe; `null` while unsealed.
+    pub cause: Option<String>,
+    /// When the lease ends on CLOCK_BOOTTIME, nanoseconds; `null` while sealed.
+    pub lease_deadline_boot_ns: Option<BootInstant>,
+    /// Milliseconds until then.
+    pub lease_remaining_ms: Option<u64>,
+}
+
+/// The last wipe since the program started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWipe {
+    /// Its cause.
+    pub cause: String,
+    /// When, on CLOCK_BOOTTIME, nanoseconds.
+    pub at_boot_ns: BootInstant,
+    /// From the call to the last zero in memory, nanoseconds.
+    pub wipe_ns: u64,
+    /// Keys that were lent.
+    pub keys: usize,
+}
+
+/// The key memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyMemory {
+    /// `memfd-secret`, or `mlock` where the operator allowed it by name.
+    pub memory: String,
+    /// Keys held.
+    pub keys: usize,
+    /// Keys that can be held.
+    pub key_slots: usize,
+    /// Wipes so far.
+    pub generation: u64,
+    /// The last use of any key, on CLOCK_BOOTTIME, nanoseconds.
+    pub last_use_boot_ns: Option<BootInstant>,
+}
+
+/// Everything about a node that is not secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Program version.
+    pub version: String,
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// This boot.
+    pub boot: BootId,
+    /// Now, on CLOCK_BOOTTIME, nanoseconds.
+    pub now_boot_ns: BootInstant,
+    /// Sealed or not.
+    pub seal: SealState,
+    /// The last wipe.
+    pub last_wipe: Option<LastWipe>,
+    /// Where keys live.
+    pub key_memory: KeyMemory,
+    /// The cipher implementation in use.
+    pub cipher: String,
+    /// The pools.
+    pub pools: Vec<PoolStatus>,
+    /// The volumes on them.
+    pub volumes: Vec<VolumeStatus>,
+    /// Bound addresses of the heads, as in `nbd` or `s3`.
+    pub listening: Vec<Listening>,
+    /// What the machine does with memory.
+    pub hygiene: Vec<HygieneFinding>,
+}
+
+/// One bound address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// Which head or port.
+    pub head: String,
+    /// `host:port` or a path.
+    pub address: String,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+}
+
+/// One hygiene probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HygieneFinding {
+    /// The probe.
+    pub probe: String,
+    /// `good`, `weak` or `unknown`.
+    pub verdict: String,
+    /// What was found.
+    pub found: String,
+    /// How to mend it.
+    pub advice: String,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// The pool.
+    pub pool: PoolId,
+    /// Its device.
+    pub path: String,
+    /// Bytes that volumes can hold in all.
+    pub capacity_bytes: u64,
+    /// Bytes of extents in use.
+    pub used_bytes: u64,
+    /// Extent size in bytes.
+    pub extent_bytes: u64,
+    /// A flush or write failed: nothing is acknowledged any more until the device is mended and the node restarted.
+    pub failed: bool,
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The name its clients use; known only while its key is held.
+    pub label: Option<String>,
+    /// Its pool.
+    pub pool: PoolId,
+    /// `block` or `objects`.
+    pub kind: String,
+    /// Logical size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of extents that it holds.
+    pub used_bytes: u64,
+    /// Key domain.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Highest fence seen.
+    pub fence: Fence,
+    /// Its key is held and it is served.
+    pub unsealed: bool,
+}
+
+/// Asks for a volume. Only the keyholder can: it made the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// A new random id.
+    pub volume: VolumeId,
+    /// The pool; the one with most free space where absent.
+    #[serde(default)]
+    pub pool: Option<PoolId>,
+    /// `block` or `objects`.
+    pub kind: VolumeKind,
+    /// Logical size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Key domain.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Key-check value, 32 hex digits.
+    pub check: String,
+}
+
+/// What a volume is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeKind {
+    /// A block device.
+    Block,
+    /// The object store.
+    Objects,
+}
+
+/// Asks for another size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// Logical size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Confirms that a smaller size discards what lies past it.
+    #[serde(default)]
+    pub allow_shrink: bool,
+}
+
+/// One bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// When it was made, seconds since 1970.
+    pub created_unix_s: u64,
+}
+
+/// Asks for a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBucket {
+    /// Its name, as S3 allows it.
+    pub name: String,
+}
+
+/// A user's access key, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessKey {
+    /// The user.
+    pub user: String,
+    /// The key's public half.
+    pub access_key: String,
+    /// When it was made, seconds since 1970.
+    pub created_unix_s: u64,
+}
+
+/// Asks for a user with an access key, or for a further key of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateUser {
+    /// The user's name.
+    pub name: String,
+}
+
+/// A new access key. The secret is shown here and never again.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct CreatedAccessKey {
+    /// The user.
+    pub user: String,
+    /// The key's public half.
+    pub access_key: String,
+    /// Its secret half.
+    pub secret_key: String,
+}
+
+impl std::fmt::Debug for CreatedAccessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedAccessKey").field("access_key", &self.access_key).finish_non_exhaustive()
+    }
+}
+
+/// What a wipe did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wiped {
+    /// Keys that were lent.
+    pub keys: usize,
+    /// From the call to the last zero in memory, nanoseconds.
+    pub wipe_ns: u64,
+    /// Wipes so far.
+    pub generation: u64,
+}
+
+/// An empty answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}

@@ -1,0 +1,130 @@
+//! What the administrative interface asks of the node.
+
+use std::future::Future;
+
+use identity::Problem;
+use units::{PoolId, VolumeId};
+
+use crate::api;
+
+/// What kind of refusal it is; decides the HTTP status and the word for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request makes no sense as it is.
+    Invalid,
+    /// There is no such thing.
+    NotFound,
+    /// It exists already, or its state does not allow this.
+    Conflict,
+    /// A key is needed and the node has none.
+    Sealed,
+    /// No space is left.
+    Full,
+    /// The device or the store failed.
+    Failed,
+}
+
+impl ErrorKind {
+    /// The stable word for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::NotFound => "not-found",
+            Self::Conflict => "conflict",
+            Self::Sealed => "sealed",
+            Self::Full => "full",
+            Self::Failed => "failed",
+        }
+    }
+
+    pub(crate) const fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+            Self::Sealed => 503,
+            Self::Full => 507,
+            Self::Failed => 500,
+        }
+    }
+}
+
+/// Why the node did not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlError {
+    /// What kind of refusal.
+    pub kind: ErrorKind,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it; empty where the message says it.
+    pub next_step: String,
+}
+
+impl ControlError {
+    /// A refusal from its parts.
+    pub fn new(kind: ErrorKind, message: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), next_step: next_step.into() }
+    }
+
+    pub(crate) fn problem(self) -> Problem {
+        Problem::new(self.kind.name(), self.message, self.next_step)
+    }
+}
+
+/// The node, as far as this interface knows it.
+pub trait NodeControl: Send + Sync + 'static {
+    /// Whether the process makes progress: its own threads answer.
+    fn is_alive(&self) -> bool;
+
+    /// `Ok` when clients are served; otherwise why not.
+    fn readiness(&self) -> Result<(), String>;
+
+    /// Everything that is not secret.
+    fn status(&self) -> impl Future<Output = api::NodeStatus> + Send;
+
+    /// Takes the device's new size into use.
+    fn grow_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
+
+    /// Makes a volume.
+    fn create_volume(
+        &self,
+        request: api::CreateVolume,
+    ) -> impl Future<Output = Result<api::VolumeStatus, ControlError>> + Send;
+
+    /// Changes a volume's size.
+    fn resize_volume(
+        &self,
+        volume: VolumeId,
+        request: api::ResizeVolume,
+    ) -> impl Future<Output = Result<api::VolumeStatus, ControlError>> + Send;
+
+    /// Removes a volume and everything on it.
+    fn delete_volume(&self, volume: VolumeId) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// The buckets, by name.
+    fn buckets(&self) -> impl Future<Output = Result<Vec<api::Bucket>, ControlError>> + Send;
+
+    /// Makes a bucket.
+    fn create_bucket(&self, name: String) -> impl Future<Output = Result<api::Bucket, ControlError>> + Send;
+
+    /// Removes an empty bucket.
+    fn delete_bucket(&self, name: String) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// The access keys of all users.
+    fn access_keys(&self) -> impl Future<Output = Result<Vec<api::AccessKey>, ControlError>> + Send;
+
+    /// Makes an access key, and its user where there is none.
+    fn create_access_key(
+        &self,
+        user: String,
+    ) -> impl Future<Output = Result<api::CreatedAccessKey, ControlError>> + Send;
+
+    /// Removes a user with all access keys, at once.
+    fn delete_user(&self, user: String) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Removes one access key, at once.
+    fn delete_access_key(&self, access_key: String) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Forgets every key, now. `who` asked for it.
+    fn wipe(&self, who: String) -> impl Future<Output = api::Wiped> + Send;
+}

@@ -1,0 +1,225 @@
+//! The endpoints over mutual TLS. Each is added with its rule from [`crate::access::TABLE`], which is asked before
+//! the handler runs and before the body is read.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Extension, FromRequest, Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{self, MethodRouter};
+use axum::{Json, Router};
+use identity::{PeerIdentity, Problem};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use units::{PoolId, VolumeId};
+
+use crate::access::{Rule, Verb, rule};
+use crate::api;
+use crate::control::{ControlError, ErrorKind, NodeControl};
+
+/// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
+pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 15] = [
+        (Verb::Get, "/v1/status", routing::get(status::<N>)),
+        (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
+        (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
+        (Verb::Get, "/v1/volumes", routing::get(volumes::<N>)),
+        (Verb::Post, "/v1/volumes", routing::post(create_volume::<N>)),
+        (Verb::Patch, "/v1/volumes/{volume}", routing::patch(resize_volume::<N>)),
+        (Verb::Delete, "/v1/volumes/{volume}", routing::delete(delete_volume::<N>)),
+        (Verb::Get, "/v1/buckets", routing::get(buckets::<N>)),
+        (Verb::Post, "/v1/buckets", routing::post(create_bucket::<N>)),
+        (Verb::Delete, "/v1/buckets/{bucket}", routing::delete(delete_bucket::<N>)),
+        (Verb::Get, "/v1/users", routing::get(access_keys::<N>)),
+        (Verb::Post, "/v1/users", routing::post(create_user::<N>)),
+        (Verb::Delete, "/v1/users/{user}", routing::delete(delete_user::<N>)),
+        (Verb::Delete, "/v1/access-keys/{access_key}", routing::delete(delete_access_key::<N>)),
+        (Verb::Post, "/v1/wipe", routing::post(wipe::<N>)),
+    ];
+    let mut router = Router::new();
+    for (verb, path, handler) in routes {
+        let rule = rule(verb, path).expect("every route has a rule in access::TABLE");
+        router = router.route(path, handler.layer(middleware::from_fn_with_state(rule, authorise)));
+    }
+    router.fallback(unknown).with_state(node)
+}
+
+/// Lets the request through when the peer's role is in the rule.
+async fn authorise(State(rule): State<&'static Rule>, request: Request, next: Next) -> Response {
+    let Some(peer) = request.extensions().get::<PeerIdentity>() else {
+        return refusal(
+            StatusCode::UNAUTHORIZED,
+            "unauthenticated",
+            "no client certificate came with the request",
+        );
+    };
+    if rule.roles.contains(&peer.role) {
+        return next.run(request).await;
+    }
+    let needed: Vec<_> = rule.roles.iter().map(ToString::to_string).collect();
+    refusal(
+        StatusCode::FORBIDDEN,
+        "forbidden",
+        &format!("the role {} may not do this; it takes {}", peer.role, needed.join(" or ")),
+    )
+}
+
+fn refusal(status: StatusCode, kind: &str, message: &str) -> Response {
+    (status, Json(Problem::new(kind, message, "use a certificate that has the role"))).into_response()
+}
+
+async fn unknown() -> Response {
+    let problem = Problem::new(
+        "not-found",
+        "there is no such endpoint",
+        "see openapi.json, and compare the versions of both sides",
+    );
+    (StatusCode::NOT_FOUND, Json(problem)).into_response()
+}
+
+/// An answer, or the refusal as JSON.
+struct Answer<T>(Result<T, ControlError>);
+
+impl<T: Serialize> IntoResponse for Answer<T> {
+    fn into_response(self) -> Response {
+        match self.0 {
+            Ok(body) => Json(body).into_response(),
+            Err(error) => {
+                let status =
+                    StatusCode::from_u16(error.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                (status, Json(error.problem())).into_response()
+            }
+        }
+    }
+}
+
+/// A JSON body whose refusal is a [`Problem`] too.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Answer<api::Done>;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err(invalid_body(&rejection)),
+        }
+    }
+}
+
+fn invalid_body(rejection: &JsonRejection) -> Answer<api::Done> {
+    let next = "see openapi.json for the request's shape";
+    Answer(Err(ControlError::new(ErrorKind::Invalid, rejection.body_text(), next)))
+}
+
+fn done(result: Result<(), ControlError>) -> Answer<api::Done> {
+    Answer(result.map(|()| api::Done {}))
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, ControlError> {
+    text.parse().map_err(|error: T::Err| {
+        ControlError::new(ErrorKind::Invalid, error.to_string(), "take the id from the node's status")
+    })
+}
+
+async fn status<N: NodeControl>(State(node): State<Arc<N>>) -> Json<api::NodeStatus> {
+    Json(node.status().await)
+}
+
+async fn pools<N: NodeControl>(State(node): State<Arc<N>>) -> Json<Vec<api::PoolStatus>> {
+    Json(node.status().await.pools)
+}
+
+async fn grow_pool<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(pool): Path<String>,
+) -> Answer<api::PoolStatus> {
+    match parsed::<PoolId>(&pool) {
+        Ok(pool) => Answer(node.grow_pool(pool).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn volumes<N: NodeControl>(State(node): State<Arc<N>>) -> Json<Vec<api::VolumeStatus>> {
+    Json(node.status().await.volumes)
+}
+
+async fn create_volume<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Body(request): Body<api::CreateVolume>,
+) -> Answer<api::VolumeStatus> {
+    Answer(node.create_volume(request).await)
+}
+
+async fn resize_volume<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(volume): Path<String>,
+    Body(request): Body<api::ResizeVolume>,
+) -> Answer<api::VolumeStatus> {
+    match parsed::<VolumeId>(&volume) {
+        Ok(volume) => Answer(node.resize_volume(volume, request).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn delete_volume<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(volume): Path<String>,
+) -> Answer<api::Done> {
+    match parsed::<VolumeId>(&volume) {
+        Ok(volume) => done(node.delete_volume(volume).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn buckets<N: NodeControl>(State(node): State<Arc<N>>) -> Answer<Vec<api::Bucket>> {
+    Answer(node.buckets().await)
+}
+
+async fn create_bucket<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Body(request): Body<api::CreateBucket>,
+) -> Answer<api::Bucket> {
+    Answer(node.create_bucket(request.name).await)
+}
+
+async fn delete_bucket<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(bucket): Path<String>,
+) -> Answer<api::Done> {
+    done(node.delete_bucket(bucket).await)
+}
+
+async fn access_keys<N: NodeControl>(State(node): State<Arc<N>>) -> Answer<Vec<api::AccessKey>> {
+    Answer(node.access_keys().await)
+}
+
+async fn create_user<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Body(request): Body<api::CreateUser>,
+) -> Answer<api::CreatedAccessKey> {
+    Answer(node.create_access_key(request.name).await)
+}
+
+async fn delete_user<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(user): Path<String>,
+) -> Answer<api::Done> {
+    done(node.delete_user(user).await)
+}
+
+async fn delete_access_key<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(access_key): Path<String>,
+) -> Answer<api::Done> {
+    done(node.delete_access_key(access_key).await)
+}
+
+async fn wipe<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Extension(peer): Extension<PeerIdentity>,
+) -> Json<api::Wiped> {
+    Json(node.wipe(format!("{}/{}", peer.role, peer.name)).await)
+}
