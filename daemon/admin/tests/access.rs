@@ -1,4 +1,5 @@
 //! Every endpoint with every role, health while sealed, and the OpenAPI document against the table.
+#![expect(clippy::unwrap_used, reason = "a test panics on what it did not expect")]
 
 use std::sync::Arc;
 
