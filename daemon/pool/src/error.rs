@@ -1,0 +1,202 @@
+//! What can go wrong in a pool. Messages say what to do next.
+
+use std::sync::Arc;
+
+use device::{DeviceError, DeviceErrorKind};
+use units::{ByteLen, ByteOffset, Fence, Lba, PoolId, SectorCount, VolumeEpoch, VolumeId};
+
+use crate::{DEVICE_EXTENTS_MAX, FORMAT_VERSION, VOLUMES_MAX};
+
+/// An error of a pool or of a volume in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// The device reported an error; nothing was acknowledged.
+    #[error(transparent)]
+    Device(DeviceError),
+
+    /// An earlier flush or metadata write failed. Final for this pool and every volume in it until it is opened again.
+    #[error(
+        "the pool has failed and takes nothing more: what was written since the last flush may be lost. Check the \
+         device (kernel log, smartctl), then restart nightlatchd to open the pool again; everything flushed before is \
+         on the device. First failure: {0}"
+    )]
+    Failed(Arc<PoolError>),
+
+    /// Every extent is in use.
+    #[error("the pool is full: delete or trim volumes, or enlarge the device and run `nightlatch pool grow`")]
+    NoSpace,
+
+    #[error("{device} is empty: make a pool on it with `nightlatch pool create`")]
+    NoPool { device: String },
+
+    #[error(
+        "{device} holds {found}, not a pool. If nothing on it is needed any more, make a pool there with `nightlatch \
+         pool create --force`, which destroys what it holds"
+    )]
+    HoldsOtherData { device: String, found: &'static str },
+
+    #[error(
+        "{device} already holds the pool {pool}: open it, or, if nothing in it is needed any more, replace it with \
+         `nightlatch pool create --force`"
+    )]
+    HoldsPool { device: String, pool: PoolId },
+
+    #[error(
+        "both copies of the superblock of {device} are damaged (first: {first}; second: {second}). Nothing was written. \
+         Check that this is the right device and that it is healthy, and keep an image of it; then restore sector 0 \
+         or sector {second_sector} from a backup of the first MiB, or recover the volumes from the replica"
+    )]
+    SuperblocksDamaged { device: String, first: SuperblockFault, second: SuperblockFault, second_sector: u64 },
+
+    #[error(
+        "the two copies of the superblock of {device} name different pools, {first} and {second}. Nothing was written. \
+         Was one device copied over the start of another? Restore the right copy from a backup of the first MiB"
+    )]
+    SuperblocksDisagree { device: String, first: PoolId, second: PoolId },
+
+    #[error(
+        "{device} holds a pool of format version {found}, and this nightlatchd reads up to version {FORMAT_VERSION}. \
+         Nothing was written: install the release that wrote it, or a newer one"
+    )]
+    NewerFormat { device: String, found: u32 },
+
+    #[error(
+        "{device} holds a pool with features this nightlatchd does not know (incompatible {incompat:#x}, read-only \
+         compatible {ro_compat:#x}). Nothing was written: install the release that wrote it, or a newer one"
+    )]
+    UnknownFeatures { device: String, incompat: u64, ro_compat: u64 },
+
+    #[error(
+        "{device} has become shorter: the pool needs {recorded} and finds {found}. Nothing was written: give the \
+         device its former length again, or recover the volumes from the replica"
+    )]
+    DeviceShrunk { device: String, recorded: ByteLen, found: ByteLen },
+
+    #[error("{device} is too small for a pool: it has {found}, and {needed} is the least with these extents")]
+    DeviceTooSmall { device: String, found: ByteLen, needed: ByteLen },
+
+    #[error(
+        "the device has more than {DEVICE_EXTENTS_MAX} extents of {extent}: choose larger extents when creating the pool"
+    )]
+    TooManyExtents { extent: ByteLen },
+
+    #[error("{0} is no extent size: choose a power of two from 64K to 64M")]
+    ExtentLen(ByteLen),
+
+    #[error("{0} is no log size: choose whole sectors from 64K to 256M")]
+    LogLen(ByteLen),
+
+    #[error(
+        "pool metadata is damaged: {what} at {at} of {device}. Nothing was written. Check the device (kernel log, \
+         smartctl) and keep an image of it; `nightlatch pool check` lists everything that is wrong; recover the volumes \
+         from the replica"
+    )]
+    MetadataDamaged { device: String, what: Damage, at: ByteOffset },
+
+    #[error("there already is a volume {0} in the pool: volume ids are random and never reused")]
+    VolumeExists(VolumeId),
+
+    #[error("there is no volume {0} in the pool: `nightlatch volume list` shows those there are")]
+    NoSuchVolume(VolumeId),
+
+    #[error("the pool holds {VOLUMES_MAX} volumes, which is the most: delete one, or use another pool")]
+    TooManyVolumes,
+
+    #[error("{} sectors is no volume size: choose 4 KiB to 1 PiB", .0.0)]
+    VolumeSize(SectorCount),
+
+    #[error("{first} and the next {} reach past the end of the volume, which has {} sectors", .count.0, .sectors.0)]
+    OutOfRange { first: Lba, count: SectorCount, sectors: SectorCount },
+
+    #[error("the volume is written under epoch {expected}, and this write was sealed under {given}")]
+    WrongEpoch { expected: VolumeEpoch, given: VolumeEpoch },
+
+    #[error(
+        "fence {given} of volume {volume} is stale: {highest} has been seen. A newer grant exists; ask the keyholder for \
+         its state"
+    )]
+    StaleFence { volume: VolumeId, given: Fence, highest: Fence },
+
+    #[error("the system's random source failed: {0}")]
+    Random(getrandom::Error),
+}
+
+/// What is wrong with a copy of the superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SuperblockFault {
+    #[error("all zero")]
+    Empty,
+    #[error("not a superblock")]
+    Magic,
+    #[error("wrong checksum")]
+    Checksum,
+    #[error("fields out of range")]
+    Fields,
+    #[error("the device could not read it")]
+    Unreadable,
+}
+
+/// Which piece of metadata is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    #[error("an entry of the extent table with a wrong checksum")]
+    ExtentEntry,
+    #[error("an entry of the volume table with a wrong checksum")]
+    VolumeEntry,
+    #[error("an entry of the volume table with fields out of range")]
+    VolumeFields,
+    #[error("two volumes of the same id")]
+    VolumeTwice,
+    #[error("two extents for the same place in a volume")]
+    ExtentTwice,
+    #[error("a log record that cannot be")]
+    LogRecord,
+}
+
+impl PoolError {
+    /// What became of the request, for the layers that answer clients.
+    pub fn kind(&self) -> PoolErrorKind {
+        match self {
+            Self::Failed(_) => PoolErrorKind::Failed,
+            Self::NoSpace => PoolErrorKind::NoSpace,
+            Self::OutOfRange { .. } => PoolErrorKind::OutOfRange,
+            Self::NoSuchVolume(_) => PoolErrorKind::NoSuchVolume,
+            Self::StaleFence { .. } => PoolErrorKind::StaleFence,
+            Self::Device(error) => match error.kind() {
+                DeviceErrorKind::NoSpace => PoolErrorKind::NoSpace,
+                DeviceErrorKind::Failed => PoolErrorKind::Failed,
+                _ => PoolErrorKind::Io,
+            },
+            _ => PoolErrorKind::Refused,
+        }
+    }
+}
+
+impl From<DeviceError> for PoolError {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error)
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PoolErrorKind {
+    /// Final: the pool takes nothing more until it is opened again.
+    Failed,
+    /// No extent is free, or the file system below is full.
+    NoSpace,
+    /// Past the end of the volume.
+    OutOfRange,
+    /// Never was, or has been deleted.
+    NoSuchVolume,
+    /// A grant older than one already seen.
+    StaleFence,
+    /// The device failed this transfer.
+    Io,
+    /// The request or the device's content was refused as it is; the message says why.
+    Refused,
+}
