@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aes::hazmat;
 use zeroize::Zeroize;
 
+use crate::scrub;
+
 /// Rounds of AES-256.
 pub(crate) const ROUNDS: usize = 14;
 
@@ -35,30 +37,23 @@ pub struct XtsSchedule {
 /// Round keys of one AES key in one direction, in the order of use.
 #[derive(Clone, Copy)]
 pub(crate) struct RoundKeys<'a> {
-    words: &'a [AtomicU64],
+    words: &'a [AtomicU64; DIRECTION_WORDS],
 }
 
 impl RoundKeys<'_> {
-    /// Round key `round` as two native-endian halves.
+    /// Round key `round` as the little-endian number that its 16 bytes are.
     #[inline(always)]
-    pub(crate) fn load(self, round: usize) -> [u64; 2] {
-        let [low, high] = [&self.words[2 * round], &self.words[2 * round + 1]];
-        [low.load(Ordering::Relaxed), high.load(Ordering::Relaxed)]
+    pub(crate) fn load(self, round: usize) -> u128 {
+        let low = u64::from_le(self.words[2 * round].load(Ordering::Relaxed));
+        let high = u64::from_le(self.words[2 * round + 1].load(Ordering::Relaxed));
+        u128::from(low) | u128::from(high) << 64
     }
 
     fn store(self, round: usize, block: &hazmat::Block) {
-        for (word, bytes) in self.words[2 * round..][..2].iter().zip(block.chunks_exact(8)) {
-            let mut value = [0; 8];
-            value.copy_from_slice(bytes);
-            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
-            value.zeroize();
-        }
-    }
-
-    fn copy_block(self, round: usize, block: &mut hazmat::Block) {
-        for (half, bytes) in self.load(round).into_iter().zip(block.chunks_exact_mut(8)) {
-            bytes.copy_from_slice(&half.to_ne_bytes());
-        }
+        let [low, high] = &self.words[2 * round..][..2] else { unreachable!("a round key is two words") };
+        let bytes = u128::from_le_bytes(block.0);
+        low.store(low_half(bytes).to_le(), Ordering::Relaxed);
+        high.store(low_half(bytes >> 64).to_le(), Ordering::Relaxed);
     }
 }
 
@@ -69,17 +64,24 @@ impl XtsSchedule {
         unsafe { &*std::ptr::from_ref(words).cast::<Self>() }
     }
 
-    /// Expands cipher key `key[..32]` and tweak key `key[32..]` in place. Call it on the key stack.
+    /// Expands cipher key `key[..32]` and tweak key `key[32..]` in place. Equal halves are refused and leave the schedule
+    /// as it was. Call it on the key stack.
     pub fn expand(&self, key: &[u8; 64]) -> Result<(), XtsKeyError> {
         let (cipher_key, tweak_key) = key.split_at(32);
         let difference = cipher_key.iter().zip(tweak_key).fold(0, |difference, (a, b)| difference | (a ^ b));
         if std::hint::black_box(difference) == 0 {
             return Err(XtsKeyError::EqualHalves);
         }
+        self.expand_halves(cipher_key, tweak_key);
+        scrub::after_keys();
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn expand_halves(&self, cipher_key: &[u8], tweak_key: &[u8]) {
         expand_encryption(self.cipher_encrypt(), cipher_key);
         invert(self.cipher_encrypt(), self.cipher_decrypt());
         expand_encryption(self.tweak_encrypt(), tweak_key);
-        Ok(())
     }
 
     /// Overwrites the schedule with zeros.
@@ -102,8 +104,14 @@ impl XtsSchedule {
     }
 
     fn direction(&self, index: usize) -> RoundKeys<'_> {
-        RoundKeys { words: &self.words[index * DIRECTION_WORDS..][..DIRECTION_WORDS] }
+        let (directions, _) = self.words.as_chunks::<DIRECTION_WORDS>();
+        RoundKeys { words: &directions[index] }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "takes the low half")]
+fn low_half(number: u128) -> u64 {
+    number as u64
 }
 
 /// FIPS 197, 5.2, for 256-bit keys: eight columns at a time, held as bytes in memory order.
@@ -134,14 +142,14 @@ fn next_columns(columns: &mut [[u8; 4]; 8], round_constant: u8) {
     previous.rotate_left(1);
     substitute(&mut previous);
     previous[0] ^= round_constant;
-    for index in 0..8 {
+    for (index, column) in columns.iter_mut().enumerate() {
         if index == 4 {
             substitute(&mut previous);
         }
-        for (byte, from) in columns[index].iter_mut().zip(previous) {
+        for (byte, from) in column.iter_mut().zip(previous) {
             *byte ^= from;
         }
-        previous = columns[index];
+        previous = *column;
     }
     previous.zeroize();
 }
@@ -163,7 +171,7 @@ fn substitute(column: &mut [u8; 4]) {
 fn invert(encrypt: RoundKeys<'_>, decrypt: RoundKeys<'_>) {
     let mut block = hazmat::Block::default();
     for round in 0..=ROUNDS {
-        encrypt.copy_block(ROUNDS - round, &mut block);
+        block.0 = encrypt.load(ROUNDS - round).to_le_bytes();
         if round != 0 && round != ROUNDS {
             hazmat::inv_mix_columns(&mut block);
         }

@@ -107,7 +107,10 @@ unsafe impl Sync for Arena {}
 impl fmt::Debug for Arena {
     /// Says where and what, never the contents.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arena").field("kind", &self.kind()).field("sealed", &self.sealed).finish_non_exhaustive()
+        f.debug_struct("Arena")
+            .field("kind", &self.kind())
+            .field("sealed", &self.sealed)
+            .finish_non_exhaustive()
     }
 }
 

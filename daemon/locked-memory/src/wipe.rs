@@ -24,7 +24,9 @@ pub(crate) enum Flush {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("no cache flush is known for this architecture: a wipe could not promise that DRAM is overwritten");
+compile_error!(
+    "no cache flush is known for this architecture: a wipe could not promise that DRAM is overwritten"
+);
 
 impl Flush {
     pub(crate) fn detect() -> Self {
