@@ -19,6 +19,7 @@ use rustls::{
     SupportedProtocolVersion,
 };
 use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 
 use crate::certificate::utc;
 use crate::credentials::{Credentials, Trust};
@@ -30,12 +31,14 @@ const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 const TLS12_AND_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 /// The oldest TLS version that the S3 head takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TlsFloor {
     /// TLS 1.2, for clients that cannot do better.
+    #[serde(rename = "1.2")]
     Tls12,
     /// TLS 1.3.
     #[default]
+    #[serde(rename = "1.3")]
     Tls13,
 }
 

@@ -1,0 +1,276 @@
+//! `node.toml`: the configuration of `nightlatchd`.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use identity::PeerName;
+use serde::{Deserialize, Serialize};
+use units::NodeId;
+
+use crate::error::{ConfigError, Invalid};
+use crate::keyholder::LEASE_MS;
+use crate::tls::{NodeTls, resolve};
+use crate::{Validate, load, parse};
+
+/// Most pools of a node: one a disk, and the largest storage boxes hold about a hundred disks.
+const POOLS_MAX: usize = 128;
+
+/// Longest drain at a planned stop: init systems kill after a few minutes.
+const DRAIN_S: RangeInclusive<u64> = 0..=300;
+
+/// Longest path of a unix socket (`sun_path` of unix(7) less its terminating zero).
+const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// What the node needs to know before it starts. It knows no keyholder's address: keyholders dial it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The node's identifier, fixed at enrolment (32 hexadecimal digits).
+    pub node_id: NodeId,
+    /// The node's name, as in its certificate.
+    pub name: PeerName,
+    /// Where the node keeps its few files; made with mode 0700 where missing. No key of a volume is among them.
+    pub state_dir: PathBuf,
+    /// Longest lease the node takes, in milliseconds, whatever a keyholder grants.
+    #[serde(default = "lease_ms_max_default")]
+    pub lease_ms_max: u64,
+    /// At SIGTERM, how many seconds clients get to finish before the keys are wiped.
+    #[serde(default = "drain_s_default")]
+    pub drain_s: u64,
+    /// Take keys into mlocked memory where the kernel has no memfd_secret. Such memory is readable by root and not
+    /// wiped when the process is killed.
+    #[serde(default)]
+    pub allow_mlock: bool,
+    /// Where to listen.
+    pub listen: NodeListen,
+    /// Certificates.
+    pub tls: NodeTls,
+    /// Key files.
+    #[serde(default)]
+    pub keys: NodeKeys,
+    /// The devices that hold pools.
+    pub pools: Vec<PoolConfig>,
+}
+
+/// The `[listen]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeListen {
+    /// The key port, which keyholders dial (mutual TLS).
+    pub key: SocketAddr,
+    /// The administration port (JSON over mutual TLS).
+    pub admin: SocketAddr,
+    /// Health and metrics in clear.
+    pub metrics: SocketAddr,
+    /// The NBD head over TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<SocketAddr>,
+    /// The NBD head on a unix socket, without TLS; file permissions decide who connects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_unix: Option<PathBuf>,
+    /// The S3 head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<SocketAddr>,
+    /// The S3 region that clients must name.
+    #[serde(default = "s3_region_default")]
+    pub s3_region: String,
+    /// Serve NBD over TCP without TLS; loopback addresses only.
+    #[serde(default)]
+    pub nbd_plain: bool,
+    /// Serve S3 without TLS; loopback addresses only.
+    #[serde(default)]
+    pub s3_plain: bool,
+}
+
+/// The `[keys]` table; both files have a place in `state_dir` unless said otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeKeys {
+    /// The node's Ed25519 identity key (PKCS#8 PEM, mode 0600).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PathBuf>,
+    /// The keyholders' grant-signing public key (64 hexadecimal digits), pinned at enrolment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyholder: Option<PathBuf>,
+}
+
+/// One `[[pools]]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    /// The pool's file or block device; prefer names under /dev/disk/by-id, which stay when disks move.
+    pub path: PathBuf,
+}
+
+fn lease_ms_max_default() -> u64 {
+    300_000
+}
+
+fn drain_s_default() -> u64 {
+    10
+}
+
+fn s3_region_default() -> String {
+    "us-east-1".to_owned()
+}
+
+impl NodeConfig {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        load(path)
+    }
+
+    /// Checks a text as if it stood in `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        parse(text, path, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Where the node's identity key is.
+    pub fn identity_key_file(&self) -> PathBuf {
+        self.keys.identity.clone().unwrap_or_else(|| self.state_dir.join("identity.key"))
+    }
+
+    /// Where the pinned grant-signing public key is.
+    pub fn keyholder_key_file(&self) -> PathBuf {
+        self.keys.keyholder.clone().unwrap_or_else(|| self.state_dir.join("keyholder.pub"))
+    }
+
+    /// Where the node writes its bound addresses once it listens.
+    pub fn ready_file(&self) -> PathBuf {
+        self.state_dir.join("ready.json")
+    }
+}
+
+impl Validate for NodeConfig {
+    fn resolve(&mut self, dir: &Path) {
+        resolve(&mut self.state_dir, dir);
+        self.tls.resolve(dir);
+        let optional = [&mut self.keys.identity, &mut self.keys.keyholder, &mut self.listen.nbd_unix];
+        for path in optional.into_iter().flatten() {
+            resolve(path, dir);
+        }
+        for pool in &mut self.pools {
+            resolve(&mut pool.path, dir);
+        }
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        if !LEASE_MS.contains(&self.lease_ms_max) {
+            return Err(Invalid::new(
+                "lease_ms_max",
+                format!("a longest lease of {} ms is out of range", self.lease_ms_max),
+                format!("give {} to {} ms", LEASE_MS.start(), LEASE_MS.end()),
+            ));
+        }
+        if !DRAIN_S.contains(&self.drain_s) {
+            return Err(Invalid::new(
+                "drain_s",
+                format!("a drain of {} s is out of range", self.drain_s),
+                format!("give {} to {} s", DRAIN_S.start(), DRAIN_S.end()),
+            ));
+        }
+        self.validate_pools()?;
+        self.listen.validate()?;
+        if self.needs_server_certificate() && self.tls.server.is_empty() {
+            return Err(Invalid::new(
+                "tls.server",
+                "the NBD and S3 heads need a host certificate and none is named",
+                "add [[tls.server]] tables with cert and key, for example from `nightlatch pki issue server`",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl NodeConfig {
+    fn needs_server_certificate(&self) -> bool {
+        (self.listen.nbd.is_some() && !self.listen.nbd_plain)
+            || (self.listen.s3.is_some() && !self.listen.s3_plain)
+    }
+
+    fn validate_pools(&self) -> Result<(), Invalid> {
+        if self.pools.is_empty() || self.pools.len() > POOLS_MAX {
+            return Err(Invalid::new(
+                "pools",
+                format!("{} pools are named; a node has 1 to {POOLS_MAX}", self.pools.len()),
+                "add a [[pools]] table with the path of a device that `nightlatch pool create` has prepared",
+            ));
+        }
+        for (index, pool) in self.pools.iter().enumerate() {
+            if self.pools[..index].contains(pool) {
+                return Err(Invalid::new(
+                    format!("pools[{index}].path"),
+                    format!("{} is named twice", pool.path.display()),
+                    "remove one of the two tables",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NodeListen {
+    fn validate(&self) -> Result<(), Invalid> {
+        let plain = [("nbd", self.nbd, self.nbd_plain), ("s3", self.s3, self.s3_plain)];
+        for (head, address, plain) in plain {
+            if plain && address.is_some_and(|address| !address.ip().is_loopback()) {
+                return Err(Invalid::new(
+                    format!("listen.{head}_plain"),
+                    format!("the {head} head may go without TLS on a loopback address only"),
+                    format!("remove {head}_plain, or listen on 127.0.0.1 or [::1]"),
+                ));
+            }
+        }
+        if let Some(path) = &self.nbd_unix
+            && path.as_os_str().len() > UNIX_PATH_BYTES_MAX
+        {
+            return Err(Invalid::new(
+                "listen.nbd_unix",
+                format!(
+                    "the path {} is longer than the {UNIX_PATH_BYTES_MAX} bytes that a socket's may have",
+                    path.display()
+                ),
+                "choose a shorter one, for example under /run/nightlatch",
+            ));
+        }
+        if self.s3_region.is_empty() || !self.s3_region.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        {
+            return Err(Invalid::new(
+                "listen.s3_region",
+                format!("`{}` is not a region name", self.s3_region),
+                "use letters, digits and `-`; us-east-1 suits every client",
+            ));
+        }
+        self.validate_ports()
+    }
+
+    /// Two listeners on one address and port: the second would fail with a message about a port in use, long after
+    /// the first was up.
+    fn validate_ports(&self) -> Result<(), Invalid> {
+        let named = [
+            ("key", Some(self.key)),
+            ("admin", Some(self.admin)),
+            ("metrics", Some(self.metrics)),
+            ("nbd", self.nbd),
+            ("s3", self.s3),
+        ];
+        let named: Vec<_> = named.into_iter().filter_map(|(name, address)| Some((name, address?))).collect();
+        for (index, (name, address)) in named.iter().enumerate() {
+            let clash = named[..index].iter().find(|(_, other)| {
+                let same_place = other.ip() == address.ip()
+                    || other.ip().is_unspecified()
+                    || address.ip().is_unspecified();
+                address.port() != 0 && other.port() == address.port() && same_place
+            });
+            if let Some((other, _)) = clash {
+                return Err(Invalid::new(
+                    format!("listen.{name}"),
+                    format!("{address} is taken by listen.{other}"),
+                    "give each listener a port of its own",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
