@@ -90,7 +90,7 @@ pub fn publish(name: &str, figures: &[Figure]) -> Result<()> {
             Some(false) => "  NOT met",
             None => "",
         };
-        println!("{:32} {:12} {:>14.1} {}{verdict}", figure.case, figure.subject, figure.value, figure.unit);
+        println!("{:32} {:12} {:>14.2} {}{verdict}", figure.case, figure.subject, figure.value, figure.unit);
     }
     println!("written to {}", path.display());
     Ok(())
