@@ -1,5 +1,8 @@
 //! Why a key cannot be used or taken in.
 
+use std::io;
+
+use lease::envelope::EnvelopeError;
 use units::{BootInstant, DomainId, VolumeEpoch};
 
 /// The key is not there any more. Whatever was being computed with it is discarded.
@@ -8,10 +11,10 @@ pub enum KeyGone {
     /// Everything was wiped.
     #[error("the node is sealed: its keys were wiped; push the key again")]
     Wiped,
-    /// The lease ran out.
-    #[error("the key's lease ran out at {deadline:?} (boot time); renew it or push the key again")]
+    /// The lease ran out, or none was set.
+    #[error("the key's lease ran out (deadline {} ms after boot); renew it or push the key again", .deadline.0 / 1_000_000)]
     Expired {
-        /// When, by this machine's CLOCK_BOOTTIME.
+        /// When, by this machine's CLOCK_BOOTTIME; zero where no lease was set.
         deadline: BootInstant,
     },
     /// This one key was dropped, for instance because its volume was revoked; others may be there.
@@ -22,31 +25,49 @@ pub enum KeyGone {
 /// Why a grant yielded no key. Nothing of it remains in memory.
 #[derive(Debug, thiserror::Error)]
 pub enum AdmitError {
-    /// No one-time envelope key is waiting: it was never made, was retired, or was wiped.
+    /// No one-time envelope key is waiting: none was made, or it was retired or wiped.
     #[error("no one-time envelope key is waiting for a grant; start a new session with the node")]
     NoEnvelopeKey,
-    /// The envelope does not open.
-    #[error("the grant's envelope does not open; it was made for another session, node or volume")]
-    Envelope(#[source] lease::envelope::EnvelopeError),
+    /// The envelope does not open, or what is in it has the wrong length.
+    #[error("the grant's envelope does not open")]
+    Envelope(#[source] EnvelopeError),
     /// The key in it is not the one that sealed this volume.
-    #[error("the key granted for domain {domain}, epoch {epoch} does not match the volume's check value; \
-             the keyholder's root or ledger is not the one that this volume was created under")]
+    #[error(
+        "the key granted for domain {domain}, epoch {epoch} does not match the volume's check value; restore the \
+         root and the ledger under which the volume was created"
+    )]
     WrongKey {
-        /// Domain the grant names.
+        /// Domain that the grant names.
         domain: DomainId,
-        /// Epoch the grant names.
+        /// Epoch that the grant names.
         epoch: VolumeEpoch,
     },
     /// The two halves of the derived XTS key are equal.
-    #[error("the granted key derives equal cipher and tweak keys and must not be used; rotate the volume's key")]
+    #[error(
+        "the granted key derives equal cipher and tweak keys and must not be used; rotate the volume's key"
+    )]
     EqualHalves,
     /// Every slot of the arena is taken.
-    #[error("all {limit} key slots are in use; withdraw a volume before granting another")]
+    #[error("all {limit} key slots are in use; withdraw a volume or move it to another node")]
     TooManyKeys {
         /// Number of slots.
         limit: usize,
     },
     /// A wipe came in between.
     #[error("a wipe ran while the grant was being opened; push the key again")]
+    Wiped,
+}
+
+/// Why there is no one-time envelope key.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeKeyError {
+    /// The kernel gave no random bytes.
+    #[error("the kernel gave no random bytes for a one-time key")]
+    Random(#[source] io::Error),
+    /// The key pair could not be made.
+    #[error("the one-time key pair could not be made")]
+    Envelope(#[source] EnvelopeError),
+    /// A wipe came in between.
+    #[error("a wipe ran while the one-time key was being made; start a new session with the node")]
     Wiped,
 }

@@ -44,7 +44,7 @@ impl<const WORDS: usize> SecretBytes<WORDS> {
         let mut filled = 0;
         while filled < 8 * WORDS {
             // SAFETY: inside the array; interior mutability (atomics) permits the kernel's write through `&self`.
-            let got = unsafe { libc::getrandom(start.add(filled).cast(), 8 * WORDS - filled, 0) };
+            let got = unsafe { libc::getrandom(start.wrapping_add(filled).cast(), 8 * WORDS - filled, 0) };
             match usize::try_from(got) {
                 Ok(bytes) => filled += bytes,
                 Err(_) => {
