@@ -1,0 +1,393 @@
+//! The keyholder's administrative API: bodies of requests and answers, in JSON over mutual TLS.
+//!
+//! The program and the command line share these types. Errors are [`identity::Problem`]. Byte strings are base64 or,
+//! where people compare them, lower-case hex. Who may call what stands in [`crate::access::TABLE`].
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | GET /v1/status | | [`KeyholderStatus`] |
+//! | POST /v1/ceremony | [`CeremonyRequest`] | [`CeremonyResult`] |
+//! | POST /v1/unseal | [`UnsealRequest`] | [`UnsealProgress`] |
+//! | GET /v1/nodes | | `[`[`NodeEntry`]`]` |
+//! | POST /v1/nodes | [`AddNode`] | [`NodeEntry`] |
+//! | POST /v1/nodes/{name}/approve | [`ApproveNode`] | [`NodeEntry`] |
+//! | DELETE /v1/nodes/{name} | | [`Done`] |
+//! | GET /v1/volumes | | `[`[`VolumeEntry`]`]` |
+//! | POST /v1/volumes | [`CreateVolume`] | [`VolumeEntry`] |
+//! | PATCH /v1/volumes/{label} | [`ResizeVolume`] | [`VolumeEntry`] |
+//! | DELETE /v1/volumes/{label} | | [`VolumeErased`] |
+//! | POST /v1/push | [`Target`] | [`Outcome`] |
+//! | POST /v1/revoke | [`Target`] | [`Outcome`] |
+//! | POST /v1/lockdown | [`Lockdown`] | [`Outcome`] |
+//! | POST /v1/unlatch | [`Target`] | [`Outcome`] |
+//! | GET /v1/ledger/backup | | [`LedgerBackup`] |
+//! | POST /v1/ledger/restore | [`LedgerBackup`] | [`KeyholderStatus`] |
+
+use identity::Endpoint;
+use serde::{Deserialize, Serialize};
+use units::{BootId, DomainId, Fence, NodeId, RootEpoch, VolumeEpoch, VolumeId};
+
+pub use lease::message::{OnSeal, VolumeKind};
+
+use crate::shares::{SealedShare, Share, ShareSet};
+
+/// What the keyholder can do at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SealState {
+    /// It has neither a ledger nor a root: hold a ceremony, or restore a ledger backup.
+    Empty,
+    /// It has a ledger and waits for shares.
+    Sealed,
+    /// The root is in its memory.
+    Unsealed,
+}
+
+/// Everything about the keyholder that is not secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyholderStatus {
+    /// Program version.
+    pub version: String,
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// What it can do.
+    pub state: SealState,
+    /// Shares that are here and that are needed; `None` while there is no share set.
+    pub shares: Option<ShareCount>,
+    /// The share set that opens the root; public.
+    pub share_set: Option<ShareSet>,
+    /// The Ed25519 key that signs grants, hex: nodes pin it at enrolment. Known from the first unseal on.
+    pub grant_signing_key: Option<String>,
+    /// Where the root lives while unsealed: `memfd-secret` or `mlock`.
+    pub key_memory: String,
+    /// Serial number of the ledger: it grows with every change.
+    pub ledger_serial: Option<u64>,
+    /// Serial of the ledger when it was last backed up; `None` where it never was.
+    pub backup_serial: Option<u64>,
+    /// Set while everything is locked down.
+    pub lockdown: Option<Latch>,
+    /// Nothing is granted for so long, because the record of earlier leases was lost; milliseconds.
+    pub grants_wait_ms: Option<u64>,
+    /// The nodes; empty while sealed.
+    pub nodes: Vec<NodeEntry>,
+    /// The volumes; empty while sealed.
+    pub volumes: Vec<VolumeEntry>,
+}
+
+/// Shares that are here and that are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareCount {
+    /// Submitted so far.
+    pub have: u8,
+    /// Needed.
+    pub need: u8,
+}
+
+/// Asks for a new root, shared among officers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CeremonyRequest {
+    /// Shares needed to restore the root.
+    pub threshold: u8,
+    /// Who receives one each.
+    pub officers: Vec<Officer>,
+}
+
+/// An officer who receives a share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Officer {
+    /// Name, for people.
+    pub name: String,
+    /// The officer's envelope public key (X-Wing, 1216 bytes), base64.
+    pub public_key: String,
+}
+
+/// The new root's shares. The root itself is in the keyholder's memory and nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CeremonyResult {
+    /// The set, public.
+    pub share_set: ShareSet,
+    /// The Ed25519 key that signs grants, hex: nodes pin it at enrolment.
+    pub grant_signing_key: String,
+    /// One for each officer, encrypted to that officer, in the order of the request.
+    pub shares: Vec<SealedShare>,
+}
+
+/// One share, decrypted by its officer.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnsealRequest {
+    /// The share.
+    pub share: Share,
+}
+
+impl std::fmt::Debug for UnsealRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnsealRequest")
+    }
+}
+
+/// How far unsealing has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnsealProgress {
+    /// What the keyholder can do now.
+    pub state: SealState,
+    /// Shares that are here and that are needed.
+    pub shares: ShareCount,
+}
+
+/// When a key is pushed to a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PushPolicy {
+    /// A person approves each push (`POST /v1/push`). Without a TPM evidence is only a claim.
+    #[default]
+    Approve,
+    /// Whenever the node is there, unless something is latched.
+    Auto,
+}
+
+/// Adds a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddNode {
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Its id, as in its configuration.
+    pub node: NodeId,
+    /// Its key port.
+    pub key_address: Endpoint,
+    /// Its administrative port.
+    pub admin_address: Endpoint,
+    /// Its Ed25519 identity key, hex, where it is known already: the node is approved at once. That takes a security
+    /// officer's certificate. Otherwise the node is dialled, and what it claims is shown for comparison.
+    #[serde(default)]
+    pub identity_key: Option<String>,
+    /// When keys are pushed to it.
+    #[serde(default)]
+    pub push: PushPolicy,
+    /// Length of its leases; the keyholder's default where absent.
+    #[serde(default)]
+    pub lease_ms: Option<u64>,
+}
+
+/// Pins a node's identity key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveNode {
+    /// The key's fingerprint as the node's own console or log shows it, 16 hex digits; it must be that of the key that
+    /// the node claims. The whole key, 64 hex digits, is taken as well.
+    pub fingerprint: String,
+}
+
+/// Why nothing is pushed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latch {
+    /// `revoked`, `lockdown`, or the cause of a wipe that latches.
+    pub cause: String,
+    /// Seconds since 1970.
+    pub since_unix_s: u64,
+    /// Who did it, where it was a person.
+    pub by: Option<String>,
+}
+
+/// How the keyholder's connection to a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Connection {
+    /// No connection; it is being dialled.
+    Dialling,
+    /// Connected, evidence verified.
+    Connected,
+    /// Not dialled: the keyholder is sealed or is stopping.
+    Idle,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub node: NodeId,
+    /// Its key port.
+    pub key_address: Endpoint,
+    /// Its administrative port.
+    pub admin_address: Endpoint,
+    /// Whether its identity key is pinned.
+    pub approved: bool,
+    /// The pinned identity key, hex, or the claimed one while it is not approved.
+    pub identity_key: Option<String>,
+    /// That key's fingerprint, for people to compare.
+    pub fingerprint: Option<String>,
+    /// When keys are pushed to it.
+    pub push: PushPolicy,
+    /// Length of its leases.
+    pub lease_ms: u64,
+    /// Set while nothing is pushed to it.
+    pub latch: Option<Latch>,
+    /// The connection.
+    pub connection: Connection,
+    /// What went wrong last, with the next step.
+    pub last_error: Option<String>,
+    /// Whether a push waits for a person's approval.
+    pub awaits_push: bool,
+    /// This boot of the node.
+    pub boot: Option<BootId>,
+    /// The cause of its last wipe.
+    pub last_wipe: Option<String>,
+    /// Its hygiene report, as it sent it.
+    pub hygiene: Option<serde_json::Value>,
+}
+
+/// What became of a volume's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyState {
+    /// The node holds no key, as far as is known.
+    Sealed,
+    /// A grant was sent and not yet answered.
+    Pushing,
+    /// The node holds the key.
+    Unlocked,
+    /// The node refused the last grant.
+    Refused,
+    /// The node is out of reach and may hold the key until the lease ends.
+    Unknown,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeEntry {
+    /// The label that clients know it by.
+    pub label: String,
+    /// Its id; the only name on disk.
+    pub volume: VolumeId,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Logical size in bytes.
+    pub size_bytes: u64,
+    /// What it is for.
+    pub kind: VolumeKind,
+    /// What its clients see when the key goes.
+    pub on_seal: OnSeal,
+    /// The name of the node that has it.
+    pub node: String,
+    /// Fence of the last grant.
+    pub fence: Fence,
+    /// Set while nothing is pushed.
+    pub latch: Option<Latch>,
+    /// What became of its key.
+    pub key: KeyState,
+    /// Milliseconds until the node's lease is over by the keyholder's own record; `None` where none runs.
+    pub lease_remaining_ms: Option<u64>,
+    /// Why the node refused it, or why it is not pushed, with the next step.
+    pub reason: Option<String>,
+}
+
+/// Creates a volume on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// The label, unique.
+    pub label: String,
+    /// The name of the node.
+    pub node: String,
+    /// What it is for.
+    pub kind: VolumeKind,
+    /// Logical size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// What its clients see when the key goes.
+    #[serde(default)]
+    pub on_seal: OnSeal,
+}
+
+/// Changes a volume's size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// New logical size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Has to be set for a smaller size: what lies past it is gone.
+    #[serde(default)]
+    pub allow_shrink: bool,
+}
+
+/// How far a deleted volume's secret is erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Erasure {
+    /// No copy of the secret is left that this keyholder ever made.
+    Complete,
+    /// Ledger backups from before the deletion still contain it, wrapped; destroy them.
+    PendingBackups,
+}
+
+/// A volume is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeErased {
+    /// Its label.
+    pub label: String,
+    /// Its id.
+    pub volume: VolumeId,
+    /// How far its secret is erased.
+    pub erasure: Erasure,
+    /// Where pending: backups with this serial number or a lower one have to be destroyed.
+    pub destroy_backups_up_to_serial: Option<u64>,
+}
+
+/// What an act is about. Exactly one of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// The volume with this label.
+    Volume(String),
+    /// The node with this name and all its volumes.
+    Node(String),
+    /// Everything.
+    All,
+}
+
+/// Locks down every node. The body is an empty object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lockdown {}
+
+/// What came of an act, node by node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// One line for each node that it concerns.
+    pub nodes: Vec<NodeOutcome>,
+}
+
+/// What came of an act at one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeOutcome {
+    /// The node's name.
+    pub node: String,
+    /// Whether the node confirmed it.
+    pub confirmed: bool,
+    /// From the request to the node's signed receipt, milliseconds.
+    pub elapsed_ms: u64,
+    /// Where it was not confirmed: why, and by when the node's lease ends it anyway.
+    pub detail: Option<String>,
+}
+
+/// The whole ledger, encrypted under the root: safe to keep anywhere, useless without the shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerBackup {
+    /// Its serial number.
+    pub serial: u64,
+    /// Root epoch that opens it.
+    pub root_epoch: RootEpoch,
+    /// The file's bytes, base64.
+    pub ledger: String,
+}
+
+/// An empty answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
