@@ -133,6 +133,8 @@ pub struct KeyringStatus {
     pub generation: u64,
     /// When the lease runs out; `None` where none is set.
     pub deadline: Option<BootInstant>,
+    /// When a key was last used and its result handed out.
+    pub last_use: Option<BootInstant>,
 }
 
 /// The node's lent keys.
@@ -148,6 +150,8 @@ pub struct Keyring {
     envelope_key: AtomicU64,
     /// Uses of a key and openings of grants that have begun and not ended.
     in_flight: AtomicU64,
+    /// When a key was last used and its result handed out; zero where none was.
+    last_use: AtomicU64,
 }
 
 impl fmt::Debug for Keyring {
@@ -178,6 +182,7 @@ impl Keyring {
             deadline: AtomicU64::new(0),
             envelope_key: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            last_use: AtomicU64::new(0),
         })
     }
 
@@ -290,12 +295,17 @@ impl Keyring {
         let _in_flight = InFlight::enter(&self.in_flight);
         self.check(key)?;
         let result = use_key(self.schedule(key.slot));
-        self.check(key)?;
+        let used = self.checked_at(key)?;
+        self.last_use.store(used.0, Ordering::Relaxed);
         Ok(result)
     }
 
     /// Whether the key may be used now. Asked again before a reply leaves.
     pub fn check(&self, key: KeyHandle) -> Result<(), KeyGone> {
+        self.checked_at(key).map(|_| ())
+    }
+
+    fn checked_at(&self, key: KeyHandle) -> Result<BootInstant, KeyGone> {
         if !self.gate.is_current(key.generation) {
             return Err(KeyGone::Wiped);
         }
@@ -304,10 +314,8 @@ impl Keyring {
             return Err(if self.gate.is_current(key.generation) { KeyGone::Stale } else { KeyGone::Wiped });
         }
         let deadline = BootInstant(self.deadline.load(Ordering::SeqCst));
-        if self.clock.now() >= deadline {
-            return Err(KeyGone::Expired { deadline });
-        }
-        Ok(())
+        let now = self.clock.now();
+        if now >= deadline { Err(KeyGone::Expired { deadline }) } else { Ok(now) }
     }
 
     /// Sets when every key is gone, by CLOCK_BOOTTIME. No key is usable before the first call and after a wipe.
@@ -386,6 +394,7 @@ impl Keyring {
             memory_sealed: self.arena.is_sealed(),
             generation: self.gate.generation(),
             deadline: self.deadline(),
+            last_use: Some(BootInstant(self.last_use.load(Ordering::Relaxed))).filter(|at| at.0 != 0),
         }
     }
 
