@@ -13,6 +13,8 @@
 mod clock;
 mod error;
 mod gate;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 mod slots;
 #[cfg(test)]
 mod slots_tests;
@@ -28,7 +30,7 @@ use std::time::Instant;
 use aes_xts::{SCHEDULE_WORDS, XtsSchedule};
 use key_hierarchy::{KeyCheck, Label, SECRET_BYTES};
 use lease::envelope::{self, PublicEnvelopeKey};
-use lease::message::{WipeCause, WipeRecord};
+use lease::message::WipeRecord;
 use locked_memory::{
     Arena, KEY_STACK_BYTES, KeyStack, Layout, LockedMemoryError, MemoryKind, Policy, Span, Spans,
 };
@@ -40,6 +42,7 @@ use slots::Slots;
 
 pub use clock::Clock;
 pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
+pub use lease::message::WipeCause;
 
 /// Keys that fit the arena beside everything else in it, with room for what later joins them.
 pub const KEY_SLOTS: usize = 64;

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use keyring::KeyGone;
-use units::{ByteLen, ByteOffset};
+use pool::{PoolError, PoolErrorKind};
+use units::{ByteLen, ByteOffset, Lba, VolumeEpoch};
 
 /// What a head has to tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,6 +69,16 @@ pub(crate) enum Cause {
     KeyGone(#[from] KeyGone),
     #[error("the range ends past the volume's {volume}; the client must ask for its size again")]
     OutOfRange { volume: ByteLen },
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(
+        "{first} is sealed under epoch {found}, and the key that was granted is of epoch {granted}; push that epoch's key"
+    )]
+    ForeignEpoch { first: Lba, found: VolumeEpoch, granted: VolumeEpoch },
+    #[error(
+        "the pool answered a read of {asked} sectors from {first} with {got}; restart the node to open the pool again"
+    )]
+    ShortAnswer { first: Lba, asked: u64, got: u64 },
 }
 
 impl VolumeError {
@@ -80,6 +91,15 @@ impl VolumeError {
         match &self.cause {
             Cause::KeyGone(_) => ErrorKind::KeyGone,
             Cause::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Cause::ForeignEpoch { .. } => ErrorKind::Io,
+            Cause::ShortAnswer { .. } => ErrorKind::Failed,
+            Cause::Pool(error) => match error.kind() {
+                PoolErrorKind::NoSpace => ErrorKind::NoSpace,
+                PoolErrorKind::OutOfRange => ErrorKind::OutOfRange,
+                // A deleted volume does not come back either.
+                PoolErrorKind::Failed | PoolErrorKind::NoSuchVolume => ErrorKind::Failed,
+                _ => ErrorKind::Io,
+            },
         }
     }
 

@@ -1,0 +1,102 @@
+//! The other end of a key push, for tests: what a keyholder does with a node's one-time key.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use lease::envelope;
+use locked_memory::{Arena, KeyStack, Policy};
+use units::{BootInstant, DomainId, VolumeEpoch};
+
+use crate::{AdmitError, Admitted, Clock, Keyring, SealedGrant};
+
+/// A keyring with an endless lease, in whatever locked memory this machine has.
+///
+/// # Panics
+/// If there is none.
+pub fn keyring() -> Arc<Keyring> {
+    let keyring = Keyring::in_fresh_memory(Policy::AllowMlock).expect("locked memory");
+    keyring.set_deadline(BootInstant(u64::MAX));
+    keyring
+}
+
+/// As [`keyring()`], on a clock that the test sets, at zero, with a lease until `deadline`.
+///
+/// # Panics
+/// If there is no locked memory.
+pub fn keyring_until(deadline: BootInstant) -> (Arc<Keyring>, Arc<AtomicU64>) {
+    let now = Arc::new(AtomicU64::new(0));
+    let policy = Policy::AllowMlock;
+    let (arena, stack) = (Arena::new(policy).expect("an arena"), KeyStack::new(policy).expect("a stack"));
+    let keyring = Keyring::with_clock(arena, stack, Clock::Manual(Arc::clone(&now)));
+    keyring.set_deadline(deadline);
+    (keyring, now)
+}
+
+/// Holds the key of one (domain, epoch) in ordinary memory, as only a test may.
+pub struct Keyholder {
+    domain: DomainId,
+    epoch: VolumeEpoch,
+    prk: [u8; 32],
+}
+
+impl fmt::Debug for Keyholder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyholder").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+impl Keyholder {
+    /// A key that follows from `domain` and `epoch`.
+    pub fn new(domain: DomainId, epoch: VolumeEpoch) -> Self {
+        let mut prk = [0; 32];
+        key_hierarchy::extract_prk(
+            b"the root secret of a simulation!",
+            b"and a domain's secret of its own",
+            &mut prk,
+        );
+        Self { domain, epoch, prk }
+    }
+
+    /// The PRK itself, for a scanner to look for.
+    pub fn prk(&self) -> &[u8; 32] {
+        &self.prk
+    }
+
+    /// The key-check value to create a volume with.
+    pub fn check(&self) -> [u8; 16] {
+        key_hierarchy::check_value(&self.prk, &self.domain, self.epoch).0
+    }
+
+    /// Pushes the key by the full way: one-time key, envelope, admission.
+    ///
+    /// # Panics
+    /// If the one-time key or the envelope can't be made.
+    pub fn push(&self, keyring: &Keyring) -> Result<Admitted, AdmitError> {
+        let recipient = keyring.fresh_envelope_key().expect("a one-time key");
+        let envelope = self.seal_to(&recipient, b"info", b"aad");
+        self.admit(keyring, &envelope)
+    }
+
+    /// The key, sealed to `recipient`.
+    ///
+    /// # Panics
+    /// If it can't be sealed.
+    pub fn seal_to(&self, recipient: &envelope::PublicEnvelopeKey, info: &[u8], aad: &[u8]) -> Vec<u8> {
+        let mut randomness = [0; envelope::SEAL_RANDOMNESS_BYTES];
+        getrandom::fill(&mut randomness).expect("randomness");
+        envelope::seal(recipient, info, aad, &self.prk, &mut randomness).expect("an envelope")
+    }
+
+    /// Gives `keyring` an envelope that [`Keyholder::seal_to`] made with the contexts of [`Keyholder::push`].
+    pub fn admit(&self, keyring: &Keyring, envelope: &[u8]) -> Result<Admitted, AdmitError> {
+        keyring.admit(&SealedGrant {
+            domain: self.domain,
+            epoch: self.epoch,
+            check: self.check(),
+            info: b"info",
+            aad: b"aad",
+            envelope,
+        })
+    }
+}
