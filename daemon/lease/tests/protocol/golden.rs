@@ -1,0 +1,108 @@
+//! The bytes of every message, committed. A difference is a new protocol version, not a new golden file.
+//!
+//! `NIGHTLATCH_BLESS=1` writes the files anew.
+
+use std::path::PathBuf;
+
+use lease::SessionError;
+use lease::envelope;
+use lease::message::{RevokeCause, Scope, WipeCause, WipeRecord};
+use lease::node::{EvidenceInput, NodeEffect, NodeSession, WipeReport};
+use units::GrantId;
+
+use crate::support::{
+    ENVELOPE_SECRET, LEASE_MS, PRK, Pair, VOLUME, admitted, envelope_key, keyholder_params, ms, node_lease,
+    order, sent, unframe,
+};
+
+const G1: GrantId = GrantId([1; 16]);
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"))
+}
+
+fn committed(name: &str) -> Vec<u8> {
+    hex::decode(std::fs::read_to_string(path(name)).unwrap().replace('\n', "")).unwrap()
+}
+
+fn evidence_input() -> EvidenceInput {
+    let hygiene = r#"{"memory":"memfd-secret"}"#.to_owned();
+    EvidenceInput { hygiene, envelope_key: envelope_key() }
+}
+
+fn compare(name: &str, bytes: &[u8]) {
+    let path = path(name);
+    let lines: Vec<String> = bytes.chunks(32).map(hex::encode).collect();
+    let text = lines.join("\n") + "\n";
+    if std::env::var_os("NIGHTLATCH_BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, golden, "{name} is not what {} says", path.display());
+}
+
+#[test]
+fn the_bytes_of_a_session_are_those_committed() {
+    let mut pair = Pair::new(ms(0), node_lease(), keyholder_params());
+    let hello = unframe(&pair.keyholder.start().unwrap());
+    compare("01-hello", &hello);
+    pair.deliver(ms(0), &hello).unwrap();
+    let effects = pair.node.on_evidence(&mut pair.lease, ms(0), evidence_input()).unwrap();
+    let evidence = sent(&effects).remove(0);
+    compare("02-evidence", &evidence);
+    pair.keyholder.on_frame(ms(0), &evidence).unwrap();
+
+    let grant = pair.grant_frame(order(1, 8));
+    compare("03-grant", &grant);
+    let effects = pair.deliver(ms(1), &grant).unwrap();
+    assert_eq!(admitted(&effects).grant, G1);
+    let effects = pair.node.on_admitted(&mut pair.lease, ms(2), VOLUME, G1, Ok(()));
+    compare("04-receipt", &sent(&effects)[0]);
+    pair.keyholder.on_frame(ms(2), &sent(&effects)[0]).unwrap();
+
+    let low = pair.grant_frame(order(2, 3));
+    let effects = pair.deliver(ms(3), &low).unwrap();
+    compare("05-grant-refused", &sent(&effects)[0]);
+
+    let request = unframe(&pair.keyholder.request_challenge().unwrap());
+    compare("06-challenge-request", &request);
+    let effects = pair.deliver(ms(4), &request).unwrap();
+    compare("07-renewal-challenge", &sent(&effects)[0]);
+    pair.keyholder.on_frame(ms(4), &sent(&effects)[0]).unwrap();
+    let renewal = pair.renewal_frame(LEASE_MS, &[G1]);
+    compare("08-renewal", &renewal);
+    pair.deliver(ms(5), &renewal).unwrap();
+
+    let revoke = unframe(&pair.keyholder.revoke(Scope::All, RevokeCause::Lockdown).unwrap());
+    compare("09-revoke", &revoke);
+    assert_eq!(pair.deliver(ms(6), &revoke).unwrap(), [NodeEffect::Wipe(WipeCause::Lockdown)]);
+    let record = WipeRecord { cause: WipeCause::Lockdown, at: ms(7), generation: 1 };
+    let ended = pair.lease.on_wiped(record);
+    let report = WipeReport { record, stage: 1, nanos: 23_000 };
+    let effects = pair.node.on_wiped(&pair.lease, &report, ended);
+    compare("10-wipe-receipt", &sent(&effects)[0]);
+
+    compare("11-refused", &unframe(&NodeSession::refusal(&SessionError::NotEnrolled)));
+}
+
+#[test]
+fn the_bytes_of_an_envelope_are_those_committed() {
+    let secret = [7; 32];
+    let public = envelope::keypair(&secret).unwrap();
+    compare("envelope-public-key", public.as_bytes());
+    let sealed = envelope::seal(&public, b"info", b"aad", &[9; 32], &mut [8; 64]).unwrap();
+    compare("envelope-sealed", &sealed);
+}
+
+/// A later program must also take what an earlier one sent.
+#[test]
+fn a_node_takes_the_committed_hello_and_grant() {
+    let mut pair = Pair::new(ms(0), node_lease(), keyholder_params());
+    pair.deliver(ms(0), &committed("01-hello")).unwrap();
+    pair.node.on_evidence(&mut pair.lease, ms(0), evidence_input()).unwrap();
+    let effects = pair.deliver(ms(1), &committed("03-grant")).unwrap();
+    let admit = admitted(&effects);
+    let mut prk = [0; 32];
+    envelope::open(&ENVELOPE_SECRET, &admit.info, &admit.aad, &admit.envelope, &mut prk).unwrap();
+    assert_eq!(prk, PRK);
+}
