@@ -84,7 +84,7 @@ impl KeyStack {
     }
 
     /// The stack as words; meaningful only while no closure runs on it.
-    fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: page-aligned, mapped read-write for as long as `self` lives, any bits are valid; callers hold the mutex
         // or the only reference, so no closure uses the memory as a stack meanwhile.
         unsafe { slice::from_raw_parts(self.mapping.base().as_ptr().cast(), self.mapping.len() / 8) }

@@ -105,8 +105,9 @@ impl Mapping {
     }
 
     fn map_secret(&self) -> Result<(), LockedMemoryError> {
+        // The manual says FD_CLOEXEC; the kernel takes O_CLOEXEC and answers EINVAL to the other.
         // SAFETY: no pointers are passed.
-        let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::FD_CLOEXEC) };
+        let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
         let Ok(fd) = libc::c_int::try_from(fd) else {
             return Err(LockedMemoryError::NoSecretMemory(io::Error::last_os_error()));
         };

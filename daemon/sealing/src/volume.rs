@@ -288,9 +288,10 @@ impl Inner {
 
     /// Reads into `clear` what the first and last sector of `batch` hold outside of `covered`.
     fn keep_edges(&self, batch: &Range<u64>, covered: &Bytes, clear: &mut Clear) -> Result<(), Cause> {
-        let head = !covered.start.is_multiple_of(SECTOR);
         let last = batch.end - 1;
-        let tail = !covered.end.is_multiple_of(SECTOR) && !(head && last == batch.start);
+        let head = !covered.start.is_multiple_of(SECTOR);
+        let read_already = head && last == batch.start;
+        let tail = !read_already && !covered.end.is_multiple_of(SECTOR);
         for (sector, partial) in [(batch.start, head), (last, tail)] {
             if partial {
                 let at = sector * SECTOR..(sector + 1) * SECTOR;
