@@ -18,6 +18,8 @@ pub mod simulated;
 mod slots;
 #[cfg(test)]
 mod slots_tests;
+#[cfg(test)]
+mod tests;
 mod sync {
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 }

@@ -15,7 +15,15 @@ use crate::{AdmitError, Admitted, Clock, Keyring, SealedGrant};
 /// # Panics
 /// If there is none.
 pub fn keyring() -> Arc<Keyring> {
-    let keyring = Keyring::in_fresh_memory(Policy::AllowMlock).expect("locked memory");
+    keyring_in(Policy::AllowMlock)
+}
+
+/// As [`keyring()`], in the memory that `policy` asks for.
+///
+/// # Panics
+/// If there is none.
+pub fn keyring_in(policy: Policy) -> Arc<Keyring> {
+    let keyring = Keyring::in_fresh_memory(policy).expect("locked memory");
     keyring.set_deadline(BootInstant(u64::MAX));
     keyring
 }
@@ -58,9 +66,16 @@ impl Keyholder {
         Self { domain, epoch, prk }
     }
 
-    /// The PRK itself, for a scanner to look for.
-    pub fn prk(&self) -> &[u8; 32] {
-        &self.prk
+    /// As [`Keyholder::new`], with this PRK.
+    pub fn with_prk(domain: DomainId, epoch: VolumeEpoch, prk: [u8; 32]) -> Self {
+        Self { domain, epoch, prk }
+    }
+
+    /// The XTS key that a node derives from the PRK, for an oracle or a scanner.
+    pub fn xts_key(&self) -> [u8; 64] {
+        let mut key = [0; 64];
+        key_hierarchy::expand(&self.prk, key_hierarchy::Label::Xts, &self.domain, self.epoch, &mut key);
+        key
     }
 
     /// The key-check value to create a volume with.

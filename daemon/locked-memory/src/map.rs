@@ -34,8 +34,10 @@ impl MemoryKind {
 pub enum Policy {
     /// Refuse. The default.
     RequireMemfdSecret,
-    /// Use `mlock`, because the operator allowed it by name.
+    /// Use `mlock` there, because the operator allowed it by name.
     AllowMlock,
+    /// Use `mlock` even where there is secret memory, so that a scanner outside of the process can see what a wipe leaves.
+    MlockForInspection,
 }
 
 /// A locked read-write mapping of whole pages with an inaccessible page on either side.
@@ -65,13 +67,20 @@ impl Mapping {
         // SAFETY: the reservation is two pages longer than `len`, so one page in is still inside it.
         let base = unsafe { reservation.add(page) };
         let mut mapping = Self { base, len, page, kind: MemoryKind::MemfdSecret };
-        match mapping.map_secret() {
-            Ok(()) => {}
-            Err(LockedMemoryError::NoSecretMemory(_)) if policy == Policy::AllowMlock => {
+        let secret = match policy {
+            Policy::MlockForInspection => None,
+            Policy::RequireMemfdSecret | Policy::AllowMlock => Some(mapping.map_secret()),
+        };
+        match secret {
+            Some(Ok(())) => {}
+            Some(Err(error)) if policy == Policy::RequireMemfdSecret => return Err(error),
+            Some(Err(error @ (LockedMemoryError::Limit { .. } | LockedMemoryError::System { .. }))) => {
+                return Err(error);
+            }
+            Some(Err(LockedMemoryError::NoSecretMemory(_))) | None => {
                 mapping.kind = MemoryKind::Mlock;
                 mapping.map_anonymous()?;
             }
-            Err(error) => return Err(error),
         }
         mapping.advise(libc::MADV_DONTDUMP)?;
         mapping.advise(libc::MADV_DONTFORK)?;
