@@ -1,0 +1,134 @@
+//! One accepted connection from greeting to end: negotiation, TLS upgrade, transmission.
+//!
+//! Invariants:
+//! - During the negotiation nothing is read ahead: bytes that a man in the middle puts behind `STARTTLS` in clear
+//!   reach the TLS handshake, which they break, and never the option parser.
+//! - From accept to the choice of export a client has a limited time, however many bytes it sends.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+
+use crate::exports::{Exports, LiveExport};
+use crate::metrics::Metrics;
+use crate::negotiation::{CloseReason, Features, Negotiation, Step, Tls};
+use crate::transmission::{Closed, Shared, Socket, Stream, serve};
+
+/// Why a connection never got an export.
+#[derive(Debug, thiserror::Error)]
+enum NotNegotiated {
+    #[error("the negotiation ended")]
+    Ended(#[from] CloseReason),
+    #[error("the connection broke during the negotiation")]
+    Broken(#[source] io::Error),
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
+    #[error("the client did not choose an export in time")]
+    TooSlow,
+}
+
+struct Negotiated {
+    stream: Stream,
+    export: Arc<LiveExport>,
+    features: Features,
+}
+
+/// Serves one client until it or the export goes.
+pub(crate) async fn run(
+    stream: Socket,
+    tls: Option<TlsAcceptor>,
+    exports: &Exports,
+    shared: &Shared,
+    metrics: &Metrics,
+) {
+    let negotiation =
+        tokio::time::timeout(shared.limits.negotiation_time_max, negotiate(stream, tls, exports));
+    let negotiated = tokio::select! {
+        biased;
+        negotiated = negotiation => negotiated.unwrap_or(Err(NotNegotiated::TooSlow)),
+        () = shared.draining.cancelled() => return,
+    };
+    let Negotiated { stream, export, features } = match negotiated {
+        Ok(negotiated) => negotiated,
+        Err(NotNegotiated::Ended(CloseReason::Aborted)) => return,
+        Err(error) => {
+            metrics.negotiations_failed.inc();
+            tracing::info!(error = &error as &dyn std::error::Error, "no export was negotiated");
+            return;
+        }
+    };
+    tracing::debug!(export = %export.label, ?features, "transmission begins");
+    let closed = serve(stream, Arc::clone(&export), features, shared).await;
+    match &closed {
+        Closed::Malformed | Closed::Lingered | Closed::Sealed => {
+            tracing::info!(export = %export.label, reason = %closed, "connection closed");
+        }
+        Closed::Disconnected | Closed::EndOfStream | Closed::Drained | Closed::Broken(_) => {
+            tracing::debug!(export = %export.label, reason = &closed as &dyn std::error::Error, "connection closed");
+        }
+    }
+}
+
+async fn negotiate(
+    mut socket: Socket,
+    tls: Option<TlsAcceptor>,
+    exports: &Exports,
+) -> Result<Negotiated, NotNegotiated> {
+    let mut machine = Negotiation::new(if tls.is_some() { Tls::Required } else { Tls::Unavailable });
+    write(&mut socket, &Negotiation::greeting()).await?;
+    let acceptor = match (options(&mut socket, &mut machine, exports).await?, tls) {
+        (Choice::Export(export, features), _) => {
+            return Ok(Negotiated { stream: Stream::Plain(socket), export, features });
+        }
+        (Choice::StartTls, Some(acceptor)) => acceptor,
+        // The machine starts TLS only where it is required.
+        (Choice::StartTls, None) => return Err(CloseReason::Aborted.into()),
+    };
+    let mut stream = Box::new(acceptor.accept(socket).await.map_err(NotNegotiated::Tls)?);
+    machine.tls_started();
+    match options(&mut *stream, &mut machine, exports).await? {
+        Choice::Export(export, features) => Ok(Negotiated { stream: Stream::Tls(stream), export, features }),
+        // The machine refuses to start it twice.
+        Choice::StartTls => Err(CloseReason::Aborted.into()),
+    }
+}
+
+enum Choice {
+    Export(Arc<LiveExport>, Features),
+    StartTls,
+}
+
+/// Drives the machine to its next decision.
+async fn options<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    machine: &mut Negotiation,
+    exports: &Exports,
+) -> Result<Choice, NotNegotiated> {
+    let mut received = Vec::new();
+    let mut replies = Vec::new();
+    loop {
+        // Bounded by the machine: never more than one option of the longest kind.
+        received.resize(machine.wants(), 0);
+        stream.read_exact(&mut received).await.map_err(NotNegotiated::Broken)?;
+        let step = machine.on_bytes(&received, exports, &mut replies);
+        write(stream, &replies).await?;
+        replies.clear();
+        match step {
+            Step::Continue => (),
+            Step::StartTls => return Ok(Choice::StartTls),
+            Step::Transmission(export, features) => return Ok(Choice::Export(export, features)),
+            Step::Close(reason) => {
+                // A courtesy to a client that is leaving anyway.
+                drop(stream.shutdown().await);
+                return Err(reason.into());
+            }
+        }
+    }
+}
+
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(), NotNegotiated> {
+    stream.write_all(bytes).await.map_err(NotNegotiated::Broken)?;
+    stream.flush().await.map_err(NotNegotiated::Broken)
+}

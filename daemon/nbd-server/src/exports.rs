@@ -1,0 +1,262 @@
+//! Which volumes are served under which labels, and what becomes of their connections when the key goes.
+//!
+//! Invariants:
+//! - An export that was sealed never comes back to life: a new push inserts a new one, and connections of the old
+//!   one stay sealed.
+//! - A label whose key is gone is refused with "shutting down", not with "unknown", for as long as it is not removed.
+//!   While nothing at all is served every label is: a sealed node does not know the labels, the keyholder does.
+//!
+//! All calls are short and block on nothing but a mutex: the node calls them right after a wipe.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sealing::Volume;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::lane::Lane;
+use crate::limits::LABEL_BYTES_MAX;
+use crate::metrics::{ExportMetrics, Metrics};
+use crate::negotiation::{Directory, Shape, Unavailable};
+use crate::transmission::Operation;
+
+/// What clients of an export see when its key goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnSeal {
+    /// Connections close without answering what is in flight: a reconnecting client holds its requests and sends them
+    /// again after the next push.
+    Hold,
+    /// What is in flight and what follows is answered with `ESHUTDOWN`: the client sees an error at once.
+    Fail,
+}
+
+/// A volume to be served.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// The volume with its lent key.
+    pub volume: Volume,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// What clients see when the key goes.
+    pub on_seal: OnSeal,
+}
+
+/// A label that can't name an export.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidLabel {
+    /// The empty name is what clients send that name nothing.
+    #[error("an export needs a label: give the volume a name")]
+    Empty,
+    /// The protocol limits strings.
+    #[error("the label is {0} bytes long; NBD allows {LABEL_BYTES_MAX}")]
+    TooLong(usize),
+    /// Clients show labels on terminals and pass them in URIs.
+    #[error("the label `{}` has a control character in it; rename the volume", .0.escape_debug())]
+    ControlCharacter(String),
+}
+
+/// An export as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportStatus {
+    /// Its label.
+    pub label: String,
+    /// Whether its key is gone.
+    pub sealed: bool,
+    /// Connections that have chosen it.
+    pub connections: usize,
+}
+
+/// An export with what its connections share.
+pub(crate) struct LiveExport {
+    pub(crate) label: String,
+    pub(crate) volume: Volume,
+    pub(crate) read_only: bool,
+    pub(crate) on_seal: OnSeal,
+    pub(crate) metrics: ExportMetrics,
+    pub(crate) lane: Arc<Lane<Operation>>,
+    sealed: CancellationToken,
+    failures: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl fmt::Debug for LiveExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveExport").field("label", &self.label).finish_non_exhaustive()
+    }
+}
+
+impl LiveExport {
+    /// Whether anything may still be told that took the key to learn.
+    pub(crate) fn key_gone(&self) -> bool {
+        self.sealed.is_cancelled() || self.volume.check_key().is_err()
+    }
+
+    /// Whether the export was taken away for good.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.is_cancelled()
+    }
+
+    /// Returns once the export is taken away.
+    pub(crate) async fn sealed(&self) {
+        self.sealed.cancelled().await;
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        Shape { len_bytes: self.volume.len().0, read_only: self.read_only }
+    }
+
+    /// Counts a failure of the volume and says whether it is one to log: the 1st, 2nd, 4th, 8th … so that a dead
+    /// device does not fill the log.
+    pub(crate) fn count_failure(&self) -> Option<u64> {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        failures.is_power_of_two().then_some(failures)
+    }
+
+    pub(crate) fn connect(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.metrics.connections.inc();
+        Connected(Arc::clone(self))
+    }
+}
+
+/// One connection that has chosen an export; counted until dropped.
+#[derive(Debug)]
+pub(crate) struct Connected(Arc<LiveExport>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.connections.dec();
+    }
+}
+
+#[derive(Debug)]
+enum Entry {
+    Live(Arc<LiveExport>),
+    Sealed,
+}
+
+impl Entry {
+    fn seal(&mut self) {
+        if let Self::Live(live) = self {
+            live.sealed.cancel();
+            *self = Self::Sealed;
+        }
+    }
+}
+
+/// The table of exports.
+#[derive(Debug)]
+pub(crate) struct Exports {
+    entries: Mutex<BTreeMap<String, Entry>>,
+    draining: CancellationToken,
+    /// Threads beyond the first of each export.
+    extra_threads: Arc<Semaphore>,
+}
+
+impl Exports {
+    pub(crate) fn new(draining: CancellationToken, operations_max: usize) -> Self {
+        let extra_threads = Arc::new(Semaphore::new(operations_max));
+        Self { entries: Mutex::new(BTreeMap::new()), draining, extra_threads }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        // Every change is one insertion or removal: a panicking holder leaves nothing half done.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn insert(&self, label: &str, export: Export, metrics: &Metrics) -> Result<(), InvalidLabel> {
+        match label {
+            "" => return Err(InvalidLabel::Empty),
+            _ if label.len() > LABEL_BYTES_MAX => return Err(InvalidLabel::TooLong(label.len())),
+            _ if label.chars().any(char::is_control) => {
+                return Err(InvalidLabel::ControlCharacter(label.to_owned()));
+            }
+            _ => (),
+        }
+        let live = Arc::new(LiveExport {
+            label: label.to_owned(),
+            volume: export.volume,
+            read_only: export.read_only,
+            on_seal: export.on_seal,
+            metrics: metrics.for_export(label),
+            lane: Arc::new(Lane::new(Arc::clone(&self.extra_threads))),
+            sealed: CancellationToken::new(),
+            failures: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        });
+        if let Some(mut replaced) = self.entries().insert(label.to_owned(), Entry::Live(live)) {
+            replaced.seal();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn seal(&self, label: &str) {
+        if let Some(entry) = self.entries().get_mut(label) {
+            entry.seal();
+        }
+    }
+
+    pub(crate) fn seal_all(&self) {
+        for entry in self.entries().values_mut() {
+            entry.seal();
+        }
+    }
+
+    pub(crate) fn remove(&self, label: &str) {
+        if let Some(mut entry) = self.entries().remove(label) {
+            entry.seal();
+        }
+    }
+
+    pub(crate) fn status(&self) -> Vec<ExportStatus> {
+        let status = |(label, entry): (&String, &Entry)| {
+            let (sealed, connections) = match entry {
+                Entry::Live(live) => (live.key_gone(), live.connections.load(Ordering::Relaxed)),
+                Entry::Sealed => (true, 0),
+            };
+            let connections = usize::try_from(connections).unwrap_or(usize::MAX);
+            ExportStatus { label: label.clone(), sealed, connections }
+        };
+        self.entries().iter().map(status).collect()
+    }
+}
+
+impl Directory for Exports {
+    type Export = Arc<LiveExport>;
+
+    fn find(&self, label: &str) -> Result<Arc<LiveExport>, Unavailable> {
+        if self.draining.is_cancelled() {
+            return Err(Unavailable::Shutdown);
+        }
+        let entries = self.entries();
+        match entries.get(label) {
+            Some(Entry::Live(live)) if !live.key_gone() => Ok(Arc::clone(live)),
+            Some(_) => Err(Unavailable::Shutdown),
+            None if entries.values().any(|entry| matches!(entry, Entry::Live(_))) => {
+                Err(Unavailable::Unknown)
+            }
+            None => Err(Unavailable::Shutdown),
+        }
+    }
+
+    fn shape(&self, export: &Arc<LiveExport>) -> Shape {
+        export.shape()
+    }
+
+    fn labels(&self) -> Result<Vec<String>, Unavailable> {
+        if self.draining.is_cancelled() {
+            return Err(Unavailable::Shutdown);
+        }
+        let entries = self.entries();
+        let live: Vec<String> = entries
+            .iter()
+            .filter(|(_, entry)| matches!(entry, Entry::Live(live) if !live.key_gone()))
+            .map(|(label, _)| label.clone())
+            .collect();
+        if live.is_empty() { Err(Unavailable::Shutdown) } else { Ok(live) }
+    }
+}

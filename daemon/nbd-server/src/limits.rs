@@ -1,0 +1,81 @@
+//! Every limit of the NBD head, each with the reason for its number.
+//!
+//! Invariant: no length, count or duration that a client can name is used before it was held against one of these.
+
+use std::time::Duration;
+
+/// Smallest block that is advertised. Disks and file systems speak 512-byte sectors, and no client that the head was
+/// tried with sends less. Requests of any alignment are served all the same: a client that never asked for block
+/// sizes may assume 1.
+pub const BLOCK_BYTES_MIN: u32 = 512;
+
+/// The block size that avoids read-modify-write: the sector that is encrypted as one unit.
+pub const BLOCK_BYTES_PREFERRED: u32 = 4096;
+
+/// Longest payload of one read or write: 32 MiB, the length that the protocol obliges a server to carry and the most
+/// that common clients send.
+pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+
+/// Longest data of one option: 64 KiB holds a 4 KiB name (the protocol's limit for strings) and a thousand queries.
+pub const OPTION_BYTES_MAX: u32 = 64 << 10;
+
+/// Options one client may send before it must have chosen an export: the most talkative client seen sends 8, and a
+/// tool that walks a list of exports sends two for each.
+pub const OPTIONS_MAX: u32 = 128;
+
+/// Longest export name, the protocol's limit for strings.
+pub const LABEL_BYTES_MAX: usize = 4096;
+
+/// Descriptors in one block status reply: 64 KiB of reply. The protocol lets a client ask again for the rest.
+pub const STATUS_DESCRIPTORS_MAX: usize = 8192;
+
+/// Bytes whose presence is looked up in one step while a block status is put together: 1 GiB of 4 KiB sectors is at
+/// most 262,144 runs, 4 MiB of memory.
+pub const STATUS_WINDOW_BYTES: u64 = 1 << 30;
+
+/// Longest message in an error reply. They are fixed texts; the protocol allows 4096.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
+
+/// Bytes read ahead of the request that is being parsed: seven 4 KiB writes in one system call, while most of a long
+/// payload still goes straight into its own buffer.
+pub const READ_AHEAD_BYTES: usize = 32 << 10;
+
+/// Bytes by which a payload that is not wanted is read and dropped.
+pub const DISCARD_STEP_BYTES: usize = 64 << 10;
+
+/// Replies that one system call may carry: two slices each stay well under the kernel's 1024.
+pub const REPLIES_PER_WRITE_MAX: usize = 64;
+
+/// What an operator may set; the defaults carry their reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once, negotiating ones included. 128 clients, or 32 that use four connections each. One more is
+    /// closed as soon as it is accepted.
+    pub connections_max: usize,
+    /// Bytes of payload in flight on one connection, read or to be written, until the reply has left. 64 MiB is two
+    /// requests of the longest kind, or a queue of 256 at 256 KiB. A connection at its limit is not read from.
+    pub bytes_in_flight_max: u32,
+    /// Requests in flight on one connection. 256 is twice the deepest queue of common clients.
+    pub requests_in_flight_max: usize,
+    /// Operations that are inside a volume at once, all connections together: each holds one blocking thread of the
+    /// runtime. 64 keep an NVMe device busy and leave most of the runtime's 512 threads to the other heads.
+    pub operations_max: usize,
+    /// From accept to the start of transmission, TLS included. Longer than a loaded client over a bad line needs,
+    /// short enough that sitting on connections is no attack.
+    pub negotiation_time_max: Duration,
+    /// How long a client that disconnected may take to read the answers that it is still owed.
+    pub linger_time_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 128,
+            bytes_in_flight_max: 2 * PAYLOAD_BYTES_MAX,
+            requests_in_flight_max: 256,
+            operations_max: 64,
+            negotiation_time_max: Duration::from_secs(15),
+            linger_time_max: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Carries a request out on a volume. Runs on a thread that may wait for a device.
+
+use sealing::{Durability, ErrorKind, Presence, Volume, VolumeError, ZeroMode};
+use units::{ByteLen, ByteOffset};
+
+use crate::limits::{STATUS_DESCRIPTORS_MAX, STATUS_WINDOW_BYTES};
+use crate::reply::{Outcome, StatusRun};
+use crate::request::{Range, Refusal, Request};
+use crate::wire::Errno;
+
+/// Carries out `request`; `payload` is the data of a write and empty otherwise.
+pub(crate) fn execute(volume: &Volume, request: Request, payload: &[u8]) -> Result<Outcome, VolumeError> {
+    match request {
+        Request::Read { range } => {
+            let offset = range.offset.0;
+            // At most PAYLOAD_BYTES_MAX, which fits.
+            let mut data = vec![0; usize::try_from(range.len.0).unwrap_or(0)];
+            if !data.is_empty() {
+                volume.read(range.offset, &mut data)?;
+            }
+            return Ok(Outcome::Data { offset, data });
+        }
+        Request::BlockStatus { range, one } => {
+            let descriptors_max = if one { 1 } else { STATUS_DESCRIPTORS_MAX };
+            return block_status(volume, range, descriptors_max).map(Outcome::Status);
+        }
+        Request::Flush => volume.flush()?,
+        // Clear data is cached nowhere, so there is nothing to read ahead into.
+        Request::Cache { .. } => (),
+        Request::Write { range, .. } | Request::Trim { range, .. } | Request::WriteZeroes { range, .. }
+            if range.len == ByteLen(0) => {}
+        Request::Write { range, durable } => volume.write(range.offset, payload, durability(durable))?,
+        Request::Trim { range, durable } => volume.trim(range.offset, range.len, durability(durable))?,
+        Request::WriteZeroes { range, keep_allocated, durable } => {
+            let mode = if keep_allocated { ZeroMode::KeepAllocated } else { ZeroMode::MayUnmap };
+            volume.write_zeroes(range.offset, range.len, mode, durability(durable))?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// What a client is told of a failure; `None` where it is told nothing because the key is gone.
+pub(crate) fn refusal_of(error: &VolumeError, request: Request) -> Option<Refusal> {
+    let (errno, message) = match (error.kind(), request) {
+        (ErrorKind::KeyGone, _) => return None,
+        (ErrorKind::OutOfRange, Request::Write { .. } | Request::WriteZeroes { .. }) => {
+            (Errno::NoSpace, "past the end of the volume, which has been resized")
+        }
+        (ErrorKind::OutOfRange, _) => (Errno::Invalid, "past the end of the volume, which has been resized"),
+        (ErrorKind::NoSpace, _) => (Errno::NoSpace, "the pool is full: delete or trim something, or grow it"),
+        (ErrorKind::Io, _) => (Errno::Io, "the storage node's device failed the request; see its log"),
+        (ErrorKind::Failed, _) => {
+            (Errno::Io, "the pool has failed and stays so until it is opened again; see the node's status")
+        }
+    };
+    Some(Refusal { errno, message })
+}
+
+fn durability(durable: bool) -> Durability {
+    if durable { Durability::Durable } else { Durability::Buffered }
+}
+
+/// Runs of equal state from the start of `range`, at most `descriptors_max`, perhaps not to its end.
+fn block_status(
+    volume: &Volume,
+    range: Range,
+    descriptors_max: usize,
+) -> Result<Vec<StatusRun>, VolumeError> {
+    // (bytes, hole). All together at most the request's 32-bit length.
+    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let mut covered: u64 = 0;
+    'windows: while covered < range.len.0 {
+        let window = ByteLen((range.len.0 - covered).min(STATUS_WINDOW_BYTES));
+        let at = ByteOffset(range.offset.0 + covered);
+        for (ByteLen(len), presence) in volume.status(at, window)? {
+            let hole = presence == Presence::Hole;
+            let full = runs.len() == descriptors_max;
+            match runs.last_mut() {
+                Some((run_len, run_hole)) if *run_hole == hole => *run_len += len,
+                _ if full => break 'windows,
+                _ => runs.push((len, hole)),
+            }
+        }
+        covered += window.0;
+    }
+    let clamp = |len| u32::try_from(len).unwrap_or(u32::MAX);
+    Ok(runs.into_iter().map(|(len, hole)| StatusRun { len_bytes: clamp(len), hole }).collect())
+}

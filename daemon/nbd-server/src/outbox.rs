@@ -1,0 +1,328 @@
+//! A connection's replies on their way out: whoever finishes a request sends its reply, and a task takes over when
+//! the socket is full.
+//!
+//! At any time at most one party sends: a thread that has just finished an operation, or the connection's own task.
+//! Replies that come in meanwhile are picked up by the one that sends, many in one system call. Under TLS it is
+//! always the task.
+//!
+//! Invariants:
+//! - The key is asked for again before every write to the socket. Once it is gone, a connection of a holding export
+//!   ends and nothing more leaves; on a failing one only `ESHUTDOWN` leaves, and a reply with data that is partly
+//!   out ends the connection.
+//! - After [`Outbox::close`] nothing is sent and the socket is not held open, whatever operations are still running.
+
+use std::io;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::{tcp, unix};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use crate::exports::{LiveExport, OnSeal};
+use crate::reply::{Batch, Outcome, SEALED};
+use crate::transmission::Closed;
+
+/// What one request of a connection occupies until its reply has left.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) _slot: OwnedSemaphorePermit,
+    pub(crate) payload: Option<OwnedSemaphorePermit>,
+}
+
+/// The sending half of a socket that any thread may write to.
+#[derive(Debug)]
+pub(crate) enum PlainSink {
+    Tcp(tcp::OwnedWriteHalf),
+    Unix(unix::OwnedWriteHalf),
+}
+
+impl PlainSink {
+    fn try_write(&self, batch: &Batch<Hold>) -> io::Result<usize> {
+        match self {
+            Self::Tcp(half) => half.try_write_vectored(&batch.slices()),
+            Self::Unix(half) => half.try_write_vectored(&batch.slices()),
+        }
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(half) => half.writable().await,
+            Self::Unix(half) => half.writable().await,
+        }
+    }
+}
+
+/// The sending half of a TLS session.
+pub(crate) type TlsSink = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Where the task sends.
+pub(crate) enum Sink {
+    Plain(Arc<PlainSink>),
+    Tls(TlsSink),
+}
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    export: Arc<LiveExport>,
+    structured: bool,
+    state: Mutex<State>,
+    /// Something changed that the task must look at.
+    task: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Replies that nobody has taken to send yet.
+    waiting: Batch<Hold>,
+    /// Somebody sends.
+    sending: bool,
+    /// The task is to take the sending over.
+    handed_over: bool,
+    /// Requests that have been taken and not been answered.
+    unanswered: usize,
+    /// More requests may come.
+    reading: bool,
+    /// Where any thread may send; gone when closed, and under TLS.
+    plain: Option<Arc<PlainSink>>,
+    /// Why the connection has to end; nothing is sent any more.
+    ended: Option<Closed>,
+    closed: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(export: Arc<LiveExport>, structured: bool, sink: &Sink) -> Self {
+        let plain = match sink {
+            Sink::Plain(plain) => Some(Arc::clone(plain)),
+            Sink::Tls(_) => None,
+        };
+        let state = State {
+            waiting: Batch::new(structured),
+            sending: false,
+            handed_over: false,
+            unanswered: 0,
+            reading: true,
+            plain,
+            ended: None,
+            closed: false,
+        };
+        Self { export, structured, state: Mutex::new(state), task: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request was taken; an answer or [`Self::withdraw`] follows.
+    pub(crate) fn expect(&self) {
+        self.state().unanswered += 1;
+    }
+
+    /// A request gets no answer.
+    pub(crate) fn withdraw(&self) {
+        let mut state = self.state();
+        state.unanswered -= 1;
+        self.notify_if_done(&state);
+    }
+
+    /// No request follows.
+    pub(crate) fn reading_done(&self) {
+        let mut state = self.state();
+        state.reading = false;
+        self.notify_if_done(&state);
+    }
+
+    /// Whether every request that was taken has its answer, sent or not.
+    pub(crate) fn all_answered(&self) -> bool {
+        self.state().unanswered == 0
+    }
+
+    /// Ends it all: what has not left does not leave.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.plain = None;
+        let unsent = mem::replace(&mut state.waiting, Batch::new(self.structured));
+        drop(state);
+        drop(unsent);
+    }
+
+    /// Answers a request; `None` where the key was gone. Called on the thread that carried it out.
+    pub(crate) fn answer(&self, cookie: u64, outcome: Option<Outcome>, hold: Hold) {
+        let outcome = match (outcome, self.export.on_seal) {
+            (Some(outcome), _) => Some(outcome),
+            (None, OnSeal::Fail) => Some(Outcome::Refused(SEALED)),
+            (None, OnSeal::Hold) => None,
+        };
+        let mut state = self.state();
+        state.unanswered -= 1;
+        if state.closed || state.ended.is_some() {
+            return;
+        }
+        let Some(outcome) = outcome else {
+            state.ended = Some(Closed::Sealed);
+            self.task.notify_one();
+            return;
+        };
+        state.waiting.push(cookie, outcome, hold);
+        if state.sending {
+            return;
+        }
+        state.sending = true;
+        let Some(plain) = state.plain.clone() else {
+            state.handed_over = true;
+            self.task.notify_one();
+            return;
+        };
+        let batch = mem::replace(&mut state.waiting, Batch::new(self.structured));
+        drop(state);
+        self.send_here(batch, &plain);
+    }
+
+    /// Sends until nothing waits or the socket is full.
+    fn send_here(&self, mut batch: Batch<Hold>, plain: &PlainSink) {
+        loop {
+            let sent = self.clear_to_send(&mut batch).and_then(|()| match plain.try_write(&batch) {
+                Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
+                Ok(sent) => Ok(Some(sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                Err(error) => Err(Closed::Broken(error)),
+            });
+            match sent {
+                Ok(Some(sent)) => batch.advance(sent),
+                Ok(None) => {
+                    let mut state = self.state();
+                    if !state.closed {
+                        state.waiting.prepend(batch);
+                        state.handed_over = true;
+                        self.task.notify_one();
+                    }
+                    return;
+                }
+                Err(closed) => {
+                    self.state().ended.get_or_insert(closed);
+                    self.task.notify_one();
+                    return;
+                }
+            }
+            if batch.is_empty() && !self.take_more(&mut batch) {
+                return;
+            }
+        }
+    }
+
+    /// What has come in since; `false`, and nobody sends any more, where that is nothing.
+    fn take_more(&self, batch: &mut Batch<Hold>) -> bool {
+        let mut state = self.state();
+        if state.closed {
+            return false;
+        }
+        if state.waiting.is_empty() {
+            state.sending = false;
+            self.notify_if_done(&state);
+            return false;
+        }
+        mem::swap(batch, &mut state.waiting);
+        true
+    }
+
+    /// Asks for the key again. Nothing that took it to learn may leave once it is gone.
+    fn clear_to_send(&self, batch: &mut Batch<Hold>) -> Result<(), Closed> {
+        if !self.export.key_gone() {
+            return Ok(());
+        }
+        match self.export.on_seal {
+            OnSeal::Fail if batch.refuse() => Ok(()),
+            OnSeal::Fail | OnSeal::Hold => Err(Closed::Sealed),
+        }
+    }
+
+    fn notify_if_done(&self, state: &State) {
+        if state.is_done() {
+            self.task.notify_one();
+        }
+    }
+
+    /// The connection's task: sends when others can't, and returns once the last reply has left.
+    pub(crate) async fn run(&self, mut sink: Sink) -> Result<(), Closed> {
+        loop {
+            let handed_over = {
+                let mut state = self.state();
+                if let Some(ended) = state.ended.take() {
+                    state.closed = true;
+                    return Err(ended);
+                }
+                if mem::take(&mut state.handed_over) {
+                    Some(mem::replace(&mut state.waiting, Batch::new(self.structured)))
+                } else if state.is_done() {
+                    break;
+                } else {
+                    None
+                }
+            };
+            match handed_over {
+                Some(batch) => self.send_in_task(batch, &mut sink).await?,
+                None => self.task.notified().await,
+            }
+        }
+        if let Sink::Tls(stream) = &mut sink {
+            stream.shutdown().await?;
+        }
+        Ok(())
+    }
+
+    async fn send_in_task(&self, mut batch: Batch<Hold>, sink: &mut Sink) -> Result<(), Closed> {
+        // Once an export is sealed for good, every wait for that would end at once.
+        let mut seal_seen = false;
+        loop {
+            if self.export.is_sealed() {
+                seal_seen = true;
+            }
+            self.clear_to_send(&mut batch)?;
+            let sent = tokio::select! {
+                biased;
+                sent = write(sink, &batch) => sent?,
+                () = self.export.sealed(), if !seal_seen => continue,
+            };
+            batch.advance(sent);
+            tokio::select! {
+                biased;
+                flushed = flush(sink) => flushed?,
+                // What sits in the TLS session can't be taken back any other way.
+                () = self.export.sealed(), if !seal_seen => return Err(Closed::Sealed),
+            }
+            if batch.is_empty() && !self.take_more(&mut batch) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl State {
+    /// Every request has been answered and every answer has left.
+    fn is_done(&self) -> bool {
+        !self.reading && self.unanswered == 0 && !self.sending && self.waiting.is_empty()
+    }
+}
+
+async fn write(sink: &mut Sink, batch: &Batch<Hold>) -> Result<usize, Closed> {
+    let sent = match sink {
+        Sink::Tls(stream) => stream.write_vectored(&batch.slices()).await?,
+        Sink::Plain(plain) => loop {
+            plain.writable().await?;
+            match plain.try_write(batch) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                sent => break sent?,
+            }
+        },
+    };
+    if sent == 0 { Err(Closed::Broken(io::ErrorKind::WriteZero.into())) } else { Ok(sent) }
+}
+
+async fn flush(sink: &mut Sink) -> io::Result<()> {
+    match sink {
+        Sink::Tls(stream) => stream.flush().await,
+        Sink::Plain(_) => Ok(()),
+    }
+}

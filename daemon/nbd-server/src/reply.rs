@@ -1,0 +1,354 @@
+//! Replies: outcomes become bytes, and a batch of them leaves in as few writes as the socket takes.
+//!
+//! Invariants:
+//! - A read's data is never copied: header and data are two slices of one vectored write.
+//! - What each reply holds (its share of the connection's budget) is released when its last byte has left.
+//! - Once the key is gone, [`Batch::refuse`] turns every reply that has not begun to leave into `ESHUTDOWN` and
+//!   drops its data.
+//!
+//! It does no input or output.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use crate::limits::{ERROR_MESSAGE_BYTES_MAX, REPLIES_PER_WRITE_MAX};
+use crate::negotiation::ALLOCATION_CONTEXT_ID;
+use crate::request::Refusal;
+use crate::wire::{
+    CHUNK_HEADER_BYTES, ChunkHeader, Errno, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, allocation, chunk,
+};
+
+/// How a run of bytes is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StatusRun {
+    pub(crate) len_bytes: u32,
+    /// Unallocated, so it reads as zeroes.
+    pub(crate) hole: bool,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Done,
+    Data { offset: u64, data: Vec<u8> },
+    Status(Vec<StatusRun>),
+    Refused(Refusal),
+}
+
+/// A chunk header and an offset: the longest head there is.
+const HEAD_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 8;
+
+/// The refusal of everything once the key is gone.
+pub(crate) const SEALED: Refusal =
+    Refusal { errno: Errno::Shutdown, message: "sealed: the key is gone; reconnect after the next push" };
+
+#[derive(Debug)]
+enum Body {
+    Empty,
+    Owned(Vec<u8>),
+    Fixed(&'static [u8]),
+}
+
+impl Body {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Owned(bytes) => bytes,
+            Self::Fixed(bytes) => bytes,
+        }
+    }
+}
+
+/// One reply in wire form, and what it holds until it has left.
+#[derive(Debug)]
+struct Encoded<H> {
+    cookie: u64,
+    head: [u8; HEAD_BYTES_MAX],
+    head_len: usize,
+    body: Body,
+    /// An error tells nothing that took a key to learn: it may leave after a seal.
+    refusal: bool,
+    /// Released with the reply.
+    _hold: H,
+}
+
+impl<H> Encoded<H> {
+    fn len(&self) -> usize {
+        self.head_len + self.body.as_bytes().len()
+    }
+
+    fn set(&mut self, parts: &[&[u8]], body: Body) {
+        self.head_len = 0;
+        for part in parts {
+            self.head[self.head_len..self.head_len + part.len()].copy_from_slice(part);
+            self.head_len += part.len();
+        }
+        self.body = body;
+    }
+
+    fn set_simple(&mut self, error: u32, body: Body) {
+        let mut head = [0; SIMPLE_REPLY_BYTES];
+        head[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
+        head[4..8].copy_from_slice(&error.to_be_bytes());
+        head[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        self.set(&[&head], body);
+    }
+
+    /// One chunk that is the whole reply; `fields` come between the chunk header and the body.
+    fn set_chunk(&mut self, kind: u16, fields: &[&[u8]], body: Body) {
+        let len: usize = fields.iter().map(|field| field.len()).sum::<usize>() + body.as_bytes().len();
+        // Payloads are bounded by the limits, far below 4 GiB.
+        let length = u32::try_from(len).unwrap_or(u32::MAX);
+        let header = ChunkHeader { flags: chunk::FLAG_DONE, kind, cookie: self.cookie, length }.encode();
+        let mut parts: [&[u8]; 3] = [&header, &[], &[]];
+        for (part, field) in parts[1..].iter_mut().zip(fields) {
+            *part = field;
+        }
+        self.set(&parts, body);
+    }
+
+    fn encode(&mut self, outcome: Outcome, structured: bool) {
+        self.refusal = matches!(outcome, Outcome::Refused(_));
+        match (outcome, structured) {
+            (Outcome::Done, false) => self.set_simple(0, Body::Empty),
+            (Outcome::Done, true) => self.set_chunk(chunk::NONE, &[], Body::Empty),
+            (Outcome::Data { data, .. }, false) => self.set_simple(0, Body::Owned(data)),
+            // A data chunk of no bytes is forbidden.
+            (Outcome::Data { data, .. }, true) if data.is_empty() => {
+                self.set_chunk(chunk::NONE, &[], Body::Empty);
+            }
+            (Outcome::Data { offset, data }, true) => {
+                self.set_chunk(chunk::OFFSET_DATA, &[&offset.to_be_bytes()], Body::Owned(data));
+            }
+            (Outcome::Status(runs), true) => {
+                let mut body = Vec::with_capacity(8 * runs.len());
+                for run in runs {
+                    let flags = if run.hole { allocation::HOLE | allocation::ZERO } else { 0 };
+                    body.extend_from_slice(&run.len_bytes.to_be_bytes());
+                    body.extend_from_slice(&flags.to_be_bytes());
+                }
+                self.set_chunk(
+                    chunk::BLOCK_STATUS,
+                    &[&ALLOCATION_CONTEXT_ID.to_be_bytes()],
+                    Body::Owned(body),
+                );
+            }
+            // Block status is parsed only where structured replies were negotiated.
+            (Outcome::Status(_), false) => self.set_simple(Errno::Invalid.code(), Body::Empty),
+            (Outcome::Refused(refusal), false) => self.set_simple(refusal.errno.code(), Body::Empty),
+            (Outcome::Refused(refusal), true) => {
+                let message = refusal.message.as_bytes();
+                let message = &message[..message.len().min(ERROR_MESSAGE_BYTES_MAX)];
+                let message_len = u16::try_from(message.len()).unwrap_or(0);
+                let errno = refusal.errno.code().to_be_bytes();
+                self.set_chunk(chunk::ERROR, &[&errno, &message_len.to_be_bytes()], Body::Fixed(message));
+            }
+        }
+    }
+}
+
+/// Replies on their way out, in order. `H` is what a reply holds until it has left.
+#[derive(Debug)]
+pub(crate) struct Batch<H> {
+    structured: bool,
+    replies: VecDeque<Encoded<H>>,
+    /// Bytes of the first reply that have left.
+    front_sent: usize,
+}
+
+impl<H> Batch<H> {
+    pub(crate) fn new(structured: bool) -> Self {
+        Self { structured, replies: VecDeque::new(), front_sent: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    /// Puts `earlier` in front, of which a part may have left; of `self` nothing has.
+    pub(crate) fn prepend(&mut self, mut earlier: Self) {
+        debug_assert_eq!(self.front_sent, 0, "two replies can't both be partly out");
+        earlier.replies.append(&mut self.replies);
+        *self = earlier;
+    }
+
+    pub(crate) fn push(&mut self, cookie: u64, outcome: Outcome, hold: H) {
+        let mut encoded = Encoded {
+            cookie,
+            head: [0; HEAD_BYTES_MAX],
+            head_len: 0,
+            body: Body::Empty,
+            refusal: false,
+            _hold: hold,
+        };
+        encoded.encode(outcome, self.structured);
+        self.replies.push_back(encoded);
+    }
+
+    /// What is left to send, as slices for one vectored write.
+    pub(crate) fn slices(&self) -> Vec<IoSlice<'_>> {
+        let count = self.replies.len().min(REPLIES_PER_WRITE_MAX);
+        let mut slices = Vec::with_capacity(2 * count);
+        let mut skip = self.front_sent;
+        for reply in self.replies.iter().take(count) {
+            for part in [&reply.head[..reply.head_len], reply.body.as_bytes()] {
+                let rest = &part[skip.min(part.len())..];
+                skip -= part.len() - rest.len();
+                if !rest.is_empty() {
+                    slices.push(IoSlice::new(rest));
+                }
+            }
+        }
+        slices
+    }
+
+    /// `len` bytes have left.
+    pub(crate) fn advance(&mut self, len: usize) {
+        self.front_sent += len;
+        while let Some(front) = self.replies.front() {
+            let front_len = front.len();
+            if self.front_sent < front_len {
+                return;
+            }
+            self.front_sent -= front_len;
+            self.replies.pop_front();
+        }
+        debug_assert_eq!(self.front_sent, 0, "no more can leave than was there");
+    }
+
+    /// The key is gone: every reply that tells something becomes `ESHUTDOWN`. `false` where one of them is partly
+    /// out, which only closing the connection can end.
+    pub(crate) fn refuse(&mut self) -> bool {
+        if self.front_sent > 0 && self.replies.front().is_some_and(|front| !front.refusal) {
+            return false;
+        }
+        for reply in self.replies.iter_mut().filter(|reply| !reply.refusal) {
+            reply.encode(Outcome::Refused(SEALED), self.structured);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes_of<H>(batch: &Batch<H>) -> Vec<u8> {
+        batch.slices().iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    fn one(structured: bool, outcome: Outcome) -> Vec<u8> {
+        let mut batch = Batch::new(structured);
+        batch.push(0x0807_0605_0403_0201, outcome, ());
+        bytes_of(&batch)
+    }
+
+    const COOKIE: [u8; 8] = [8, 7, 6, 5, 4, 3, 2, 1];
+
+    #[test]
+    fn simple_replies_have_the_published_layout() {
+        let head = |error: u8| [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, error], COOKIE.as_slice()].concat();
+        assert_eq!(one(false, Outcome::Done), head(0));
+        let data = Outcome::Data { offset: 512, data: vec![7, 7] };
+        assert_eq!(one(false, data), [head(0), vec![7, 7]].concat());
+        let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
+        assert_eq!(one(false, refused), head(28), "a simple error carries no message");
+    }
+
+    #[test]
+    fn structured_replies_have_the_published_layout() {
+        let head = |kind: [u8; 2], len: u8| {
+            [&[0x66, 0x8e, 0x33, 0xef, 0, 1, kind[0], kind[1]], COOKIE.as_slice(), &[0, 0, 0, len]].concat()
+        };
+        assert_eq!(one(true, Outcome::Done), head([0, 0], 0));
+        let data = Outcome::Data { offset: 512, data: vec![7, 7] };
+        assert_eq!(one(true, data), [head([0, 1], 10), vec![0, 0, 0, 0, 0, 0, 2, 0, 7, 7]].concat());
+        let nothing = Outcome::Data { offset: 512, data: vec![] };
+        assert_eq!(one(true, nothing), head([0, 0], 0), "no data chunk without data");
+        let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
+        assert_eq!(one(true, refused), [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat());
+        let runs = vec![StatusRun { len_bytes: 4096, hole: true }, StatusRun { len_bytes: 512, hole: false }];
+        let body = [0, 0, 0, 1, 0, 0, 0x10, 0, 0, 0, 0, 3, 0, 0, 2, 0, 0, 0, 0, 0];
+        assert_eq!(one(true, Outcome::Status(runs)), [head([0, 5], 20), body.to_vec()].concat());
+    }
+
+    fn outcome() -> impl Strategy<Value = (bool, usize)> {
+        (any::<bool>(), 0_usize..100)
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut_the_stream_is_the_same_and_holds_go_with_the_last_byte(
+            structured in any::<bool>(),
+            replies in proptest::collection::vec(outcome(), 1..20),
+            cuts in proptest::collection::vec(1_usize..60, 1..200),
+        ) {
+            let mut batch = Batch::new(structured);
+            let mut ends = Vec::new();
+            let mut held = Vec::new();
+            for (cookie, (with_data, len)) in (0_u8..).zip(replies) {
+                let hold = Rc::new(());
+                held.push(Rc::downgrade(&hold));
+                let outcome = if with_data {
+                    Outcome::Data { offset: 0, data: vec![cookie; len] }
+                } else {
+                    Outcome::Done
+                };
+                batch.push(u64::from(cookie), outcome, hold);
+                ends.push(bytes_of(&batch).len());
+            }
+            let whole = bytes_of(&batch);
+            let mut sent = Vec::new();
+            for cut in cuts.iter().cycle() {
+                if batch.is_empty() {
+                    break;
+                }
+                let left = bytes_of(&batch);
+                let step = (*cut).min(left.len());
+                sent.extend_from_slice(&left[..step]);
+                batch.advance(step);
+                for (end, hold) in ends.iter().zip(&held) {
+                    prop_assert_eq!(hold.upgrade().is_none(), sent.len() >= *end);
+                }
+            }
+            prop_assert_eq!(sent, whole);
+        }
+    }
+
+    #[test]
+    fn refusing_leaves_no_data_behind() {
+        let mut batch = Batch::new(true);
+        batch.push(1, Outcome::Data { offset: 0, data: vec![0xaa; 64] }, ());
+        batch.push(2, Outcome::Done, ());
+        let invalid = Refusal { errno: Errno::Invalid, message: "no" };
+        batch.push(3, Outcome::Refused(invalid), ());
+        assert!(batch.refuse());
+        let bytes = bytes_of(&batch);
+        assert!(!bytes.contains(&0xaa));
+        let mut expected = Batch::new(true);
+        for (cookie, refusal) in [(1, SEALED), (2, SEALED), (3, invalid)] {
+            expected.push(cookie, Outcome::Refused(refusal), ());
+        }
+        assert_eq!(bytes, bytes_of(&expected));
+    }
+
+    #[test]
+    fn a_reply_that_is_partly_out_cannot_be_refused_unless_it_is_a_refusal() {
+        let mut batch = Batch::new(false);
+        batch.push(1, Outcome::Data { offset: 0, data: vec![0xaa; 64] }, ());
+        batch.advance(20);
+        assert!(!batch.refuse());
+
+        let mut batch = Batch::new(true);
+        batch.push(1, Outcome::Refused(SEALED), ());
+        batch.push(2, Outcome::Done, ());
+        let whole = bytes_of(&batch);
+        batch.advance(20);
+        assert!(batch.refuse());
+        assert_eq!(bytes_of(&batch)[..26], whole[20..46], "the one that is partly out goes on unchanged");
+    }
+}
