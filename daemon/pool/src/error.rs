@@ -23,6 +23,10 @@ pub enum PoolError {
     )]
     Failed(Arc<PoolError>),
 
+    /// A thread ended in the middle of a metadata write; nobody knows how far it came.
+    #[error("a thread ended in the middle of a metadata write; this is a bug, please report it with the log")]
+    Interrupted,
+
     /// Every extent is in use.
     #[error("the pool is full: delete or trim volumes, or enlarge the device and run `nightlatch pool grow`")]
     NoSpace,
@@ -154,6 +158,8 @@ pub enum Damage {
     ExtentTwice,
     #[error("a log record that cannot be")]
     LogRecord,
+    #[error("an extent of a volume that is held for free in memory")]
+    ExtentFree,
 }
 
 impl PoolError {

@@ -1,11 +1,45 @@
-//! A pool: thin volumes on one device, without any key.
+//! A pool: thin volumes of ciphertext on one device, without any key.
+//!
+//! Invariants:
+//! - A sector is a hole until a write of it has returned, on disk until that write and its presence are durable. What an
+//!   extent held before is never shown.
+//! - `flush` covers every write that was replied to before it. A failed one is final for the pool and its volumes.
+//! - An extent is given out again only when its unmapping is durable and its last reader gone.
+//! - Metadata has its space from the first day: deleting, trimming and shrinking work on a full pool.
+//! - After a power cut at any step ([`CrashStep`]) the pool opens as it was at its last flush, or newer.
+//! - What is wrong on the device is an error that says what to do next; nothing is written before all of it is read.
+//!
+//! FORMAT.md draws the bytes. This crate cannot hold a key, and volumes have no names here but their random ids.
+
+mod allocator;
+mod bytes;
+mod check;
+mod commit;
+mod entry;
 mod error;
+mod extent;
+mod layout;
+mod load;
+mod log;
+mod pool;
+mod presence;
+mod probe;
+mod steps;
+mod superblock;
+mod volume;
+
+use std::fmt;
 use std::sync::Arc;
 
-use device::{Device, DeviceInfo, Sealed};
-use units::{ByteLen, DomainId, Fence, Lba, PoolId, SectorCount, VolumeEpoch, VolumeId};
+use device::DeviceInfo;
+use units::{ByteLen, DomainId, Fence, PoolId, SectorCount, VolumeEpoch, VolumeId};
 
+pub use check::CheckReport;
 pub use error::{Damage, PoolError, PoolErrorKind, SuperblockFault};
+pub use load::Problem;
+pub use pool::Pool;
+pub use steps::CrashStep;
+pub use volume::{Piece, PoolVolume};
 
 /// The version of the on-disk format that this crate reads and writes (FORMAT.md).
 pub const FORMAT_VERSION: u32 = 1;
@@ -54,6 +88,22 @@ impl Default for CreateOptions {
     }
 }
 
+/// Called immediately before each step of the crash order, in the thread that takes it.
+pub type StepHook = Arc<dyn Fn(CrashStep) + Send + Sync>;
+
+/// How to open a pool.
+#[derive(Clone, Default)]
+pub struct OpenOptions {
+    /// Told of every step of the crash order: for tests that cut power at each of them.
+    pub on_step: Option<StepHook>,
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenOptions").field("on_step", &self.on_step.is_some()).finish()
+    }
+}
+
 /// The state of a pool, for status and messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolInfo {
@@ -95,89 +145,4 @@ pub struct VolumeInfo {
     pub fence: Fence,
     /// Extents allocated to it.
     pub allocated: ByteLen,
-}
-
-/// An open pool.
-#[derive(Debug)]
-pub struct Pool {}
-
-#[expect(unused_variables, clippy::missing_errors_doc, reason = "interface ahead of its body")]
-impl Pool {
-    pub fn create(device: Arc<dyn Device>, options: CreateOptions) -> Result<Arc<Self>, PoolError> {
-        unimplemented!()
-    }
-    pub fn open(device: Arc<dyn Device>) -> Result<Arc<Self>, PoolError> {
-        unimplemented!()
-    }
-    pub fn info(&self) -> PoolInfo {
-        unimplemented!()
-    }
-    pub fn volumes(&self) -> Vec<VolumeInfo> {
-        unimplemented!()
-    }
-    pub fn volume(&self, id: VolumeId) -> Result<Arc<PoolVolume>, PoolError> {
-        unimplemented!()
-    }
-    pub fn create_volume(&self, spec: VolumeSpec) -> Result<Arc<PoolVolume>, PoolError> {
-        unimplemented!()
-    }
-    pub fn delete_volume(&self, id: VolumeId) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-    pub fn resize_volume(&self, id: VolumeId, sectors: SectorCount) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-    /// Durable when it returns; refuses a fence that is not above the highest seen with `StaleFence`.
-    pub fn raise_fence(&self, id: VolumeId, fence: Fence) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-    /// Uses what the device has become longer by. Returns the length in use.
-    pub fn grow(&self) -> Result<ByteLen, PoolError> {
-        unimplemented!()
-    }
-    pub fn flush(&self) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-}
-
-/// Part of the answer to a read.
-#[derive(Debug)]
-pub enum Piece {
-    /// Never written, or unmapped: reads as zeros.
-    Hole(SectorCount),
-    /// Ciphertext of consecutive sectors.
-    Sealed { first: Lba, epoch: VolumeEpoch, data: Sealed },
-}
-
-/// An open volume: sectors of ciphertext.
-#[derive(Debug)]
-pub struct PoolVolume {}
-
-#[expect(unused_variables, clippy::missing_errors_doc, reason = "interface ahead of its body")]
-impl PoolVolume {
-    pub fn id(&self) -> VolumeId {
-        unimplemented!()
-    }
-    pub fn info(&self) -> VolumeInfo {
-        unimplemented!()
-    }
-    pub fn sectors(&self) -> SectorCount {
-        unimplemented!()
-    }
-    pub fn read(&self, first: Lba, count: SectorCount) -> Result<Vec<Piece>, PoolError> {
-        unimplemented!()
-    }
-    pub fn write(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-    pub fn unmap(&self, first: Lba, count: SectorCount) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-    pub fn flush(&self) -> Result<(), PoolError> {
-        unimplemented!()
-    }
-    /// Runs of (sectors, present) that cover the range in order.
-    pub fn presence(&self, first: Lba, count: SectorCount) -> Result<Vec<(SectorCount, bool)>, PoolError> {
-        unimplemented!()
-    }
 }

@@ -1,0 +1,77 @@
+//! Reads all of a pool's metadata and says what it finds. Writes nothing.
+
+use device::Device;
+use units::PoolId;
+
+use crate::load::{Loaded, Problem};
+use crate::{Pool, PoolError, RepairedSuperblock};
+
+/// What checking a pool found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckReport {
+    pub pool: PoolId,
+    pub volumes: u64,
+    /// Extents that belong to a volume.
+    pub mapped_extents: u64,
+    /// Sectors that hold something.
+    pub present_sectors: u64,
+    /// Table entries of deleted volumes: free, and overwritten when their extent is used again.
+    pub stale_entries: u64,
+    /// Extents past the end of their volume, from a shrinking that did not finish. Opening the pool frees them.
+    pub unfinished_unmaps: u64,
+    /// A copy of the superblock that is damaged. Opening the pool writes it again.
+    pub damaged_superblock: Option<RepairedSuperblock>,
+    /// Everything that is wrong, up to a limit, and how many more there are.
+    pub problems: Vec<Problem>,
+    pub problems_unlisted: u64,
+}
+
+impl CheckReport {
+    /// Whether the pool can be opened and nothing in its metadata is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    fn of(loaded: &Loaded) -> Self {
+        let superblock = loaded.superblocks.current;
+        let sectors = superblock.layout.extent_sectors();
+        let mapped = || loaded.maps.values().flatten();
+        Self {
+            pool: superblock.pool,
+            volumes: loaded.volumes.values().filter(|entry| entry.volume.is_some()).count() as u64,
+            mapped_extents: mapped().count() as u64,
+            present_sectors: mapped().map(|extent| u64::from(extent.presence.count(sectors))).sum(),
+            stale_entries: loaded.stale_entries,
+            unfinished_unmaps: loaded.outside.len() as u64,
+            damaged_superblock: loaded.superblocks.damaged(),
+            problems: loaded.problems.clone(),
+            problems_unlisted: loaded.problems_unlisted,
+        }
+    }
+}
+
+impl Pool {
+    /// Checks the pool on a device that is not open otherwise. An error is something without which nothing can be
+    /// read: no superblock, a newer format, a device that has become shorter.
+    pub fn check_device(device: &dyn Device) -> Result<CheckReport, PoolError> {
+        device.refresh_len()?;
+        Loaded::read(device).map(|loaded| CheckReport::of(&loaded))
+    }
+
+    /// Checks this pool while it serves: what is durable now, also against what is in memory. Metadata writes wait
+    /// meanwhile.
+    pub fn check(&self) -> Result<CheckReport, PoolError> {
+        let loaded = self.core.load_again()?;
+        let mut report = CheckReport::of(&loaded);
+        // Whatever the table names is held until the unmapping is durable: a free one would be given out twice.
+        for extent in loaded.maps.values().flatten() {
+            if !self.core.allocator.is_used(extent.index) {
+                report.problems.push(Problem {
+                    damage: crate::Damage::ExtentFree,
+                    at: loaded.superblocks.current.layout.sector_at(extent.index, 0),
+                });
+            }
+        }
+        Ok(report)
+    }
+}

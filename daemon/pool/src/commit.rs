@@ -1,0 +1,537 @@
+//! Making things durable: group commit, the log, and the checkpoint that empties it.
+//!
+//! Invariants:
+//! - What a flush covers is decided by one snapshot, taken before the device is flushed: presence is set only after the
+//!   data write has returned, so everything in the snapshot has its data covered by that flush.
+//! - One round runs at a time and serves everyone who asked before it started.
+//! - An extent taken out of a map is held until the round that logged it has ended, and by every reader that found
+//!   it before; only then is it free.
+//! - The first error ends the pool: every later call fails with it.
+//!
+//! The steps are numbered in `CrashStep`; the table there says what breaks when two are swapped.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use device::{Device, DeviceErrorKind, Metadata, SectorBuf};
+use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
+
+use crate::allocator::Allocator;
+use crate::entry::{Mapping, VolumeEntry, encode_extent, encode_volume};
+use crate::extent::Extent;
+use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
+use crate::load::{Loaded, Logged, read_pages};
+use crate::log::{Log, Packer, Record};
+use crate::superblock::{Superblock, superblock_at};
+use crate::volume::VolumeState;
+use crate::{CrashStep, PoolError, StepHook};
+
+/// What every part of an open pool shares.
+pub(crate) struct Core {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) layout: Layout,
+    pub(crate) pool: PoolId,
+    pub(crate) allocator: Arc<Allocator>,
+    pub(crate) dirty: Mutex<Dirty>,
+    /// Held by the round that runs, and by `grow` and `check`.
+    writer: Mutex<Writer>,
+    rounds: Mutex<Rounds>,
+    round_ended: Condvar,
+    /// Data writes that have returned. Counted before their presence is set.
+    data_writes: AtomicU64,
+    /// Unmappings that are marked dirty, and how many of them have been made durable and given back.
+    unmaps: AtomicU64,
+    unmaps_reclaimed: AtomicU64,
+    discard_works: AtomicBool,
+    failed: OnceLock<Arc<PoolError>>,
+    on_step: Option<StepHook>,
+}
+
+/// What has changed since the last snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    /// Extents whose presence changed or that are new, by volume and place in it. Each extent at most once.
+    pub(crate) extents: Vec<(Arc<VolumeState>, u64)>,
+    /// Volume entries, the last state of each slot.
+    pub(crate) volumes: BTreeMap<u32, VolumeEntry>,
+    /// Extents taken out of their map by deleting or shrinking a volume.
+    pub(crate) retired: Vec<Retired>,
+}
+
+/// An extent that no map holds any more.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    pub(crate) extent: Arc<Extent>,
+    /// Whether the table may name its volume and must be told.
+    pub(crate) needs_record: bool,
+}
+
+/// The disk's side: only who holds it writes metadata.
+#[derive(Debug)]
+struct Writer {
+    superblock: Superblock,
+    log: Log,
+    /// What the log holds and the tables may not.
+    logged: Logged,
+    /// `data_writes` as of the last device flush.
+    flushed_writes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Rounds {
+    started: u64,
+    ended: u64,
+    running: bool,
+}
+
+/// What one round makes durable.
+struct Snapshot {
+    records: Vec<Record>,
+    retired: Vec<Arc<Extent>>,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("pool", &self.pool).field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every holder leaves what it guards whole, even when it panics.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        superblock: Superblock,
+        log: Log,
+        logged: Logged,
+        allocator: Arc<Allocator>,
+        on_step: Option<StepHook>,
+    ) -> Self {
+        Self {
+            device,
+            layout: superblock.layout,
+            pool: superblock.pool,
+            allocator,
+            dirty: Mutex::default(),
+            writer: Mutex::new(Writer { superblock, log, logged, flushed_writes: 0 }),
+            rounds: Mutex::default(),
+            round_ended: Condvar::new(),
+            data_writes: AtomicU64::new(0),
+            unmaps: AtomicU64::new(0),
+            unmaps_reclaimed: AtomicU64::new(0),
+            discard_works: AtomicBool::new(true),
+            failed: OnceLock::new(),
+            on_step,
+        }
+    }
+
+    pub(crate) fn step(&self, step: CrashStep) {
+        if let Some(hook) = &self.on_step {
+            hook(step);
+        }
+    }
+
+    pub(crate) fn check_not_failed(&self) -> Result<(), PoolError> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(first) => Err(PoolError::Failed(Arc::clone(first))),
+        }
+    }
+
+    /// Ends the pool with `error`, or with the one that already has.
+    fn fail(&self, error: PoolError) -> PoolError {
+        if matches!(error, PoolError::Failed(_)) {
+            return error;
+        }
+        let first = self.failed.get_or_init(|| {
+            tracing::error!(pool = %self.pool, %error, "the pool has failed");
+            Arc::new(error)
+        });
+        PoolError::Failed(Arc::clone(first))
+    }
+
+    /// Counts a data write that has returned. Before its presence is set and before it is acknowledged.
+    pub(crate) fn data_written(&self) {
+        self.data_writes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts an unmapping, after it was marked dirty.
+    pub(crate) fn unmapped(&self) {
+        self.unmaps.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A free extent. Where there is none but unmappings wait to become durable, makes them so first: at 100% a trim
+    /// followed by a write works.
+    pub(crate) fn allocate(&self) -> Result<u32, PoolError> {
+        if let Some(index) = self.allocator.allocate() {
+            return Ok(index);
+        }
+        if self.unmaps.load(Ordering::Acquire) == self.unmaps_reclaimed.load(Ordering::Acquire) {
+            return Err(PoolError::NoSpace);
+        }
+        self.flush()?;
+        self.allocator.allocate().ok_or(PoolError::NoSpace)
+    }
+
+    /// Makes everything durable that was acknowledged before the call.
+    pub(crate) fn flush(&self) -> Result<(), PoolError> {
+        self.check_not_failed()?;
+        let mut rounds = lock(&self.rounds);
+        // A round that runs already may have taken its snapshot before the writes this call must cover.
+        let needed = rounds.started + 1;
+        while rounds.ended < needed {
+            if rounds.running {
+                rounds = self.round_ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            rounds.running = true;
+            rounds.started += 1;
+            drop(rounds);
+            let round = RunningRound { core: self };
+            let result = self.commit();
+            return round.end(result);
+        }
+        drop(rounds);
+        self.check_not_failed()
+    }
+
+    fn commit(&self) -> Result<(), PoolError> {
+        let mut writer = self.writer()?;
+        let unmaps = self.unmaps.load(Ordering::Acquire);
+        let snapshot = self.snapshot();
+        // After the snapshot: a write in it was counted before it was marked.
+        let written = self.data_writes.load(Ordering::Acquire);
+        if written != writer.flushed_writes {
+            self.step(CrashStep::DataFlush);
+            self.device.flush()?;
+            writer.flushed_writes = written;
+        }
+        self.log_records(&mut writer, snapshot.records)?;
+        drop(writer);
+        self.give_back(snapshot.retired);
+        self.unmaps_reclaimed.fetch_max(unmaps, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The disk's side, unless a thread has panicked while writing it: then nobody knows how far it came.
+    fn writer(&self) -> Result<MutexGuard<'_, Writer>, PoolError> {
+        self.check_not_failed()?;
+        self.writer.lock().map_err(|_| self.fail(PoolError::Interrupted))
+    }
+
+    /// Takes what is dirty, as records in the order in which they must become durable: volumes first, so that no
+    /// extent ever names one that is not there; freed extents before used ones, so that no place in a volume ever
+    /// has two.
+    fn snapshot(&self) -> Snapshot {
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        let mut records: Vec<Record> =
+            dirty.volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry }).collect();
+        let mut retired = Vec::new();
+        let mut used = Vec::new();
+        for Retired { extent, needs_record } in dirty.retired {
+            if needs_record {
+                records.push(Record::Extent { index: extent.index(), mapping: None });
+            }
+            retired.push(extent);
+        }
+        for (volume, logical) in dirty.extents {
+            match volume.take_dirty(logical) {
+                None => {}
+                Some(Taken::Used { index, mapping }) => {
+                    used.push(Record::Extent { index, mapping: Some(mapping) });
+                }
+                Some(Taken::Emptied(Retired { extent, needs_record })) => {
+                    if needs_record {
+                        records.push(Record::Extent { index: extent.index(), mapping: None });
+                    }
+                    retired.push(extent);
+                }
+            }
+        }
+        records.append(&mut used);
+        Snapshot { records, retired }
+    }
+
+    fn log_records(&self, writer: &mut Writer, records: Vec<Record>) -> Result<(), PoolError> {
+        let mut packer = Packer::new(self.layout, self.pool);
+        let mut packed = Vec::new();
+        for record in records {
+            if packer.blocks() == self.layout.log_blocks() && packer.would_open_a_block(&record) {
+                self.log_batch(writer, &mut packer, &mut packed)?;
+            }
+            packer.push(&record);
+            packed.push(record);
+        }
+        if packed.is_empty() { Ok(()) } else { self.log_batch(writer, &mut packer, &mut packed) }
+    }
+
+    fn log_batch(
+        &self,
+        writer: &mut Writer,
+        packer: &mut Packer,
+        packed: &mut Vec<Record>,
+    ) -> Result<(), PoolError> {
+        if writer.log.free_blocks() < packer.blocks() {
+            self.checkpoint(writer)?;
+        }
+        self.step(CrashStep::LogWrite);
+        writer.log.append(&*self.device, &packer.take())?;
+        self.step(CrashStep::LogFlush);
+        self.device.flush()?;
+        packed.drain(..).for_each(|record| writer.logged.apply(record));
+        Ok(())
+    }
+
+    /// Writes what the log holds to the tables and starts the log anew. Every record in `logged` is durable in the
+    /// log here.
+    fn checkpoint(&self, writer: &mut Writer) -> Result<(), PoolError> {
+        self.step(CrashStep::TableWrite);
+        let volume_pages = self.write_volume_table(writer)?;
+        let extent_pages = self.write_extent_table(writer)?;
+        self.step(CrashStep::TableFlush);
+        self.device.flush()?;
+        let end = writer.log.end();
+        let superblock = Superblock {
+            log_start: end.next,
+            log_link: end.link,
+            volume_pages,
+            extent_pages,
+            ..writer.superblock
+        };
+        self.write_superblock(writer, superblock)?;
+        writer.log.forget_all();
+        writer.logged = Logged::default();
+        Ok(())
+    }
+
+    /// Writes both copies, one after the other, under the next generation.
+    fn write_superblock(&self, writer: &mut Writer, superblock: Superblock) -> Result<(), PoolError> {
+        let superblock = Superblock { generation: superblock.generation + 1, ..superblock };
+        let encoded = superblock.encode();
+        self.step(CrashStep::FirstSuperblockWrite);
+        self.device.write_metadata(superblock_at(0), &encoded)?;
+        self.step(CrashStep::FirstSuperblockFlush);
+        self.device.flush()?;
+        self.step(CrashStep::SecondSuperblockWrite);
+        self.device.write_metadata(superblock_at(1), &encoded)?;
+        self.step(CrashStep::SecondSuperblockFlush);
+        self.device.flush()?;
+        writer.superblock = superblock;
+        Ok(())
+    }
+
+    /// Brings the volume table up to date; how many of its pages are written now.
+    fn write_volume_table(&self, writer: &Writer) -> Result<u64, PoolError> {
+        let logged = &writer.logged.volumes;
+        let pages = Pages {
+            written: writer.superblock.volume_pages,
+            changed: logged.keys().map(|slot| u64::from(slot / VOLUME_ENTRIES_PER_PAGE)).collect(),
+        };
+        pages.write(
+            &*self.device,
+            |page| self.layout.volume_page_at(page),
+            |_, wanted| wanted.min(PAGES_PER_TRANSFER),
+            |page, bytes, fresh| {
+                for (slot, entry) in
+                    entries_of(page, VOLUME_ENTRIES_PER_PAGE).zip(bytes.chunks_exact_mut(VOLUME_ENTRY_BYTES))
+                {
+                    let changed = logged.get(&slot);
+                    if fresh || changed.is_some() {
+                        encode_volume(self.pool, slot, changed, entry);
+                    }
+                }
+            },
+        )
+    }
+
+    /// Brings the extent table up to date; how many of its pages are written now.
+    fn write_extent_table(&self, writer: &Writer) -> Result<u64, PoolError> {
+        let logged = &writer.logged.extents;
+        let per_page = self.layout.extent_entries_per_page();
+        let pages = Pages {
+            written: writer.superblock.extent_pages,
+            changed: logged.keys().map(|index| u64::from(index / per_page)).collect(),
+        };
+        pages.write(
+            &*self.device,
+            |page| self.layout.extent_page_at(page),
+            |page, wanted| self.layout.contiguous_extent_pages(page, wanted),
+            |page, bytes, fresh| {
+                let entries = bytes.chunks_exact_mut(self.layout.extent_entry_bytes());
+                for (index, entry) in entries_of(page, per_page).zip(entries) {
+                    let changed = logged.get(&index);
+                    if fresh || changed.is_some() {
+                        let mapping: Option<&Mapping> = changed.and_then(Option::as_ref);
+                        encode_extent(self.layout, self.pool, index, mapping, entry);
+                    }
+                }
+            },
+        )
+    }
+
+    /// Discards extents that nobody reads any more, then lets go of all: those free themselves with their last holder.
+    fn give_back(&self, retired: Vec<Arc<Extent>>) {
+        if self.discard_works.load(Ordering::Relaxed) {
+            // No map holds them, so a count of one cannot rise again.
+            let mut unread: Vec<u32> = retired
+                .iter()
+                .filter(|extent| Arc::strong_count(extent) == 1)
+                .map(|extent| extent.index())
+                .collect();
+            unread.sort_unstable();
+            self.discard(&unread);
+        }
+        drop(retired);
+    }
+
+    fn discard(&self, extents: &[u32]) {
+        let extent_len = self.layout.extent_len().0;
+        let mut rest = extents;
+        while let Some(first) = rest.first() {
+            let at = self.layout.sector_at(*first, 0);
+            let count = rest
+                .iter()
+                .zip(0..)
+                .take_while(|(index, nth)| self.layout.sector_at(**index, 0).0 == at.0 + nth * extent_len)
+                .count();
+            rest = &rest[count..];
+            self.step(CrashStep::Discard);
+            match self.device.discard(at, ByteLen(count as u64 * extent_len)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == DeviceErrorKind::Unsupported => {
+                    self.discard_works.store(false, Ordering::Relaxed);
+                    return;
+                }
+                // Nothing depends on it, and a device that is ill says so at the next write.
+                Err(error) => tracing::debug!(pool = %self.pool, %error, "discarding freed extents failed"),
+            }
+        }
+    }
+
+    /// Uses what the device has become longer by; the length in use.
+    pub(crate) fn grow(&self) -> Result<ByteLen, PoolError> {
+        let mut writer = self.writer()?;
+        let recorded = writer.superblock.device_len;
+        let found = self.device.refresh_len()?;
+        if found < recorded {
+            return Err(PoolError::DeviceShrunk { device: self.device.info().path, recorded, found });
+        }
+        let extents = self.layout.extents_on(found)?;
+        if found == recorded {
+            return Ok(recorded);
+        }
+        for (at, len) in self.layout.metadata_ranges(found).filter(|(at, _)| at.0 >= recorded.0) {
+            self.device.reserve(at, len)?;
+        }
+        let superblock = Superblock { device_len: found, ..writer.superblock };
+        self.write_superblock(&mut writer, superblock).map_err(|error| self.fail(error))?;
+        self.allocator.extend_to(extents);
+        Ok(found)
+    }
+
+    /// The device length in use, and the log's blocks in use.
+    pub(crate) fn used_len(&self) -> ByteLen {
+        lock(&self.writer).superblock.device_len
+    }
+
+    /// Reads the metadata back while nobody writes any.
+    pub(crate) fn load_again(&self) -> Result<Loaded, PoolError> {
+        let _writer = self.writer()?;
+        Loaded::read(&*self.device)
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.get().is_some()
+    }
+}
+
+/// What became of a dirty extent.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Used { index: u32, mapping: Mapping },
+    Emptied(Retired),
+}
+
+/// Ends its round even when the commit panics; the waiters then find the writer poisoned and fail.
+struct RunningRound<'a> {
+    core: &'a Core,
+}
+
+impl RunningRound<'_> {
+    fn end(self, result: Result<(), PoolError>) -> Result<(), PoolError> {
+        let result = result.map_err(|error| self.core.fail(error));
+        let mut rounds = lock(&self.core.rounds);
+        rounds.ended = rounds.started;
+        drop(rounds);
+        result
+    }
+}
+
+impl Drop for RunningRound<'_> {
+    fn drop(&mut self) {
+        lock(&self.core.rounds).running = false;
+        self.core.round_ended.notify_all();
+    }
+}
+
+/// The numbers of the entries in a page.
+fn entries_of(page: u64, per_page: u32) -> std::ops::Range<u32> {
+    let first = u32::try_from(page).unwrap_or(u32::MAX).saturating_mul(per_page);
+    first..first.saturating_add(per_page)
+}
+
+/// Pages of a table that are to be written.
+struct Pages {
+    /// Pages before this one hold entries already; the others hold whatever the device held before.
+    written: u64,
+    /// Pages with changed entries, in ascending order, each perhaps several times.
+    changed: Vec<u64>,
+}
+
+impl Pages {
+    /// Writes the changed pages and all that were skipped before them, neighbours in one transfer. `contiguous(page,
+    /// wanted)` says how many pages from `page` lie together; `change(page, bytes, fresh)` brings one up to date.
+    /// Returns how many pages are written now.
+    fn write(
+        mut self,
+        device: &dyn Device,
+        at: impl Fn(u64) -> ByteOffset,
+        contiguous: impl Fn(u64, u64) -> u64,
+        change: impl Fn(u64, &mut [u8], bool),
+    ) -> Result<u64, PoolError> {
+        let Some(last) = self.changed.last() else { return Ok(self.written) };
+        let written = self.written.max(last + 1);
+        self.changed.retain(|page| *page < self.written);
+        self.changed.extend(self.written..written);
+        self.changed.dedup();
+        let mut rest = &self.changed[..];
+        while let Some(first) = rest.first() {
+            let neighbours =
+                rest.iter().zip(*first..).take_while(|(page, expected)| **page == *expected).count();
+            let count = contiguous(*first, neighbours as u64);
+            let (run, after) = rest.split_at(usize::try_from(count).unwrap_or(rest.len()));
+            rest = after;
+            let old = self.written.saturating_sub(*first).min(count);
+            let mut buf = if old == count {
+                read_pages(device, at(*first), count)?
+            } else {
+                let mut buf = SectorBuf::zeroed(SectorCount(count));
+                if old > 0 {
+                    let bytes = read_pages(device, at(*first), old)?;
+                    buf.as_mut_bytes()[..bytes.as_bytes().len()].copy_from_slice(bytes.as_bytes());
+                }
+                buf
+            };
+            for (page, bytes) in run.iter().zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)) {
+                change(*page, bytes, *page >= self.written);
+            }
+            device.write_metadata(at(*first), &Metadata::from_encoding(buf))?;
+        }
+        Ok(written)
+    }
+}

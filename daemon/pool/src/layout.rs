@@ -1,0 +1,259 @@
+//! Where everything lies on the device. Every offset follows from two numbers chosen at creation, the extent length
+//! and the log length; growth changes none of them.
+//!
+//! ```text
+//! 0          superblock, first copy            one sector
+//! 64 KiB     superblock, second copy           one sector
+//! 1 MiB      volume table                      4096 entries of 256 bytes
+//! 2 MiB      log                               a ring of 4 KiB blocks
+//! base       group 0: extent table, extents    base = end of the log, rounded up to an extent
+//!            group 1: extent table, extents    ...
+//! ```
+//!
+//! A group is one extent's worth of table followed by as many extents as that table has entries for. So metadata
+//! space is there from the first day and grows with the device, and a device grows by whole or partial groups.
+
+use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
+
+use crate::{DEVICE_EXTENTS_MAX, PoolError, VOLUMES_MAX};
+
+/// `SECTOR_BYTES` as the `u64` that offsets are computed in.
+pub(crate) const SECTOR: u64 = 4096;
+const _: () = assert!(SECTOR == SECTOR_BYTES as u64);
+
+/// The sectors of the two copies of the superblock. Far enough apart that no device tears both in one write.
+pub(crate) const SUPERBLOCK_SECTORS: [u64; 2] = [0, 16];
+
+pub(crate) const VOLUME_ENTRY_BYTES: usize = 256;
+pub(crate) const VOLUME_ENTRIES_PER_PAGE: u32 = 16;
+const _: () = assert!(VOLUME_ENTRIES_PER_PAGE as usize * VOLUME_ENTRY_BYTES == SECTOR_BYTES);
+const VOLUME_TABLE_AT: u64 = 1 << 20;
+const VOLUME_TABLE_BYTES: u64 = VOLUMES_MAX as u64 * VOLUME_ENTRY_BYTES as u64;
+
+const LOG_AT: u64 = 2 << 20;
+const _: () = assert!(VOLUME_TABLE_AT + VOLUME_TABLE_BYTES <= LOG_AT);
+const _: () = assert!(SUPERBLOCK_SECTORS[1] * SECTOR < VOLUME_TABLE_AT);
+
+/// An extent entry without its presence bitmap: checksum, epoch, volume serial, logical extent.
+pub(crate) const EXTENT_ENTRY_HEADER_BYTES: usize = 24;
+
+const EXTENT_BYTES_MIN: u64 = 64 << 10;
+const EXTENT_BYTES_MAX: u64 = 64 << 20;
+const LOG_BYTES_MIN: u64 = 64 << 10;
+const LOG_BYTES_MAX: u64 = 256 << 20;
+/// A log of 1/256 of the device up to 16 MiB: long enough that checkpoints are rare, short enough to replay in
+/// milliseconds.
+const LOG_BYTES_DEFAULT_MAX: u64 = 16 << 20;
+const LOG_SHARE: u64 = 256;
+
+/// Pages moved in one transfer when tables are read or written.
+pub(crate) const PAGES_PER_TRANSFER: u64 = 256;
+
+/// The two numbers everything follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    extent_bytes: u64,
+    log_bytes: u64,
+}
+
+impl Layout {
+    /// A layout with these lengths, if the format allows them.
+    pub(crate) fn new(extent: ByteLen, log: ByteLen) -> Result<Self, PoolError> {
+        if !extent.0.is_power_of_two() || !(EXTENT_BYTES_MIN..=EXTENT_BYTES_MAX).contains(&extent.0) {
+            return Err(PoolError::ExtentLen(extent));
+        }
+        if !log.is_sector_aligned() || !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&log.0) {
+            return Err(PoolError::LogLen(log));
+        }
+        Ok(Self { extent_bytes: extent.0, log_bytes: log.0 })
+    }
+
+    /// The log length for a device where none was asked for.
+    pub(crate) fn default_log_len(device: ByteLen) -> ByteLen {
+        let share = (device.0 / LOG_SHARE).clamp(LOG_BYTES_MIN, LOG_BYTES_DEFAULT_MAX);
+        ByteLen(share - share % SECTOR)
+    }
+
+    pub(crate) fn extent_len(self) -> ByteLen {
+        ByteLen(self.extent_bytes)
+    }
+
+    pub(crate) fn log_len(self) -> ByteLen {
+        ByteLen(self.log_bytes)
+    }
+
+    pub(crate) fn log_blocks(self) -> u64 {
+        self.log_bytes / SECTOR
+    }
+
+    /// Where the block with this sequence number lies.
+    pub(crate) fn log_block_at(self, sequence: u64) -> ByteOffset {
+        ByteOffset(LOG_AT + sequence % self.log_blocks() * SECTOR)
+    }
+
+    /// Sectors in an extent: 16 to 16384.
+    pub(crate) fn extent_sectors(self) -> u32 {
+        // At most 64 MiB / 4 KiB.
+        u32::try_from(self.extent_bytes / SECTOR).unwrap_or(u32::MAX)
+    }
+
+    /// Bytes of a presence bitmap: one bit a sector.
+    pub(crate) fn bitmap_bytes(self) -> usize {
+        self.extent_sectors() as usize / 8
+    }
+
+    /// Bytes of an entry of the extent table: a power of two, so that none crosses a page.
+    pub(crate) fn extent_entry_bytes(self) -> usize {
+        (EXTENT_ENTRY_HEADER_BYTES + self.bitmap_bytes()).next_power_of_two()
+    }
+
+    pub(crate) fn extent_entries_per_page(self) -> u32 {
+        u32::try_from(SECTOR_BYTES / self.extent_entry_bytes()).unwrap_or(1)
+    }
+
+    fn extents_per_group(self) -> u64 {
+        self.extent_bytes / self.extent_entry_bytes() as u64
+    }
+
+    fn table_pages_per_group(self) -> u64 {
+        self.extent_bytes / SECTOR
+    }
+
+    fn base(self) -> u64 {
+        (LOG_AT + self.log_bytes).next_multiple_of(self.extent_bytes)
+    }
+
+    fn group_at(self, group: u64) -> u64 {
+        self.base() + group * (1 + self.extents_per_group()) * self.extent_bytes
+    }
+
+    /// Extents on a device of this length.
+    pub(crate) fn extents_on(self, device: ByteLen) -> Result<u32, PoolError> {
+        let slots = device.0.saturating_sub(self.base()) / self.extent_bytes;
+        let per_group = 1 + self.extents_per_group();
+        let extents = slots / per_group * self.extents_per_group() + (slots % per_group).saturating_sub(1);
+        match u32::try_from(extents) {
+            Ok(extents) if extents <= DEVICE_EXTENTS_MAX => Ok(extents),
+            _ => Err(PoolError::TooManyExtents { extent: self.extent_len() }),
+        }
+    }
+
+    /// The shortest device that holds one extent.
+    pub(crate) fn device_len_min(self) -> ByteLen {
+        ByteLen(self.base() + 2 * self.extent_bytes)
+    }
+
+    /// Where sector `sector` of an extent lies.
+    pub(crate) fn sector_at(self, extent: u32, sector: u32) -> ByteOffset {
+        let (group, slot) =
+            (u64::from(extent) / self.extents_per_group(), u64::from(extent) % self.extents_per_group());
+        ByteOffset(self.group_at(group) + (1 + slot) * self.extent_bytes + u64::from(sector) * SECTOR)
+    }
+
+    /// Where page `page` of the extent table lies.
+    pub(crate) fn extent_page_at(self, page: u64) -> ByteOffset {
+        let (group, in_group) = (page / self.table_pages_per_group(), page % self.table_pages_per_group());
+        ByteOffset(self.group_at(group) + in_group * SECTOR)
+    }
+
+    /// How many pages from `page` on, at most `wanted`, lie one after another.
+    pub(crate) fn contiguous_extent_pages(self, page: u64, wanted: u64) -> u64 {
+        wanted.min(self.table_pages_per_group() - page % self.table_pages_per_group()).min(PAGES_PER_TRANSFER)
+    }
+
+    /// Where page `page` of the volume table lies.
+    pub(crate) fn volume_page_at(self, page: u64) -> ByteOffset {
+        ByteOffset(VOLUME_TABLE_AT + page * SECTOR)
+    }
+
+    pub(crate) fn volume_pages_max() -> u64 {
+        VOLUME_TABLE_BYTES / SECTOR
+    }
+
+    /// The parts of a device of this length that hold metadata, but for the superblock: what is reserved on a sparse
+    /// file, so that the log and the tables never lack space.
+    pub(crate) fn metadata_ranges(self, device: ByteLen) -> impl Iterator<Item = (ByteOffset, ByteLen)> {
+        let front = (ByteOffset(VOLUME_TABLE_AT), ByteLen(LOG_AT + self.log_bytes - VOLUME_TABLE_AT));
+        let groups = (0..)
+            .map(move |group| self.group_at(group))
+            .take_while(move |at| at + self.extent_bytes <= device.0)
+            .map(move |at| (ByteOffset(at), self.extent_len()));
+        std::iter::once(front).chain(groups)
+    }
+
+    /// The extents that a volume of this size spans.
+    pub(crate) fn extents_spanned(self, sectors: SectorCount) -> u64 {
+        sectors.0.div_ceil(u64::from(self.extent_sectors()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layouts() -> impl Iterator<Item = Layout> {
+        (16..=26).map(|shift| Layout::new(ByteLen(1 << shift), ByteLen(64 << 10)).unwrap())
+    }
+
+    #[test]
+    fn nothing_overlaps_and_everything_is_aligned() {
+        for layout in layouts() {
+            let per_group = u32::try_from(layout.extents_per_group()).unwrap();
+            for extent in [0, 1, per_group - 1, per_group, per_group + 1, 3 * per_group] {
+                let at = layout.sector_at(extent, 0).0;
+                assert_eq!(at % layout.extent_bytes, 0);
+                let table_of_group = layout.group_at(u64::from(extent / per_group));
+                assert!(at >= table_of_group + layout.extent_bytes);
+                assert!(
+                    at + layout.extent_bytes <= layout.group_at(u64::from(extent / per_group) + 1),
+                    "an extent stays in its group"
+                );
+                let page = u64::from(extent / layout.extent_entries_per_page());
+                let page_at = layout.extent_page_at(page).0;
+                assert!((table_of_group..table_of_group + layout.extent_bytes).contains(&page_at));
+            }
+            assert!(LOG_AT + layout.log_bytes <= layout.extent_page_at(0).0);
+        }
+    }
+
+    #[test]
+    fn the_last_extent_ends_inside_the_device_and_one_more_would_not() {
+        for layout in layouts() {
+            let group = (1 + layout.extents_per_group()) * layout.extent_bytes;
+            let least = layout.device_len_min().0;
+            for len in
+                [least, least + layout.extent_bytes, least + group, least + group - layout.extent_bytes]
+            {
+                let extents = layout.extents_on(ByteLen(len)).unwrap();
+                let end = |extent: u32| layout.sector_at(extent, 0).0 + layout.extent_bytes;
+                assert!(end(extents - 1) <= len && end(extents) > len);
+                assert!(layout.extents_on(ByteLen(len - 4096)).unwrap() <= extents);
+            }
+            assert_eq!(layout.extents_on(ByteLen(least - 4096)).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn lengths_at_the_limits_are_taken_and_one_past_refused() {
+        let log = ByteLen(64 << 10);
+        for extent in [64 << 10, 64 << 20] {
+            assert!(Layout::new(ByteLen(extent), log).is_ok());
+        }
+        for extent in [0, 32 << 10, 128 << 20, (1 << 20) + 4096] {
+            assert!(matches!(Layout::new(ByteLen(extent), log), Err(PoolError::ExtentLen(_))));
+        }
+        for (bytes, good) in [(64 << 10, true), (256 << 20, true), (60 << 10, false), ((64 << 10) + 1, false)]
+        {
+            assert_eq!(Layout::new(ByteLen(1 << 20), ByteLen(bytes)).is_ok(), good);
+        }
+        let small = Layout::new(ByteLen(64 << 10), log).unwrap();
+        assert!(matches!(small.extents_on(ByteLen(1 << 50)), Err(PoolError::TooManyExtents { .. })));
+    }
+
+    #[test]
+    fn a_mebibyte_extent_costs_64_bytes_of_table() {
+        let layout = Layout::new(ByteLen(1 << 20), ByteLen(16 << 20)).unwrap();
+        assert_eq!(layout.extent_entry_bytes(), 64);
+        assert_eq!(layout.extents_on(ByteLen(1 << 40)).unwrap(), (1 << 20) - 18 - 64);
+    }
+}

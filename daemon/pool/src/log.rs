@@ -1,0 +1,310 @@
+//! The log: a ring of 4 KiB blocks that carries table entries before they may reach their place.
+//!
+//! Invariants:
+//! - A block is never written twice in one lap, so a torn write cannot harm one that was durable.
+//! - A block names its predecessor by checksum and session. A session is one opening of the pool and random, so a
+//!   block that a power cut left over from an earlier, never completed attempt cannot continue a later one.
+//! - Blocks come in batches, and a batch counts only when its last block is there.
+//!
+//! What the log is not: a journal of operations. Its records are whole entries, and applying them again is harmless.
+
+use device::{Device, Metadata, SectorBuf};
+use units::{PoolId, SECTOR_BYTES, SectorCount};
+
+use crate::bytes::{Decoder, Encoder};
+use crate::entry::{
+    Mapping, VolumeEntry, decode_extent, decode_volume, encode_extent, encode_volume, extent_record_bytes,
+};
+use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRY_BYTES};
+use crate::superblock::Superblock;
+use crate::{PoolError, VOLUMES_MAX};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"NLLB");
+const HEADER_BYTES: usize = 48;
+const CHECKSUM_AT: usize = 4;
+/// What of a block holds records.
+pub(crate) const PAYLOAD_BYTES: usize = SECTOR_BYTES - HEADER_BYTES;
+
+const RECORD_HEADER_BYTES: usize = 8;
+const KIND_VOLUME: u8 = 1;
+const KIND_EXTENT: u8 = 2;
+const KIND_EXTENT_FREE: u8 = 3;
+
+/// How a block names the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) session: u64,
+    pub(crate) checksum: u32,
+}
+
+/// One table entry on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    Volume { slot: u32, entry: VolumeEntry },
+    Extent { index: u32, mapping: Option<Mapping> },
+}
+
+impl Record {
+    pub(crate) fn encoded_bytes(&self, layout: Layout) -> usize {
+        RECORD_HEADER_BYTES
+            + match self {
+                Self::Volume { .. } => VOLUME_ENTRY_BYTES,
+                Self::Extent { mapping: Some(_), .. } => extent_record_bytes(layout),
+                Self::Extent { mapping: None, .. } => 0,
+            }
+    }
+
+    fn encode(&self, layout: Layout, pool: PoolId, out: &mut [u8]) {
+        let (header, body) = out.split_at_mut(RECORD_HEADER_BYTES);
+        let (kind, index) = match self {
+            Self::Volume { slot, entry } => {
+                encode_volume(pool, *slot, Some(entry), body);
+                (KIND_VOLUME, *slot)
+            }
+            Self::Extent { index, mapping: Some(mapping) } => {
+                encode_extent(layout, pool, *index, Some(mapping), body);
+                (KIND_EXTENT, *index)
+            }
+            Self::Extent { index, mapping: None } => (KIND_EXTENT_FREE, *index),
+        };
+        Encoder::new(header).u8(kind).bytes(&[0; 3]).u32(index);
+    }
+
+    /// Reads one record; `None` where it cannot be one of this pool's.
+    fn decode(layout: Layout, pool: PoolId, extents: u32, fields: &mut Decoder<'_>) -> Option<Self> {
+        let kind = fields.u8()?;
+        let _reserved = fields.array::<3>()?;
+        let index = fields.u32()?;
+        match kind {
+            KIND_VOLUME if index < VOLUMES_MAX => {
+                let entry = decode_volume(pool, index, fields.bytes(VOLUME_ENTRY_BYTES)?).ok()??;
+                Some(Self::Volume { slot: index, entry })
+            }
+            KIND_EXTENT if index < extents => {
+                let body = fields.bytes(extent_record_bytes(layout))?;
+                Some(Self::Extent { index, mapping: Some(decode_extent(layout, pool, index, body)??) })
+            }
+            KIND_EXTENT_FREE if index < extents => Some(Self::Extent { index, mapping: None }),
+            _ => None,
+        }
+    }
+}
+
+/// Where the log ends, and what its next block must name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogEnd {
+    /// The sequence number of the next block.
+    pub(crate) next: u64,
+    pub(crate) link: Link,
+}
+
+/// A block's header, checksum verified.
+struct Block<'a> {
+    session: u64,
+    previous: Link,
+    sequence: u64,
+    /// Blocks that follow in the same batch.
+    left: u32,
+    payload: &'a [u8],
+    checksum: u32,
+}
+
+impl<'a> Block<'a> {
+    /// `None` for anything that is not a block of this pool, whole.
+    fn decode(pool: PoolId, bytes: &'a [u8]) -> Option<Self> {
+        let mut fields = Decoder::new(bytes);
+        let magic = fields.u32()?;
+        let checksum = fields.u32()?;
+        let sequence = fields.u64()?;
+        let session = fields.u64()?;
+        let previous = Link { session: fields.u64()?, checksum: fields.u32()? };
+        let left = fields.u32()?;
+        let payload_bytes = fields.u32()? as usize;
+        let _reserved = fields.u32()?;
+        let payload = fields.bytes(payload_bytes)?;
+        let whole = magic == MAGIC && block_checksum(pool, bytes) == checksum;
+        whole.then_some(Self { session, previous, sequence, left, payload, checksum })
+    }
+}
+
+/// Covers the pool's id and the block but for the checksum itself.
+fn block_checksum(pool: PoolId, block: &[u8]) -> u32 {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&pool.0), &block[..CHECKSUM_AT]);
+    crc32c::crc32c_append(sum, &block[CHECKSUM_AT + 4..])
+}
+
+/// Why reading the log stopped short of its end.
+#[derive(Debug)]
+pub(crate) enum ReplayError {
+    Pool(PoolError),
+    /// A block whose checksum is right holds what cannot be: written by something else, or a bug.
+    Record {
+        sequence: u64,
+    },
+}
+
+/// Hands every record of every complete batch to `apply`, in order, and returns where the log ends.
+pub(crate) fn replay(
+    device: &dyn Device,
+    superblock: &Superblock,
+    mut apply: impl FnMut(Record),
+) -> Result<LogEnd, ReplayError> {
+    let layout = superblock.layout;
+    let extents = layout.extents_on(superblock.device_len).map_err(ReplayError::Pool)?;
+    let mut end = LogEnd { next: superblock.log_start, link: superblock.log_link };
+    let mut at = end;
+    let mut batch: Vec<Record> = Vec::new();
+    let mut left_expected = None;
+    let stop = superblock.log_start + layout.log_blocks();
+    while at.next < stop {
+        let to_ring_end = layout.log_blocks() - at.next % layout.log_blocks();
+        let count = to_ring_end.min(stop - at.next).min(PAGES_PER_TRANSFER);
+        let blocks = device
+            .read_metadata(layout.log_block_at(at.next), SectorCount(count))
+            .map_err(|error| ReplayError::Pool(error.into()))?;
+        for bytes in blocks.as_bytes().chunks_exact(SECTOR_BYTES) {
+            let Some(block) = Block::decode(superblock.pool, bytes) else { return Ok(end) };
+            let continues = block.sequence == at.next && block.previous == at.link;
+            if !continues || left_expected.is_some_and(|left| left != block.left) {
+                return Ok(end);
+            }
+            let mut fields = Decoder::new(block.payload);
+            while !fields.is_empty() {
+                let record = Record::decode(layout, superblock.pool, extents, &mut fields)
+                    .ok_or(ReplayError::Record { sequence: at.next })?;
+                batch.push(record);
+            }
+            at =
+                LogEnd { next: at.next + 1, link: Link { session: block.session, checksum: block.checksum } };
+            left_expected = block.left.checked_sub(1);
+            if left_expected.is_none() {
+                batch.drain(..).for_each(&mut apply);
+                end = at;
+            }
+        }
+    }
+    Ok(end)
+}
+
+/// The open log, at its end.
+#[derive(Debug)]
+pub(crate) struct Log {
+    layout: Layout,
+    pool: PoolId,
+    session: u64,
+    start: u64,
+    end: LogEnd,
+}
+
+impl Log {
+    /// Continues after `end`, under a session that no one else has.
+    pub(crate) fn new(superblock: &Superblock, end: LogEnd, session: u64) -> Self {
+        Self { layout: superblock.layout, pool: superblock.pool, session, start: superblock.log_start, end }
+    }
+
+    pub(crate) fn end(&self) -> LogEnd {
+        self.end
+    }
+
+    /// Blocks in use.
+    pub(crate) fn used_blocks(&self) -> u64 {
+        self.end.next - self.start
+    }
+
+    pub(crate) fn free_blocks(&self) -> u64 {
+        self.layout.log_blocks() - self.used_blocks()
+    }
+
+    /// Gives the blocks before the end up for reuse. Only once the superblock that says so is durable, twice.
+    pub(crate) fn forget_all(&mut self) {
+        self.start = self.end.next;
+    }
+
+    /// Writes a batch. It counts once the caller's flush has returned.
+    ///
+    /// # Panics
+    ///
+    /// Where there are more payloads than free blocks, or a payload is too long: the caller measures.
+    pub(crate) fn append(&mut self, device: &dyn Device, payloads: &[Vec<u8>]) -> Result<(), PoolError> {
+        assert!(payloads.len() as u64 <= self.free_blocks(), "a batch fits the log");
+        let mut end = self.end;
+        let mut rest = payloads;
+        while !rest.is_empty() {
+            let to_ring_end = self.layout.log_blocks() - end.next % self.layout.log_blocks();
+            let count = rest.len().min(usize::try_from(to_ring_end).unwrap_or(usize::MAX));
+            let at = self.layout.log_block_at(end.next);
+            let mut buf = SectorBuf::zeroed(SectorCount(count as u64));
+            for (offset, bytes) in buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES).enumerate() {
+                let left = u32::try_from(rest.len() - offset - 1).unwrap_or(u32::MAX);
+                let checksum = self.encode_block(end, left, &rest[offset], bytes);
+                end = LogEnd { next: end.next + 1, link: Link { session: self.session, checksum } };
+            }
+            device.write_metadata(at, &Metadata::from_encoding(buf))?;
+            rest = &rest[count..];
+        }
+        self.end = end;
+        Ok(())
+    }
+
+    fn encode_block(&self, end: LogEnd, left: u32, payload: &[u8], out: &mut [u8]) -> u32 {
+        let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        Encoder::new(out)
+            .u32(MAGIC)
+            .u32(0)
+            .u64(end.next)
+            .u64(self.session)
+            .u64(end.link.session)
+            .u32(end.link.checksum)
+            .u32(left)
+            .u32(payload_bytes)
+            .u32(0)
+            .bytes(payload);
+        let checksum = block_checksum(self.pool, out);
+        out[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        checksum
+    }
+}
+
+/// Packs records into the payloads of as many blocks as they need.
+#[derive(Debug)]
+pub(crate) struct Packer {
+    layout: Layout,
+    pool: PoolId,
+    payloads: Vec<Vec<u8>>,
+}
+
+impl Packer {
+    pub(crate) fn new(layout: Layout, pool: PoolId) -> Self {
+        Self { layout, pool, payloads: Vec::new() }
+    }
+
+    /// Blocks needed so far.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.payloads.len() as u64
+    }
+
+    /// Whether `record` needs one block more.
+    pub(crate) fn would_open_a_block(&self, record: &Record) -> bool {
+        let used = self.payloads.last().map_or(PAYLOAD_BYTES, Vec::len);
+        used + record.encoded_bytes(self.layout) > PAYLOAD_BYTES
+    }
+
+    pub(crate) fn push(&mut self, record: &Record) {
+        if self.would_open_a_block(record) {
+            self.payloads.push(Vec::with_capacity(PAYLOAD_BYTES));
+        }
+        if let Some(payload) = self.payloads.last_mut() {
+            let start = payload.len();
+            payload.resize(start + record.encoded_bytes(self.layout), 0);
+            record.encode(self.layout, self.pool, &mut payload[start..]);
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.payloads)
+    }
+}
+
+const _: () = assert!(RECORD_HEADER_BYTES + VOLUME_ENTRY_BYTES <= PAYLOAD_BYTES);
+/// The longest record: an extent of 64 MiB.
+const _: () = assert!(RECORD_HEADER_BYTES + 24 + (64 << 20) / (8 * SECTOR_BYTES) <= PAYLOAD_BYTES);

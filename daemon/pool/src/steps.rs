@@ -1,0 +1,72 @@
+//! The crash order: every step at which something reaches the device, numbered, and why none may move.
+
+/// A step of the crash order. The tests cut power at every one of them.
+///
+/// A flush is steps 2 to 4, step 11 behind them where extents became free. When the log has no room left, steps 5 to
+/// 10 come between 2 and 3. Creating and opening a pool have steps of their own, 12 to 15.
+///
+/// | swapped | what breaks |
+/// |---|---|
+/// | 1 and 2–4 | a sector is present whose content is still what the extent held before: a stranger's ciphertext |
+/// | 2 and 3 | as above, after a cut between them |
+/// | 3 and 5 | the table names extents by records that are not durable: a cut leaves half a batch, and a torn table page has no log to mend it |
+/// | 4 and 11, or 4 and reuse of a freed extent | the old mapping comes back after a cut and shows what the extent's next owner wrote |
+/// | 6 and 7 | the superblock gives up log records that are the only copy of torn or unwritten table pages |
+/// | 8 and 9 | one cut tears both copies of the superblock |
+/// | 10 and reuse of the log | the second copy, should the first be damaged, names log blocks that are overwritten |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum CrashStep {
+    /// Ciphertext goes to its place. A sector written for the first time is not present yet, in memory or on disk.
+    DataWrite = 1,
+    /// The device flush that covers every write replied to so far.
+    DataFlush = 2,
+    /// The records of new mappings, presence and unmappings go to the log.
+    LogWrite = 3,
+    /// The device flush that makes them count. After it the callers of `flush` are answered.
+    LogFlush = 4,
+    /// Checkpoint: logged entries go to their place in the tables.
+    TableWrite = 5,
+    TableFlush = 6,
+    /// The first copy of the superblock, which now starts the log behind those entries.
+    FirstSuperblockWrite = 7,
+    FirstSuperblockFlush = 8,
+    SecondSuperblockWrite = 9,
+    /// After it the log's blocks are used again.
+    SecondSuperblockFlush = 10,
+    /// Freed extents are discarded, then given out again. Nothing depends on what a discard does.
+    Discard = 11,
+    /// Creation: both places of the superblock are zeroed, so that no older pool is left half replaced.
+    CreateErase = 12,
+    CreateEraseFlush = 13,
+    /// Opening: what a killed predecessor wrote and did not flush is made durable before anything is built on it.
+    OpenFlush = 14,
+    /// Opening: a damaged or older copy of the superblock is written again, and flushed.
+    OpenRepair = 15,
+}
+
+impl CrashStep {
+    /// All of them in order.
+    pub const ALL: [Self; 15] = [
+        Self::DataWrite,
+        Self::DataFlush,
+        Self::LogWrite,
+        Self::LogFlush,
+        Self::TableWrite,
+        Self::TableFlush,
+        Self::FirstSuperblockWrite,
+        Self::FirstSuperblockFlush,
+        Self::SecondSuperblockWrite,
+        Self::SecondSuperblockFlush,
+        Self::Discard,
+        Self::CreateErase,
+        Self::CreateEraseFlush,
+        Self::OpenFlush,
+        Self::OpenRepair,
+    ];
+
+    /// Its number in the crash order.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+}

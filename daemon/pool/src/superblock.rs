@@ -1,0 +1,231 @@
+//! The superblock: what the pool is, and from where its log is read. FORMAT.md draws it.
+//!
+//! Invariants:
+//! - Both copies are written with every change, the second only when the first is durable. So a torn write leaves the
+//!   other, and between changes either copy alone opens the pool as it is.
+//! - The fields up to the pool id keep their place in every future version, so that an older program can tell a newer
+//!   pool from damage.
+
+use device::{Device, Metadata, SectorBuf};
+use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
+
+use crate::bytes::{Decoder, Encoder};
+use crate::layout::{Layout, SECTOR, SUPERBLOCK_SECTORS};
+use crate::log::Link;
+use crate::{FORMAT_VERSION, PoolError, RepairedSuperblock, SuperblockFault, probe};
+
+const MAGIC: [u8; 8] = *b"NLATCHPL";
+/// Where the checksum stands; it covers the whole sector with these bytes zero.
+const CHECKSUM_AT: usize = 8;
+
+/// Features that a program must know to read the pool. Version 1 has none.
+const INCOMPAT_KNOWN: u64 = 0;
+/// Features that a program must know to write to the pool. Version 1 has none.
+const RO_COMPAT_KNOWN: u64 = 0;
+
+/// The superblock's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Superblock {
+    pub(crate) pool: PoolId,
+    /// One higher with every change; of two good copies the higher one counts.
+    pub(crate) generation: u64,
+    pub(crate) layout: Layout,
+    /// The device length in use.
+    pub(crate) device_len: ByteLen,
+    /// Features that a program need not know: kept as found.
+    pub(crate) compat: u64,
+    /// The first block of the log that counts.
+    pub(crate) log_start: u64,
+    /// What that block must name as the one before it.
+    pub(crate) log_link: Link,
+    /// Pages of the extent table that have been written; the others are not read.
+    pub(crate) extent_pages: u64,
+    /// Pages of the volume table that have been written; the others are not read.
+    pub(crate) volume_pages: u64,
+}
+
+/// A superblock whose checksum is right, not necessarily one this program understands.
+enum Found {
+    Understood(Superblock),
+    NewerFormat(u32),
+    UnknownFeatures { incompat: u64, ro_compat: u64 },
+}
+
+impl Superblock {
+    pub(crate) fn encode(&self) -> Metadata {
+        let mut buf = SectorBuf::zeroed(SectorCount(1));
+        let bytes = buf.as_mut_bytes();
+        Encoder::new(bytes)
+            .bytes(&MAGIC)
+            .u32(0)
+            .u32(FORMAT_VERSION)
+            .u64(self.compat)
+            .u64(RO_COMPAT_KNOWN)
+            .u64(INCOMPAT_KNOWN)
+            .bytes(&self.pool.0)
+            .u64(self.generation)
+            .u64(self.device_len.0)
+            .u64(SECTOR)
+            .u64(self.layout.extent_len().0)
+            .u64(self.layout.log_len().0)
+            .u64(self.log_start)
+            .u64(self.log_link.session)
+            .u32(self.log_link.checksum)
+            .u32(0)
+            .u64(self.extent_pages)
+            .u64(self.volume_pages);
+        let checksum = crc32c::crc32c(bytes);
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        Metadata::from_encoding(buf)
+    }
+
+    fn decode(bytes: &[u8; SECTOR_BYTES]) -> Result<Found, SuperblockFault> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err(SuperblockFault::Empty);
+        }
+        let mut fields = Decoder::new(bytes);
+        if fields.array() != Some(MAGIC) {
+            return Err(SuperblockFault::Magic);
+        }
+        let checksum = fields.u32().ok_or(SuperblockFault::Fields)?;
+        let mut covered = *bytes;
+        covered[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+        if crc32c::crc32c(&covered) != checksum {
+            return Err(SuperblockFault::Checksum);
+        }
+        Self::decode_fields(&mut fields).ok_or(SuperblockFault::Fields)
+    }
+
+    fn decode_fields(fields: &mut Decoder<'_>) -> Option<Found> {
+        let version = fields.u32()?;
+        if version > FORMAT_VERSION {
+            return Some(Found::NewerFormat(version));
+        }
+        let (compat, ro_compat, incompat) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        if incompat & !INCOMPAT_KNOWN != 0 || ro_compat & !RO_COMPAT_KNOWN != 0 {
+            return Some(Found::UnknownFeatures {
+                incompat: incompat & !INCOMPAT_KNOWN,
+                ro_compat: ro_compat & !RO_COMPAT_KNOWN,
+            });
+        }
+        let pool = PoolId(fields.array()?);
+        let generation = fields.u64()?;
+        let device_len = ByteLen(fields.u64()?);
+        let sector_bytes = fields.u64()?;
+        let layout = Layout::new(ByteLen(fields.u64()?), ByteLen(fields.u64()?)).ok()?;
+        let log_start = fields.u64()?;
+        let session = fields.u64()?;
+        let log_link = Link { session, checksum: fields.u32()? };
+        let _reserved = fields.u32()?;
+        let (extent_pages, volume_pages) = (fields.u64()?, fields.u64()?);
+        let extents = layout.extents_on(device_len).ok()?;
+        let pages_max = u64::from(extents.div_ceil(layout.extent_entries_per_page()));
+        let sound = version == FORMAT_VERSION
+            && sector_bytes == SECTOR
+            && extents > 0
+            && extent_pages <= pages_max
+            && volume_pages <= Layout::volume_pages_max()
+            && generation < u64::MAX
+            && log_start < u64::MAX / 2;
+        sound.then_some(Found::Understood(Self {
+            pool,
+            generation,
+            layout,
+            device_len,
+            compat,
+            log_start,
+            log_link,
+            extent_pages,
+            volume_pages,
+        }))
+    }
+}
+
+/// What the two copies of the superblock say together.
+#[derive(Debug)]
+pub(crate) struct Superblocks {
+    /// The newer good one.
+    pub(crate) current: Superblock,
+    /// The copy that is not the same as `current`, by number, and what is wrong with it: `None` where it is merely one
+    /// change behind, as after a power cut between the two.
+    pub(crate) behind: Option<(usize, Option<SuperblockFault>)>,
+}
+
+impl Superblocks {
+    /// Reads both copies and decides which one counts. Writes nothing.
+    pub(crate) fn read(device: &dyn Device) -> Result<Self, PoolError> {
+        let name = || device.info().path;
+        let copies = [read_copy(device, 0), read_copy(device, 1)];
+        for copy in &copies {
+            match *copy {
+                Ok(Found::NewerFormat(found)) => {
+                    return Err(PoolError::NewerFormat { device: name(), found });
+                }
+                Ok(Found::UnknownFeatures { incompat, ro_compat }) => {
+                    return Err(PoolError::UnknownFeatures { device: name(), incompat, ro_compat });
+                }
+                Ok(Found::Understood(_)) | Err(_) => {}
+            }
+        }
+        let [first, second] = copies.map(|copy| match copy {
+            Ok(Found::Understood(superblock)) => Ok(superblock),
+            Ok(_) => Err(SuperblockFault::Fields),
+            Err(fault) => Err(fault),
+        });
+        match (first, second) {
+            (Ok(first), Ok(second)) if first.pool != second.pool => {
+                Err(PoolError::SuperblocksDisagree { device: name(), first: first.pool, second: second.pool })
+            }
+            (Ok(first), Ok(second)) if first == second => Ok(Self { current: first, behind: None }),
+            (Ok(first), Ok(second)) if first.generation >= second.generation => {
+                Ok(Self { current: first, behind: Some((1, None)) })
+            }
+            (Ok(_), Ok(second)) => Ok(Self { current: second, behind: Some((0, None)) }),
+            (Ok(first), Err(fault)) => Ok(Self { current: first, behind: Some((1, Some(fault))) }),
+            (Err(fault), Ok(second)) => Ok(Self { current: second, behind: Some((0, Some(fault))) }),
+            (Err(first), Err(second)) => Err(no_superblock(device, first, second)),
+        }
+    }
+}
+
+impl Superblocks {
+    /// The copy that is damaged, not merely behind.
+    pub(crate) fn damaged(&self) -> Option<RepairedSuperblock> {
+        let (copy, fault) = self.behind?;
+        fault.map(|fault| RepairedSuperblock { sector: SUPERBLOCK_SECTORS[copy], fault })
+    }
+}
+
+/// Tells a device that never held a pool from one whose superblock is lost.
+fn no_superblock(device: &dyn Device, first: SuperblockFault, second: SuperblockFault) -> PoolError {
+    let name = device.info().path;
+    let never_one = |fault| matches!(fault, SuperblockFault::Empty | SuperblockFault::Magic);
+    let found = match probe::contents(device) {
+        Ok(found) => found,
+        Err(error) => return error,
+    };
+    match found {
+        None => PoolError::NoPool { device: name },
+        Some(found) if never_one(first) && never_one(second) && found != probe::UNKNOWN => {
+            PoolError::HoldsOtherData { device: name, found }
+        }
+        Some(_) => PoolError::SuperblocksDamaged {
+            device: name,
+            first,
+            second,
+            second_sector: SUPERBLOCK_SECTORS[1],
+        },
+    }
+}
+
+fn read_copy(device: &dyn Device, copy: usize) -> Result<Found, SuperblockFault> {
+    let sector =
+        device.read_metadata(superblock_at(copy), SectorCount(1)).map_err(|_| SuperblockFault::Unreadable)?;
+    let bytes = sector.as_bytes().first_chunk().ok_or(SuperblockFault::Unreadable)?;
+    Superblock::decode(bytes)
+}
+
+/// Where copy `copy` (0 or 1) lies.
+pub(crate) fn superblock_at(copy: usize) -> ByteOffset {
+    ByteOffset(SUPERBLOCK_SECTORS[copy] * SECTOR)
+}

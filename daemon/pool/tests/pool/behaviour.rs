@@ -1,0 +1,381 @@
+//! What a pool does, without power cuts.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+
+use device::{
+    Device, DeviceError, DeviceInfo, Errno, Fault, Metadata, Operation, Sealed, SealedSlice, SimulatedDevice,
+};
+use pool::{CreateOptions, Piece, Pool, PoolError, PoolErrorKind, VOLUMES_MAX};
+use units::{ByteLen, ByteOffset, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
+
+use crate::model::{EPOCH, read, sealed, spec, verify_metadata};
+use crate::workload::{DEVICE, EXTENT, EXTENTS, LOG, Workload, create_options, reopen, small_pool};
+
+#[test]
+fn random_operations_leave_what_the_model_says_before_and_after_reopening() {
+    for seed in 0..40 {
+        let (device, mut pool) = small_pool();
+        let mut workload = Workload::new(seed);
+        for round in 0..4 {
+            for _ in 0..60 {
+                workload.step(&pool).unwrap();
+            }
+            workload.model.verify_exactly(&pool).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+            verify_metadata(&pool).unwrap_or_else(|wrong| panic!("seed {seed}, round {round}: {wrong}"));
+            workload.model.flushed();
+            drop(pool);
+            pool = reopen(&device);
+            workload
+                .model
+                .verify_exactly(&pool)
+                .unwrap_or_else(|wrong| panic!("seed {seed}, reopened: {wrong}"));
+            verify_metadata(&pool).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_pebibyte_volume_takes_writes_at_both_ends_and_costs_two_extents() {
+    let (device, pool) = small_pool();
+    let last = (1 << 38) - 1;
+    let volume = pool.create_volume(spec(1, last + 1)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.write(Lba(last), EPOCH, &sealed([2])).unwrap();
+    volume.flush().unwrap();
+    drop((volume, pool));
+    let pool = reopen(&device);
+    let volume = pool.volume(spec(1, 1).id).unwrap();
+    assert_eq!(read(&volume, last - 1, 2).unwrap(), [None, Some([2; 8])]);
+    let runs = volume.presence(Lba(0), SectorCount(last + 1)).unwrap();
+    assert_eq!(runs, [(SectorCount(1), true), (SectorCount(last - 1), false), (SectorCount(1), true)]);
+    assert_eq!(volume.info().allocated, ByteLen(2 * EXTENT));
+    volume.unmap(Lba(0), SectorCount(last + 1)).unwrap();
+    volume.flush().unwrap();
+    assert_eq!(pool.info().allocated, ByteLen(0));
+}
+
+/// Fills the pool; the volume that did it.
+fn fill(pool: &Pool) -> Arc<pool::PoolVolume> {
+    let volume = pool.create_volume(spec(1, 2 * EXTENTS * 16)).unwrap();
+    for extent in 0..EXTENTS {
+        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+    }
+    assert_eq!(pool.info().allocated, pool.info().capacity);
+    volume
+}
+
+#[test]
+fn a_full_pool_says_so_and_still_trims_deletes_and_overwrites() {
+    let (_, pool) = small_pool();
+    let volume = fill(&pool);
+    let beyond = Lba(EXTENTS * 16);
+    assert_eq!(volume.write(beyond, EPOCH, &sealed([99])).unwrap_err().kind(), PoolErrorKind::NoSpace);
+    volume.write(Lba(0), EPOCH, &sealed([100])).unwrap();
+    volume.flush().unwrap();
+    // A trim makes room at once, though nobody has flushed it.
+    volume.unmap(Lba(16), SectorCount(16)).unwrap();
+    volume.write(beyond, EPOCH, &sealed([101])).unwrap();
+    assert!(matches!(volume.write(Lba(16), EPOCH, &sealed([102])), Err(PoolError::NoSpace)));
+    assert_eq!(read(&volume, beyond.0, 1).unwrap(), [Some([101; 8])]);
+    assert_eq!(read(&volume, 0, 1).unwrap(), [Some([100; 8])]);
+    let second = pool.create_volume(spec(2, 16)).unwrap();
+    assert!(matches!(second.write(Lba(0), EPOCH, &sealed([103])), Err(PoolError::NoSpace)));
+    pool.delete_volume(spec(1, 1).id).unwrap();
+    second.write(Lba(0), EPOCH, &sealed([103])).unwrap();
+    assert_eq!(pool.info().allocated, ByteLen(EXTENT));
+    verify_metadata(&pool).unwrap();
+}
+
+#[test]
+fn what_a_deleted_volume_held_is_never_shown_to_the_next() {
+    let (device, pool) = small_pool();
+    drop(fill(&pool));
+    pool.flush().unwrap();
+    pool.delete_volume(spec(1, 1).id).unwrap();
+    let next = pool.create_volume(spec(2, EXTENTS * 16)).unwrap();
+    for extent in 0..EXTENTS {
+        next.write(Lba(extent * 16 + 3), EPOCH, &sealed([1000 + extent])).unwrap();
+    }
+    next.flush().unwrap();
+    for pool in [&pool, &reopen(&device)] {
+        let next = pool.volume(spec(2, 1).id).unwrap();
+        for (sector, found) in (0..).zip(read(&next, 0, EXTENTS * 16).unwrap()) {
+            let expected = (sector % 16 == 3).then_some([1000 + sector / 16; 8]);
+            assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn a_handle_to_a_deleted_volume_is_refused() {
+    let (_, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 16)).unwrap();
+    pool.delete_volume(volume.id()).unwrap();
+    let refused = |error: PoolError| assert!(matches!(error, PoolError::NoSuchVolume(_)), "{error}");
+    refused(volume.read(Lba(0), SectorCount(1)).unwrap_err());
+    refused(volume.write(Lba(0), EPOCH, &sealed([1])).unwrap_err());
+    refused(volume.unmap(Lba(0), SectorCount(1)).unwrap_err());
+    refused(pool.volume(volume.id()).unwrap_err());
+    refused(pool.delete_volume(volume.id()).unwrap_err());
+    refused(pool.resize_volume(volume.id(), SectorCount(1)).unwrap_err());
+    refused(pool.raise_fence(volume.id(), Fence(1)).unwrap_err());
+}
+
+#[test]
+fn growing_again_after_shrinking_shows_holes() {
+    let (device, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 64)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(1..=64)).unwrap();
+    volume.flush().unwrap();
+    pool.resize_volume(volume.id(), SectorCount(20)).unwrap();
+    assert_eq!(volume.info().allocated, ByteLen(2 * EXTENT));
+    assert!(matches!(volume.read(Lba(20), SectorCount(1)), Err(PoolError::OutOfRange { .. })));
+    pool.resize_volume(volume.id(), SectorCount(64)).unwrap();
+    for pool in [&pool, &reopen(&device)] {
+        let found = read(&pool.volume(spec(1, 1).id).unwrap(), 0, 64).unwrap();
+        assert!(found[..20].iter().all(Option::is_some) && found[20..].iter().all(Option::is_none));
+    }
+}
+
+#[test]
+fn requests_at_the_limits_are_taken_and_one_past_refused() {
+    let (_, pool) = small_pool();
+    for sectors in [0, (1 << 38) + 1] {
+        assert!(matches!(pool.create_volume(spec(1, sectors)), Err(PoolError::VolumeSize(_))));
+    }
+    let volume = pool.create_volume(spec(1, 20)).unwrap();
+    assert!(matches!(pool.create_volume(spec(1, 20)), Err(PoolError::VolumeExists(_))));
+    assert!(matches!(pool.resize_volume(volume.id(), SectorCount(0)), Err(PoolError::VolumeSize(_))));
+    volume.write(Lba(18), EPOCH, &sealed([1, 2])).unwrap();
+    for (first, count) in [(19, 2), (20, 1), (u64::MAX, 1), (1, u64::MAX)] {
+        let error = volume.read(Lba(first), SectorCount(count)).unwrap_err();
+        assert_eq!(error.kind(), PoolErrorKind::OutOfRange);
+        assert!(volume.unmap(Lba(first), SectorCount(count)).is_err());
+        assert!(volume.presence(Lba(first), SectorCount(count)).is_err());
+    }
+    assert!(volume.write(Lba(19), EPOCH, &sealed([1, 2])).is_err());
+    assert!(volume.read(Lba(20), SectorCount(0)).unwrap().is_empty());
+    volume.write(Lba(20), EPOCH, &sealed([])).unwrap();
+    volume.unmap(Lba(5), SectorCount(0)).unwrap();
+    let foreign = volume.write(Lba(0), VolumeEpoch(EPOCH.0 + 1), &sealed([1])).unwrap_err();
+    assert!(matches!(foreign, PoolError::WrongEpoch { .. }));
+    assert_eq!(read(&volume, 0, 20).unwrap()[19], Some([2; 8]));
+}
+
+#[test]
+fn the_volume_table_takes_all_its_volumes_and_not_one_more() {
+    let device = SimulatedDevice::new(ByteLen(64 << 20));
+    let pool = Pool::create(device.clone(), CreateOptions::default()).unwrap();
+    let numbered = |number: u32| {
+        let mut volume = spec(1, 1);
+        volume.id.0[..4].copy_from_slice(&number.to_le_bytes());
+        volume
+    };
+    for number in 0..VOLUMES_MAX {
+        pool.create_volume(numbered(number)).unwrap();
+    }
+    assert!(matches!(pool.create_volume(numbered(VOLUMES_MAX)), Err(PoolError::TooManyVolumes)));
+    pool.delete_volume(numbered(77).id).unwrap();
+    pool.create_volume(numbered(VOLUMES_MAX)).unwrap();
+    drop(pool);
+    let pool = reopen(&device);
+    assert_eq!(pool.volumes().len(), VOLUMES_MAX as usize);
+    assert!(pool.volume(numbered(77).id).is_err() && pool.volume(numbered(VOLUMES_MAX).id).is_ok());
+}
+
+#[test]
+fn fences_only_rise_and_are_remembered() {
+    let (device, pool) = small_pool();
+    let id = pool.create_volume(spec(1, 16)).unwrap().id();
+    pool.raise_fence(id, Fence(5)).unwrap();
+    for stale in [0, 4, 5] {
+        let error = pool.raise_fence(id, Fence(stale)).unwrap_err();
+        assert_eq!(error.kind(), PoolErrorKind::StaleFence);
+    }
+    drop(pool);
+    let pool = Pool::open(device.power_cut(1)).unwrap();
+    assert_eq!(pool.volume(id).unwrap().info().fence, Fence(5));
+    assert!(pool.raise_fence(id, Fence(5)).is_err());
+    pool.raise_fence(id, Fence(u64::MAX)).unwrap();
+}
+
+#[test]
+fn overwriting_needs_one_device_flush_and_no_metadata() {
+    let (device, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 16)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.flush().unwrap();
+    let (operations, flushes) = (device.operations(), device.flushes());
+    volume.write(Lba(0), EPOCH, &sealed([2])).unwrap();
+    volume.flush().unwrap();
+    volume.flush().unwrap();
+    assert_eq!((device.operations() - operations, device.flushes() - flushes), (2, 1));
+}
+
+#[test]
+fn a_failed_flush_is_final_for_the_pool_and_every_volume() {
+    for after in 0..2 {
+        let (device, pool) = small_pool();
+        let first = pool.create_volume(spec(1, 16)).unwrap();
+        let second = pool.create_volume(spec(2, 16)).unwrap();
+        second.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        pool.flush().unwrap();
+        first.write(Lba(0), EPOCH, &sealed([2])).unwrap();
+        device.inject(Fault { operation: Operation::Flush, after, errno: Errno::EIO, lasting: false });
+        let error = first.flush().unwrap_err();
+        assert!(matches!(&error, PoolError::Failed(_)), "{error}");
+        assert!(error.to_string().contains("restart nightlatchd"), "{error}");
+        device.clear_faults();
+        for result in [
+            second.flush(),
+            second.write(Lba(0), EPOCH, &sealed([3])),
+            second.read(Lba(0), SectorCount(1)).map(drop),
+            second.unmap(Lba(0), SectorCount(1)),
+            pool.create_volume(spec(3, 16)).map(drop),
+            pool.delete_volume(second.id()),
+            pool.raise_fence(second.id(), Fence(9)),
+            pool.grow().map(drop),
+        ] {
+            assert_eq!(result.unwrap_err().kind(), PoolErrorKind::Failed);
+        }
+        assert!(pool.info().failed);
+        let pool = Pool::open(device.power_cut(3)).unwrap();
+        assert_eq!(read(&pool.volume(second.id()).unwrap(), 0, 1).unwrap(), [Some([1; 8])]);
+    }
+}
+
+#[test]
+fn a_failed_write_is_that_writes_alone_and_gives_its_extent_back() {
+    let (device, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 64)).unwrap();
+    for (errno, kind) in [(Errno::EIO, PoolErrorKind::Io), (Errno::ENOSPC, PoolErrorKind::NoSpace)] {
+        device.inject(Fault { operation: Operation::Write, after: 0, errno, lasting: false });
+        assert_eq!(volume.write(Lba(0), EPOCH, &sealed([1])).unwrap_err().kind(), kind);
+        assert_eq!(read(&volume, 0, 1).unwrap(), [None]);
+    }
+    volume.flush().unwrap();
+    assert_eq!(pool.info().allocated, ByteLen(0));
+    volume.write(Lba(0), EPOCH, &sealed([2])).unwrap();
+    assert_eq!(read(&volume, 0, 1).unwrap(), [Some([2; 8])]);
+    device.inject(Fault { operation: Operation::Read, after: 0, errno: Errno::EIO, lasting: false });
+    assert_eq!(volume.read(Lba(0), SectorCount(1)).unwrap_err().kind(), PoolErrorKind::Io);
+    volume.flush().unwrap();
+}
+
+#[test]
+fn a_metadata_write_that_fails_ends_the_pool() {
+    let (device, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 64)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    device.inject(Fault { operation: Operation::Write, after: 0, errno: Errno::ENOSPC, lasting: false });
+    assert_eq!(volume.flush().unwrap_err().kind(), PoolErrorKind::Failed);
+    device.clear_faults();
+    assert_eq!(volume.flush().unwrap_err().kind(), PoolErrorKind::Failed);
+    let pool = Pool::open(device.reopened()).unwrap();
+    assert_eq!(read(&pool.volume(volume.id()).unwrap(), 0, 1).unwrap(), [None]);
+}
+
+#[test]
+fn a_longer_device_is_used_after_grow_and_across_groups() {
+    let device = SimulatedDevice::new(DEVICE);
+    let pool = Pool::create(device.clone(), create_options()).unwrap();
+    let volume = fill(&pool);
+    volume.flush().unwrap();
+    // Past the first group, which has 2048 extents, and into the third.
+    let long = ByteLen((2 << 20) + LOG + 2 * 2049 * EXTENT + 100 * EXTENT);
+    device.set_len(long);
+    assert_eq!(pool.info().capacity, ByteLen(EXTENTS * EXTENT));
+    assert!(matches!(volume.write(Lba(EXTENTS * 16), EPOCH, &sealed([7])), Err(PoolError::NoSpace)));
+    assert_eq!(pool.grow().unwrap(), long);
+    assert_eq!(pool.grow().unwrap(), long);
+    let extents = 2 * 2048 + 99;
+    assert_eq!(pool.info().capacity, ByteLen(extents * EXTENT));
+    pool.resize_volume(volume.id(), SectorCount(extents * 16)).unwrap();
+    for extent in EXTENTS..extents {
+        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+    }
+    volume.flush().unwrap();
+    assert_eq!(pool.info().allocated, pool.info().capacity);
+    drop((pool, volume));
+    for device in [device.reopened().power_cut(5)] {
+        let pool = reopen(&device);
+        let volume = pool.volume(spec(1, 1).id).unwrap();
+        for extent in 0..extents {
+            assert_eq!(read(&volume, extent * 16, 2).unwrap(), [Some([extent + 1; 8]), None], "{extent}");
+        }
+        verify_metadata(&pool).unwrap();
+    }
+}
+
+/// A device whose reads wait at a gate.
+#[derive(Debug)]
+struct Gated {
+    inner: Arc<SimulatedDevice>,
+    gate: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+impl Device for Gated {
+    fn len(&self) -> ByteLen {
+        self.inner.len()
+    }
+    fn refresh_len(&self) -> Result<ByteLen, DeviceError> {
+        self.inner.refresh_len()
+    }
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+    fn read(&self, at: ByteOffset, count: SectorCount) -> Result<Sealed, DeviceError> {
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((arrived, open)) = gate {
+            arrived.send(()).unwrap();
+            open.recv().unwrap();
+        }
+        self.inner.read(at, count)
+    }
+    fn read_metadata(&self, at: ByteOffset, count: SectorCount) -> Result<Metadata, DeviceError> {
+        self.inner.read_metadata(at, count)
+    }
+    fn write(&self, at: ByteOffset, data: SealedSlice<'_>) -> Result<(), DeviceError> {
+        self.inner.write(at, data)
+    }
+    fn write_metadata(&self, at: ByteOffset, data: &Metadata) -> Result<(), DeviceError> {
+        self.inner.write_metadata(at, data)
+    }
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.inner.flush()
+    }
+    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        self.inner.discard(at, len)
+    }
+    fn reserve(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        self.inner.reserve(at, len)
+    }
+}
+
+#[test]
+fn an_extent_is_not_given_away_while_somebody_reads_it() {
+    let gated = Arc::new(Gated { inner: SimulatedDevice::new(DEVICE), gate: Mutex::new(None) });
+    let pool = Pool::create(gated.clone(), create_options()).unwrap();
+    let volume = fill(&pool);
+    volume.flush().unwrap();
+    let (arrived, at_gate) = channel();
+    let (open, wait) = channel();
+    *gated.gate.lock().unwrap() = Some((arrived, wait));
+    let reader = std::thread::spawn(move || volume.read(Lba(0), SectorCount(1)).unwrap());
+    at_gate.recv().unwrap();
+    pool.delete_volume(VolumeId([1; 16])).unwrap();
+    assert_eq!(pool.info().allocated, ByteLen(EXTENT), "only the extent that is being read is still held");
+    let next = pool.create_volume(spec(2, EXTENTS * 16)).unwrap();
+    for extent in 0..EXTENTS - 1 {
+        next.write(Lba(extent * 16), EPOCH, &sealed([1000 + extent])).unwrap();
+    }
+    assert!(matches!(next.write(Lba((EXTENTS - 1) * 16), EPOCH, &sealed([1])), Err(PoolError::NoSpace)));
+    open.send(()).unwrap();
+    let pieces = reader.join().unwrap();
+    let [Piece::Sealed { data, .. }] = &pieces[..] else { panic!("{pieces:?}") };
+    assert_eq!(data.as_bytes(), sealed([1]).as_bytes());
+    next.write(Lba((EXTENTS - 1) * 16), EPOCH, &sealed([1])).unwrap();
+    verify_metadata(&pool).unwrap();
+}

@@ -1,0 +1,12 @@
+//! Pools against a reference model: what is written is what is read, through reopening, full devices, injected errors and
+//! power cuts at every step of the crash order.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
+
+mod behaviour;
+mod model;
+mod power_cuts;
+mod refusals;
+mod threads;
+mod timing;
+mod workload;

@@ -1,0 +1,328 @@
+//! The reference: what every sector may hold, kept as one map a volume.
+//!
+//! A sector's content is made from a tag, 512 bytes at a time, so that a torn sector shows which writes it is a mix of
+//! and a byte that no write ever put there is noticed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use device::{Sealed, SectorBuf};
+use pool::{Piece, Pool, PoolVolume, VolumeInfo, VolumeKind, VolumeSpec};
+use units::{DomainId, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
+
+pub(crate) const EPOCH: VolumeEpoch = VolumeEpoch(7);
+const UNIT_BYTES: usize = 512;
+
+const UNITS: usize = SECTOR_BYTES / UNIT_BYTES;
+
+/// What one write put into a sector; never the same twice.
+pub(crate) type Tag = u64;
+
+/// A sector by its units: where all are alike it was written whole.
+pub(crate) type Units = [Tag; UNITS];
+
+pub(crate) fn spec(number: u8, sectors: u64) -> VolumeSpec {
+    VolumeSpec {
+        id: VolumeId([number; 16]),
+        sectors: SectorCount(sectors),
+        domain: DomainId([number ^ 0xff; 16]),
+        epoch: EPOCH,
+        check: [number.wrapping_add(1); 16],
+        kind: if number.is_multiple_of(2) { VolumeKind::Block } else { VolumeKind::Objects },
+    }
+}
+
+/// Sectors with the content of `tags`.
+pub(crate) fn sealed(tags: impl IntoIterator<Item = Tag>) -> Sealed {
+    let mut bytes = Vec::new();
+    for tag in tags {
+        for unit in 0..(SECTOR_BYTES / UNIT_BYTES) as u64 {
+            let word = unit_word(tag, unit).to_le_bytes();
+            bytes.extend(word.iter().cycle().take(UNIT_BYTES));
+        }
+    }
+    Sealed::from_cipher(SectorBuf::copied_from(&bytes).unwrap())
+}
+
+fn unit_word(tag: Tag, unit: u64) -> u64 {
+    tag << 8 | 0xc0 | unit
+}
+
+/// The tag of each 512-byte unit; `None` where there are bytes that no write made.
+fn units(sector: &[u8]) -> Option<Units> {
+    let mut tags = [0; UNITS];
+    for (nth, (unit, tag)) in (0_u64..).zip(sector.chunks(UNIT_BYTES).zip(&mut tags)) {
+        let word = u64::from_le_bytes(unit[..8].try_into().unwrap());
+        if word != unit_word(word >> 8, nth) || unit.chunks(8).any(|chunk| chunk != word.to_le_bytes()) {
+            return None;
+        }
+        *tag = word >> 8;
+    }
+    Some(tags)
+}
+
+/// What a volume was found to hold, sector by sector; `None` for a hole.
+pub(crate) type Content = Vec<Option<Units>>;
+
+/// Reads `count` sectors and checks that the pieces cover exactly them.
+pub(crate) fn read(volume: &PoolVolume, first: u64, count: u64) -> Result<Content, String> {
+    let pieces = volume.read(Lba(first), SectorCount(count)).map_err(|error| format!("read: {error}"))?;
+    let mut content = Content::new();
+    for piece in pieces {
+        match piece {
+            Piece::Hole(count) => content.extend((0..count.0).map(|_| None)),
+            Piece::Sealed { first: at, epoch, data } => {
+                if at.0 != first + content.len() as u64 || epoch != EPOCH {
+                    return Err(format!("a piece at {at} of epoch {epoch}, expected at {}", content.len()));
+                }
+                for sector in data.as_bytes().chunks(SECTOR_BYTES) {
+                    let at = first + content.len() as u64;
+                    content.push(Some(units(sector).ok_or_else(|| format!("garbage in sector {at}"))?));
+                }
+            }
+        }
+    }
+    if content.len() as u64 != count {
+        return Err(format!("{} sectors answered of {count}", content.len()));
+    }
+    let present: u64 = content.iter().filter(|sector| sector.is_some()).count() as u64;
+    let runs = volume.presence(Lba(first), SectorCount(count)).map_err(|error| error.to_string())?;
+    let said: u64 = runs.iter().filter(|(_, present)| *present).map(|(run, _)| run.0).sum();
+    let covered: u64 = runs.iter().map(|(run, _)| run.0).sum();
+    if covered != count || said != present {
+        return Err(format!("presence says {said} of {covered}, reading says {present} of {count}"));
+    }
+    Ok(content)
+}
+
+/// What a sector may hold: what it held at the last flush, or anything done to it since.
+#[derive(Clone, Debug, Default)]
+struct Sector {
+    durable: Option<Units>,
+    since: Vec<Option<Units>>,
+}
+
+impl Sector {
+    fn current(&self) -> Option<Units> {
+        self.since.last().copied().unwrap_or(self.durable)
+    }
+
+    /// After a cut: a hole only where it was one or was made one since; otherwise every unit from one of the writes.
+    fn allows(&self, found: Option<Units>) -> bool {
+        let states = || std::iter::once(self.durable).chain(self.since.iter().copied());
+        match found {
+            None => states().any(|state| state.is_none()),
+            Some(units) => (0..UNITS).all(|nth| states().flatten().any(|state| state[nth] == units[nth])),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Volume {
+    spec: VolumeSpec,
+    fence: Fence,
+    sectors: BTreeMap<u64, Sector>,
+}
+
+/// Something that was begun when the power was cut, and may or may not have happened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Begun {
+    Create(VolumeSpec),
+    Delete(VolumeId),
+    Resize(VolumeId, u64),
+    RaiseFence(VolumeId, Fence),
+}
+
+/// What the pool may hold.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    volumes: BTreeMap<VolumeId, Volume>,
+    begun: Option<Begun>,
+}
+
+impl Model {
+    pub(crate) fn ids(&self) -> Vec<VolumeId> {
+        self.volumes.keys().copied().collect()
+    }
+
+    pub(crate) fn size(&self, id: VolumeId) -> u64 {
+        self.volumes[&id].spec.sectors.0
+    }
+
+    pub(crate) fn fence(&self, id: VolumeId) -> Fence {
+        self.volumes[&id].fence
+    }
+
+    pub(crate) fn begin(&mut self, begun: Begun) {
+        self.begun = Some(begun);
+    }
+
+    /// What was begun has been acknowledged, and with it everything before.
+    pub(crate) fn acknowledge(&mut self) {
+        match self.begun.take() {
+            Some(Begun::Create(spec)) => {
+                self.volumes.insert(spec.id, Volume { spec, fence: Fence(0), sectors: BTreeMap::new() });
+            }
+            Some(Begun::Delete(id)) => {
+                self.volumes.remove(&id);
+            }
+            Some(Begun::Resize(id, sectors)) => {
+                let volume = self.volumes.get_mut(&id).unwrap();
+                volume.spec.sectors = SectorCount(sectors);
+                volume.sectors.retain(|sector, _| *sector < sectors);
+            }
+            Some(Begun::RaiseFence(id, fence)) => self.volumes.get_mut(&id).unwrap().fence = fence,
+            None => {}
+        }
+        self.flushed();
+    }
+
+    /// What was begun was refused and has not happened.
+    pub(crate) fn refused(&mut self) {
+        self.begun = None;
+    }
+
+    pub(crate) fn write(&mut self, id: VolumeId, first: u64, tags: impl Iterator<Item = Tag>) {
+        for (sector, tag) in (first..).zip(tags) {
+            self.change(id, sector, Some([tag; UNITS]));
+        }
+    }
+
+    pub(crate) fn unmap(&mut self, id: VolumeId, first: u64, count: u64) {
+        (first..first + count).for_each(|sector| self.change(id, sector, None));
+    }
+
+    fn change(&mut self, id: VolumeId, sector: u64, content: Option<Units>) {
+        self.volumes.get_mut(&id).unwrap().sectors.entry(sector).or_default().since.push(content);
+    }
+
+    /// Everything acknowledged so far is durable.
+    pub(crate) fn flushed(&mut self) {
+        for volume in self.volumes.values_mut() {
+            for sector in volume.sectors.values_mut() {
+                sector.durable = sector.current();
+                sector.since.clear();
+            }
+        }
+    }
+
+    /// A write that failed may have happened in any part: takes what is there, if it is old or new.
+    pub(crate) fn settle(&mut self, found: Content, id: VolumeId, first: u64) {
+        for (sector, found) in (first..).zip(found) {
+            let known = self.volumes.get_mut(&id).unwrap().sectors.entry(sector).or_default();
+            assert!(known.allows(found), "{found:?} {known:?}");
+            known.since.push(found);
+        }
+    }
+
+    /// Without a cut there is one right answer for every sector.
+    pub(crate) fn verify_exactly(&self, pool: &Pool) -> Result<(), String> {
+        self.verify_volumes(pool, |_, info, volume| {
+            if info.sectors != volume.spec.sectors || info.fence != volume.fence {
+                return Err(format!("{info:?} is not {:?} {:?}", volume.spec, volume.fence));
+            }
+            Ok(())
+        })?;
+        for (id, volume) in &self.volumes {
+            let handle = pool.volume(*id).map_err(|error| error.to_string())?;
+            for (sector, found) in (0..).zip(read(&handle, 0, volume.spec.sectors.0)?) {
+                let expected = volume.sectors.get(&sector).and_then(Sector::current);
+                if found != expected {
+                    return Err(format!("{id} sector {sector}: found {found:?}, expected {expected:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_volumes(
+        &self,
+        pool: &Pool,
+        compare: impl Fn(VolumeId, &VolumeInfo, &Volume) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let found: BTreeMap<VolumeId, VolumeInfo> =
+            pool.volumes().into_iter().map(|info| (info.id, info)).collect();
+        for (id, volume) in &self.volumes {
+            let info = found.get(id).ok_or_else(|| format!("volume {id} is gone"))?;
+            let same = (info.domain, info.epoch, info.check, info.kind)
+                == (volume.spec.domain, volume.spec.epoch, volume.spec.check, volume.spec.kind);
+            if !same {
+                return Err(format!("{info:?} is not {:?}", volume.spec));
+            }
+            compare(*id, info, volume)?;
+        }
+        match found.keys().find(|id| !self.volumes.contains_key(id)) {
+            Some(id) => Err(format!("volume {id} is back, or never was")),
+            None => Ok(()),
+        }
+    }
+
+    /// After a cut: settles what was begun by what is there, then compares every sector with what it may hold, and takes
+    /// what it does hold for durable.
+    pub(crate) fn verify_after_cut(&mut self, pool: &Pool) -> Result<(), String> {
+        self.settle_begun(pool);
+        self.verify_volumes(pool, |_, info, volume| {
+            if info.sectors != volume.spec.sectors || info.fence != volume.fence {
+                return Err(format!("{info:?} is not {:?} {:?}", volume.spec, volume.fence));
+            }
+            Ok(())
+        })?;
+        let mut wrong = String::new();
+        for (id, volume) in &mut self.volumes {
+            let handle = pool.volume(*id).map_err(|error| error.to_string())?;
+            for (sector, found) in (0..).zip(read(&handle, 0, volume.spec.sectors.0)?) {
+                let known = volume.sectors.entry(sector).or_default();
+                if !known.allows(found) {
+                    let _ = writeln!(wrong, "{id} sector {sector}: found {found:?}, may be {known:?}");
+                }
+                *known = Sector { durable: found, since: Vec::new() };
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    /// What was begun either happened, and then whole, or did not.
+    fn settle_begun(&mut self, pool: &Pool) {
+        let Some(begun) = self.begun else { return };
+        let info = |id| pool.volumes().into_iter().find(|info| info.id == id);
+        let happened = match begun {
+            Begun::Create(spec) => info(spec.id).is_some(),
+            Begun::Delete(id) => info(id).is_none(),
+            Begun::Resize(id, sectors) => info(id).is_some_and(|info| info.sectors.0 == sectors),
+            Begun::RaiseFence(id, fence) => info(id).is_some_and(|info| info.fence == fence),
+        };
+        self.begun = None;
+        if !happened {
+            return;
+        }
+        let since: Vec<_> = self.volumes.clone().into_iter().collect();
+        self.begun = Some(begun);
+        self.acknowledge();
+        // That it happened says nothing of writes that no flush was acknowledged for.
+        for (id, before) in since {
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                let size = volume.spec.sectors.0;
+                volume.sectors = before.sectors.into_iter().filter(|(sector, _)| *sector < size).collect();
+            }
+        }
+    }
+}
+
+/// What belongs to volumes is what is allocated, and the metadata is sound.
+pub(crate) fn verify_metadata(pool: &Arc<Pool>) -> Result<(), String> {
+    pool.flush().map_err(|error| error.to_string())?;
+    let report = pool.check().map_err(|error| error.to_string())?;
+    if !report.is_sound() {
+        return Err(format!("{:?}", report.problems));
+    }
+    let owned: u64 = pool.volumes().iter().map(|info| info.allocated.0).sum();
+    let info = pool.info();
+    if owned != info.allocated.0 || report.mapped_extents * info.extent_len.0 != owned {
+        return Err(format!(
+            "volumes own {owned}, {} is allocated, the table maps {} extents",
+            info.allocated.0, report.mapped_extents
+        ));
+    }
+    Ok(())
+}

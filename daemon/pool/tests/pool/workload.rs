@@ -1,0 +1,179 @@
+//! Random operations on a small pool, the same for the same seed, done to the pool and to the model.
+
+use std::sync::Arc;
+
+use device::SimulatedDevice;
+use pool::{CreateOptions, OpenOptions, Pool, PoolError, PoolErrorKind};
+use units::{ByteLen, Fence, Lba, SectorCount, VolumeId};
+
+use crate::model::{Begun, EPOCH, Model, sealed, spec};
+
+/// 16 sectors an extent, and a log of 16 blocks: everything happens soon.
+pub(crate) const EXTENT: u64 = 64 << 10;
+pub(crate) const LOG: u64 = 64 << 10;
+/// Extents in the small pool: fewer than the volumes could use, so that it is full now and then.
+pub(crate) const EXTENTS: u64 = 24;
+pub(crate) const DEVICE: ByteLen = ByteLen((2 << 20) + LOG + (1 + EXTENTS) * EXTENT);
+
+const VOLUMES_MAX: usize = 5;
+const SECTORS_MAX: u64 = 160;
+
+pub(crate) fn create_options() -> CreateOptions {
+    CreateOptions { extent_len: ByteLen(EXTENT), log_len: Some(ByteLen(LOG)), ..CreateOptions::default() }
+}
+
+pub(crate) fn small_pool() -> (Arc<SimulatedDevice>, Arc<Pool>) {
+    let device = SimulatedDevice::new(DEVICE);
+    let pool = Pool::create(device.clone(), create_options()).unwrap();
+    (device, pool)
+}
+
+/// Numbers that look random and are the same for the same seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed ^ 0x5851_f42d_4c95_7f2d)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    fn one_of<T: Copy>(&mut self, items: &[T]) -> Option<T> {
+        let count = items.len() as u64;
+        if count == 0 { None } else { items.get(usize::try_from(self.below(count)).unwrap()).copied() }
+    }
+}
+
+/// A pool, what it should hold, and where the next operations come from.
+pub(crate) struct Workload {
+    pub(crate) random: Random,
+    pub(crate) model: Model,
+    next_tag: u64,
+    next_volume: u8,
+}
+
+impl Workload {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed), model: Model::default(), next_tag: 1, next_volume: 1 }
+    }
+
+    /// Goes on with a pool that may hold `model`, with tags that were not used before.
+    pub(crate) fn resume(model: Model, seed: u64, first_tag: u64) -> Self {
+        Self { random: Random::new(seed), model, next_tag: first_tag, next_volume: 128 }
+    }
+
+    /// Does one operation. An error is one that ends the pool.
+    pub(crate) fn step(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let ids = self.model.ids();
+        let Some(id) = self.random.one_of(&ids) else { return self.create(pool) };
+        match self.random.below(100) {
+            0..55 => self.write(pool, id),
+            55..70 => self.unmap(pool, id),
+            70..84 => self.flush(pool, id),
+            84..90 if ids.len() < VOLUMES_MAX => self.create(pool),
+            84..93 => self.delete(pool, id),
+            93..97 => self.resize(pool, id),
+            _ => self.raise_fence(pool, id),
+        }
+    }
+
+    /// A range, short more often than long, that the volume has.
+    fn range(&mut self, id: VolumeId) -> (u64, u64) {
+        let size = self.model.size(id);
+        let first = self.random.below(size);
+        let longest = if self.random.below(4) == 0 { 64 } else { 6 };
+        (first, 1 + self.random.below(longest.min(size - first)))
+    }
+
+    fn write(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let (first, count) = self.range(id);
+        let tags = self.next_tag..self.next_tag + count;
+        self.next_tag += count;
+        self.model.write(id, first, tags.clone());
+        match pool.volume(id)?.write(Lba(first), EPOCH, &sealed(tags)) {
+            Err(error) if error.kind() == PoolErrorKind::NoSpace => {
+                // Where it cannot be read the power has failed since, and either is allowed.
+                if let Ok(found) = crate::model::read(&*pool.volume(id)?, first, count) {
+                    self.model.settle(found, id, first);
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn unmap(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let (mut first, mut count) = self.range(id);
+        if self.random.below(3) == 0 {
+            // Whole extents, so that some become free.
+            first -= first % 16;
+            count = count.next_multiple_of(16).min(self.model.size(id) - first);
+        }
+        self.model.unmap(id, first, count);
+        pool.volume(id)?.unmap(Lba(first), SectorCount(count))
+    }
+
+    pub(crate) fn flush(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        pool.volume(id)?.flush()?;
+        self.model.flushed();
+        Ok(())
+    }
+
+    fn create(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        while self.model.ids().contains(&spec(self.next_volume, 1).id) {
+            self.next_volume = self.next_volume.wrapping_add(1);
+        }
+        let spec = spec(self.next_volume, 1 + self.random.below(SECTORS_MAX));
+        self.next_volume = self.next_volume.wrapping_add(1);
+        self.model.begin(Begun::Create(spec));
+        pool.create_volume(spec)?;
+        self.model.acknowledge();
+        Ok(())
+    }
+
+    fn delete(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        self.model.begin(Begun::Delete(id));
+        pool.delete_volume(id)?;
+        self.model.acknowledge();
+        Ok(())
+    }
+
+    fn resize(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let sectors = 1 + self.random.below(SECTORS_MAX);
+        self.model.begin(Begun::Resize(id, sectors));
+        pool.resize_volume(id, SectorCount(sectors))?;
+        self.model.acknowledge();
+        Ok(())
+    }
+
+    fn raise_fence(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let fence = Fence(self.random.below(20));
+        self.model.begin(Begun::RaiseFence(id, fence));
+        let stale = fence <= self.model.fence(id);
+        match pool.raise_fence(id, fence) {
+            Err(PoolError::StaleFence { highest, .. }) if stale => {
+                assert_eq!(highest, self.model.fence(id));
+                self.model.refused();
+                Ok(())
+            }
+            Ok(()) => {
+                assert!(!stale, "{fence} was taken again");
+                self.model.acknowledge();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Opens the pool on a device again, as a restarted daemon does.
+pub(crate) fn reopen(device: &Arc<SimulatedDevice>) -> Arc<Pool> {
+    Pool::open_with(device.clone(), OpenOptions::default()).unwrap()
+}
