@@ -70,10 +70,24 @@ impl SimulatedNode {
     /// # Panics
     /// If the pool does not open again: what was flushed must be enough for that.
     pub fn power_cut(self, seed: u64) -> Self {
-        let Self { device, pool, volume, keyring: _, keyholder, key: _ } = self;
-        let id = volume.info().id;
-        drop((volume, pool));
-        let device = device.power_cut(seed);
+        let device = self.device.power_cut(seed);
+        self.restart_on(device)
+    }
+
+    /// Kills the process and starts it again: the device loses nothing, but what only the process knew is gone, and what
+    /// was not flushed may still be lost to the next power cut.
+    ///
+    /// # Panics
+    /// If the pool does not open again.
+    pub fn killed(self) -> Self {
+        let device = self.device.reopened();
+        self.restart_on(device)
+    }
+
+    fn restart_on(self, device: Arc<SimulatedDevice>) -> Self {
+        let id = self.volume.info().id;
+        let keyholder = self.keyholder;
+        drop((self.volume, self.pool, self.device));
         let pool =
             Pool::open(Arc::clone(&device) as Arc<dyn Device>).expect("the pool opens after a power cut");
         let volume = pool.volume(id).expect("the volume is there");
@@ -90,6 +104,16 @@ impl SimulatedNode {
     /// The pool.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// The volume as the pool sees it: ciphertext.
+    pub fn pool_volume(&self) -> &Arc<PoolVolume> {
+        &self.volume
+    }
+
+    /// Who lends the key.
+    pub fn keyholder(&self) -> &Keyholder {
+        &self.keyholder
     }
 
     /// The keyring.

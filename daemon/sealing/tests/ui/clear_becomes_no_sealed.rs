@@ -1,0 +1,18 @@
+use device::Sealed;
+use sealing::Clear;
+
+fn by_conversion(clear: Clear) -> Sealed {
+    clear.into()
+}
+
+fn by_declaration(clear: Clear) -> Sealed {
+    Sealed::from_cipher(clear)
+}
+
+fn by_taking_it_apart(clear: Clear) -> Sealed {
+    Sealed::from_cipher(clear.0)
+}
+
+fn main() {
+    let _ = (by_conversion, by_declaration, by_taking_it_apart);
+}
