@@ -1,7 +1,7 @@
 //! What a client was promised, as models that a recovered node is compared with.
 //!
-//! The same models judge two kinds of crash: power cuts on a simulated device inside this process, and a killed node
-//! process behind its real heads.
+//! The same models and the same load judge two kinds of crash: power cuts on a simulated device inside this process, and
+//! a killed node process behind its real heads.
 //!
 //! Invariants:
 //! - A model knows the smallest promise: what was acknowledged and flushed must be there; what was acknowledged and
@@ -10,5 +10,8 @@
 //!   foreign blocks are told apart.
 
 pub mod blocks;
+pub mod life;
+pub mod load;
+pub mod node;
 pub mod objects;
 pub mod pattern;

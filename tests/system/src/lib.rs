@@ -1,1 +1,3 @@
-//! system-tests
+//! Tests of the programs as their users meet them: real clients, real signals, real damage. See `tests/`.
+//!
+//! They run one at a time (`.config/nextest.toml`): each starts daemons, and some of them measure time.
