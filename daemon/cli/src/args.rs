@@ -1,0 +1,577 @@
+//! The command line's grammar, with help that teaches.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use identity::{Endpoint, PeerName, Role, TrustDomain};
+use units::{ByteLen, NodeId, PoolId};
+
+const EXAMPLES: &str = "\
+Start here:
+  nightlatch demo                     see a node being unlocked, serving, losing power and forgetting
+  nightlatch status                   what the keyholder and the nodes are doing
+  nightlatch push --all               give every node its keys again
+  nightlatch lockdown                 take every key away from every node, now
+
+Connection settings come from a profile (TOML): --profile, NIGHTLATCH_PROFILE, or ~/.config/nightlatch/profile.toml.
+
+Exit status: 0 done; 1 failed on this machine; 2 wrong command line; 3 unreachable or no answer in time;
+4 refused by the other side; 5 a certificate is not accepted; 6 sealed: a key is needed that is not there.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nightlatch",
+    version,
+    about = "One command line for Nightlatch storage nodes and keyholders",
+    long_about = "One command line for Nightlatch: storage nodes that serve encrypted volumes and objects while the \
+                  compute tier lends them keys, and forget the keys when power, lease or trust is lost.",
+    after_help = EXAMPLES,
+    arg_required_else_help = true
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Profile file, or the directory that holds profile.toml
+    #[arg(long, global = true, value_name = "PATH", env = "NIGHTLATCH_PROFILE")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Use the certificate of this role instead of the first that may do it
+    #[arg(long = "as", global = true, value_name = "ROLE", value_parser = role)]
+    pub(crate) role: Option<Role>,
+    /// Print one JSON document
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+fn role(text: &str) -> Result<Role, identity::InvalidName> {
+    text.parse()
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show all of it on this machine: unlock, serve, lose power, forget, unlock again
+    #[command(
+        after_help = "Examples:\n  nightlatch demo\n  nightlatch demo --dir ./trial --json    for scripts: one JSON object when ready, until SIGTERM\n  nightlatch demo --device /dev/sdx       on a real disk, whose content is lost"
+    )]
+    Demo(DemoArgs),
+    /// Make a certificate authority and certificates, for those who have none
+    #[command(subcommand)]
+    Pki(Pki),
+    /// Officers' keys, the ceremony, unsealing the keyholder, ledger backups
+    #[command(subcommand)]
+    Key(Key),
+    /// Prepare and enrol storage nodes; see and wipe one
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Make, check and grow pools on disks and files
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Volumes: encrypted disks, and the store that holds buckets
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Buckets of a node's object store
+    #[command(subcommand)]
+    Bucket(BucketCommand),
+    /// Users of a node's object store and their access keys
+    #[command(subcommand)]
+    User(UserCommand),
+    /// What the keyholder and the nodes are doing, and what to do about it
+    Status,
+    /// Give keys to nodes
+    #[command(after_help = "Examples:\n  nightlatch push --all\n  nightlatch push --node node-1")]
+    Push(TargetArgs),
+    /// Take keys away and keep them away until unlatched
+    #[command(after_help = "Examples:\n  nightlatch revoke --volume db\n  nightlatch revoke --node node-1")]
+    Revoke(TargetArgs),
+    /// Take every key away from every node, now, and keep them away until unlatched
+    Lockdown,
+    /// Let keys be pushed again after a revoke, a lockdown or an intrusion (security officer)
+    #[command(
+        after_help = "Examples:\n  nightlatch unlatch --all\n  nightlatch unlatch --volume db && nightlatch push --volume db"
+    )]
+    Unlatch(TargetArgs),
+    /// Print shell completions
+    #[command(after_help = "Example:\n  nightlatch completions bash > /etc/bash_completion.d/nightlatch")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page a command into a directory
+    #[command(
+        after_help = "Examples:\n  nightlatch man | man -l -\n  nightlatch man /usr/local/share/man/man1"
+    )]
+    Man {
+        /// Directory for the pages
+        dir: Option<PathBuf>,
+    },
+    /// Run a program that ends when the one that started it ends
+    #[command(hide = true)]
+    RunAttached {
+        /// Process id of the one that started it
+        #[arg(long)]
+        parent: i32,
+        /// Program and arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Where everything is kept, for the next time too; without it a temporary directory, removed at the end
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Size of the volume `demo`
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub(crate) volume_size: ByteLen,
+    /// Use this disk or file for the pool instead of a file in the directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) device: Option<PathBuf>,
+    /// Serve NBD over TCP without TLS (loopback only)
+    #[arg(long)]
+    pub(crate) nbd_plain: bool,
+    /// Serve S3 without TLS (loopback only)
+    #[arg(long)]
+    pub(crate) s3_plain: bool,
+}
+
+/// `pki`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pki {
+    /// Make a root, an issuer for each class of certificate, and a profile
+    #[command(
+        after_help = "Example:\n  nightlatch pki init ./pki --trust-domain storage.example.com\n\nMove root/ca.key offline afterwards: it is needed only to make new issuers."
+    )]
+    Init {
+        /// Directory for all of it
+        dir: PathBuf,
+        /// Your organisation's name in every certificate
+        #[arg(long, value_name = "NAME")]
+        trust_domain: TrustDomain,
+        /// Name in the first operator's certificate
+        #[arg(long, value_name = "NAME", default_value = "operator")]
+        operator: PeerName,
+        /// Name in the first security officer's certificate
+        #[arg(long, value_name = "NAME", default_value = "officer")]
+        security_officer: PeerName,
+        /// Address of the keyholder's administrative port, for the profile
+        #[arg(long, value_name = "URL")]
+        keyholder: Option<Endpoint>,
+    },
+    /// Issue a certificate and its key
+    #[command(
+        after_help = "Examples:\n  nightlatch pki issue node node-1 --pki ./pki\n  nightlatch pki issue server node-1 --host node-1.example.com --host 192.0.2.7 --pki ./pki\n  nightlatch pki issue nbd-client web-3 --days 90 --pki ./pki"
+    )]
+    Issue {
+        /// What the holder is
+        role: IssueRole,
+        /// Name of the holder
+        name: PeerName,
+        /// The authority's directory
+        #[arg(long, value_name = "DIR", default_value = "pki")]
+        pki: PathBuf,
+        /// DNS name or address of a server; give it once for each
+        #[arg(long = "host", value_name = "HOST")]
+        hosts: Vec<String>,
+        /// Days until it expires
+        #[arg(long, default_value_t = identity::pki::LEAF_DAYS_DEFAULT)]
+        days: u32,
+    },
+}
+
+/// What `pki issue` issues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IssueRole {
+    /// Runs the system day to day
+    Operator,
+    /// Holds a share of the root; lifts latches
+    SecurityOfficer,
+    /// Reads, changes nothing
+    Auditor,
+    /// A monitoring system
+    Monitor,
+    /// The keyholder
+    Keyholder,
+    /// A storage node
+    Node,
+    /// A machine that mounts volumes over NBD
+    NbdClient,
+    /// Host certificates of a node's NBD and S3 heads
+    Server,
+}
+
+impl IssueRole {
+    /// The role in the certificate; none for host certificates.
+    pub(crate) fn role(self) -> Option<Role> {
+        Some(match self {
+            Self::Operator => Role::Operator,
+            Self::SecurityOfficer => Role::SecurityOfficer,
+            Self::Auditor => Role::Auditor,
+            Self::Monitor => Role::Monitor,
+            Self::Keyholder => Role::Keyholder,
+            Self::Node => Role::Node,
+            Self::NbdClient => Role::NbdClient,
+            Self::Server => return None,
+        })
+    }
+}
+
+/// `key`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make an officer's key: a secret file for the officer, and a public one for the ceremony
+    #[command(
+        after_help = "Example, on the officer's own machine:\n  nightlatch key officer anna\n\nIt writes anna.officer-key, which stays with the officer, and anna.officer, which goes to the ceremony."
+    )]
+    Officer {
+        /// The officer's name
+        name: PeerName,
+        /// Directory for the two files
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
+    /// Make a new root secret in the keyholder and share it among officers
+    #[command(
+        after_help = "Example: any two of three officers can unseal later\n  nightlatch key ceremony --threshold 2 anna.officer ben.officer clara.officer --out ./shares"
+    )]
+    Ceremony {
+        /// Shares needed to unseal
+        #[arg(long, value_name = "K")]
+        threshold: u8,
+        /// The officers' public files
+        #[arg(required = true, value_name = "OFFICER")]
+        officers: Vec<PathBuf>,
+        /// Directory for the shares, one a file, each encrypted to its officer
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
+    /// Submit a share to the keyholder; with enough of them it is unsealed
+    #[command(
+        after_help = "Example:\n  nightlatch key unseal --share anna.share --officer-key anna.officer-key"
+    )]
+    Unseal {
+        /// The officer's share
+        #[arg(long, value_name = "FILE")]
+        share: PathBuf,
+        /// The officer's secret key file
+        #[arg(long, value_name = "FILE")]
+        officer_key: PathBuf,
+    },
+    /// Whether the keyholder has its root, and which shares it needs
+    Status,
+    /// Save the ledger: encrypted, useless without the shares, needed to open volumes after a loss
+    Backup {
+        /// The file to write
+        file: PathBuf,
+    },
+    /// Put a saved ledger into an empty keyholder
+    Restore {
+        /// The file that `key backup` wrote
+        file: PathBuf,
+    },
+}
+
+/// `node`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Make a node's identity key and configuration
+    #[command(
+        after_help = "Example, on the node, with certificates from `pki issue node` and `pki issue server`:\n  nightlatch node init --name node-1 --pki ./pki --pool /dev/disk/by-id/nvme-1 --listen 192.0.2.7\n\nThen start `nightlatchd --config node.toml`, and enrol it with the values that this command prints."
+    )]
+    Init(NodeInit),
+    /// Tell the keyholder about a node
+    #[command(
+        after_help = "Examples:\n  nightlatch node add node-1 --id ID --key-address 192.0.2.7:7410 --admin-address 192.0.2.7:7411\n  nightlatch node approve node-1 --fingerprint 0123456789abcdef\n\nWith --identity-key the node is approved at once."
+    )]
+    Add(NodeAdd),
+    /// List the nodes
+    List,
+    /// Pin a node's identity key, after comparing its fingerprint with what the node's own console shows
+    Approve {
+        /// The node
+        name: PeerName,
+        /// The fingerprint, 16 hexadecimal digits
+        #[arg(long)]
+        fingerprint: String,
+    },
+    /// Remove a node that holds no volumes
+    Remove {
+        /// The node
+        name: PeerName,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Ask a node for everything about itself
+    Status {
+        /// The node; not needed where the profile has only one
+        name: Option<PeerName>,
+    },
+    /// Make a node forget every key, now
+    Wipe {
+        /// The node; not needed where the profile has only one
+        name: Option<PeerName>,
+    },
+}
+
+/// `node init`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeInit {
+    /// Directory for node.toml and the node's state
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// The node's name, as in its certificate
+    #[arg(long)]
+    pub(crate) name: PeerName,
+    /// The authority's directory, with certificates for this node and its heads
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) pki: PathBuf,
+    /// A disk or file that holds a pool; give it once for each
+    #[arg(long = "pool", value_name = "PATH", required = true)]
+    pub(crate) pools: Vec<PathBuf>,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "::")]
+    pub(crate) listen: std::net::IpAddr,
+    /// The keyholder's grant-signing key (64 hexadecimal digits, from `nightlatch key status`); it can be written to
+    /// state/keyholder.pub later as well
+    #[arg(long, value_name = "HEX")]
+    pub(crate) keyholder_key: Option<String>,
+}
+
+/// `node add`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeAdd {
+    /// The node's name, as in its certificate
+    pub(crate) name: PeerName,
+    /// Its id, as `node init` printed it
+    #[arg(long)]
+    pub(crate) id: NodeId,
+    /// Where the keyholder dials it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) key_address: Endpoint,
+    /// Its administrative port
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) admin_address: Endpoint,
+    /// Its identity key as `node init` printed it: approves it at once (security officer)
+    #[arg(long, value_name = "HEX")]
+    pub(crate) identity_key: Option<String>,
+    /// Push keys whenever it is there, without a person's approval each time
+    #[arg(long)]
+    pub(crate) auto_push: bool,
+    /// Length of its leases in milliseconds
+    #[arg(long, value_name = "MS")]
+    pub(crate) lease_ms: Option<u64>,
+}
+
+/// `pool`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Make a pool on a disk or in a new file
+    #[command(
+        after_help = "Examples:\n  nightlatch pool create /dev/disk/by-id/nvme-1\n  nightlatch pool create ./pool.img --size 64G"
+    )]
+    Create {
+        /// The disk, partition or file
+        path: PathBuf,
+        /// Make a sparse file of this size
+        #[arg(long)]
+        size: Option<ByteLen>,
+        /// Unit of allocation
+        #[arg(long, default_value = "1M")]
+        extent: ByteLen,
+        /// Destroy what the device holds
+        #[arg(long)]
+        force: bool,
+    },
+    /// Open a pool that no node is using, check it, and say what is in it
+    Check {
+        /// The disk, partition or file
+        path: PathBuf,
+    },
+    /// List the pools of a node
+    List(NodeArg),
+    /// Use what a pool's disk has become longer by: online through its node, or on a disk no node is using
+    #[command(
+        after_help = "Examples:\n  nightlatch pool grow 5b0cf6a1f9c04ab29a6f37f2f0a0c7de    the node goes on serving\n  nightlatch pool grow --device ./pool.img"
+    )]
+    Grow {
+        /// The pool's id
+        #[arg(required_unless_present = "device")]
+        pool: Option<PoolId>,
+        /// The disk or file, with the node stopped
+        #[arg(long, value_name = "PATH", conflicts_with = "pool")]
+        device: Option<PathBuf>,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+}
+
+/// Which node.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArg {
+    /// The node; not needed where the profile has only one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+}
+
+/// `volume`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume, with a key of its own, and push the key
+    #[command(
+        after_help = "Examples:\n  nightlatch volume create db --node node-1 --size 100G\n  nightlatch volume create photos --node node-1 --kind objects --size 64T"
+    )]
+    Create {
+        /// The name its clients use
+        label: String,
+        #[command(flatten)]
+        node: NodeArg,
+        /// Logical size; space is taken only as it is written
+        #[arg(long)]
+        size: ByteLen,
+        /// A disk over NBD, or the node's store of buckets
+        #[arg(long, default_value = "block")]
+        kind: KindArg,
+        /// What clients see when the key goes: requests held for a reconnect, or errors
+        #[arg(long, default_value = "hold")]
+        on_seal: OnSealArg,
+    },
+    /// List the volumes
+    List,
+    /// Change a volume's size
+    Resize {
+        /// The volume
+        label: String,
+        /// New logical size
+        size: ByteLen,
+        /// Allow a smaller size: what lies past it is gone
+        #[arg(long)]
+        allow_shrink: bool,
+    },
+    /// Erase a volume: its key first, then its space
+    Delete {
+        /// The volume
+        label: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// What a volume is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KindArg {
+    /// A disk over NBD
+    Block,
+    /// The node's store of buckets
+    Objects,
+}
+
+/// What clients see when the key goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnSealArg {
+    /// Requests in flight stay unanswered; reconnecting clients resend them
+    Hold,
+    /// Requests in flight fail
+    Fail,
+}
+
+/// `bucket`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BucketCommand {
+    /// Make a bucket
+    Create {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// List the buckets
+    List(NodeArg),
+    /// Remove an empty bucket
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+}
+
+/// `user`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Make a user with an access key, or a further key of a user; the secret is shown once
+    Create {
+        /// The user's name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// List the users and their access keys
+    List(NodeArg),
+    /// Remove a user with all its access keys, or one access key
+    #[command(
+        after_help = "Examples:\n  nightlatch user delete backup\n  nightlatch user delete --access-key NLAK7Q2M5X"
+    )]
+    Delete {
+        /// The user's name
+        #[arg(required_unless_present = "access_key")]
+        name: Option<String>,
+        /// Only this access key
+        #[arg(long, value_name = "KEY", conflicts_with = "name")]
+        access_key: Option<String>,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+}
+
+/// What an act is about.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TargetArgs {
+    /// This volume
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) volume: Option<String>,
+    /// This node and all its volumes
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Everything
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} has no help");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path} {} has no help", argument.get_id());
+            }
+            for inner in command.get_subcommands() {
+                check(inner, &path);
+            }
+        }
+        check(&Arguments::command(), "");
+    }
+}

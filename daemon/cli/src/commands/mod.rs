@@ -1,0 +1,57 @@
+//! The commands, one module for each noun. Each prints its result and returns; none exits the process itself.
+
+mod attached;
+mod generate;
+mod key;
+mod keys_out;
+mod node;
+mod pki;
+mod pool;
+mod status;
+mod store;
+mod volume;
+
+use std::future::Future;
+
+pub(crate) use key::{OfficerKey, open_share};
+pub(crate) use node::{PlannedNode, make_private_dir, random_id, to_toml};
+
+use crate::args::{Arguments, Command};
+use crate::connect::Connections;
+use crate::demo;
+use crate::failure::{Done, Failure};
+use crate::output::Output;
+
+/// Runs a command to its end.
+pub(crate) fn run(arguments: Arguments, output: &Output) -> Done {
+    let Arguments { global, command } = arguments;
+    let output = *output;
+    let connections = || Connections::load(global.profile.as_deref(), global.role);
+    match command {
+        Command::Demo(demo) => demo::run(&demo, output),
+        Command::Pki(command) => pki::run(&command, output),
+        Command::Key(command) => key::run(&command, connections, output),
+        Command::Node(command) => node::run(&command, connections, output),
+        Command::Pool(command) => pool::run(&command, connections, output),
+        Command::Volume(command) => volume::run(&command, &connections()?, output),
+        Command::Bucket(command) => store::buckets(&command, &connections()?, output),
+        Command::User(command) => store::users(&command, &connections()?, output),
+        Command::Status => status::run(&connections()?, output),
+        Command::Push(target) => keys_out::push(&target, &connections()?, output),
+        Command::Revoke(target) => keys_out::revoke(&target, &connections()?, output),
+        Command::Lockdown => keys_out::lockdown(&connections()?, output),
+        Command::Unlatch(target) => keys_out::unlatch(&target, &connections()?, output),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { dir } => generate::manual(dir.as_deref(), output),
+        Command::RunAttached { parent, command } => attached::run(parent, &command),
+    }
+}
+
+/// Waits for a request on a runtime of its own.
+pub(crate) fn wait<T>(request: impl Future<Output = T>) -> Done<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local(format!("the runtime cannot be started: {error}"), ""))?;
+    Ok(runtime.block_on(request))
+}

@@ -1,0 +1,67 @@
+//! `nightlatch demo`: a keyholder and a node on this machine's loopback address, made as an operator would make them.
+//!
+//! On a terminal it tells the story of a key: pushed, used, lost with the power, pushed again. With `--json` it prints
+//! one object when everything serves ([`guide::Ready`]) and runs until SIGINT or SIGTERM; scripts build on that.
+//!
+//! Invariants:
+//! - Everything lives in one directory; used again, the same installation comes back with its data.
+//! - Every step is what the commands and programs do for anyone: nothing here is staged, every figure is measured.
+//! - The node and the keyholder end when this program ends, however it ends.
+
+mod disk;
+mod guide;
+mod processes;
+mod s3;
+mod setup;
+mod site;
+mod story;
+mod traffic;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::DemoArgs;
+use crate::failure::{Done, Failure};
+use crate::output::Output;
+use site::Site;
+
+/// Runs the demonstration to its end, which is a signal.
+pub(crate) fn run(arguments: &DemoArgs, output: Output) -> Done {
+    // One thread, the main one: the children's parent-death signal is tied to the thread that starts them.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local(format!("the runtime cannot be started: {error}"), ""))?;
+    let result = runtime.block_on(demonstrate(arguments, output));
+    runtime.shutdown_background();
+    result
+}
+
+async fn demonstrate(arguments: &DemoArgs, output: Output) -> Done {
+    // Before anything is started, so that no signal ends this program without its clean end.
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure::local(format!("signals cannot be caught: {error}"), ""));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut site = Site::open(arguments)?;
+    let result = tokio::select! {
+        result = serve(&mut site, output) => result,
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    };
+    output.note("\nStopping: clients finish, keys are wiped.");
+    site.processes.stop().await;
+    site.close();
+    result
+}
+
+/// Sets up, tells the story or prints the contract, and serves until one of the programs ends.
+async fn serve(site: &mut Site, output: Output) -> Done {
+    setup::run(site, output).await?;
+    if output.is_json() {
+        setup::push(site).await?;
+        output.show(&guide::Ready::of(site)?, String::new)?;
+    } else {
+        story::tell(site, output).await?;
+        output.show(&(), || guide::text(site))?;
+    }
+    Err(site.processes.ended().await)
+}

@@ -1,0 +1,442 @@
+//! Making the installation, step by step as an operator would, and bringing it up again later.
+//!
+//! Each step looks whether it is done already, so that an interrupted first run goes on where it stopped. What cannot be
+//! made in one step (the authority) is made beside its place and renamed.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use admin::api::{Bucket, CreateBucket, CreateUser, CreatedAccessKey, NodeStatus};
+use config::{ControlTls, KeyholderConfig, KeyholderListen, NodeConfig};
+use device::{Device, FileDevice, OpenOptions};
+use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
+use identity::{ClientError, Endpoint, NodeKey, PeerName, PrivateFile, Role};
+use keyholder::api::{
+    AddNode, CeremonyRequest, CeremonyResult, CreateVolume, KeyState, KeyholderStatus, NodeEntry, OnSeal,
+    Outcome, PushPolicy, ResizeVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry,
+    VolumeKind,
+};
+use keyholder::shares::SealedShare;
+use pool::{CreateOptions, Pool};
+use serde::Deserialize;
+use units::ByteLen;
+
+use crate::commands::{OfficerKey, PlannedNode, make_private_dir, open_share, to_toml};
+use crate::connect::{Ask, Connections};
+use crate::demo::disk;
+use crate::demo::processes::{POLL, START_TIMEOUT};
+use crate::demo::site::{BUCKET, KEYHOLDER, NODE, OBJECTS, Site, USER, VOLUME};
+use crate::failure::{Done, Exit, Failure};
+use crate::output::Output;
+use crate::profile::{PROFILE_FILE, Profile, ProfileIdentity, ProfileNode};
+
+/// The officers, of whom any two unseal the keyholder.
+const OFFICERS: [&str; 3] = ["anna", "ben", "clara"];
+const THRESHOLD: u8 = 2;
+
+/// The lease. Long enough for a laptop under load, short enough to watch it count.
+const LEASE_MS: u64 = 30_000;
+
+/// Room in the pool's file beside the volume: a few large objects. The file is sparse.
+const OBJECT_ROOM: u64 = 32 << 30;
+
+/// Logical size of the object store; thin.
+const OBJECTS_BYTES: u64 = 64 << 40;
+
+/// Brings the installation up: programs running, keyholder unsealed, node enrolled, volumes and user made.
+pub(super) async fn run(site: &mut Site, output: Output) -> Done {
+    let authority = make_authority(site, output)?;
+    make_pool(site, output)?;
+    write_profile(site, &authority)?;
+    start_keyholder(site, &authority).await?;
+    unseal_keyholder(site, output).await?;
+    start_node(site, &authority).await?;
+    enrol_node(site, output).await?;
+    make_volumes(site, output).await?;
+    make_user(site, output).await
+}
+
+/// Connections with the profile that `nightlatch --profile DIR` uses.
+pub(super) fn connections(site: &Site) -> Done<Connections> {
+    Ok(Connections::of(Profile::load(Some(&site.dir))?))
+}
+
+fn name(text: &str) -> Done<PeerName> {
+    Ok(text.parse().map_err(identity::IdentityError::Name)?)
+}
+
+fn make_authority(site: &Site, output: Output) -> Done<Authority> {
+    let dir = site.path("pki");
+    if dir.exists() {
+        return Ok(Authority::open(&dir)?);
+    }
+    output.note("Making a certificate authority, and a certificate for each role.");
+    let new = site.path("pki.new");
+    if new.exists() {
+        fs::remove_dir_all(&new).map_err(|error| Failure::file("remove", &new, &error))?;
+    }
+    let trust_domain = "demo.nightlatch".parse().map_err(identity::IdentityError::Name)?;
+    let authority = Authority::create(&new, &trust_domain)?;
+    let holders = [
+        (Role::Operator, "operator"),
+        (Role::SecurityOfficer, "officer"),
+        (Role::Auditor, "auditor"),
+        (Role::Monitor, "monitor"),
+        (Role::Keyholder, KEYHOLDER),
+        (Role::Node, NODE),
+        (Role::NbdClient, "demo"),
+    ];
+    for (role, holder) in holders {
+        authority.issue(role, &name(holder)?, LEAF_DAYS_DEFAULT)?;
+    }
+    let hosts = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    authority.issue_server(&name(NODE)?, &hosts, LEAF_DAYS_DEFAULT)?;
+    fs::rename(&new, &dir).map_err(|error| Failure::file("rename", &new, &error))?;
+    Ok(Authority::open(&dir)?)
+}
+
+fn make_pool(site: &Site, output: Output) -> Done {
+    let done = site.path("pool.made");
+    if done.exists() {
+        return Ok(());
+    }
+    let len = ByteLen(site.volume_size.0.saturating_mul(2).saturating_add(OBJECT_ROOM));
+    let create_len = (!site.device).then_some(len);
+    output.note(&format!("Making a pool on {}.", site.pool.display()));
+    if !site.device && site.pool.exists() {
+        // Left by a first run that was interrupted here: the mark below is written only when the pool is whole.
+        fs::remove_file(&site.pool).map_err(|error| Failure::file("remove", &site.pool, &error))?;
+    }
+    let options = OpenOptions { create_len, ..OpenOptions::default() };
+    let device: Arc<dyn Device> = Arc::new(FileDevice::open(&site.pool, options)?);
+    let create =
+        CreateOptions { extent_len: disk::EXTENT, log_len: Some(disk::LOG), ..CreateOptions::default() };
+    let pool = Pool::create(device, create)?;
+    PrivateFile::create(&done, format!("{}\n", pool.info().id).as_bytes())?;
+    Ok(())
+}
+
+fn write_profile(site: &Site, authority: &Authority) -> Done {
+    let trust = authority.trust_files();
+    let mut identities = Vec::new();
+    for (role, holder) in [
+        (Role::Operator, "operator"),
+        (Role::SecurityOfficer, "officer"),
+        (Role::Auditor, "auditor"),
+        (Role::Monitor, "monitor"),
+    ] {
+        let files = authority.leaf_files(role, &name(holder)?);
+        identities.push(ProfileIdentity { role, cert: files.cert, key: files.key });
+    }
+    let profile = Profile {
+        trust_domain: trust.trust_domain,
+        people_issuer: trust.people,
+        machines_issuer: trust.machines,
+        clients_issuer: trust.clients,
+        keyholder: Some(Endpoint::from(Site::at(site.ports.keyholder))),
+        identities,
+        nodes: vec![ProfileNode { name: NODE.to_owned(), admin: Endpoint::from(Site::at(site.ports.admin)) }],
+    };
+    replace(&site.path(PROFILE_FILE), &profile.to_text()?)
+}
+
+/// Writes a file of this directory in one step, in place of the last run's.
+fn replace(path: &Path, text: &str) -> Done {
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    PrivateFile::create(&new, text.as_bytes())?;
+    fs::rename(&new, path).map_err(|error| Failure::file("rename", &new, &error))
+}
+
+async fn start_keyholder(site: &mut Site, authority: &Authority) -> Done {
+    let trust = authority.trust_files();
+    let files = authority.leaf_files(Role::Keyholder, &name(KEYHOLDER)?);
+    let dir = site.path("keyholder");
+    make_private_dir(&dir)?;
+    let config = KeyholderConfig {
+        name: name(KEYHOLDER)?,
+        state_dir: dir.join("state"),
+        lease_ms: LEASE_MS,
+        allow_mlock: false,
+        listen: KeyholderListen { admin: Site::at(site.ports.keyholder) },
+        tls: ControlTls {
+            trust_domain: trust.trust_domain,
+            cert: files.cert,
+            key: files.key,
+            people_issuer: trust.people,
+            machines_issuer: trust.machines,
+            clients_issuer: trust.clients,
+        },
+    };
+    let path = dir.join("keyholder.toml");
+    replace(&path, &to_toml(&config)?)?;
+    let mut running = site.processes.start("nightlatch-keyholder", &path)?;
+    let client = connections(site)?.keyholder(Ask::Read)?;
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        running.check()?;
+        let answer: Result<KeyholderStatus, ClientError> = client.get("/v1/status").await;
+        match answer {
+            Ok(_) => break,
+            Err(ClientError::Unreachable { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(POLL).await;
+            }
+            Err(error) => return Err(Failure::from(error).during("waiting for the keyholder")),
+        }
+    }
+    site.processes.keyholder = Some(running);
+    Ok(())
+}
+
+async fn unseal_keyholder(site: &Site, output: Output) -> Done {
+    let client = connections(site)?.keyholder(Ask::Decide)?;
+    let status: KeyholderStatus = client.get("/v1/status").await?;
+    match status.state {
+        SealState::Unsealed => Ok(()),
+        SealState::Empty => {
+            output.note(&format!(
+                "Holding a ceremony: a new root secret in the keyholder's memory, shared among {}; any {THRESHOLD} unseal it.",
+                OFFICERS.join(", ")
+            ));
+            hold_ceremony(site, &client).await
+        }
+        SealState::Sealed => {
+            output.note(&format!(
+                "Unsealing the keyholder with the shares of {} and {}.",
+                OFFICERS[0], OFFICERS[1]
+            ));
+            submit_shares(site, &client).await
+        }
+    }
+}
+
+async fn hold_ceremony(site: &Site, client: &identity::HttpsClient) -> Done {
+    let dir = site.path("officers");
+    make_private_dir(&dir)?;
+    let mut officers = Vec::new();
+    for officer in OFFICERS {
+        let path = dir.join(format!("{officer}.officer-key"));
+        let key = if path.exists() {
+            OfficerKey::load(&path)?
+        } else {
+            let key = OfficerKey::generate(officer)?;
+            key.create(&path)?;
+            key
+        };
+        officers.push(key.public()?);
+    }
+    let request = CeremonyRequest { threshold: THRESHOLD, officers };
+    let made: CeremonyResult = client.post("/v1/ceremony", &request).await?;
+    for share in &made.shares {
+        let text = serde_json::to_string_pretty(share)
+            .map_err(|error| Failure::local(format!("a share cannot be written: {error}"), ""))?;
+        replace(&dir.join(format!("{}.share", share.officer)), &text)?;
+    }
+    Ok(())
+}
+
+async fn submit_shares(site: &Site, client: &identity::HttpsClient) -> Done {
+    let dir = site.path("officers");
+    for officer in OFFICERS {
+        let key = OfficerKey::load(&dir.join(format!("{officer}.officer-key")))?;
+        let path = dir.join(format!("{officer}.share"));
+        let share: SealedShare = read_json(&path)?;
+        let request = UnsealRequest { share: open_share(&share, &key)? };
+        let progress: UnsealProgress = client.post("/v1/unseal", &request).await?;
+        if progress.state == SealState::Unsealed {
+            return Ok(());
+        }
+    }
+    Err(Failure::local(
+        "the officers' shares do not unseal the keyholder",
+        "start in a new directory with --dir",
+    ))
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Done<T> {
+    let text = PrivateFile::read(path, "demonstration file")?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Failure::local(
+            format!("{} is damaged: {error}", path.display()),
+            "start in a new directory with --dir",
+        )
+    })
+}
+
+async fn start_node(site: &mut Site, authority: &Authority) -> Done {
+    let dir = site.path("node");
+    let node = name(NODE)?;
+    let pools = [site.pool.clone()];
+    let planned = PlannedNode {
+        dir: &dir,
+        name: &node,
+        id: site.node,
+        authority,
+        pools: &pools,
+        listen: site.listen(),
+        drain_s: 2,
+    };
+    let config = planned.config();
+    make_private_dir(&config.state_dir)?;
+    if !config.identity_key_file().exists() {
+        NodeKey::create(&config.identity_key_file())?;
+    }
+    // The heads may be wanted with or without TLS from one run to the next.
+    replace(&planned.config_file(), &to_toml(&config)?)?;
+    pin_keyholder(site, &config).await?;
+    let ready = config.ready_file();
+    let _ = fs::remove_file(&ready);
+    let mut running = site.processes.start("nightlatchd", &planned.config_file())?;
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !ready.exists() {
+        running.check()?;
+        if Instant::now() >= deadline {
+            return Err(Failure::local(
+                "the node does not come up",
+                format!("look at {}", site.path("logs").display()),
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    site.processes.node = Some(running);
+    Ok(())
+}
+
+/// Writes the grant-signing key where the node pins it.
+async fn pin_keyholder(site: &Site, config: &NodeConfig) -> Done {
+    let status: KeyholderStatus = connections(site)?.keyholder(Ask::Read)?.get("/v1/status").await?;
+    let key = status
+        .grant_signing_key
+        .ok_or_else(|| Failure::local("the keyholder shows no grant-signing key", "look at its log"))?;
+    replace(&config.keyholder_key_file(), &format!("{key}\n"))
+}
+
+async fn enrol_node(site: &Site, output: Output) -> Done {
+    let connections = connections(site)?;
+    let nodes: Vec<NodeEntry> = connections.keyholder(Ask::Read)?.get("/v1/nodes").await?;
+    if nodes.iter().any(|node| node.name == NODE) {
+        return Ok(());
+    }
+    output.note("Enrolling the node: the keyholder pins its identity key.");
+    let key = NodeKey::load(&site.path("node/state/identity.key"))?;
+    let request = AddNode {
+        name: NODE.to_owned(),
+        node: site.node,
+        key_address: Endpoint::from(Site::at(site.ports.key)),
+        admin_address: Endpoint::from(Site::at(site.ports.admin)),
+        identity_key: Some(hex::encode(key.public())),
+        // As for every node without a TPM: a person approves each push, which here is a step of the story.
+        push: PushPolicy::Approve,
+        lease_ms: Some(LEASE_MS),
+    };
+    let _: NodeEntry = connections.keyholder(Ask::Decide)?.post("/v1/nodes", &request).await?;
+    Ok(())
+}
+
+async fn make_volumes(site: &Site, output: Output) -> Done {
+    let client = connections(site)?.keyholder(Ask::Operate)?;
+    let volumes: Vec<VolumeEntry> = client.get("/v1/volumes").await?;
+    let wanted =
+        [(VOLUME, VolumeKind::Block, site.volume_size.0), (OBJECTS, VolumeKind::Objects, OBJECTS_BYTES)];
+    for (label, kind, size_bytes) in wanted {
+        match volumes.iter().find(|volume| volume.label == label) {
+            None => {
+                output.note(&format!("Making {label} ({}): a key domain of its own.", ByteLen(size_bytes)));
+                let request = CreateVolume {
+                    label: label.to_owned(),
+                    node: NODE.to_owned(),
+                    kind,
+                    size_bytes,
+                    on_seal: OnSeal::Hold,
+                };
+                let _: VolumeEntry = client.post("/v1/volumes", &request).await?;
+            }
+            Some(found) if found.kind == VolumeKind::Block && found.size_bytes < size_bytes => {
+                let request = ResizeVolume { size_bytes, allow_shrink: false };
+                let _: VolumeEntry = client.patch(&format!("/v1/volumes/{label}"), &request).await?;
+            }
+            Some(found) if found.kind == VolumeKind::Block && found.size_bytes > size_bytes => {
+                output.note(&format!("{label} stays as large as it is: {}.", ByteLen(found.size_bytes)));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Pushes the keys and waits until every volume is served; says how long that took.
+pub(super) async fn push(site: &mut Site) -> Done<Duration> {
+    let client = connections(site)?.keyholder(Ask::Either)?;
+    let started = Instant::now();
+    let deadline = started + START_TIMEOUT;
+    loop {
+        // The keyholder may not have reached the node yet after a start.
+        let pushed: Result<Outcome, ClientError> = client.post("/v1/push", &Target::All).await;
+        let volumes: Vec<VolumeEntry> = client.get("/v1/volumes").await?;
+        if !volumes.is_empty() && volumes.iter().all(|volume| volume.key == KeyState::Unlocked) {
+            let status = node_status(site).await?;
+            if status.volumes.iter().all(|volume| volume.unsealed) {
+                return Ok(started.elapsed());
+            }
+        }
+        if let Some(node) = &mut site.processes.node {
+            node.check()?;
+        }
+        if Instant::now() >= deadline {
+            return Err(not_pushed(&volumes, pushed.err()));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn not_pushed(volumes: &[VolumeEntry], refused: Option<ClientError>) -> Failure {
+    if let Some(error) = refused {
+        return Failure::from(error).during("pushing the keys");
+    }
+    let reasons: Vec<_> = volumes
+        .iter()
+        .filter(|volume| volume.key != KeyState::Unlocked)
+        .map(|volume| format!("{}: {}", volume.label, volume.reason.as_deref().unwrap_or("no answer")))
+        .collect();
+    Failure::new(
+        Exit::Sealed,
+        "sealed",
+        format!("the keys did not arrive ({})", reasons.join("; ")),
+        "look at the logs of both programs",
+    )
+}
+
+/// The node's own account of itself.
+pub(super) async fn node_status(site: &Site) -> Done<NodeStatus> {
+    Ok(connections(site)?.node(Some(NODE), Ask::Read)?.get("/v1/status").await?)
+}
+
+/// Makes the bucket and the S3 user, once.
+async fn make_user(site: &mut Site, output: Output) -> Done {
+    let path = site.path("access-key.json");
+    if path.exists() {
+        return Ok(());
+    }
+    push(site).await?;
+    output.note("Making a bucket, and a user with an access key.");
+    let client = connections(site)?.node(Some(NODE), Ask::Operate)?;
+    let request = CreateBucket { name: BUCKET.to_owned() };
+    let made: Result<Bucket, ClientError> = client.post("/v1/buckets", &request).await;
+    match made {
+        Ok(_) => {}
+        // A first run that was interrupted here.
+        Err(ClientError::Refused { problem, .. }) if problem.kind == "conflict" => {}
+        Err(error) => return Err(error.into()),
+    }
+    let key: CreatedAccessKey = client.post("/v1/users", &CreateUser { name: USER.to_owned() }).await?;
+    let text = serde_json::to_string_pretty(&key)
+        .map_err(|error| Failure::local(format!("the access key cannot be written: {error}"), ""))?;
+    replace(&path, &text)
+}
+
+/// The S3 user's access key.
+pub(super) fn access_key(site: &Site) -> Done<CreatedAccessKey> {
+    read_json(&site.path("access-key.json"))
+}
