@@ -1,0 +1,75 @@
+//! Every limit of the store, with the reason for its number. S3's own limits are those of the Amazon S3 User Guide,
+//! "Amazon S3 objects", "Multipart upload limits" and "Bucket naming rules".
+
+use units::ByteLen;
+
+/// Longest object key in bytes of UTF-8 (S3).
+pub const KEY_BYTES_MAX: usize = 1024;
+
+/// Shortest and longest bucket name in bytes (S3).
+pub const BUCKET_NAME_BYTES: std::ops::RangeInclusive<usize> = 3..=63;
+
+/// Buckets in a store: ten times Amazon's default account quota. Listing them is one answer without pages.
+pub const BUCKETS_MAX: u64 = 1_000;
+
+/// Sum of the bytes of all user metadata names and values of an object (S3).
+pub const USER_METADATA_BYTES_MAX: usize = 2 * 1024;
+
+/// Sum of the bytes of the standard headers kept with an object: what S3 leaves of its 8 KiB header budget.
+pub const SYSTEM_METADATA_BYTES_MAX: usize = 6 * 1024;
+
+/// Largest body of a single PUT, of a part, and of the source of a copy (S3).
+pub const PUT_BYTES_MAX: u64 = 5 << 30;
+
+/// Largest object (S3).
+pub const OBJECT_BYTES_MAX: u64 = 5 << 40;
+
+/// Smallest part but the last (S3).
+pub const PART_BYTES_MIN: u64 = 5 << 20;
+
+/// Highest part number (S3).
+pub const PART_NUMBER_MAX: u16 = 10_000;
+
+/// Entries in one page of any listing (S3).
+pub const LIST_PAGE_MAX: usize = 1_000;
+
+/// Keys in one DeleteObjects (S3).
+pub const DELETE_KEYS_MAX: usize = 1_000;
+
+/// Longest delimiter: a key can't contain a longer one.
+pub const DELIMITER_BYTES_MAX: usize = KEY_BYTES_MAX;
+
+/// Bodies up to this size live in the index row: a PUT then costs no data write at all, and a row of 1 KiB still lets
+/// two objects share a 4 KiB page.
+pub const INLINE_BYTES_MAX: usize = 1024;
+
+/// Longest run: 16 GiB of sectors fit the 32-bit count of a run with room to spare, and no S3 body is longer than 5 GiB.
+pub const RUN_SECTORS_MAX: u64 = (16 << 30) / 4096;
+
+/// What a body of unknown length takes from the allocator at a time; the unused tail goes back.
+pub const UNKNOWN_LENGTH_STEP: ByteLen = ByteLen(16 << 20);
+
+/// Mutations in one index commit. Enough that 32 clients share two flushes; few enough that a commit stays short.
+pub const COMMIT_BATCH_MAX: usize = 256;
+
+/// Bytes of index rows in one commit, so that a batch never needs more new pages than the reserve has.
+pub const COMMIT_BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Pages of the index kept clear in memory.
+pub const INDEX_CACHE_BYTES: usize = 64 << 20;
+
+/// Index size up to which a commit also saves the index's allocator state, so that opening after a crash reads none of
+/// it. The state is about 1/16,384 of the index: beyond this size saving it at every commit would cost more than the
+/// commit itself, and opening after a crash walks the index instead.
+pub const QUICK_REPAIR_INDEX_BYTES_MAX: u64 = 4 << 30;
+
+/// Users, and access keys of one user: people and services, not customers.
+pub const USERS_MAX: usize = 10_000;
+/// Access keys of one user: one in use, one being rotated in, and slack.
+pub const ACCESS_KEYS_PER_USER_MAX: usize = 8;
+
+/// Longest user name.
+pub const USER_NAME_BYTES_MAX: usize = 64;
+
+/// Smallest volume that a store fits on.
+pub const VOLUME_BYTES_MIN: u64 = 16 << 20;

@@ -1,0 +1,233 @@
+//! Listings: byte order, prefixes, delimiters, pages.
+//!
+//! A common prefix is one entry of the page, however many keys it stands for; the walk jumps over them, so a page costs
+//! what it shows and not what it hides.
+
+use crate::error::StoreError;
+use crate::index::{Snapshot, Step, UploadId};
+use crate::limits::{DELIMITER_BYTES_MAX, LIST_PAGE_MAX};
+use crate::multipart::{UploadInfo, upload_info};
+use crate::object::ObjectInfo;
+use crate::records::{self, BucketId, ObjectRecord};
+use crate::store::Store;
+
+/// What to list.
+#[derive(Clone, Debug, Default)]
+pub struct ListRequest {
+    /// Only keys that begin with this.
+    pub prefix: String,
+    /// Keys that have it after the prefix are shown as one common prefix, up to and with it. Empty: none.
+    pub delimiter: String,
+    /// Only what comes after this key, or after this common prefix.
+    pub after: Option<String>,
+    /// Entries of the page, at most [`LIST_PAGE_MAX`].
+    pub limit: usize,
+}
+
+/// A page of objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectsPage {
+    /// Objects by key.
+    pub objects: Vec<(String, ObjectInfo)>,
+    /// Common prefixes.
+    pub prefixes: Vec<String>,
+    /// The page's last entry, to pass as `after` for the next one; `None` on the last page.
+    pub next: Option<String>,
+}
+
+/// A page of unfinished uploads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UploadsPage {
+    /// Uploads by key, then by age.
+    pub uploads: Vec<UploadInfo>,
+    /// Common prefixes.
+    pub prefixes: Vec<String>,
+    /// The page's last key or prefix, and the last upload's id where it was one; `None` on the last page.
+    pub next: Option<(String, Option<String>)>,
+}
+
+/// Sorts keys into entries and common prefixes.
+struct Grouping<'a> {
+    prefix: &'a [u8],
+    delimiter: &'a [u8],
+}
+
+impl Grouping<'_> {
+    /// The common prefix that `key`, which has the prefix, belongs to.
+    fn common_prefix<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+        if self.delimiter.is_empty() {
+            return None;
+        }
+        let rest = &key[self.prefix.len()..];
+        let at = rest.windows(self.delimiter.len()).position(|window| window == self.delimiter)?;
+        Some(&key[..self.prefix.len() + at + self.delimiter.len()])
+    }
+
+    /// The first key that may be shown after `after`; `None` when nothing can follow.
+    fn start(&self, after: Option<&str>) -> Option<Vec<u8>> {
+        let after = match after.map(str::as_bytes) {
+            Some(after) if after >= self.prefix => after,
+            _ => return Some(self.prefix.to_vec()),
+        };
+        if !after.starts_with(self.prefix) {
+            return None;
+        }
+        match self.common_prefix(after) {
+            // A whole common prefix: everything under it was shown with it.
+            Some(common) if common.len() == after.len() => successor(after),
+            _ => Some([after, b"\0"].concat()),
+        }
+    }
+}
+
+/// The first byte string after all those that begin with `prefix`.
+fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte < u8::MAX)?;
+    let mut next = prefix[..=last].to_vec();
+    next[last] += 1;
+    Some(next)
+}
+
+fn text(key: &[u8]) -> Result<String, StoreError> {
+    String::from_utf8(key.to_vec()).map_err(|_| StoreError::Corrupt { what: "an object's key is not text" })
+}
+
+fn check(request: &ListRequest) -> Result<usize, StoreError> {
+    if request.delimiter.len() > DELIMITER_BYTES_MAX {
+        return Err(StoreError::InvalidKey);
+    }
+    Ok(request.limit.min(LIST_PAGE_MAX))
+}
+
+impl Store {
+    /// A page of the objects of `bucket`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`].
+    pub fn list_objects(&self, bucket: &str, request: &ListRequest) -> Result<ObjectsPage, StoreError> {
+        let limit = check(request)?;
+        self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            if limit == 0 {
+                return Ok(ObjectsPage::default());
+            }
+            objects_page(snapshot, bucket, request, limit)
+        })
+    }
+
+    /// A page of the unfinished uploads of `bucket`; with `after_upload`, uploads of the key `after` that are younger
+    /// than it are shown too.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`] for an id that is none.
+    pub fn list_uploads(
+        &self,
+        bucket: &str,
+        request: &ListRequest,
+        after_upload: Option<&str>,
+    ) -> Result<UploadsPage, StoreError> {
+        let limit = check(request)?;
+        let after_upload = after_upload
+            .map(|id| UploadId::from_str_radix(id, 16).map_err(|_| StoreError::NoSuchUpload))
+            .transpose()?;
+        self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            if limit == 0 {
+                return Ok(UploadsPage::default());
+            }
+            uploads_page(snapshot, bucket, request, after_upload, limit)
+        })
+    }
+}
+
+fn objects_page(
+    snapshot: &Snapshot,
+    bucket: BucketId,
+    request: &ListRequest,
+    limit: usize,
+) -> Result<ObjectsPage, StoreError> {
+    let grouping = Grouping { prefix: request.prefix.as_bytes(), delimiter: request.delimiter.as_bytes() };
+    let mut page = ObjectsPage::default();
+    let Some(start) = grouping.start(request.after.as_deref()) else { return Ok(page) };
+    let mut last = String::new();
+    snapshot.walk_objects(bucket, &start, &mut |key, row| {
+        if !key.starts_with(grouping.prefix) {
+            return Ok(Step::Stop);
+        }
+        if page.objects.len() + page.prefixes.len() == limit {
+            page.next = Some(std::mem::take(&mut last));
+            return Ok(Step::Stop);
+        }
+        if let Some(common) = grouping.common_prefix(key) {
+            last = text(common)?;
+            page.prefixes.push(last.clone());
+            return Ok(successor(common).map_or(Step::Stop, Step::Seek));
+        }
+        last = text(key)?;
+        let record: ObjectRecord = records::decode(row)?;
+        page.objects.push((last.clone(), ObjectInfo::of(&record)));
+        Ok(Step::Next)
+    })?;
+    Ok(page)
+}
+
+fn uploads_page(
+    snapshot: &Snapshot,
+    bucket: BucketId,
+    request: &ListRequest,
+    after_upload: Option<UploadId>,
+    limit: usize,
+) -> Result<UploadsPage, StoreError> {
+    let grouping = Grouping { prefix: request.prefix.as_bytes(), delimiter: request.delimiter.as_bytes() };
+    let mut page = UploadsPage::default();
+    let start = match (&request.after, after_upload) {
+        (Some(key), Some(upload)) if key.as_bytes() >= grouping.prefix => {
+            Some((key.clone().into_bytes(), upload.saturating_add(1)))
+        }
+        (after, _) => grouping.start(after.as_deref()).map(|start| (start, 0)),
+    };
+    let Some((key, upload)) = start else { return Ok(page) };
+    let mut last = (String::new(), None);
+    snapshot.walk_uploads(bucket, (&key, upload), &mut |key, upload, record| {
+        if !key.starts_with(grouping.prefix) {
+            return Ok(Step::Stop);
+        }
+        if page.uploads.len() + page.prefixes.len() == limit {
+            page.next = Some(std::mem::take(&mut last));
+            return Ok(Step::Stop);
+        }
+        if let Some(common) = grouping.common_prefix(key) {
+            let common_text = text(common)?;
+            last = (common_text.clone(), None);
+            page.prefixes.push(common_text);
+            return Ok(successor(common).map_or(Step::Stop, Step::Seek));
+        }
+        let info = upload_info(text(key)?, upload, &record);
+        last = (info.key.clone(), Some(info.id.clone()));
+        page.uploads.push(info);
+        Ok(Step::Next)
+    })?;
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_successor_skips_everything_under_a_prefix() {
+        assert_eq!(successor(b"a/").unwrap(), b"a0");
+        assert_eq!(successor(b"a\xff\xff").unwrap(), b"b");
+        assert_eq!(successor(b"\xff"), None);
+    }
+
+    #[test]
+    fn a_page_starts_after_a_whole_common_prefix_but_inside_a_partial_one() {
+        let grouping = Grouping { prefix: b"p/", delimiter: b"/" };
+        assert_eq!(grouping.start(None).unwrap(), b"p/");
+        assert_eq!(grouping.start(Some("a")).unwrap(), b"p/");
+        assert_eq!(grouping.start(Some("p/x/")).unwrap(), b"p/x0");
+        assert_eq!(grouping.start(Some("p/x/y")).unwrap(), b"p/x/y\0");
+        assert_eq!(grouping.start(Some("q")), None);
+    }
+}

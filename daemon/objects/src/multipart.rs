@@ -1,0 +1,514 @@
+//! Multipart uploads. Every part begins on a sector, so completing an upload only lists the runs of its parts: no byte is
+//! copied.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::body::{BodyWriter, Declared, FinishedBody};
+use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, checksum_of_parts, md5_of_parts};
+use crate::commit::{Dropped, Mutation, Shared, drop_body};
+use crate::error::{DigestKind, StoreError};
+use crate::index::{Changes, Step, UploadId};
+use crate::limits::{LIST_PAGE_MAX, OBJECT_BYTES_MAX, PART_BYTES_MIN, PART_NUMBER_MAX, PUT_BYTES_MAX};
+use crate::object::{Condition, Object, ObjectInfo, check_metadata};
+use crate::records::{
+    Body, BodyId, BucketId, ETag, Manifest, Metadata, ObjectRecord, PartExtent, PartRecord, UploadRecord,
+};
+use crate::space::Reservation;
+use crate::store::{Store, check_key, now_ms, random_bytes, time_of};
+
+/// What is moved at a time when a part is copied from an object.
+const COPY_CHUNK_BYTES: usize = 1 << 20;
+
+/// An unfinished upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadInfo {
+    /// Key of the object to be.
+    pub key: String,
+    /// What the client calls it by: 32 hexadecimal digits.
+    pub id: String,
+    /// When it was begun.
+    pub initiated: SystemTime,
+    /// The checksum its parts are to have.
+    pub checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+}
+
+/// A part that has arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartInfo {
+    /// 1 to 10,000.
+    pub number: u16,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// When it was taken in.
+    pub modified: SystemTime,
+    /// Entity tag.
+    pub etag: ETag,
+    /// Its checksum.
+    pub checksum: Option<Checksum>,
+}
+
+/// A page of the parts of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartsPage {
+    /// The upload.
+    pub upload: UploadInfo,
+    /// Parts in ascending order.
+    pub parts: Vec<PartInfo>,
+    /// Whether more follow the last one.
+    pub truncated: bool,
+}
+
+/// One line of the list that completes an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompletedPart {
+    /// Which part.
+    pub number: u16,
+    /// Its entity tag, without quotes.
+    pub etag: String,
+    /// Its checksum, where the client repeats it.
+    pub checksum: Option<Checksum>,
+}
+
+/// What a client says when it completes an upload.
+#[derive(Clone, Debug, Default)]
+pub struct CompleteOptions {
+    /// When to refuse.
+    pub condition: Condition,
+    /// `x-amz-mp-object-size`.
+    pub bytes: Option<u64>,
+    /// Checksum of the whole object.
+    pub checksum: Option<Checksum>,
+}
+
+/// A part being received.
+pub struct PartWriter {
+    shared: Arc<Shared>,
+    place: UploadPlace,
+    number: u16,
+    body: BodyWriter,
+}
+
+impl std::fmt::Debug for PartWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartWriter").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct UploadPlace {
+    bucket: String,
+    key: String,
+    upload: UploadId,
+}
+
+impl UploadPlace {
+    fn parse(bucket: &str, key: &str, id: &str) -> Result<Self, StoreError> {
+        check_key(key)?;
+        let well_formed = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let upload = well_formed.then(|| UploadId::from_str_radix(id, 16).ok()).flatten();
+        let upload = upload.ok_or(StoreError::NoSuchUpload)?;
+        Ok(Self { bucket: bucket.to_owned(), key: key.to_owned(), upload })
+    }
+
+    fn find(&self, changes: &Changes<'_>) -> Result<(BucketId, UploadRecord), StoreError> {
+        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+        let record = changes.upload(bucket, &self.key, self.upload)?.ok_or(StoreError::NoSuchUpload)?;
+        Ok((bucket, record))
+    }
+}
+
+pub(crate) fn upload_info(key: String, id: UploadId, record: &UploadRecord) -> UploadInfo {
+    UploadInfo {
+        key,
+        id: format!("{id:032x}"),
+        initiated: time_of(record.initiated_ms),
+        checksum: record.checksum,
+    }
+}
+
+impl PartInfo {
+    fn of(number: u16, record: PartRecord) -> Self {
+        Self {
+            number,
+            bytes: record.bytes,
+            modified: time_of(record.modified_ms),
+            etag: ETag { md5: record.md5, parts: 0 },
+            checksum: record.checksum,
+        }
+    }
+}
+
+impl PartWriter {
+    /// The next bytes of the part.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`], [`StoreError::LengthMismatch`], outages. After an error the writer is of no use.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.body.append(bytes)
+    }
+
+    /// Ends the part and makes it durable. A part with the same number is replaced.
+    ///
+    /// # Errors
+    /// [`StoreError::LengthMismatch`], [`StoreError::DigestMismatch`], [`StoreError::NoSuchUpload`].
+    pub fn finish(self, declared: &Declared) -> Result<PartInfo, StoreError> {
+        let FinishedBody { bytes, digests, reservation, .. } = self.body.finish(declared, false)?;
+        let record = PartRecord {
+            runs: reservation.runs().to_vec(),
+            id: self.shared.next_body(),
+            bytes,
+            modified_ms: now_ms(),
+            md5: digests.md5,
+            checksum: digests.checksum,
+        };
+        let info = PartInfo::of(self.number, record.clone());
+        self.shared.submit(PutPart { place: self.place, number: self.number, record, reservation })?;
+        Ok(info)
+    }
+}
+
+impl Store {
+    /// Begins a multipart upload.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`], [`StoreError::InvalidKey`], [`StoreError::MetadataTooLarge`],
+    /// [`StoreError::InvalidChecksum`].
+    pub fn create_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        metadata: Metadata,
+        checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+    ) -> Result<UploadInfo, StoreError> {
+        check_key(key)?;
+        check_metadata(&metadata)?;
+        if checksum.is_some_and(|(algorithm, kind)| !algorithm.allows(kind)) {
+            return Err(StoreError::InvalidChecksum);
+        }
+        let initiated_ms = now_ms();
+        let upload = UploadId::from(initiated_ms) << 64 | UploadId::from(u64::from_le_bytes(random_bytes()));
+        let record = UploadRecord { initiated_ms, checksum, metadata };
+        let info = upload_info(key.to_owned(), upload, &record);
+        let place = UploadPlace { bucket: bucket.to_owned(), key: key.to_owned(), upload };
+        self.shared.submit(CreateUpload { place, record })?;
+        Ok(info)
+    }
+
+    /// Begins part `number` of an upload. Without a `checksum` the part gets the one that the upload asks for.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`], [`StoreError::InvalidPartNumber`],
+    /// [`StoreError::TooLarge`].
+    pub fn upload_part(
+        &self,
+        (bucket, key): (&str, &str),
+        upload: &str,
+        number: u16,
+        length: Option<u64>,
+        checksum: Option<ChecksumAlgorithm>,
+    ) -> Result<PartWriter, StoreError> {
+        if !(1..=PART_NUMBER_MAX).contains(&number) {
+            return Err(StoreError::InvalidPartNumber);
+        }
+        let place = UploadPlace::parse(bucket, key, upload)?;
+        let record = self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            snapshot.upload(bucket, key, place.upload)?.ok_or(StoreError::NoSuchUpload)
+        })?;
+        let wanted = record.checksum.map(|(algorithm, _)| algorithm);
+        let shared = Arc::clone(&self.shared);
+        let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum.or(wanted))?;
+        Ok(PartWriter { shared, place, number, body })
+    }
+
+    /// Makes part `number` of an upload from a range of `source`.
+    ///
+    /// # Errors
+    /// Those of [`Store::upload_part`].
+    pub fn copy_part(
+        &self,
+        source: &Object,
+        range: &Range<u64>,
+        place: (&str, &str),
+        upload: &str,
+        number: u16,
+    ) -> Result<PartInfo, StoreError> {
+        let length = range.end.saturating_sub(range.start);
+        let mut writer = self.upload_part(place, upload, number, Some(length), None)?;
+        let mut reader = source.reader(range);
+        while let Some(chunk) = reader.next_chunk(COPY_CHUNK_BYTES)? {
+            writer.append(&chunk)?;
+        }
+        writer.finish(&Declared::default())
+    }
+
+    /// The parts of an upload above number `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`].
+    pub fn parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload: &str,
+        after: u16,
+        limit: usize,
+    ) -> Result<PartsPage, StoreError> {
+        let place = UploadPlace::parse(bucket, key, upload)?;
+        let limit = limit.min(LIST_PAGE_MAX);
+        self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            let record = snapshot.upload(bucket, key, place.upload)?.ok_or(StoreError::NoSuchUpload)?;
+            let upload = upload_info(place.key.clone(), place.upload, &record);
+            let mut page = PartsPage { upload, parts: Vec::new(), truncated: false };
+            snapshot.walk_parts(place.upload, after, &mut |number, record| {
+                if page.parts.len() == limit {
+                    page.truncated = true;
+                    return Ok(Step::Stop);
+                }
+                page.parts.push(PartInfo::of(number, record));
+                Ok(Step::Next)
+            })?;
+            Ok(page)
+        })
+    }
+
+    /// Makes an object of the listed parts; those not listed are given back. Copies nothing.
+    ///
+    /// A completion that is sent again after its reply was lost finds its own object and succeeds.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchUpload`], [`StoreError::InvalidPartOrder`], [`StoreError::InvalidPart`],
+    /// [`StoreError::PartTooSmall`], [`StoreError::InvalidChecksum`], [`StoreError::DigestMismatch`],
+    /// [`StoreError::LengthMismatch`], [`StoreError::PreconditionFailed`].
+    pub fn complete_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload: &str,
+        parts: Vec<CompletedPart>,
+        options: CompleteOptions,
+    ) -> Result<ObjectInfo, StoreError> {
+        let place = UploadPlace::parse(bucket, key, upload)?;
+        let ascending = parts.windows(2).all(|pair| pair[0].number < pair[1].number);
+        if parts.is_empty() || !ascending {
+            return Err(StoreError::InvalidPartOrder);
+        }
+        let id = self.shared.next_body();
+        self.shared.submit(CompleteUpload { place, parts, options, id, modified_ms: now_ms() })
+    }
+
+    /// Ends an upload without an object; its parts are given back.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`].
+    pub fn abort_upload(&self, bucket: &str, key: &str, upload: &str) -> Result<(), StoreError> {
+        self.shared.submit(AbortUpload { place: UploadPlace::parse(bucket, key, upload)? })
+    }
+}
+
+struct CreateUpload {
+    place: UploadPlace,
+    record: UploadRecord,
+}
+
+impl Mutation for CreateUpload {
+    type Output = ();
+    const NEEDS_ROOM: bool = true;
+
+    fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
+        let UploadPlace { bucket, key, upload } = &self.place;
+        let bucket = changes.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+        changes.put_upload(bucket, key, *upload, &self.record)
+    }
+
+    fn committed(self) {}
+}
+
+struct PutPart {
+    place: UploadPlace,
+    number: u16,
+    record: PartRecord,
+    reservation: Reservation,
+}
+
+impl Mutation for PutPart {
+    type Output = ();
+    const NEEDS_ROOM: bool = true;
+
+    fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<(), StoreError> {
+        self.place.find(changes)?;
+        if let Some(replaced) = changes.part(self.place.upload, self.number)? {
+            dropped.push((replaced.id, replaced.runs));
+        }
+        changes.put_part(self.place.upload, self.number, &self.record)
+    }
+
+    fn committed(self) {
+        self.reservation.keep();
+    }
+}
+
+/// Takes every part of an upload out of the index.
+fn take_parts(changes: &mut Changes<'_>, upload: UploadId) -> Result<HashMap<u16, PartRecord>, StoreError> {
+    let mut parts = HashMap::new();
+    changes.walk_parts(upload, 0, &mut |number, record| {
+        parts.insert(number, record);
+        Ok(Step::Next)
+    })?;
+    for number in parts.keys() {
+        changes.remove_part(upload, *number)?;
+    }
+    Ok(parts)
+}
+
+struct AbortUpload {
+    place: UploadPlace,
+}
+
+impl Mutation for AbortUpload {
+    type Output = ();
+    const NEEDS_ROOM: bool = false;
+
+    fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<(), StoreError> {
+        let (bucket, _) = self.place.find(changes)?;
+        let parts = take_parts(changes, self.place.upload)?;
+        dropped.extend(parts.into_values().map(|part| (part.id, part.runs)));
+        changes.remove_upload(bucket, &self.place.key, self.place.upload)
+    }
+
+    fn committed(self) {}
+}
+
+struct CompleteUpload {
+    place: UploadPlace,
+    parts: Vec<CompletedPart>,
+    options: CompleteOptions,
+    id: BodyId,
+    modified_ms: u64,
+}
+
+impl CompleteUpload {
+    /// The listed parts as they are in the index, checked against what the client says of them.
+    fn check_parts(&self, changes: &Changes<'_>) -> Result<Vec<PartRecord>, StoreError> {
+        let mut records = Vec::with_capacity(self.parts.len());
+        for (position, listed) in self.parts.iter().enumerate() {
+            let number = listed.number;
+            let record =
+                changes.part(self.place.upload, number)?.ok_or(StoreError::InvalidPart { number })?;
+            let same_etag = listed.etag == ETag { md5: record.md5, parts: 0 }.to_string();
+            let same_checksum = listed.checksum.is_none() || listed.checksum == record.checksum;
+            if !same_etag || !same_checksum {
+                return Err(StoreError::InvalidPart { number });
+            }
+            if record.bytes < PART_BYTES_MIN && position + 1 < self.parts.len() {
+                return Err(StoreError::PartTooSmall { number });
+            }
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    fn record(&self, upload: &UploadRecord, parts: &[PartRecord]) -> Result<ObjectRecord, StoreError> {
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        if bytes > OBJECT_BYTES_MAX {
+            return Err(StoreError::TooLarge { limit: units::ByteLen(OBJECT_BYTES_MAX) });
+        }
+        if let Some(declared) = self.options.bytes.filter(|declared| *declared != bytes) {
+            return Err(StoreError::LengthMismatch {
+                declared: units::ByteLen(declared),
+                received: units::ByteLen(bytes),
+            });
+        }
+        let checksum = match upload.checksum {
+            None => None,
+            Some((algorithm, kind)) => {
+                let known: Option<Vec<_>> =
+                    parts.iter().map(|part| part.checksum.as_ref().map(|sum| (sum, part.bytes))).collect();
+                Some(checksum_of_parts(algorithm, kind, &known.ok_or(StoreError::InvalidChecksum)?)?)
+            }
+        };
+        let declared = self.options.checksum.as_ref();
+        if declared.is_some_and(|declared| !same_value(declared, checksum.as_ref())) {
+            return Err(StoreError::DigestMismatch(DigestKind::Checksum));
+        }
+        Ok(ObjectRecord {
+            body: Body::Parts { id: self.id },
+            bytes,
+            modified_ms: self.modified_ms,
+            etag: self.etag(parts.iter().map(|part| part.md5))?,
+            checksum,
+            metadata: upload.metadata.clone(),
+        })
+    }
+
+    fn etag(&self, md5s: impl Iterator<Item = [u8; 16]>) -> Result<ETag, StoreError> {
+        let parts = u16::try_from(self.parts.len()).map_err(|_| StoreError::InvalidPartNumber)?;
+        Ok(ETag { md5: md5_of_parts(md5s), parts })
+    }
+
+    /// The object that this very completion made, if it is there: the reply was lost and the client asks again.
+    fn made_before(&self, changes: &Changes<'_>, bucket: BucketId) -> Result<Option<ObjectInfo>, StoreError> {
+        let md5s: Option<Vec<_>> = self.parts.iter().map(|part| parse_md5(&part.etag)).collect();
+        let Some(md5s) = md5s else { return Ok(None) };
+        let etag = self.etag(md5s.into_iter())?;
+        let current = changes.object(bucket, &self.place.key)?;
+        Ok(current.filter(|current| current.etag == etag).map(|current| ObjectInfo::of(&current)))
+    }
+}
+
+/// Clients may repeat a composite checksum with or without its number of parts.
+fn same_value(declared: &Checksum, made: Option<&Checksum>) -> bool {
+    made.is_some_and(|made| made.algorithm == declared.algorithm && made.value == declared.value)
+}
+
+fn parse_md5(etag: &str) -> Option<[u8; 16]> {
+    let digits = etag.as_bytes();
+    let mut md5 = [0; 16];
+    if digits.len() != 32 {
+        return None;
+    }
+    for (byte, pair) in md5.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(md5)
+}
+
+impl Mutation for CompleteUpload {
+    type Output = ObjectInfo;
+    const NEEDS_ROOM: bool = true;
+
+    fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<ObjectInfo, StoreError> {
+        let (bucket, upload) = match self.place.find(changes) {
+            Err(StoreError::NoSuchUpload) => {
+                let bucket = changes.bucket(&self.place.bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+                return self.made_before(changes, bucket)?.ok_or(StoreError::NoSuchUpload);
+            }
+            found => found?,
+        };
+        let records = self.check_parts(changes)?;
+        let record = self.record(&upload, &records)?;
+        let current = changes.object(bucket, &self.place.key)?;
+        self.options.condition.check(current.as_ref())?;
+
+        let mut parts = take_parts(changes, self.place.upload)?;
+        let mut manifest = Manifest { parts: Vec::with_capacity(records.len()) };
+        for (listed, part) in self.parts.iter().zip(records) {
+            parts.remove(&listed.number);
+            manifest.parts.push(PartExtent { runs: part.runs, number: listed.number, bytes: part.bytes });
+        }
+        dropped.extend(parts.into_values().map(|part| (part.id, part.runs)));
+        if let Some(current) = current {
+            drop_body(changes, current.body, dropped)?;
+        }
+        changes.put_manifest(self.id, &manifest)?;
+        changes.put_object(bucket, &self.place.key, &record)?;
+        changes.remove_upload(bucket, &self.place.key, self.place.upload)?;
+        Ok(ObjectInfo::of(&record))
+    }
+
+    fn committed(self) {}
+}

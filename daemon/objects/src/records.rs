@@ -1,0 +1,230 @@
+//! What the rows of the index say, as types, and their encoding (FORMAT.md, "Rows").
+//!
+//! A row is a version byte and the postcard encoding of one of the types below. A field is only ever added together with
+//! a new version byte. Where a row names runs, they come first, so that opening the store reads no further.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
+use crate::error::StoreError;
+
+const ROW_VERSION: u8 = 1;
+
+/// Names a bucket in the keys of other rows; never shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct BucketId(pub(crate) u64);
+
+/// Names one body for as long as it exists; readers pin it by this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct BodyId(pub(crate) u64);
+
+/// Consecutive sectors of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// First sector, counted from the start of the volume.
+    pub(crate) start: u64,
+    pub(crate) sectors: u64,
+}
+
+/// Where an object's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// Here.
+    Inline(Vec<u8>),
+    /// In these runs, one after the other; the last sector may be partly used.
+    Runs { id: BodyId, runs: Vec<Run> },
+    /// In the runs of parts, listed in the row of `manifests` that has this id.
+    Parts { id: BodyId },
+}
+
+/// One part of a multipart object; every part begins on a sector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartExtent {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) number: u16,
+    pub(crate) bytes: u64,
+}
+
+/// Row of `manifests`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) parts: Vec<PartExtent>,
+}
+
+/// Row of `buckets`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BucketRecord {
+    pub(crate) id: BucketId,
+    pub(crate) created_ms: u64,
+}
+
+/// The entity tag of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ETag {
+    /// MD5 of the body, or of the concatenated MD5s of the parts.
+    pub md5: [u8; 16],
+    /// Number of parts; 0 where the object was put in one piece.
+    pub parts: u16,
+}
+
+impl std::fmt::Display for ETag {
+    /// As in the HTTP header, without the quotes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for byte in self.md5 {
+            write!(f, "{byte:02x}")?;
+        }
+        match self.parts {
+            0 => Ok(()),
+            parts => write!(f, "-{parts}"),
+        }
+    }
+}
+
+/// What a client says about an object's bytes and gets back with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// `Cache-Control`.
+    pub cache_control: Option<String>,
+    /// `Content-Disposition`.
+    pub content_disposition: Option<String>,
+    /// `Content-Encoding`, without `aws-chunked`.
+    pub content_encoding: Option<String>,
+    /// `Content-Language`.
+    pub content_language: Option<String>,
+    /// `Expires`, as seconds since 1970.
+    pub expires: Option<i64>,
+    /// `x-amz-meta-*`: lower-case names without the prefix, in the order they came.
+    pub user: Vec<(String, String)>,
+}
+
+/// Row of `objects`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ObjectRecord {
+    pub(crate) body: Body,
+    pub(crate) bytes: u64,
+    pub(crate) modified_ms: u64,
+    pub(crate) etag: ETag,
+    pub(crate) checksum: Option<Checksum>,
+    pub(crate) metadata: Metadata,
+}
+
+/// Row of `uploads`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UploadRecord {
+    pub(crate) initiated_ms: u64,
+    pub(crate) checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+    pub(crate) metadata: Metadata,
+}
+
+/// Row of `parts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartRecord {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) id: BodyId,
+    pub(crate) bytes: u64,
+    pub(crate) modified_ms: u64,
+    pub(crate) md5: [u8; 16],
+    pub(crate) checksum: Option<Checksum>,
+}
+
+/// Row of `access_keys`, borrowed from the page it stands on. Written by hand, not derived: it holds a secret.
+///
+/// Version byte, creation time (u64, little-endian milliseconds), length of the user name (u8), user name, secret.
+pub(crate) struct AccessKeyRow<'a> {
+    pub(crate) created_ms: u64,
+    pub(crate) user: &'a str,
+    pub(crate) secret: &'a str,
+}
+
+impl<'a> AccessKeyRow<'a> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        // Exact capacity: growing would leave copies of the secret behind.
+        let mut row = Vec::with_capacity(10 + self.user.len() + self.secret.len());
+        row.push(ROW_VERSION);
+        row.extend_from_slice(&self.created_ms.to_le_bytes());
+        row.push(u8::try_from(self.user.len()).expect("user names are limited to 64 bytes"));
+        row.extend_from_slice(self.user.as_bytes());
+        row.extend_from_slice(self.secret.as_bytes());
+        row
+    }
+
+    pub(crate) fn decode(row: &'a [u8]) -> Result<Self, StoreError> {
+        let damaged = || StoreError::Corrupt { what: "a row of the access keys can't be read" };
+        let (head, rest) = row.split_first_chunk::<10>().ok_or_else(damaged)?;
+        if head[0] != ROW_VERSION {
+            return Err(damaged());
+        }
+        let created_ms =
+            u64::from_le_bytes([head[1], head[2], head[3], head[4], head[5], head[6], head[7], head[8]]);
+        let (user, secret) = rest.split_at_checked(usize::from(head[9])).ok_or_else(damaged)?;
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| damaged());
+        Ok(Self { created_ms, user: text(user)?, secret: text(secret)? })
+    }
+}
+
+pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    // Records are plain data without maps of unknown length or fallible parts: encoding them can't fail.
+    postcard::to_extend(record, vec![ROW_VERSION]).expect("a record always encodes")
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, StoreError> {
+    decode_leading(row)
+}
+
+/// Decodes the first field of a row without reading the rest.
+pub(crate) fn decode_leading<T: DeserializeOwned>(row: &[u8]) -> Result<T, StoreError> {
+    let damaged = StoreError::Corrupt { what: "a row of the index can't be read" };
+    match row.split_first() {
+        Some((&ROW_VERSION, rest)) => {
+            postcard::take_from_bytes(rest).map(|(value, _)| value).map_err(|_| damaged)
+        }
+        _ => Err(damaged),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> ObjectRecord {
+        ObjectRecord {
+            body: Body::Runs { id: BodyId(7), runs: vec![Run { start: 1 << 40, sectors: 3 }] },
+            bytes: 9000,
+            modified_ms: 1_700_000_000_000,
+            etag: ETag { md5: [0xab; 16], parts: 0 },
+            checksum: None,
+            metadata: Metadata { user: vec![("a".into(), "b".into())], ..Metadata::default() },
+        }
+    }
+
+    #[test]
+    fn a_record_survives_its_encoding_and_its_body_reads_alone() {
+        let row = encode(&record());
+        assert_eq!(decode::<ObjectRecord>(&row).unwrap(), record());
+        assert_eq!(decode_leading::<Body>(&row).unwrap(), record().body);
+    }
+
+    #[test]
+    fn no_truncated_or_foreign_row_panics() {
+        let row = encode(&record());
+        for len in 0..row.len() {
+            assert!(decode::<ObjectRecord>(&row[..len]).is_err(), "{len} bytes were enough");
+        }
+        let mut newer = row.clone();
+        newer[0] = 2;
+        assert!(decode::<ObjectRecord>(&newer).is_err());
+        for len in 0..10 {
+            assert!(AccessKeyRow::decode(&[1; 10][..len]).is_err());
+        }
+        assert!(AccessKeyRow::decode(&[1; 10]).is_err(), "a user name longer than the row");
+    }
+
+    #[test]
+    fn an_etag_of_parts_carries_their_number() {
+        assert_eq!(record().etag.to_string(), "ab".repeat(16));
+        assert_eq!(ETag { parts: 3, ..record().etag }.to_string(), format!("{}-3", "ab".repeat(16)));
+    }
+}

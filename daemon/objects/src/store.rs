@@ -1,0 +1,314 @@
+//! The store as a whole: opening, closing, buckets, status.
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use units::ByteLen;
+
+use crate::commit::{Dropped, Mutation, Shared};
+use crate::error::StoreError;
+use crate::index::{Changes, Index, Snapshot, Step};
+use crate::layout::{Layout, SECTOR};
+use crate::limits::{BUCKET_NAME_BYTES, BUCKETS_MAX, KEY_BYTES_MAX};
+use crate::records::{BucketId, BucketRecord};
+use crate::space::{Census, Space};
+use crate::volume::BlockVolume;
+
+/// An object store on one volume. Every call blocks; call it from threads that may wait for a device.
+///
+/// Dropping it closes it.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketInfo {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created: SystemTime,
+}
+
+/// What the store holds and has done, for status and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreStatus {
+    /// Buckets.
+    pub buckets: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Unfinished multipart uploads.
+    pub uploads: u64,
+    /// Access keys of all users.
+    pub access_keys: u64,
+    /// Size of the index file.
+    pub index: ByteLen,
+    /// Room for bodies inside the volume; the pool may have less.
+    pub free: ByteLen,
+    /// Index commits since the store was opened.
+    pub commits: u64,
+    /// Changes made by them: more than one a commit is group commit at work.
+    pub changes: u64,
+}
+
+impl Store {
+    /// Opens the store on `volume`; a volume that was never written becomes an empty store.
+    ///
+    /// Reads the whole index once, to find out which sectors are free.
+    ///
+    /// # Errors
+    /// The kinds of [`StoreError`] under "the store is broken", [`StoreError::Sealed`] and [`StoreError::NoSpace`].
+    pub fn open(volume: impl BlockVolume) -> Result<Arc<Self>, StoreError> {
+        let volume: Arc<dyn BlockVolume> = Arc::new(volume);
+        volume.check_key()?;
+        let (layout, index) = match Layout::read(&*volume)? {
+            Some(layout) => (layout, Index::open(Arc::clone(&volume), &layout)?),
+            None => format(&volume)?,
+        };
+        let mut census = Census::new();
+        let (mut next_body, mut next_bucket) = (1, 1);
+        index.read(|snapshot| {
+            snapshot.walk_runs(&mut |body, runs| {
+                next_body = next_body.max(body.map_or(0, |body| body.0 + 1));
+                census.add(runs)
+            })?;
+            snapshot.walk_buckets(&mut |_, bucket| {
+                next_bucket = next_bucket.max(bucket.id.0 + 1);
+                Ok(())
+            })
+        })?;
+        let space = Space::new(census, layout.data_sectors(volume.len()))?;
+        let (sender, receiver) = channel();
+        let shared = Arc::new(Shared::new(volume, index, space, (next_body, next_bucket), sender));
+        let committer = Arc::clone(&shared);
+        let reaper = Arc::clone(&shared);
+        let threads = vec![
+            spawn("objects-commit", move || committer.run_committer(&receiver)),
+            spawn("objects-reaper", move || reaper.space.reap(&*reaper.volume)),
+        ];
+        Ok(Arc::new(Self { shared, threads: Mutex::new(threads) }))
+    }
+
+    /// Takes no further request, waits for the commit under way, lets go of the index. Readers still open fail from here
+    /// on. Safe to call more than once.
+    pub fn close(&self) {
+        self.shared.shut();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic there has already been reported, and nothing of it is durable.
+            let _ = thread.join();
+        }
+        self.shared.index.close();
+    }
+
+    /// Whether the store serves: asked again before bytes that were read leave the node.
+    ///
+    /// # Errors
+    /// [`StoreError::Sealed`], [`StoreError::Closed`] or [`StoreError::Failed`].
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.shared.ready()
+    }
+
+    /// What the store holds.
+    ///
+    /// # Errors
+    /// Outages only.
+    pub fn status(&self) -> Result<StoreStatus, StoreError> {
+        let counts = self.shared.read(Snapshot::counts)?;
+        let (commits, changes) = self.shared.commit_counts();
+        Ok(StoreStatus {
+            buckets: counts.buckets,
+            objects: counts.objects,
+            uploads: counts.uploads,
+            access_keys: counts.access_keys,
+            index: ByteLen(self.shared.index.file_bytes()),
+            free: ByteLen(self.shared.space.free_sectors() * SECTOR),
+            commits,
+            changes,
+        })
+    }
+
+    /// Waits until what was deleted or overwritten, and is read by nobody any more, is free again.
+    pub fn wait_until_reclaimed(&self) {
+        self.shared.space.wait_for_reaper();
+    }
+
+    /// Makes a bucket.
+    ///
+    /// # Errors
+    /// [`StoreError::BucketExists`], [`StoreError::InvalidBucketName`], [`StoreError::TooManyBuckets`].
+    pub fn create_bucket(&self, name: &str) -> Result<(), StoreError> {
+        check_bucket_name(name)?;
+        let record = BucketRecord { id: BucketId(self.shared.next_bucket()), created_ms: now_ms() };
+        self.shared.submit(CreateBucket { name: name.to_owned(), record })
+    }
+
+    /// One bucket.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`].
+    pub fn bucket(&self, name: &str) -> Result<BucketInfo, StoreError> {
+        let record = self.shared.read(|snapshot| snapshot.bucket(name))?.ok_or(StoreError::NoSuchBucket)?;
+        Ok(BucketInfo { name: name.to_owned(), created: time_of(record.created_ms) })
+    }
+
+    /// All buckets by name.
+    ///
+    /// # Errors
+    /// Outages only.
+    pub fn buckets(&self) -> Result<Vec<BucketInfo>, StoreError> {
+        self.shared.read(|snapshot| {
+            let mut buckets = Vec::new();
+            snapshot.walk_buckets(&mut |name, record| {
+                buckets.push(BucketInfo { name: name.to_owned(), created: time_of(record.created_ms) });
+                Ok(())
+            })?;
+            Ok(buckets)
+        })
+    }
+
+    /// Deletes a bucket that holds neither objects nor unfinished uploads.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`], [`StoreError::BucketNotEmpty`].
+    pub fn delete_bucket(&self, name: &str) -> Result<(), StoreError> {
+        self.shared.submit(DeleteBucket { name: name.to_owned() })
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Makes an empty store. The header comes last: cut anywhere before it is durable, the volume is formatted anew.
+fn format(volume: &Arc<dyn BlockVolume>) -> Result<(Layout, Index), StoreError> {
+    let layout = Layout::plan(volume.len(), random_bytes())?;
+    layout.prepare(&**volume)?;
+    let index = Index::open(Arc::clone(volume), &layout)?;
+    layout.publish(&**volume)?;
+    tracing::info!(volume = %volume.len(), "formatted a new object store");
+    Ok((layout, index))
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the process can start a thread")
+}
+
+struct CreateBucket {
+    name: String,
+    record: BucketRecord,
+}
+
+impl Mutation for CreateBucket {
+    type Output = ();
+    const NEEDS_ROOM: bool = true;
+
+    fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
+        if changes.bucket(&self.name)?.is_some() {
+            return Err(StoreError::BucketExists);
+        }
+        if changes.bucket_count()? >= BUCKETS_MAX {
+            return Err(StoreError::TooManyBuckets);
+        }
+        changes.put_bucket(&self.name, &self.record)
+    }
+
+    fn committed(self) {}
+}
+
+struct DeleteBucket {
+    name: String,
+}
+
+impl Mutation for DeleteBucket {
+    type Output = ();
+    const NEEDS_ROOM: bool = false;
+
+    fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
+        let bucket = changes.bucket(&self.name)?.ok_or(StoreError::NoSuchBucket)?.id;
+        let mut holds_something = false;
+        changes.walk_objects(bucket, b"", &mut |_, _| {
+            holds_something = true;
+            Ok(Step::Stop)
+        })?;
+        changes.walk_uploads(bucket, (b"", 0), &mut |_, _, _| {
+            holds_something = true;
+            Ok(Step::Stop)
+        })?;
+        if holds_something {
+            return Err(StoreError::BucketNotEmpty);
+        }
+        changes.remove_bucket(&self.name)
+    }
+
+    fn committed(self) {}
+}
+
+/// S3's rules for bucket names ("General purpose bucket naming rules"), those about reserved affixes left out: they name
+/// services that this store does not have.
+pub(crate) fn check_bucket_name(name: &str) -> Result<(), StoreError> {
+    let bytes = name.as_bytes();
+    let edge =
+        |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let allowed =
+        |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+    let valid = BUCKET_NAME_BYTES.contains(&bytes.len())
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(allowed)
+        && !name.contains("..")
+        && name.parse::<std::net::Ipv4Addr>().is_err();
+    if valid { Ok(()) } else { Err(StoreError::InvalidBucketName) }
+}
+
+pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
+    if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains('\0') {
+        return Err(StoreError::InvalidKey);
+    }
+    Ok(())
+}
+
+/// Milliseconds since 1970; the wall clock of the node, as S3 reports it.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn time_of(ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(ms)
+}
+
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the kernel's random source never fails once it is seeded");
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_names_follow_the_rules_of_s3() {
+        for good in ["abc", "a.b-c.d", "photos-2024", "1st", &"a".repeat(63)] {
+            assert!(check_bucket_name(good).is_ok(), "{good}");
+        }
+        for bad in ["ab", &"a".repeat(64), "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.1.1", "a b", "ä-b"] {
+            assert!(check_bucket_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_accepted_up_to_their_limit() {
+        assert!(check_key(&"k".repeat(KEY_BYTES_MAX)).is_ok());
+        for bad in ["", "a\0b", &"k".repeat(KEY_BYTES_MAX + 1)] {
+            assert!(check_key(bad).is_err());
+        }
+    }
+}

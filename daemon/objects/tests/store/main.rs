@@ -1,0 +1,11 @@
+//! The store as its heads use it, on a simulated volume.
+
+#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking")]
+
+mod full;
+mod model;
+mod opening;
+mod operations;
+mod power_cut;
+mod sealed;
+mod workload;
