@@ -43,7 +43,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "NIGHTLATCH_PROFILE")]
     pub(crate) profile: Option<PathBuf>,
     /// Use the certificate of this role instead of the first that may do it
-    #[arg(long = "as", global = true, value_name = "ROLE", value_parser = role)]
+    #[arg(id = "as", long = "as", global = true, value_name = "ROLE", value_parser = role)]
     pub(crate) role: Option<Role>,
     /// Print one JSON document
     #[arg(long, global = true)]
@@ -435,6 +435,9 @@ pub(crate) enum VolumeCommand {
         label: String,
         #[command(flatten)]
         node: NodeArg,
+        /// The pool of that node; the one with most free space where not given
+        #[arg(long, value_name = "ID")]
+        pool: Option<PoolId>,
         /// Logical size; space is taken only as it is written
         #[arg(long)]
         size: ByteLen,
@@ -558,6 +561,20 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_gives_a_global_option_another_meaning() {
+        fn check(command: &clap::Command, globals: &[String]) {
+            for argument in command.get_arguments() {
+                let id = argument.get_id().as_str();
+                assert!(!globals.iter().any(|global| global == id), "{} {id}", command.get_name());
+            }
+            command.get_subcommands().for_each(|inner| check(inner, globals));
+        }
+        let command = Arguments::command();
+        let globals: Vec<_> = command.get_arguments().map(|argument| argument.get_id().to_string()).collect();
+        command.get_subcommands().for_each(|inner| check(inner, &globals));
     }
 
     #[test]

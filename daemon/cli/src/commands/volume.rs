@@ -13,7 +13,7 @@ use crate::output::{Output, duration_ms, table};
 
 pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Output) -> Done {
     match command {
-        VolumeCommand::Create { label, node, size, kind, on_seal } => {
+        VolumeCommand::Create { label, node, pool, size, kind, on_seal } => {
             let node = match &node.node {
                 Some(node) => node.clone(),
                 None => connections.profile.node(None)?.name.clone(),
@@ -21,6 +21,7 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
             let request = CreateVolume {
                 label: label.clone(),
                 node,
+                pool: *pool,
                 kind: match kind {
                     KindArg::Block => VolumeKind::Block,
                     KindArg::Objects => VolumeKind::Objects,

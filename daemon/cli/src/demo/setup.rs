@@ -347,6 +347,7 @@ async fn make_volumes(site: &Site, output: Output) -> Done {
                 let request = CreateVolume {
                     label: label.to_owned(),
                     node: NODE.to_owned(),
+                    pool: None,
                     kind,
                     size_bytes,
                     on_seal: OnSeal::Hold,
