@@ -15,7 +15,7 @@
 //! | GET /v1/volumes | | `[`[`VolumeEntry`]`]` |
 //! | POST /v1/volumes | [`CreateVolume`] | [`VolumeEntry`] |
 //! | PATCH /v1/volumes/{label} | [`ResizeVolume`] | [`VolumeEntry`] |
-//! | DELETE /v1/volumes/{label} | | [`VolumeErased`] |
+//! | DELETE /v1/volumes/{label}?force=BOOL | | [`VolumeErased`] |
 //! | POST /v1/push | [`Target`] | [`Outcome`] |
 //! | POST /v1/revoke | [`Target`] | [`Outcome`] |
 //! | POST /v1/lockdown | [`Lockdown`] | [`Outcome`] |
@@ -25,7 +25,7 @@
 
 use identity::Endpoint;
 use serde::{Deserialize, Serialize};
-use units::{BootId, DomainId, Fence, NodeId, RootEpoch, VolumeEpoch, VolumeId};
+use units::{BootId, DomainId, Fence, NodeId, PoolId, RootEpoch, VolumeEpoch, VolumeId};
 
 pub use lease::message::{OnSeal, VolumeKind};
 
@@ -296,6 +296,9 @@ pub struct CreateVolume {
     pub label: String,
     /// The name of the node.
     pub node: String,
+    /// The node's pool; the one with most free space where absent.
+    #[serde(default)]
+    pub pool: Option<PoolId>,
     /// What it is for.
     pub kind: VolumeKind,
     /// Logical size in bytes, a multiple of 4096.

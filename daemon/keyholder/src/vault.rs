@@ -173,11 +173,6 @@ impl Vault {
         self.arena.kind()
     }
 
-    /// Whether the root is here.
-    pub(crate) fn is_unsealed(&self) -> bool {
-        matches!(*self.lock(), Contents::Root { .. })
-    }
-
     /// How far gathering has come; `need` is zero while no share has been submitted.
     pub(crate) fn gathered(&self) -> Gathered {
         match &*self.lock() {

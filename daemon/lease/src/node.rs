@@ -250,10 +250,12 @@ impl NodeLease {
         self.params.pin
     }
 
-    /// Pins a grant-signing key, or none. Sessions in progress end at their next message.
+    /// Pins a grant-signing key, or none. If it is another one, sessions in progress end at their next message.
     pub fn set_pin(&mut self, pin: Option<SigningPublicKey>) {
-        self.params.pin = pin;
-        self.current = None;
+        if self.params.pin != pin {
+            self.params.pin = pin;
+            self.current = None;
+        }
     }
 
     /// Tells which volumes the pools hold; call it at start and after every create, delete and resize.

@@ -1,0 +1,323 @@
+//! Volumes: creating, resizing, deleting, each as steps around what the node does.
+
+use lease::message::VolumeKind;
+use units::{ByteLen, DomainId, Fence, NodeId, VolumeEpoch, VolumeId};
+
+use super::{Book, latch_by, latch_entry};
+use crate::api::{CreateVolume, Erasure, KeyState, VolumeEntry, VolumeErased};
+use crate::clock;
+use crate::error::KeyholderError;
+use crate::ledger::{LatchCause, Life, VolumeRecord};
+use crate::vault::SecretOf;
+
+/// Largest volume: one key domain's worth at 2^44 blocks of cipher with room for overwrites (DESIGN section 5).
+const VOLUME_BYTES_MAX: u64 = 128 << 40;
+
+/// Longest label; it is an NBD export name and a metric label.
+const LABEL_BYTES_MAX: usize = 64;
+
+const SECTOR_BYTES: u64 = units::SECTOR_BYTES as u64;
+
+/// What the node is asked to create.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VolumeToCreate {
+    pub(crate) volume: VolumeId,
+    pub(crate) node: NodeId,
+    pub(crate) domain: DomainId,
+    pub(crate) epoch: VolumeEpoch,
+    pub(crate) check: [u8; 16],
+    pub(crate) kind: VolumeKind,
+    pub(crate) size: ByteLen,
+}
+
+impl From<&VolumeRecord> for VolumeToCreate {
+    fn from(record: &VolumeRecord) -> Self {
+        Self {
+            volume: record.volume,
+            node: record.node,
+            domain: record.domain,
+            epoch: record.epoch,
+            check: record.check,
+            kind: record.kind,
+            size: record.size,
+        }
+    }
+}
+
+impl Book {
+    /// Every volume, as the API shows it.
+    pub(crate) fn volume_entries(&self) -> Vec<VolumeEntry> {
+        let Some(open) = &self.open else { return Vec::new() };
+        open.registry.volumes.iter().map(|volume| self.volume_entry(volume)).collect()
+    }
+
+    /// The entry of the volume with this label.
+    pub(crate) fn volume_by_label(&self, label: &str) -> Result<VolumeEntry, KeyholderError> {
+        let record = self.registry()?.volume_labelled(label);
+        Ok(self.volume_entry(record.ok_or_else(|| no_such(label))?))
+    }
+
+    /// The id and node of the volume with this label.
+    pub(crate) fn find_volume(&self, label: &str) -> Result<(VolumeId, NodeId), KeyholderError> {
+        let record = self.registry()?.volume_labelled(label).ok_or_else(|| no_such(label))?;
+        Ok((record.volume, record.node))
+    }
+
+    fn volume_entry(&self, record: &VolumeRecord) -> VolumeEntry {
+        let now = clock::now();
+        let lease = self.records.of(record.volume);
+        let remaining =
+            lease.and_then(|lease| lease.expires).map(|expires| expires.ms_since(now)).filter(|ms| *ms > 0);
+        let known = self.volumes.get(&record.volume);
+        let key = self.key_state(record, remaining.is_some());
+        let node = self.open.as_ref().and_then(|open| open.registry.node(record.node));
+        let reason = known.and_then(|known| known.reason.clone()).or_else(|| match record.life {
+            Life::Creating => Some(
+                "the node has not confirmed that it created the volume; create it again, or delete it"
+                    .to_owned(),
+            ),
+            Life::Deleting => Some("the volume is being deleted; delete it again to finish".to_owned()),
+            Life::Live => None,
+        });
+        VolumeEntry {
+            label: record.label.clone(),
+            volume: record.volume,
+            domain: record.domain,
+            epoch: record.epoch,
+            size_bytes: record.size.0,
+            kind: record.kind,
+            on_seal: record.on_seal,
+            node: node.map(|node| node.name.to_string()).unwrap_or_default(),
+            fence: lease.map_or(record.fence_floor, |lease| lease.fence.max(record.fence_floor)),
+            latch: record.latch.as_ref().map(latch_entry),
+            key,
+            lease_remaining_ms: remaining,
+            reason: if key == KeyState::Unlocked { None } else { reason },
+        }
+    }
+
+    fn key_state(&self, record: &VolumeRecord, lease_runs: bool) -> KeyState {
+        let unheard = if lease_runs { KeyState::Unknown } else { KeyState::Sealed };
+        match self.volumes.get(&record.volume).and_then(|known| known.key) {
+            // What was last heard is true only as long as the lease can run.
+            Some(KeyState::Unlocked | KeyState::Pushing | KeyState::Unknown) if !lease_runs => {
+                KeyState::Sealed
+            }
+            Some(state) => state,
+            None => unheard,
+        }
+    }
+
+    /// First step: a fresh secret for the volume, in the ledger, durable. A creation that was cut off goes on.
+    pub(crate) fn begin_volume(
+        &mut self,
+        request: &CreateVolume,
+        by: &str,
+    ) -> Result<VolumeToCreate, KeyholderError> {
+        check_label(&request.label)?;
+        check_size(request.size_bytes)?;
+        let registry = self.registry()?;
+        let node = registry
+            .node_named(&request.node)
+            .ok_or_else(|| KeyholderError::NoSuchNode { name: request.node.clone() })?;
+        if node.pinned.is_none() {
+            return Err(KeyholderError::NotApproved { name: request.node.clone() });
+        }
+        let node = node.node;
+        if let Some(existing) = registry.volume_labelled(&request.label) {
+            return resume(existing, request, node);
+        }
+        let domain = DomainId(random_id()?);
+        let epoch = VolumeEpoch(1);
+        let (secret, check) = self.vault.make_secret(SecretOf { domain, epoch })?;
+        let record = VolumeRecord {
+            label: request.label.clone(),
+            volume: VolumeId(random_id()?),
+            domain,
+            epoch,
+            secret,
+            check,
+            size: ByteLen(request.size_bytes),
+            kind: request.kind,
+            on_seal: request.on_seal,
+            node,
+            life: Life::Creating,
+            latch: None,
+            fence_floor: Fence(0),
+            since_serial: self.opened()?.header.serial + 1,
+        };
+        let created = VolumeToCreate::from(&record);
+        let id = record.volume.to_string();
+        self.commit(|registry| {
+            registry.volumes.push(record);
+            Ok(())
+        })?;
+        let fields = [
+            ("by", by.into()),
+            ("label", request.label.clone().into()),
+            ("volume", id.into()),
+            ("node", request.node.clone().into()),
+            ("size_bytes", request.size_bytes.into()),
+        ];
+        self.audit.record("volume-creating", fields)?;
+        Ok(created)
+    }
+
+    /// Last step: the node has the volume.
+    pub(crate) fn finish_volume(&mut self, volume: VolumeId) -> Result<(), KeyholderError> {
+        self.commit(|registry| {
+            if let Some(record) = registry.volume_mut(volume) {
+                record.life = Life::Live;
+            }
+            Ok(())
+        })?;
+        self.audit.record("volume-created", [("volume", volume.to_string().into())])?;
+        Ok(())
+    }
+
+    /// The node has another size.
+    pub(crate) fn resized(
+        &mut self,
+        volume: VolumeId,
+        size_bytes: u64,
+        by: &str,
+    ) -> Result<(), KeyholderError> {
+        self.commit(|registry| {
+            if let Some(record) = registry.volume_mut(volume) {
+                record.size = ByteLen(size_bytes);
+            }
+            Ok(())
+        })?;
+        let fields =
+            [("by", by.into()), ("volume", volume.to_string().into()), ("size_bytes", size_bytes.into())];
+        self.audit.record("volume-resized", fields)?;
+        Ok(())
+    }
+
+    /// Checks a new size before the node is asked.
+    pub(crate) fn check_resize(
+        &self,
+        label: &str,
+        size_bytes: u64,
+    ) -> Result<(VolumeId, NodeId), KeyholderError> {
+        check_size(size_bytes)?;
+        let record = self.registry()?.volume_labelled(label).ok_or_else(|| no_such(label))?;
+        if record.life != Life::Live {
+            return Err(busy(record));
+        }
+        Ok((record.volume, record.node))
+    }
+
+    /// First step of a deletion: from now on the volume is never pushed again, durably.
+    pub(crate) fn begin_deletion(
+        &mut self,
+        label: &str,
+        by: &str,
+    ) -> Result<(VolumeId, NodeId), KeyholderError> {
+        let (volume, node) = self.find_volume(label)?;
+        let latch = latch_by(LatchCause::Revoked, by);
+        self.commit(|registry| {
+            if let Some(record) = registry.volume_mut(volume) {
+                record.life = Life::Deleting;
+                record.latch = Some(latch);
+            }
+            Ok(())
+        })?;
+        let fields = [("by", by.into()), ("label", label.into()), ("volume", volume.to_string().into())];
+        self.audit.record("volume-deleting", fields)?;
+        Ok((volume, node))
+    }
+
+    /// Last step: the secret leaves the ledger, and the rest is carried over to a fresh ledger key.
+    pub(crate) fn erase_volume(
+        &mut self,
+        volume: VolumeId,
+        by: &str,
+    ) -> Result<VolumeErased, KeyholderError> {
+        let registry = self.registry()?;
+        let Some(record) = registry.volume(volume) else {
+            return Err(no_such(&volume.to_string()));
+        };
+        let label = record.label.clone();
+        // A backup taken before the secret was made cannot contain it.
+        let backups = registry.backup_serial.filter(|serial| *serial >= record.since_serial);
+        self.commit_erasure(|registry| {
+            registry.volumes.retain(|record| record.volume != volume);
+            Ok(())
+        })?;
+        self.volumes.remove(&volume);
+        self.records.update(|records| {
+            records.remove(&volume);
+        })?;
+        let erasure = if backups.is_some() { Erasure::PendingBackups } else { Erasure::Complete };
+        let fields = [
+            ("by", by.into()),
+            ("label", label.clone().into()),
+            ("volume", volume.to_string().into()),
+            ("erasure", serde_json::json!(erasure)),
+        ];
+        self.audit.record("volume-erased", fields)?;
+        Ok(VolumeErased { label, volume, erasure, destroy_backups_up_to_serial: backups })
+    }
+}
+
+fn resume(
+    existing: &VolumeRecord,
+    request: &CreateVolume,
+    node: NodeId,
+) -> Result<VolumeToCreate, KeyholderError> {
+    let same = existing.node == node
+        && existing.kind == request.kind
+        && existing.on_seal == request.on_seal
+        && existing.size.0 == request.size_bytes;
+    match existing.life {
+        Life::Creating if same => Ok(VolumeToCreate::from(existing)),
+        Life::Creating | Life::Deleting => Err(busy(existing)),
+        Life::Live => Err(KeyholderError::Exists { what: format!("a volume labelled {}", existing.label) }),
+    }
+}
+
+fn busy(record: &VolumeRecord) -> KeyholderError {
+    let (state, next_step) = match record.life {
+        Life::Creating => ("created", "create it again with the same values to finish, or delete it"),
+        Life::Deleting => ("deleted", "delete it again to finish"),
+        Life::Live => ("used", "try again"),
+    };
+    KeyholderError::Busy { label: record.label.clone(), state, next_step }
+}
+
+fn no_such(label: &str) -> KeyholderError {
+    KeyholderError::NoSuchVolume { label: label.to_owned() }
+}
+
+fn check_label(label: &str) -> Result<(), KeyholderError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let valid = label.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && label.len() <= LABEL_BYTES_MAX
+        && label.chars().all(allowed);
+    if valid {
+        return Ok(());
+    }
+    Err(KeyholderError::Invalid {
+        what: format!("`{label}` is not a volume label"),
+        next_step: "use 1 to 64 letters, digits, `.`, `-` or `_`, starting with a letter or digit",
+    })
+}
+
+fn check_size(size_bytes: u64) -> Result<(), KeyholderError> {
+    if size_bytes > 0 && size_bytes.is_multiple_of(SECTOR_BYTES) && size_bytes <= VOLUME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(KeyholderError::Invalid {
+        what: format!("{size_bytes} bytes is not a volume size"),
+        next_step: "give a multiple of 4096 bytes, at most 128 TiB",
+    })
+}
+
+fn random_id() -> Result<[u8; 16], KeyholderError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|error| {
+        KeyholderError::Vault(crate::vault::VaultError::Random(std::io::Error::other(error.to_string())))
+    })?;
+    Ok(id)
+}

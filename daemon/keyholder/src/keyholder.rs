@@ -1,0 +1,460 @@
+//! The keyholder as a whole: the book, the vault, one dialler per node, and the acts that need all three.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use identity::{ClientError, Credentials, ExpectedPeer, HttpsClient, Role, Trust, control_client};
+use lease::message::{RevokeCause, Scope};
+use locked_memory::Policy;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use units::{NodeId, RootEpoch, VolumeId};
+
+use crate::api::{
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, Connection, CreateVolume, KeyState,
+    KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PushPolicy, ResizeVolume, SealState,
+    Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
+};
+use crate::book::Book;
+use crate::clock;
+use crate::durable::StateDir;
+use crate::error::KeyholderError;
+use crate::link::{self, COMMANDS_MAX, Command};
+use crate::vault::Vault;
+
+/// How long an act waits for the nodes' signed receipts before it answers without them.
+const RECEIPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a creation or a push waits for the node to serve the volume.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a keyholder is started with.
+#[derive(Debug)]
+pub struct KeyholderParams {
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Where its ledger, lease records and audit trail are.
+    pub state_dir: PathBuf,
+    /// Lease of nodes that are added without one.
+    pub lease_ms: u64,
+    /// Which memory the root may be in.
+    pub memory: Policy,
+    /// Its certificate and key.
+    pub credentials: Credentials,
+    /// The issuers it believes.
+    pub trust: Trust,
+}
+
+#[derive(Debug)]
+struct Link {
+    commands: mpsc::Sender<Command>,
+    stop: CancellationToken,
+}
+
+/// A running keyholder. Needs a multi-threaded tokio runtime: files and the vault block.
+#[derive(Debug)]
+pub struct Keyholder {
+    pub(crate) name: String,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) credentials: Credentials,
+    pub(crate) trust: Trust,
+    book: Mutex<Book>,
+    links: Mutex<BTreeMap<NodeId, Link>>,
+    changed: watch::Sender<u64>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Keyholder {
+    /// Opens the state directory. Nodes are dialled from the unseal on.
+    pub fn open(params: KeyholderParams) -> Result<Arc<Self>, KeyholderError> {
+        let vault = Arc::new(Vault::new(params.memory).map_err(KeyholderError::Memory)?);
+        let dir = StateDir::open(&params.state_dir)?;
+        let book = Book::open(params.name.clone(), dir, Arc::clone(&vault), params.lease_ms)?;
+        Ok(Arc::new(Self {
+            name: params.name,
+            vault,
+            credentials: params.credentials,
+            trust: params.trust,
+            book: Mutex::new(book),
+            links: Mutex::new(BTreeMap::new()),
+            changed: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// Ends every session, revoking nothing, and forgets the root. Nodes keep their keys until their leases end, and
+    /// a keyholder that is back and unsealed by then finds them in force.
+    pub async fn shut_down(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.book(Book::seal);
+    }
+
+    /// Everything that is not secret.
+    pub fn status(&self) -> KeyholderStatus {
+        self.book(|book| book.status())
+    }
+
+    /// Runs `work` where blocking is allowed.
+    pub(crate) fn blocking<T>(&self, work: impl FnOnce() -> T) -> T {
+        tokio::task::block_in_place(work)
+    }
+
+    /// Works with the book, and tells those who wait for a change.
+    pub(crate) fn book<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        self.blocking(|| {
+            let made = work(&mut self.lock_book());
+            self.changed.send_modify(|count| *count = count.wrapping_add(1));
+            made
+        })
+    }
+
+    fn lock_book(&self) -> MutexGuard<'_, Book> {
+        // A panic inside the book cannot leave it half changed on disk, and in memory changes are whole.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn root_epoch(&self) -> RootEpoch {
+        self.lock_book().root_epoch()
+    }
+
+    /// Makes a root and its shares.
+    pub fn ceremony(
+        self: &Arc<Self>,
+        request: &CeremonyRequest,
+        by: &str,
+    ) -> Result<CeremonyResult, KeyholderError> {
+        let result = self.book(|book| book.ceremony(request, by))?;
+        self.sync_links();
+        Ok(result)
+    }
+
+    /// Takes one share.
+    pub fn unseal(
+        self: &Arc<Self>,
+        request: &UnsealRequest,
+        by: &str,
+    ) -> Result<UnsealProgress, KeyholderError> {
+        let progress = self.book(|book| book.submit_share(&request.share, by))?;
+        if progress.state == SealState::Unsealed {
+            self.sync_links();
+        }
+        Ok(progress)
+    }
+
+    /// Adds a node and begins to dial it.
+    pub fn add_node(self: &Arc<Self>, request: &AddNode, by: &str) -> Result<NodeEntry, KeyholderError> {
+        let entry = self.book(|book| book.add_node(request, by))?;
+        self.sync_links();
+        Ok(entry)
+    }
+
+    /// Pins a node's key.
+    pub async fn approve_node(
+        &self,
+        name: &str,
+        request: &ApproveNode,
+        by: &str,
+    ) -> Result<NodeEntry, KeyholderError> {
+        let entry = self.book(|book| book.approve(name, &request.fingerprint, by))?;
+        self.command(entry.node, Command::Redial).await;
+        Ok(entry)
+    }
+
+    /// Removes a node that has no volumes.
+    pub fn remove_node(self: &Arc<Self>, name: &str, by: &str) -> Result<(), KeyholderError> {
+        self.book(|book| book.remove_node(name, by))?;
+        self.sync_links();
+        Ok(())
+    }
+
+    /// Creates a volume: secret in the ledger, volume on the node, key pushed.
+    ///
+    /// 1. The secret is durable in the ledger (else the node could have a volume whose key is lost).
+    /// 2. The node creates the volume.
+    /// 3. The ledger says so; from now on the volume is pushed.
+    /// 4. The key is pushed, where the node's policy lets it.
+    pub async fn create_volume(
+        self: &Arc<Self>,
+        request: &CreateVolume,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let created = self.book(|book| book.begin_volume(request, by))?;
+        let (client, node) = self.node_client(created.node)?;
+        let body = admin::api::CreateVolume {
+            volume: created.volume,
+            pool: request.pool,
+            kind: match created.kind {
+                lease::message::VolumeKind::Block => admin::api::VolumeKind::Block,
+                lease::message::VolumeKind::Objects => admin::api::VolumeKind::Objects,
+            },
+            size_bytes: created.size.0,
+            domain: created.domain,
+            epoch: created.epoch,
+            check: hex::encode(created.check),
+        };
+        let answer: Result<serde_json::Value, ClientError> = client.post("/v1/volumes", &body).await;
+        match answer {
+            Ok(_) => {}
+            // From an earlier attempt whose answer was lost: ids are random, so it is this volume.
+            Err(ClientError::Refused { status: 409, .. }) if self.node_has(&client, created.volume).await => {
+            }
+            Err(ClientError::Refused { problem, .. }) => {
+                self.book(|book| book.erase_volume(created.volume, by))?;
+                return Err(KeyholderError::NodeRefused { name: node, problem });
+            }
+            Err(source) => return Err(unreachable(node, source)),
+        }
+        self.book(|book| book.finish_volume(created.volume))?;
+        self.command(created.node, Command::Push).await;
+        let automatic = self.book(|book| book.node_by_name(&request.node))?.push == PushPolicy::Auto;
+        if automatic {
+            self.wait(PUSH_TIMEOUT, |book| settled(book, &request.label)).await;
+        }
+        self.book(|book| book.volume_by_label(&request.label))
+    }
+
+    async fn node_has(&self, client: &HttpsClient, volume: VolumeId) -> bool {
+        let volumes: Result<Vec<admin::api::VolumeStatus>, _> = client.get("/v1/volumes").await;
+        volumes.is_ok_and(|volumes| volumes.iter().any(|present| present.volume == volume))
+    }
+
+    /// Changes a volume's size, on the node first.
+    pub async fn resize_volume(
+        &self,
+        label: &str,
+        request: &ResizeVolume,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let (volume, node) = self.book(|book| book.check_resize(label, request.size_bytes))?;
+        let (client, name) = self.node_client(node)?;
+        let body =
+            admin::api::ResizeVolume { size_bytes: request.size_bytes, allow_shrink: request.allow_shrink };
+        let answer: Result<serde_json::Value, ClientError> =
+            client.patch(&format!("/v1/volumes/{volume}"), &body).await;
+        match answer {
+            Ok(_) => {}
+            Err(ClientError::Refused { problem, .. }) => {
+                return Err(KeyholderError::NodeRefused { name, problem });
+            }
+            Err(source) => return Err(unreachable(name, source)),
+        }
+        self.book(|book| book.resized(volume, request.size_bytes, by))?;
+        self.book(|book| book.volume_by_label(label))
+    }
+
+    /// Deletes a volume: key taken back, volume off the node, secret out of the ledger. With `force` a node that
+    /// cannot be reached is passed over: without its secret what is on its disk is noise.
+    pub async fn delete_volume(
+        &self,
+        label: &str,
+        force: bool,
+        by: &str,
+    ) -> Result<VolumeErased, KeyholderError> {
+        let (volume, node) = self.book(|book| book.begin_deletion(label, by))?;
+        let since = clock::now();
+        let revoke = Command::Revoke { scope: Scope::Volume(volume), cause: RevokeCause::Deleted };
+        if self.is_connected(node) {
+            self.command(node, revoke).await;
+            self.wait(RECEIPT_TIMEOUT, |book| book.is_forgotten(node, Some(volume), since)).await;
+        }
+        let (client, name) = self.node_client(node)?;
+        let answer: Result<serde_json::Value, ClientError> =
+            client.delete(&format!("/v1/volumes/{volume}")).await;
+        match answer {
+            Ok(_) | Err(ClientError::Refused { status: 404, .. }) => {}
+            Err(error) if force => {
+                tracing::warn!(%error, %volume, "the node did not delete the volume; its secret is erased all the same");
+            }
+            Err(ClientError::Refused { problem, .. }) => {
+                return Err(KeyholderError::NodeRefused { name, problem });
+            }
+            Err(source) => return Err(unreachable(name, source)),
+        }
+        self.book(|book| book.erase_volume(volume, by))
+    }
+
+    /// Pushes, with a person's approval.
+    pub async fn push(&self, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
+        let begun = Instant::now();
+        self.book(|book| book.approve_push(target, by))?;
+        let nodes = self.book(|book| book.nodes_of(target))?;
+        let outcomes = nodes.into_iter().map(|node| async move {
+            self.command(node, Command::Push).await;
+            let served = |book: &Book| book.pushed(node, target).is_some();
+            self.wait(PUSH_TIMEOUT, served).await;
+            self.book(|book| {
+                let failure = match book.pushed(node, target) {
+                    Some(Ok(())) => None,
+                    Some(Err(reason)) => Some(reason),
+                    None => Some(book.push_delay(node)),
+                };
+                outcome(book, node, begun, failure)
+            })
+        });
+        Ok(Outcome { nodes: join_all(outcomes).await })
+    }
+
+    /// Takes keys back and latches: nothing is pushed again before a security officer has unlatched it.
+    pub async fn revoke(&self, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
+        self.book(|book| book.latch(target, by))?;
+        let nodes = self.book(|book| book.nodes_of(target))?;
+        let volume = match target {
+            Target::Volume(label) => Some(self.book(|book| book.find_volume(label))?.0),
+            Target::Node(_) | Target::All => None,
+        };
+        Ok(self.take_back(nodes, volume, RevokeCause::Revoked).await)
+    }
+
+    /// Takes every key back from every node at once.
+    pub async fn lock_down(&self, by: &str) -> Result<Outcome, KeyholderError> {
+        let written = self.book(|book| book.lock_down(by));
+        if let Err(error @ KeyholderError::Vault(_)) = written {
+            return Err(error);
+        }
+        // In force in memory even where it could not be written: the nodes come first, the error after them.
+        let nodes = self.book(|book| book.node_ids());
+        let outcome = self.take_back(nodes, None, RevokeCause::Lockdown).await;
+        written.map(|()| outcome)
+    }
+
+    async fn take_back(&self, nodes: Vec<NodeId>, volume: Option<VolumeId>, cause: RevokeCause) -> Outcome {
+        let (begun, since) = (Instant::now(), clock::now());
+        let scope = volume.map_or(Scope::All, Scope::Volume);
+        let outcomes = nodes.into_iter().map(|node| async move {
+            let connected = self.is_connected(node);
+            if connected {
+                self.command(node, Command::Revoke { scope, cause }).await;
+                self.wait(RECEIPT_TIMEOUT, |book| book.is_forgotten(node, volume, since)).await;
+            }
+            self.book(|book| {
+                let left = book.longest_remaining(node);
+                let failure = if book.is_forgotten(node, volume, since) || left.is_zero() {
+                    None
+                } else {
+                    let why = if connected { "gave no receipt in time" } else { "is not connected" };
+                    Some(format!(
+                        "the node {why}; its keys end with their lease, in {} ms at the latest",
+                        left.as_millis()
+                    ))
+                };
+                outcome(book, node, begun, failure)
+            })
+        });
+        Outcome { nodes: join_all(outcomes).await }
+    }
+
+    /// Lifts latches; what policy lets be pushed is pushed.
+    pub async fn unlatch(&self, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
+        let begun = Instant::now();
+        self.book(|book| book.unlatch(target, by))?;
+        let nodes = self.book(|book| book.nodes_of(target))?;
+        for node in &nodes {
+            self.command(*node, Command::Push).await;
+        }
+        let lifted = |node: &NodeId| self.book(|book| outcome(book, *node, begun, None));
+        Ok(Outcome { nodes: nodes.iter().map(lifted).collect() })
+    }
+
+    /// The ledger, encrypted.
+    pub fn backup(&self, by: &str) -> Result<LedgerBackup, KeyholderError> {
+        self.book(|book| book.backup(by))
+    }
+
+    /// Puts a backup into an empty keyholder.
+    pub fn restore(&self, backup: &LedgerBackup, by: &str) -> Result<KeyholderStatus, KeyholderError> {
+        self.book(|book| book.restore(backup, by))?;
+        Ok(self.status())
+    }
+
+    fn is_connected(&self, node: NodeId) -> bool {
+        self.book(|book| book.connection(node) == Connection::Connected)
+    }
+
+    /// A client for the node's administrative port, and the node's name.
+    fn node_client(&self, node: NodeId) -> Result<(HttpsClient, String), KeyholderError> {
+        let target = self.book(|book| book.target(node));
+        let target = target.ok_or_else(|| KeyholderError::NoSuchNode { name: node.to_string() })?;
+        let peer = ExpectedPeer::named(Role::Node, target.name.clone());
+        let name = target.name.to_string();
+        let tls = control_client(&self.credentials, &self.trust, peer)
+            .map_err(|source| KeyholderError::Identity { name: name.clone(), source: Box::new(source) })?;
+        Ok((HttpsClient::new(target.admin_address, tls), name))
+    }
+
+    /// Begins to dial new nodes, and stops dialling those that are gone.
+    fn sync_links(self: &Arc<Self>) {
+        let nodes = self.book(|book| book.node_ids());
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|node, link| {
+            let stays = nodes.contains(node);
+            if !stays {
+                link.stop.cancel();
+            }
+            stays
+        });
+        for node in nodes {
+            links.entry(node).or_insert_with(|| {
+                let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+                let stop = self.stop.child_token();
+                self.tasks.spawn(link::run(Arc::clone(self), node, receiver, stop.clone()));
+                Link { commands, stop }
+            });
+        }
+    }
+
+    async fn command(&self, node: NodeId, command: Command) {
+        let sender = {
+            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.get(&node).map(|link| link.commands.clone())
+        };
+        if let Some(sender) = sender {
+            // Closed only when the dialler has stopped, and then there is nothing to command.
+            let _ = sender.send(command).await;
+        }
+    }
+
+    /// Waits until `done` holds, or `timeout` is over.
+    async fn wait(&self, timeout: Duration, done: impl Fn(&Book) -> bool) {
+        let mut changes = self.changed.subscribe();
+        let reached = async {
+            loop {
+                changes.mark_unchanged();
+                if self.blocking(|| done(&self.lock_book())) {
+                    return;
+                }
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(timeout, reached).await;
+    }
+}
+
+/// Whether the volume's push has come to an end, good or bad.
+fn settled(book: &Book, label: &str) -> bool {
+    let entry = book.volume_by_label(label);
+    entry.is_ok_and(|entry| matches!(entry.key, KeyState::Unlocked | KeyState::Refused))
+}
+
+fn unreachable(name: String, source: ClientError) -> KeyholderError {
+    KeyholderError::NodeUnreachable { name, source: Box::new(source) }
+}
+
+fn outcome(book: &Book, node: NodeId, begun: Instant, failure: Option<String>) -> NodeOutcome {
+    NodeOutcome {
+        node: book.node_name(node),
+        confirmed: failure.is_none(),
+        elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        detail: failure,
+    }
+}

@@ -1,0 +1,436 @@
+//! One node's dialler: keeps a lease session with it, and carries out what the book decides.
+//!
+//! Invariants:
+//! - A session is driven by one task; what blocks (files, the vault) runs where blocking is allowed.
+//! - Nothing is granted or renewed that the book has not recorded durably first: it hands out grants and renewals only
+//!   after that.
+//! - A connection that ends revokes nothing. The node keeps its keys until their deadline, and the next session finds
+//!   out from signed evidence what it still holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use identity::{ExpectedPeer, Role, control_client};
+use lease::frame::FrameBuffer;
+use lease::keyholder::{
+    Challenged, GrantError, KeyholderEvent, KeyholderSession, KeyholderSessionParams, SealRequest,
+};
+use lease::message::{Evidence, RevokeCause, Scope, WipeReceipt};
+use lease::{EXPORTER_BYTES, EXPORTER_LABEL};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use units::{BootInstant, NodeId};
+
+use crate::book::{Judgement, NodeTarget, PlannedGrant};
+use crate::clock;
+use crate::error::KeyholderError;
+use crate::keyholder::Keyholder;
+use crate::vault::{VaultError, VaultSigner};
+
+/// A node that answers does so within this; longer, and the next attempt is as good.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A node that does not take what it is sent for so long is gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between attempts at first: a node that restarts is back within a second and should not wait for its keys.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// Attempts at that pace before they slow down: three seconds' worth.
+const RETRIES_QUICK: u32 = 30;
+
+/// Between attempts at a node that has been away for long.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A session that lasted so long was a good one, and the next attempt is quick again.
+const GOOD_SESSION: Duration = Duration::from_secs(1);
+
+/// Commands that may wait for a session.
+pub(crate) const COMMANDS_MAX: usize = 64;
+
+const READ_BYTES: usize = 16 * 1024;
+
+/// What the rest of the program asks of a node's dialler.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Command {
+    /// Something may be pushable now.
+    Push,
+    /// Take keys back.
+    Revoke { scope: Scope, cause: RevokeCause },
+    /// What is known of the node has changed: begin a new session.
+    Redial,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("{0}")]
+    Connect(String),
+    #[error("{0}")]
+    Keyholder(#[from] KeyholderError),
+    #[error("{0}")]
+    Session(#[from] lease::SessionError),
+    #[error("{0}")]
+    Refused(lease::SessionRefusal),
+    #[error(
+        "the node's key is not approved: compare its fingerprint with the node's own console, then approve it"
+    )]
+    AwaitsApproval,
+    #[error("the node closed the connection; it is dialled again")]
+    Closed,
+    #[error("the node was wiped and is dialled again")]
+    Wiped,
+    #[error("a new session was asked for")]
+    Redial,
+}
+
+impl Ended {
+    /// Ends that are part of normal life and no error to show.
+    const fn is_ordinary(&self) -> bool {
+        matches!(self, Self::Wiped | Self::Redial)
+    }
+}
+
+/// Dials the node until it is told to stop.
+pub(crate) async fn run(
+    keyholder: Arc<Keyholder>,
+    node: NodeId,
+    mut commands: mpsc::Receiver<Command>,
+    stop: CancellationToken,
+) {
+    let mut failures: u32 = 0;
+    loop {
+        let begun = Instant::now();
+        let ended = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = session(&keyholder, node, &mut commands) => ended,
+        };
+        let Some(ended) = ended else { return };
+        let delay = match &ended {
+            Ended::AwaitsApproval => RETRY_MAX,
+            ended => {
+                let good = ended.is_ordinary() || begun.elapsed() >= GOOD_SESSION;
+                failures = if good { 0 } else { failures.saturating_add(1) };
+                retry_delay(failures)
+            }
+        };
+        report(&keyholder, node, &ended, failures);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // Whatever is asked for begins with a session, which reads from the book what to do.
+            command = commands.recv() => if command.is_none() { return },
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+fn report(keyholder: &Keyholder, node: NodeId, ended: &Ended, failures: u32) {
+    let shown = (!ended.is_ordinary()).then(|| ended.to_string());
+    // A node that is away for long is one line, not one for each attempt.
+    if failures == 1 {
+        tracing::warn!(%node, error = %ended, "the session with the node ended");
+    } else {
+        tracing::debug!(%node, error = %ended, failures, "the session with the node ended");
+    }
+    keyholder.book(|book| book.on_disconnected(node, shown));
+}
+
+/// Quick at first, then twice as long each time, with a quarter of randomness so that many nodes do not come at once.
+fn retry_delay(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(RETRIES_QUICK).min(10);
+    let delay = RETRY_FIRST.saturating_mul(1 << doublings).min(RETRY_MAX);
+    let mut jitter = [0; 1];
+    // Without randomness the delay is still a delay.
+    let _ = getrandom::fill(&mut jitter);
+    delay.mul_f64(1.0 - f64::from(jitter[0]) / 1024.0)
+}
+
+/// One session from dialling to its end; `None` once the node is gone from the ledger.
+async fn session(
+    keyholder: &Arc<Keyholder>,
+    node: NodeId,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Option<Ended> {
+    let target = keyholder.book(|book| book.target(node))?;
+    // Asked for before this session, and about to be read from the book.
+    while commands.try_recv().is_ok() {}
+    let stream = match connect(keyholder, &target).await {
+        Ok(stream) => stream,
+        Err(ended) => return Some(ended),
+    };
+    let mut dialogue = match Dialogue::open(keyholder, node, &target, stream) {
+        Ok(dialogue) => dialogue,
+        Err(ended) => return Some(ended),
+    };
+    let ended = dialogue.run(commands).await;
+    let _ = tokio::time::timeout(WRITE_TIMEOUT, dialogue.stream.shutdown()).await;
+    Some(ended)
+}
+
+async fn connect(keyholder: &Keyholder, target: &NodeTarget) -> Result<TlsStream<TcpStream>, Ended> {
+    let peer = ExpectedPeer::named(Role::Node, target.name.clone());
+    let tls = control_client(&keyholder.credentials, &keyholder.trust, peer)
+        .map_err(|error| Ended::Connect(error.to_string()))?;
+    let address = &target.key_address;
+    let host = ServerName::try_from(address.host().to_owned())
+        .map_err(|error| Ended::Connect(format!("{address}: {error}")))?;
+    let dial = async {
+        let stream = TcpStream::connect((address.host(), address.port())).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(tls).connect(host, stream).await
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => {
+            let advice = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+                .and_then(identity::handshake_advice);
+            let reason = advice.unwrap_or_else(|| error.to_string());
+            Err(Ended::Connect(format!(
+                "cannot reach the key port {address}: {reason}; check that the node runs, its address, and the \
+                 network between"
+            )))
+        }
+        Err(_) => Err(Ended::Connect(format!(
+            "no answer from the key port {address} within {} s; check the network between",
+            CONNECT_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+struct Dialogue<'a> {
+    keyholder: &'a Arc<Keyholder>,
+    node: NodeId,
+    machine: KeyholderSession,
+    stream: TlsStream<TcpStream>,
+    incoming: FrameBuffer,
+    /// Something may be pushable once the next challenge is here.
+    push_wanted: bool,
+    /// When pushes that wait for lost lease records may go on.
+    push_at: Option<BootInstant>,
+}
+
+impl<'a> Dialogue<'a> {
+    fn open(
+        keyholder: &'a Arc<Keyholder>,
+        node: NodeId,
+        target: &NodeTarget,
+        stream: TlsStream<TcpStream>,
+    ) -> Result<Self, Ended> {
+        let exporter = stream
+            .get_ref()
+            .1
+            .export_keying_material([0; EXPORTER_BYTES], EXPORTER_LABEL, None)
+            .map_err(|error| Ended::Connect(error.to_string()))?;
+        let mut challenge = [0; 32];
+        getrandom::fill(&mut challenge).map_err(|error| Ended::Connect(error.to_string()))?;
+        let signer = keyholder
+            .blocking(|| VaultSigner::new(Arc::clone(&keyholder.vault)))
+            .map_err(KeyholderError::from)?;
+        let params = KeyholderSessionParams {
+            keyholder: keyholder.name.clone(),
+            node,
+            pinned: target.pinned,
+            signer: Arc::new(signer),
+            root_epoch: keyholder.root_epoch(),
+            exporter,
+            challenge,
+        };
+        let machine = KeyholderSession::new(clock::now(), params);
+        let incoming = FrameBuffer::default();
+        Ok(Self { keyholder, node, machine, stream, incoming, push_wanted: false, push_at: None })
+    }
+
+    async fn run(&mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
+        match self.converse(commands).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let keyholder = self.keyholder;
+        let hello = keyholder.blocking(|| self.machine.start())?;
+        self.send(&hello).await?;
+        let mut chunk = vec![0; READ_BYTES];
+        loop {
+            let timeout = self.machine.next_timeout().into_iter().chain(self.push_at).min();
+            let wait = timeout
+                .map_or(CONNECT_TIMEOUT, |at| Duration::from_nanos(at.0.saturating_sub(clock::now().0)));
+            tokio::select! {
+                // Taking keys back goes before anything else.
+                biased;
+                Some(command) = commands.recv() => self.on_command(command).await?,
+                count = self.stream.read(&mut chunk) => match count {
+                    Ok(0) | Err(_) => return Err(Ended::Closed),
+                    Ok(count) => self.on_bytes(&chunk[..count]).await?,
+                },
+                () = tokio::time::sleep(wait) => self.on_time().await?,
+            }
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Ended::Closed),
+        }
+    }
+
+    async fn on_bytes(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        self.incoming.push(bytes);
+        while let Some(frame) = self.incoming.next_frame()? {
+            if let Some(event) = self.machine.on_frame(clock::now(), &frame)? {
+                self.on_event(event).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_time(&mut self) -> Result<(), Ended> {
+        let now = clock::now();
+        self.machine.on_time(now)?;
+        if self.push_at.is_some_and(|at| now >= at) {
+            self.push_at = None;
+            self.ask_to_push().await?;
+        }
+        Ok(())
+    }
+
+    async fn on_command(&mut self, command: Command) -> Result<(), Ended> {
+        match command {
+            Command::Redial => Err(Ended::Redial),
+            Command::Push => self.ask_to_push().await,
+            Command::Revoke { scope, cause } => self.revoke(scope, cause).await,
+        }
+    }
+
+    async fn revoke(&mut self, scope: Scope, cause: RevokeCause) -> Result<(), Ended> {
+        // Before evidence there is nobody to tell; what is latched by then is revoked in answer to it.
+        if !self.machine.is_established() {
+            return Ok(());
+        }
+        let keyholder = self.keyholder;
+        let bytes = keyholder.blocking(|| self.machine.revoke(scope, cause))?;
+        self.send(&bytes).await
+    }
+
+    /// A grant counts from a challenge: a new one, so that the lease is not half over when it begins.
+    async fn ask_to_push(&mut self) -> Result<(), Ended> {
+        if !self.machine.is_established() {
+            return Ok(());
+        }
+        self.push_wanted = true;
+        let keyholder = self.keyholder;
+        let bytes = keyholder.blocking(|| self.machine.request_challenge())?;
+        self.send(&bytes).await
+    }
+
+    async fn on_event(&mut self, event: KeyholderEvent) -> Result<(), Ended> {
+        match event {
+            KeyholderEvent::Evidence(evidence) => self.on_evidence(&evidence).await,
+            KeyholderEvent::Challenged(challenged) => self.on_challenged(challenged).await,
+            KeyholderEvent::Receipt(receipt) => {
+                self.keyholder.book(|book| book.on_receipt(&receipt))?;
+                Ok(())
+            }
+            KeyholderEvent::GrantRefused(refused) => {
+                tracing::warn!(node = %self.node, volume = %refused.volume, reason = %refused.reason, "grant refused");
+                if self.keyholder.book(|book| book.on_refused(&refused))? {
+                    // At the node's next challenge, not at once: what passes takes a moment.
+                    self.push_wanted = true;
+                }
+                Ok(())
+            }
+            KeyholderEvent::Wiped(receipt) => self.on_wiped(&receipt).await,
+            KeyholderEvent::NodeRefused(reason) => Err(Ended::Refused(reason)),
+        }
+    }
+
+    async fn on_evidence(&mut self, evidence: &Evidence) -> Result<(), Ended> {
+        let judgement = self.keyholder.book(|book| book.on_evidence(self.node, evidence))?;
+        match judgement {
+            Judgement::AwaitApproval => Err(Ended::AwaitsApproval),
+            Judgement::RevokeAll(cause) => self.revoke(Scope::All, cause).await,
+            Judgement::Serve { revoke } => {
+                for (volume, cause) in revoke {
+                    self.revoke(Scope::Volume(volume), cause).await?;
+                }
+                // The challenge in the evidence is a moment old.
+                self.push().await
+            }
+        }
+    }
+
+    async fn on_challenged(&mut self, challenged: Challenged) -> Result<(), Ended> {
+        let keyholder = self.keyholder;
+        let (lease_ms, grants) = keyholder.book(|book| book.renew(self.node))?;
+        let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;
+        self.send(&bytes).await?;
+        if self.push_wanted { self.push().await } else { Ok(()) }
+    }
+
+    async fn on_wiped(&mut self, receipt: &WipeReceipt) -> Result<(), Ended> {
+        self.keyholder.book(|book| book.on_wiped(self.node, receipt))?;
+        match receipt.scope {
+            // The session is void; the next one has a fresh envelope key.
+            Scope::All => Err(Ended::Wiped),
+            Scope::Volume(_) => self.ask_to_push().await,
+        }
+    }
+
+    async fn push(&mut self) -> Result<(), Ended> {
+        self.push_wanted = false;
+        let keyholder = self.keyholder;
+        self.push_at = keyholder.book(|book| book.grants_wait());
+        let planned = keyholder.book(|book| book.plan_push(self.node))?;
+        for grant in planned {
+            let bytes = keyholder.blocking(|| self.seal_and_sign(grant))?;
+            self.send(&bytes).await?;
+        }
+        Ok(())
+    }
+
+    fn seal_and_sign(&mut self, grant: PlannedGrant) -> Result<Vec<u8>, Ended> {
+        let PlannedGrant { order, of, wrapped } = grant;
+        let vault = &self.keyholder.vault;
+        let seal = |request: &SealRequest<'_>| vault.seal_for_node(of, &wrapped, request);
+        self.machine.grant(order, seal).map_err(|error: GrantError<VaultError>| match error {
+            GrantError::Session(error) => Ended::Session(error),
+            GrantError::Seal(error) => Ended::Keyholder(error.into()),
+            GrantError::NotPinned => Ended::AwaitsApproval,
+            GrantError::Revoked => Ended::Closed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_quick_at_first_and_never_further_apart_than_the_limit() {
+        for failures in [0, 1, RETRIES_QUICK] {
+            let delay = retry_delay(failures);
+            assert!(delay <= RETRY_FIRST && delay >= RETRY_FIRST / 2, "{failures}: {delay:?}");
+        }
+        for failures in [RETRIES_QUICK + 3, 1_000, u32::MAX] {
+            let delay = retry_delay(failures);
+            assert!(delay <= RETRY_MAX && delay > RETRY_FIRST, "{failures}: {delay:?}");
+        }
+    }
+}
