@@ -24,10 +24,10 @@ use identity::{
     control_client,
 };
 use keyholder::api::{
-    AddNode, CeremonyRequest, CeremonyResult, CreateVolume, Done, KeyState, KeyholderStatus, LedgerBackup,
-    Lockdown, NodeEntry, Officer, Outcome, PushPolicy, Target, UnsealProgress, UnsealRequest, VolumeEntry,
+    AddNode, CeremonyRequest, CeremonyResult, Connection, CreateVolume, Done, KeyState, KeyholderStatus,
+    LedgerBackup, Lockdown, NodeEntry, Officer, Outcome, Target, UnsealProgress, UnsealRequest, VolumeEntry,
 };
-pub use keyholder::api::{OnSeal, VolumeKind};
+pub use keyholder::api::{OnSeal, PushPolicy, VolumeKind};
 use keyholder::shares::SealedShare;
 use lease::envelope;
 use nix::sys::signal::Signal;
@@ -133,7 +133,7 @@ impl Site {
         site.enrol_node();
         site.create_volume(DISK, VolumeKind::Block, site.spec.disk_bytes);
         site.create_volume(OBJECTS, VolumeKind::Objects, 1 << 40);
-        site.wait_serving();
+        site.push_until_serving();
         site
     }
 
@@ -469,6 +469,7 @@ impl Site {
             kind,
             size_bytes,
             on_seal: self.spec.on_seal,
+            pool: None,
         };
         self.wait(self.keyholder_as(Role::Operator, "op").post("/v1/volumes", &request))
     }
@@ -489,6 +490,24 @@ impl Site {
         });
     }
 
+    /// Approves a push where the policy wants that, and waits until every volume is served.
+    ///
+    /// # Panics
+    /// Where that takes too long.
+    pub fn push_until_serving(&self) {
+        if self.spec.push == PushPolicy::Approve {
+            // A push needs the node's evidence first.
+            wait_for("the node's evidence", PATIENCE, || {
+                let nodes = self.keyholder_status().nodes;
+                let ready = nodes.iter().all(|node| node.connection == Connection::Connected);
+                if ready { Ok(()) } else { Err(format!("{nodes:?}")) }
+            });
+            let outcome = self.act("/v1/push");
+            assert!(outcome.nodes.iter().all(|node| node.confirmed), "a push was not confirmed: {outcome:?}");
+        }
+        self.wait_serving();
+    }
+
     /// Waits until the node says that it is sealed, for `cause`.
     ///
     /// # Panics
@@ -502,8 +521,27 @@ impl Site {
     }
 
     /// SIGPWR: what a power supply's last message becomes.
-    pub fn lose_power(&mut self) {
-        self.node().signal(Signal::SIGPWR);
+    ///
+    /// # Panics
+    /// Where no node runs.
+    pub fn lose_power(&self) {
+        self.signal_node(Signal::SIGPWR);
+    }
+
+    /// Sends a signal to the node.
+    ///
+    /// # Panics
+    /// Where no node runs.
+    pub fn signal_node(&self, signal: Signal) {
+        self.node.as_ref().expect("a node was started").signal(signal);
+    }
+
+    /// Sends a signal to the keyholder.
+    ///
+    /// # Panics
+    /// Where no keyholder runs.
+    pub fn signal_keyholder(&self, signal: Signal) {
+        self.keyholder.as_ref().expect("a keyholder was started").signal(signal);
     }
 
     /// An act of the keyholder on everything.

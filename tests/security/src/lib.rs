@@ -12,4 +12,5 @@
 
 pub mod memory;
 pub mod needles;
+pub mod recovery;
 pub mod schedule;

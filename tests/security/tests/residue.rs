@@ -1,0 +1,214 @@
+//! After each way of forgetting, a scanner outside the node finds no secret and no round key in it.
+//!
+//! The keys are recovered from officers' shares and a ledger backup, and proved to be the right ones: what lies on the
+//! node's disk is what they encrypt to. So an empty scan means something.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aes::Aes256;
+use aes::cipher::KeyInit;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use harness::random::Random;
+use harness::s3::S3Client;
+use harness::site::{DISK, OBJECTS, PATIENCE, PushPolicy, Site, SiteSpec};
+use keyholder::api::Connection;
+use nbd_server::client::{Client, Endpoint};
+use nix::sys::signal::Signal;
+use security_tests::memory::{Scan, scan};
+use security_tests::needles::Needles;
+use security_tests::recovery::{Recovered, VolumeKeys, recover, root_from_shares};
+use xts_mode::{Xts128, get_tweak_default};
+
+const SECTOR: usize = 4096;
+
+/// A sector of the volume that the test knows.
+const KNOWN_SECTOR: u64 = 12_345;
+
+/// Short, so that expiry is one of the ways.
+const LEASE_MS: u64 = 2_000;
+
+fn known_sector() -> Vec<u8> {
+    let mut random = Random::new(KNOWN_SECTOR);
+    (0..SECTOR / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
+}
+
+/// Everything secret, from what an organisation keeps: shares and a backup.
+fn recovered(site: &Site) -> Recovered {
+    let shares: Vec<_> = site
+        .officers
+        .iter()
+        .skip(1)
+        .take(2)
+        .map(|officer| {
+            let sealed = officer.share.as_ref().expect("a ceremony was held");
+            sealed.open(&officer.secret).expect("an officer opens the own share")
+        })
+        .collect();
+    let root = root_from_shares(&shares).expect("two shares give the root");
+    let backup = BASE64.decode(site.ledger_backup().ledger).expect("a backup in base64");
+    recover(root, &backup).expect("the root opens the backup")
+}
+
+fn needles(recovered: &Recovered) -> Needles {
+    let mut needles = Needles::new();
+    needles.add_secret("root secret", &recovered.root);
+    needles.add_secret("ledger key", &recovered.ledger_key);
+    needles.add_secret("grant-signing seed", &recovered.grant_signing_seed);
+    for volume in &recovered.volumes {
+        let name = |what: &str| format!("{what} of {}", volume.label);
+        needles.add_secret(&name("domain secret"), &volume.domain_secret);
+        needles.add_secret(&name("PRK"), &volume.prk);
+        needles.add_aes_key(&name("data key"), &volume.data_key);
+        needles.add_aes_key(&name("tweak key"), &volume.tweak_key);
+    }
+    needles
+}
+
+fn keys_of<'a>(recovered: &'a Recovered, label: &str) -> &'a VolumeKeys {
+    recovered.volumes.iter().find(|volume| volume.label == label).expect("a volume in the ledger")
+}
+
+/// Whether the pool's file holds this ciphertext at some sector.
+fn is_on_disk(pool: &Path, ciphertext: &[u8]) -> bool {
+    let file = File::open(pool).expect("the pool's file");
+    let len = file.metadata().expect("a file").len();
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let read = file.read_at(&mut buffer, at).expect("the pool's file");
+        if buffer[..read].chunks_exact(SECTOR).any(|sector| sector == ciphertext) {
+            return true;
+        }
+        at += read as u64;
+    }
+    false
+}
+
+/// The recovered keys are those that the node works with.
+fn prove_keys(site: &Site, recovered: &Recovered) {
+    let keys = keys_of(recovered, DISK);
+    let half = |key: &[u8; 32]| Aes256::new_from_slice(key).expect("a key of 32 bytes");
+    let xts = Xts128::new(half(&keys.data_key), half(&keys.tweak_key));
+    let mut sector = known_sector();
+    assert!(!is_on_disk(site.pool_file(), &sector), "the disk holds plaintext");
+    xts.encrypt_area(&mut sector, SECTOR, u128::from(KNOWN_SECTOR), get_tweak_default);
+    assert!(
+        is_on_disk(site.pool_file(), &sector),
+        "the disk does not hold what the recovered key encrypts to"
+    );
+}
+
+/// Scans the stopped node, so that nothing moves meanwhile.
+fn scan_node(site: &mut Site, needles: &Needles) -> Scan {
+    site.node().signal(Signal::SIGSTOP);
+    let scan = scan(site.node().pid(), needles).expect("the node can be scanned");
+    site.node().signal(Signal::SIGCONT);
+    scan
+}
+
+fn assert_clean(when: &str, scan: &Scan) {
+    println!("{when}: {} MiB read, {} mappings unreadable", scan.bytes_read >> 20, scan.unreadable.len());
+    assert!(scan.bytes_read > 1 << 20, "{when}: only {} bytes were read", scan.bytes_read);
+    assert!(scan.findings.is_empty(), "{when}: {}", scan.describe(20));
+}
+
+/// Reads and writes on both heads until they are gone, so that keys are in use at the moment of the event.
+fn with_load(site: &Site, access: &(String, String), event: impl FnOnce()) {
+    let started = [AtomicBool::new(false), AtomicBool::new(false)];
+    let address = site.node_config().listen.s3.expect("the site serves S3");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client =
+                Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
+            let mut block = vec![0x3C; 256 * 1024];
+            while client.write(0, &block, false).and_then(|()| client.read(0, &mut block)).is_ok() {
+                started[0].store(true, Ordering::SeqCst);
+            }
+        });
+        scope.spawn(|| {
+            let mut client = S3Client::new(address, "bucket", &access.0, &access.1);
+            while client.put("object", vec![0x5A; 300_000]).is_ok() && client.get("object").is_ok() {
+                started[1].store(true, Ordering::SeqCst);
+            }
+        });
+        while !started.iter().all(|started| started.load(Ordering::SeqCst)) {
+            std::thread::yield_now();
+        }
+        event();
+    });
+}
+
+#[test]
+fn nothing_is_left_after_each_way_of_forgetting() {
+    let mut site = Site::serving(SiteSpec {
+        lease_ms: LEASE_MS,
+        pool_bytes: 1 << 30,
+        disk_bytes: 256 << 20,
+        push: PushPolicy::Approve,
+        plain: true,
+        ..SiteSpec::default()
+    });
+    let key = site.create_user("tester");
+    site.create_bucket("bucket");
+    let access = (key.access_key, key.secret_key);
+    let mut client = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
+    client.write(KNOWN_SECTOR * SECTOR as u64, &known_sector(), true).expect("a durable write");
+    drop(client);
+    let recovered = recovered(&site);
+    assert!([DISK, OBJECTS].iter().all(|label| keys_of(&recovered, label).prk != [0; 32]));
+    prove_keys(&site, &recovered);
+    let needles = needles(&recovered);
+    println!("looking for {} windows of eight bytes", needles.len());
+    assert_clean("while serving, outside the arena", &scan_node(&mut site, &needles));
+
+    type Event = fn(&Site);
+    let ways: [(&str, Event); 5] = [
+        ("power-loss", |site| site.signal_node(Signal::SIGPWR)),
+        ("admin", |site| drop(site.wipe())),
+        ("revoked", |site| drop(site.act("/v1/revoke"))),
+        ("lockdown", |site| drop(site.act("/v1/lockdown"))),
+        ("lease-expired", |site| site.signal_keyholder(Signal::SIGSTOP)),
+    ];
+    for (cause, event) in ways {
+        with_load(&site, &access, || event(&site));
+        let status = site.wait_sealed(cause);
+        assert_eq!(status.key_memory.keys, 0);
+        assert_clean(&format!("after {cause}"), &scan_node(&mut site, &needles));
+        site.signal_keyholder(Signal::SIGCONT);
+        harness::process::wait_for("the node's evidence", PATIENCE, || {
+            let node = site.keyholder_status().nodes.remove(0);
+            if node.connection == Connection::Connected { Ok(()) } else { Err(format!("{node:?}")) }
+        });
+        site.act("/v1/unlatch");
+        site.push_until_serving();
+    }
+    // A planned stop leaves no process to scan: what the kernel frees it zeroes before it gives it out again.
+    site.stop_node();
+    site.start_node();
+    assert_clean("after a restart, sealed", &scan_node(&mut site, &needles));
+}
+
+/// The compute tier is held to the same: the root is in its arena and nowhere else.
+#[test]
+fn the_keyholders_root_is_in_locked_memory_only() {
+    let mut site = Site::serving(SiteSpec::default());
+    let needles = needles(&recovered(&site));
+    let pid = site.keyholder().pid();
+    assert_clean(
+        "a keyholder after its ceremony",
+        &scan(pid, &needles).expect("the keyholder can be scanned"),
+    );
+    site.stop_keyholder();
+    site.start_keyholder();
+    site.unseal_keyholder();
+    site.wait_serving();
+    let pid = site.keyholder().pid();
+    assert_clean(
+        "a keyholder that was unsealed",
+        &scan(pid, &needles).expect("the keyholder can be scanned"),
+    );
+}
