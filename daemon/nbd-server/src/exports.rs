@@ -206,6 +206,14 @@ impl Exports {
         }
     }
 
+    pub(crate) fn seal_gone(&self) {
+        for entry in self.entries().values_mut() {
+            if matches!(entry, Entry::Live(live) if live.key_gone()) {
+                entry.seal();
+            }
+        }
+    }
+
     pub(crate) fn remove(&self, label: &str) {
         if let Some(mut entry) = self.entries().remove(label) {
             entry.seal();

@@ -57,13 +57,15 @@ pub struct Limits {
     pub bytes_in_flight_max: u32,
     /// Requests in flight on one connection. 256 is twice the deepest queue of common clients.
     pub requests_in_flight_max: usize,
-    /// Operations that are inside a volume at once, all connections together: each holds one blocking thread of the
-    /// runtime. 64 keep an NVMe device busy and leave most of the runtime's 512 threads to the other heads.
+    /// Operations that are inside volumes at once, all connections together, beyond the one that every export is
+    /// always allowed: each holds one blocking thread of the runtime. 64 keep an NVMe device busy and leave most of
+    /// the runtime's 512 threads to the other heads.
     pub operations_max: usize,
     /// From accept to the start of transmission, TLS included. Longer than a loaded client over a bad line needs,
     /// short enough that sitting on connections is no attack.
     pub negotiation_time_max: Duration,
-    /// How long a client that disconnected may take to read the answers that it is still owed.
+    /// How long a client that disconnected may take to read the answers that it is still owed, at most twice that.
+    /// Not counted while operations are still running.
     pub linger_time_max: Duration,
 }
 

@@ -94,6 +94,12 @@ impl NbdServer {
         self.inner.exports.seal_all();
     }
 
+    /// [`Self::seal`] for every export whose key is gone, and for no other: right at any time, and when news of a wipe
+    /// comes late, after the next push has already inserted an export anew.
+    pub fn seal_gone(&self) {
+        self.inner.exports.seal_gone();
+    }
+
     /// Takes one export away for good, because its volume was deleted: as [`Self::seal`], and the label is unknown
     /// from now on.
     pub fn remove(&self, label: &str) {

@@ -102,6 +102,7 @@ pub(crate) async fn serve(
     let _counted = export.connect();
     let (source, sink) = stream.split();
     let outbox = Arc::new(Outbox::new(Arc::clone(&export), features.structured_replies, &sink));
+    let _closed_at_the_end = CloseOnDrop(Arc::clone(&outbox));
     let reader = Reader {
         stream: BufReader::with_capacity(READ_AHEAD_BYTES, source),
         export: Arc::clone(&export),
@@ -111,16 +112,24 @@ pub(crate) async fn serve(
         payload: Arc::new(Semaphore::new(payload_budget(&shared.limits))),
     };
     let both = read_and_answer(reader, sink, &outbox, shared);
-    let closed = match export.on_seal {
+    match export.on_seal {
         OnSeal::Fail => both.await,
         OnSeal::Hold => tokio::select! {
             biased;
             () = export.sealed() => Closed::Sealed,
             closed = both => closed,
         },
-    };
-    outbox.close();
-    closed
+    }
+}
+
+/// However the connection ends, dropped in the middle included: operations that still run hold the outbox, and must
+/// not hold the socket.
+struct CloseOnDrop(Arc<Outbox>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// At least one request of the longest kind must fit, or it would wait for ever.
