@@ -93,7 +93,7 @@ pub(crate) enum Command {
     Revoke(TargetArgs),
     /// Take every key away from every node, now, and keep them away until unlatched
     Lockdown,
-    /// Let keys be pushed again after a revoke, a lockdown or an intrusion (security officer)
+    /// Let keys be pushed again after a revoke, a lockdown, a wipe or an intrusion (security officer)
     #[command(
         after_help = "Examples:\n  nightlatch unlatch --all\n  nightlatch unlatch --volume db && nightlatch push --volume db"
     )]
@@ -316,7 +316,7 @@ pub(crate) enum NodeCommand {
         /// The node; not needed where the profile has only one
         name: Option<PeerName>,
     },
-    /// Make a node forget every key, now
+    /// Make a node forget every key, now, until a security officer unlatches it
     Wipe {
         /// The node; not needed where the profile has only one
         name: Option<PeerName>,
@@ -590,5 +590,31 @@ mod tests {
             }
         }
         check(&Arguments::command(), "");
+    }
+
+    #[test]
+    fn every_command_in_the_documents_is_one() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut checked = 0;
+        for document in ["README.md", "docs/operating.md"] {
+            let text = std::fs::read_to_string(root.join(document)).unwrap().replace("\\\n", " ");
+            let mut in_code = false;
+            for line in text.lines() {
+                if line.starts_with("```") {
+                    in_code = line == "```sh";
+                }
+                let command = line.split('#').next().unwrap_or_default().trim();
+                if in_code && command.starts_with("nightlatch ") {
+                    // Placeholders that stand for a value of a certain form.
+                    let command = command
+                        .replace("HEX", &"ab".repeat(32))
+                        .replace("--id ID", &format!("--id {}", "ab".repeat(16)));
+                    let parsed = Arguments::try_parse_from(command.split_whitespace());
+                    assert!(parsed.is_ok(), "{document}: {line}\n{}", parsed.unwrap_err());
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked >= 15, "{checked}");
     }
 }

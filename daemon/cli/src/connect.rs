@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use identity::{Credentials, ExpectedPeer, HttpsClient, Role, control_client};
+use keyholder::api::NodeEntry;
 
 use crate::failure::{Done, Failure};
-use crate::profile::Profile;
+use crate::profile::{Profile, ProfileNode};
 
 /// Reads that every role of people may do.
 const READERS: &[Role] = &[Role::Operator, Role::SecurityOfficer, Role::Auditor, Role::Monitor];
@@ -73,11 +74,83 @@ impl Connections {
     }
 
     /// The node with this name, or the only one; nobody but the node of that name is accepted there.
-    pub(crate) fn node(&self, name: Option<&str>, ask: Ask) -> Done<HttpsClient> {
-        let node = self.profile.node(name)?;
+    pub(crate) async fn node(&self, name: Option<&str>, ask: Ask) -> Done<HttpsClient> {
+        let node = self.find_node(name).await?;
+        self.client_of(&node, ask)
+    }
+
+    /// A client of a node whose address is known.
+    pub(crate) fn client_of(&self, node: &ProfileNode, ask: Ask) -> Done<HttpsClient> {
         let peer = node.name.parse().map_err(|error: identity::InvalidName| {
             Failure::usage(error.to_string(), "correct the node's name in the profile")
         })?;
         Ok(HttpsClient::new(node.admin.clone(), self.tls(ask, ExpectedPeer::named(Role::Node, peer))?))
+    }
+
+    /// Where a node is: by the profile, which knows best what is reachable from here; otherwise by the keyholder.
+    pub(crate) async fn find_node(&self, name: Option<&str>) -> Done<ProfileNode> {
+        let own = &self.profile.nodes;
+        if let Some(found) = own.iter().find(|node| name == Some(node.name.as_str())) {
+            return Ok(found.clone());
+        }
+        if let (None, [only]) = (name, own.as_slice()) {
+            return Ok(only.clone());
+        }
+        let known = match &self.profile.keyholder {
+            Some(_) => {
+                let entries: Vec<NodeEntry> = self.keyholder(Ask::Read)?.get("/v1/nodes").await?;
+                with_those_of_the_keyholder(own, &entries)
+            }
+            None => own.clone(),
+        };
+        choose(known, name)
+    }
+}
+
+/// The profile's nodes, and those that only the keyholder knows.
+pub(crate) fn with_those_of_the_keyholder(own: &[ProfileNode], entries: &[NodeEntry]) -> Vec<ProfileNode> {
+    let mut known = own.to_vec();
+    for entry in entries {
+        if !known.iter().any(|node| node.name == entry.name) {
+            known.push(ProfileNode { name: entry.name.clone(), admin: entry.admin_address.clone() });
+        }
+    }
+    known
+}
+
+fn choose(mut known: Vec<ProfileNode>, name: Option<&str>) -> Done<ProfileNode> {
+    const ADD: &str =
+        "add it at the keyholder (`nightlatch node add`), or to the profile as a [[nodes]] table";
+    match name {
+        Some(name) => match known.iter().position(|node| node.name == name) {
+            Some(index) => Ok(known.swap_remove(index)),
+            None => Err(Failure::usage(format!("there is no node {name}"), ADD)),
+        },
+        None if known.len() == 1 => Ok(known.swap_remove(0)),
+        None if known.is_empty() => Err(Failure::usage("there is no node yet", ADD)),
+        None => {
+            let names: Vec<_> = known.iter().map(|node| node.name.as_str()).collect();
+            Err(Failure::usage(format!("there are several nodes: {}", names.join(", ")), "say which"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, port: u16) -> ProfileNode {
+        ProfileNode { name: name.to_owned(), admin: format!("https://127.0.0.1:{port}").parse().unwrap() }
+    }
+
+    #[test]
+    fn the_only_node_needs_no_name_and_several_do() {
+        assert_eq!(choose(vec![node("a", 1)], None).unwrap(), node("a", 1));
+        assert_eq!(choose(vec![node("a", 1), node("b", 2)], Some("b")).unwrap(), node("b", 2));
+        let several = choose(vec![node("a", 1), node("b", 2)], None).unwrap_err().to_string();
+        assert!(several.contains("a, b"), "{several}");
+        for (known, name) in [(vec![], None), (vec![node("a", 1)], Some("c"))] {
+            assert!(choose(known, name).unwrap_err().to_string().contains("node add"));
+        }
     }
 }

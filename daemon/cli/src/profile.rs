@@ -32,7 +32,7 @@ pub(crate) struct Profile {
     /// Certificates of this person, one for each role held; the first that may do a thing is used.
     #[serde(default)]
     pub(crate) identities: Vec<ProfileIdentity>,
-    /// Nodes that are addressed by name.
+    /// Nodes whose addresses differ from those that the keyholder has, or that are used without a keyholder.
     #[serde(default)]
     pub(crate) nodes: Vec<ProfileNode>,
 }
@@ -138,30 +138,6 @@ impl Profile {
             )
         })
     }
-
-    /// The node with this name; the only one where no name is given.
-    pub(crate) fn node(&self, name: Option<&str>) -> Done<&ProfileNode> {
-        match (name, self.nodes.as_slice()) {
-            (Some(name), nodes) => nodes.iter().find(|node| node.name == name).ok_or_else(|| {
-                Failure::usage(
-                    format!("the profile has no node {name}"),
-                    "add it as a [[nodes]] table with its name and the address of its administrative port",
-                )
-            }),
-            (None, [only]) => Ok(only),
-            (None, []) => Err(Failure::usage(
-                "the profile names no node",
-                "add one as a [[nodes]] table with its name and the address of its administrative port",
-            )),
-            (None, nodes) => {
-                let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
-                Err(Failure::usage(
-                    "there are several nodes",
-                    format!("say which with --node: {}", names.join(", ")),
-                ))
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -201,13 +177,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_with_the_next_step() {
-        let mut profile = example();
-        assert_eq!(profile.node(None).unwrap().name, "node-1");
-        assert!(profile.node(Some("node-2")).unwrap_err().to_string().contains("[[nodes]]"));
+        let profile = example();
         let officer = profile.identity(&[Role::SecurityOfficer]).unwrap_err().to_string();
         assert!(officer.contains("security-officer") && officer.contains("pki issue"), "{officer}");
-        profile.nodes.push(ProfileNode { name: "node-2".into(), ..profile.nodes[0].clone() });
-        assert!(profile.node(None).unwrap_err().to_string().contains("node-1, node-2"));
         let missing = Profile::load(Some(Path::new("/nonexistent/p.toml"))).unwrap_err().to_string();
         assert!(missing.contains("NIGHTLATCH_PROFILE"), "{missing}");
     }

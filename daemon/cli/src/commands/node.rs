@@ -311,7 +311,7 @@ fn remove(name: &PeerName, yes: bool, connections: &Connections, output: Output)
 }
 
 fn status(name: Option<&PeerName>, connections: &Connections, output: Output) -> Done {
-    let node = connections.node(name.map(PeerName::as_str), Ask::Read)?;
+    let node = wait(connections.node(name.map(PeerName::as_str), Ask::Read))??;
     let status: NodeStatus = wait(node.get("/v1/status"))??;
     output.show(&status, || describe(&status))
 }
@@ -392,11 +392,12 @@ fn volume_lines(status: &NodeStatus) -> String {
 }
 
 fn wipe(name: Option<&PeerName>, connections: &Connections, output: Output) -> Done {
-    let node = connections.node(name.map(PeerName::as_str), Ask::Either)?;
+    let node = wait(connections.node(name.map(PeerName::as_str), Ask::Either))??;
     let wiped: Wiped = wait(node.post("/v1/wipe", &serde_json::json!({})))??;
     output.show(&wiped, || {
         format!(
-            "{} keys gone in {} µs. Give them back with `nightlatch push`.",
+            "{} keys gone in {} µs. They come back when a security officer has unlatched the node: `nightlatch unlatch \
+             --node NAME`, then `nightlatch push --node NAME`.",
             wiped.keys,
             wiped.wipe_ns / 1000
         )

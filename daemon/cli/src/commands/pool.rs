@@ -110,7 +110,8 @@ fn show(info: &PoolInfo, volumes: &[VolumeInfo], output: Output, headline: &str)
 }
 
 fn list(node: Option<&str>, connections: &Connections, output: Output) -> Done {
-    let pools: Vec<PoolStatus> = wait(connections.node(node, Ask::Read)?.get("/v1/pools"))??;
+    let pools: Vec<PoolStatus> =
+        wait(async { Done::Ok(connections.node(node, Ask::Read).await?.get("/v1/pools").await?) })??;
     output.show(&pools, || {
         let rows: Vec<_> = pools
             .iter()
@@ -129,7 +130,7 @@ fn list(node: Option<&str>, connections: &Connections, output: Output) -> Done {
 }
 
 fn grow_online(pool: PoolId, node: Option<&str>, connections: &Connections, output: Output) -> Done {
-    let client = connections.node(node, Ask::Operate)?;
+    let client = wait(connections.node(node, Ask::Operate))??;
     let status: PoolStatus = wait(client.post(&format!("/v1/pools/{pool}/grow"), &serde_json::json!({})))??;
     output.show(&status, || format!("The pool holds {} now.", ByteLen(status.capacity_bytes)))
 }

@@ -6,7 +6,7 @@ use keyholder::api::KeyholderStatus;
 use serde::Serialize;
 
 use crate::commands::{key, node, volume, wait};
-use crate::connect::{Ask, Connections};
+use crate::connect::{Ask, Connections, with_those_of_the_keyholder};
 use crate::failure::{Done, Failure};
 use crate::output::Output;
 
@@ -41,9 +41,13 @@ pub(crate) fn run(connections: &Connections, output: Output) -> Done {
         });
         found(asked, &mut failures)
     });
+    let known = match &keyholder {
+        Some(Found::Status(status)) => with_those_of_the_keyholder(&connections.profile.nodes, &status.nodes),
+        _ => connections.profile.nodes.clone(),
+    };
     let mut nodes = Vec::new();
-    for node in &connections.profile.nodes {
-        let asked = connections.node(Some(&node.name), Ask::Read).and_then(|client| {
+    for node in &known {
+        let asked = connections.client_of(node, Ask::Read).and_then(|client| {
             let answer: Result<NodeStatus, ClientError> = wait(client.get("/v1/status"))?;
             Ok(answer?)
         });

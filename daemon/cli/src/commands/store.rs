@@ -11,13 +11,13 @@ use crate::output::{Output, moment, table};
 pub(crate) fn buckets(command: &BucketCommand, connections: &Connections, output: Output) -> Done {
     match command {
         BucketCommand::Create { name, node } => {
-            let client = connections.node(node.node.as_deref(), Ask::Operate)?;
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
             let request = CreateBucket { name: name.clone() };
             let bucket: Bucket = wait(client.post("/v1/buckets", &request))??;
             output.show(&bucket, || format!("Made the bucket {}.", bucket.name))
         }
         BucketCommand::List(node) => {
-            let client = connections.node(node.node.as_deref(), Ask::Operate)?;
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
             let buckets: Vec<Bucket> = wait(client.get("/v1/buckets"))??;
             output.show(&buckets, || {
                 let rows: Vec<_> = buckets
@@ -28,7 +28,7 @@ pub(crate) fn buckets(command: &BucketCommand, connections: &Connections, output
             })
         }
         BucketCommand::Delete { name, node } => {
-            let client = connections.node(node.node.as_deref(), Ask::Operate)?;
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
             let _: Removed = wait(client.delete(&format!("/v1/buckets/{}", segment(name)?)))??;
             output.show(&serde_json::json!({ "removed": name }), || format!("Removed the bucket {name}."))
         }
@@ -38,7 +38,7 @@ pub(crate) fn buckets(command: &BucketCommand, connections: &Connections, output
 pub(crate) fn users(command: &UserCommand, connections: &Connections, output: Output) -> Done {
     match command {
         UserCommand::Create { name, node } => {
-            let client = connections.node(node.node.as_deref(), Ask::Operate)?;
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
             let request = CreateUser { name: name.clone() };
             let created: CreatedAccessKey = wait(client.post("/v1/users", &request))??;
             output.show(&created, || {
@@ -49,7 +49,7 @@ pub(crate) fn users(command: &UserCommand, connections: &Connections, output: Ou
             })
         }
         UserCommand::List(node) => {
-            let client = connections.node(node.node.as_deref(), Ask::Operate)?;
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
             let keys: Vec<AccessKey> = wait(client.get("/v1/users"))??;
             output.show(&keys, || {
                 let rows: Vec<_> = keys
@@ -64,7 +64,7 @@ pub(crate) fn users(command: &UserCommand, connections: &Connections, output: Ou
             })
         }
         UserCommand::Delete { name, access_key, node } => {
-            let client = connections.node(node.node.as_deref(), Ask::Operate)?;
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
             let (path, what) = match (name, access_key) {
                 (Some(name), _) => (format!("/v1/users/{}", segment(name)?), name),
                 (None, Some(key)) => (format!("/v1/access-keys/{}", segment(key)?), key),

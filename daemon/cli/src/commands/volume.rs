@@ -16,7 +16,7 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
         VolumeCommand::Create { label, node, pool, size, kind, on_seal } => {
             let node = match &node.node {
                 Some(node) => node.clone(),
-                None => connections.profile.node(None)?.name.clone(),
+                None => wait(connections.find_node(None))??.name,
             };
             let request = CreateVolume {
                 label: label.clone(),

@@ -111,9 +111,10 @@ The bucket `{BUCKET}`; the access key is in {dir}/access-key.json:
 
 The keys:
   nightlatch --profile {dir} status
-  nightlatch --profile {dir} node wipe      the node forgets, now
-  nightlatch --profile {dir} push --all     and is given its keys again
-  kill -PWR {pid}                           as if the power failed
+  kill -PWR {pid}                             as if the power failed
+  nightlatch --profile {dir} push --all       the node is given its keys again
+  nightlatch --profile {dir} lockdown         every key is taken away, and stays away
+  nightlatch --profile {dir} unlatch --all    until a security officer says otherwise; then push
 
 {ending}
 ",

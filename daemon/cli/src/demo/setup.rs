@@ -411,7 +411,7 @@ fn not_pushed(volumes: &[VolumeEntry], refused: Option<ClientError>) -> Failure 
 
 /// The node's own account of itself.
 pub(super) async fn node_status(site: &Site) -> Done<NodeStatus> {
-    Ok(connections(site)?.node(Some(NODE), Ask::Read)?.get("/v1/status").await?)
+    Ok(connections(site)?.node(Some(NODE), Ask::Read).await?.get("/v1/status").await?)
 }
 
 /// Makes the bucket and the S3 user, once.
@@ -422,7 +422,7 @@ async fn make_user(site: &mut Site, output: Output) -> Done {
     }
     push(site).await?;
     output.note("Making a bucket, and a user with an access key.");
-    let client = connections(site)?.node(Some(NODE), Ask::Operate)?;
+    let client = connections(site)?.node(Some(NODE), Ask::Operate).await?;
     let request = CreateBucket { name: BUCKET.to_owned() };
     let made: Result<Bucket, ClientError> = client.post("/v1/buckets", &request).await;
     match made {

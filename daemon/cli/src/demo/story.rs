@@ -7,10 +7,9 @@ use nix::sys::signal::Signal;
 use units::ByteLen;
 
 use crate::commands::random_id;
-use crate::connect::Ask;
 use crate::demo::processes::POLL;
 use crate::demo::s3::S3;
-use crate::demo::site::{BUCKET, NODE, Site, VOLUME};
+use crate::demo::site::{BUCKET, Site, VOLUME};
 use crate::demo::traffic::{self, PIECE};
 use crate::demo::{disk, setup};
 use crate::failure::{Done, Failure};
@@ -87,8 +86,8 @@ async fn seal_as_found(site: &mut Site, run: u64, pieces: u64, output: Output) -
         output.progress(pieces * PIECE as u64, "NBD volume"),
     )
     .await?;
-    let client = setup::connections(site)?.node(Some(NODE), Ask::Either)?;
-    let _: admin::api::Wiped = client.post("/v1/wipe", &serde_json::json!({})).await?;
+    // Not by an administrator's wipe: that latches, and the story would begin with lifting the latch.
+    signal_power_loss(site)?;
     wait_sealed(site).await
 }
 
@@ -145,9 +144,13 @@ async fn show_push(site: &mut Site) -> Done {
     ))
 }
 
-async fn lose_power(site: &mut Site) -> Done {
+fn signal_power_loss(site: &Site) -> Done {
     let node = site.processes.node.as_ref().ok_or_else(|| Failure::local("the node is not running", ""))?;
-    node.signal(Signal::SIGPWR)?;
+    node.signal(Signal::SIGPWR)
+}
+
+async fn lose_power(site: &Site) -> Done {
+    signal_power_loss(site)?;
     wait_sealed(site).await?;
     let status = setup::node_status(site).await?;
     match status.last_wipe {
