@@ -4,10 +4,11 @@
 //! programs, and their administrative interfaces over mutual TLS. The ports are chosen at the beginning and stay, so
 //! that a node that was killed comes back where its clients and its keyholder look for it.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use admin::api::{CreateBucket, CreateUser, CreatedAccessKey, NodeStatus, Wiped};
@@ -114,10 +115,20 @@ fn name(text: &str) -> PeerName {
     text.parse().expect("a valid name")
 }
 
-/// A port of the loopback address that nobody has now.
+/// A port of the loopback address that nobody has now, and that this process has not been given before.
+///
+/// # Panics
+/// Where there is none.
 pub fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound address")
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound address");
+        if given.insert(address.port()) {
+            return address;
+        }
+    }
 }
 
 impl Site {

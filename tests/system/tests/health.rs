@@ -21,7 +21,7 @@ fn gauge(metrics: &str, name: &str) -> f64 {
 
 #[test]
 fn health_and_metrics_tell_a_sealed_node_from_an_unsealed_one() {
-    let mut site = Site::serving(SiteSpec { push: PushPolicy::Approve, ..SiteSpec::default() });
+    let site = Site::serving(SiteSpec { push: PushPolicy::Approve, ..SiteSpec::default() });
     assert_eq!(body(&site, "livez").0, 200);
     assert_eq!(body(&site, "readyz").0, 200);
     let (code, metrics) = body(&site, "metrics");

@@ -1,0 +1,263 @@
+//! The operator's guide, step by step: from an empty directory to a served volume and bucket, with the command line alone,
+//! through a loss of the keyholder, to the erased volume.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use harness::client::{client, python_client, run};
+use harness::process::{Process, program, wait_for};
+use harness::site::free_port;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An operator's machine: a directory, and the command line in it.
+struct Desk {
+    dir: PathBuf,
+}
+
+impl Desk {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("nightlatch"));
+        command.current_dir(&self.dir).env("NIGHTLATCH_PROFILE", self.dir.join("pki")).args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        run(&mut self.command(arguments)).expect_success()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[&["--json"], arguments].concat());
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output}"))
+    }
+
+    fn refused(&self, arguments: &[&str]) -> String {
+        run(&mut self.command(arguments)).expect_failure()
+    }
+
+    fn start(&self, name: &str, config: &Path) -> Process {
+        let mut command = Command::new(program(name));
+        command.current_dir(&self.dir).arg("--config").arg(config);
+        Process::start(name, command)
+    }
+
+    /// Waits until a command succeeds.
+    fn until(&self, arguments: &[&str]) -> String {
+        wait_for(&format!("{arguments:?}"), PATIENCE, || {
+            let answer = run(&mut self.command(arguments));
+            if answer.success { Ok(answer.stdout) } else { Err(answer.describe()) }
+        })
+    }
+
+    fn unseal(&self) {
+        for officer in ["anna", "clara"] {
+            let share = format!("shares/{officer}.share");
+            self.run(&[
+                "key",
+                "unseal",
+                "--share",
+                &share,
+                "--officer-key",
+                &format!("{officer}.officer-key"),
+            ]);
+        }
+    }
+}
+
+/// Finds a member by name anywhere in a document: the guide promises the words, not the nesting.
+fn find<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
+    match document {
+        Value::Object(members) => {
+            members.get(name).or_else(|| members.values().find_map(|member| find(member, name)))
+        }
+        Value::Array(items) => items.iter().find_map(|item| find(item, name)),
+        _ => None,
+    }
+}
+
+fn word(document: &Value, name: &str) -> String {
+    let found = find(document, name).and_then(Value::as_str);
+    found.unwrap_or_else(|| panic!("no {name} in {document}")).to_owned()
+}
+
+fn write_keyholder_config(desk: &Desk, admin: std::net::SocketAddr) {
+    let config = format!(
+        r#"name = "keyholder-1"
+state_dir = "keyholder"
+lease_ms = 10000
+[listen]
+admin = "{admin}"
+[tls]
+trust_domain = "storage.example.com"
+cert = "pki/keyholder/keyholder-1/cert.pem"
+key = "pki/keyholder/keyholder-1/key.pem"
+people_issuer = "pki/issuers/people.pem"
+machines_issuer = "pki/issuers/machines.pem"
+clients_issuer = "pki/issuers/clients.pem"
+"#
+    );
+    std::fs::write(desk.dir.join("keyholder.toml"), config).expect("a writable directory");
+}
+
+/// Moves the node's ports to free ones: the guide's own may be taken on this machine.
+fn move_ports(config: &Path) -> toml::Table {
+    let text = std::fs::read_to_string(config).expect("node init wrote it");
+    let mut table: toml::Table = text.parse().expect("TOML");
+    let listen = table["listen"].as_table_mut().expect("a table");
+    for key in ["key", "admin", "metrics", "nbd", "s3"] {
+        listen.insert(key.to_owned(), free_port().to_string().into());
+    }
+    std::fs::write(config, table.to_string()).expect("a writable directory");
+    table["listen"].as_table().expect("a table").clone()
+}
+
+#[test]
+fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
+    let parent = tempfile::tempdir().expect("a temporary directory");
+    let desk = Desk { dir: parent.path().to_path_buf() };
+    let admin = free_port();
+
+    // 1. Certificates.
+    let keyholder_url = format!("https://{admin}");
+    desk.run(&[
+        "pki",
+        "init",
+        "./pki",
+        "--trust-domain",
+        "storage.example.com",
+        "--keyholder",
+        &keyholder_url,
+    ]);
+    desk.run(&["pki", "issue", "keyholder", "keyholder-1", "--pki", "./pki"]);
+    desk.run(&["pki", "issue", "node", "node-1", "--pki", "./pki"]);
+    desk.run(&[
+        "pki",
+        "issue",
+        "server",
+        "node-1",
+        "--host",
+        "127.0.0.1",
+        "--host",
+        "localhost",
+        "--pki",
+        "./pki",
+    ]);
+    desk.run(&["pki", "issue", "nbd-client", "web-3", "--pki", "./pki"]);
+
+    // 2. Officers and the ceremony.
+    for officer in ["anna", "ben", "clara"] {
+        desk.run(&["key", "officer", officer]);
+    }
+    write_keyholder_config(&desk, admin);
+    let mut keyholder = desk.start("nightlatch-keyholder", Path::new("keyholder.toml"));
+    desk.until(&["key", "status"]);
+    std::fs::create_dir_all(desk.dir.join("shares")).expect("a writable directory");
+    let officers = ["anna.officer", "ben.officer", "clara.officer"];
+    desk.run(&[&["key", "ceremony", "--threshold", "2"], &officers[..], &["--out", "./shares"]].concat());
+    let pin = word(&desk.json(&["key", "status"]), "grant_signing_key");
+
+    // 3. A pool and a node.
+    desk.run(&["pool", "create", "pool.img", "--size", "4G"]);
+    let again = desk.refused(&["pool", "create", "pool.img", "--size", "4G"]);
+    assert!(again.contains("--force") || again.contains("exists"), "{again}");
+    let init =
+        ["node", "init", "--name", "node-1", "--pki", "./pki", "--pool", "pool.img", "--listen", "127.0.0.1"];
+    let node = desk.json(&[&init[..], &["--keyholder-key", &pin]].concat());
+    let config = desk.dir.join("node.toml");
+    let listen = move_ports(&config);
+    let address = |key: &str| listen[key].as_str().expect("an address").to_owned();
+    let mut daemon = desk.start("nightlatchd", &config);
+    let (key_port, admin_port) = (address("key"), address("admin"));
+    let id = find(&node, "node").or_else(|| find(&node, "node_id")).or_else(|| find(&node, "id"));
+    let id = id.and_then(Value::as_str).unwrap_or_else(|| panic!("no id in {node}"));
+    let add =
+        ["node", "add", "node-1", "--id", id, "--key-address", &key_port, "--admin-address", &admin_port];
+    desk.run(&[&add[..], &["--auto-push"]].concat());
+    let wrong = wait_for("the node's claim", PATIENCE, || {
+        let answer =
+            run(&mut desk.command(&["node", "approve", "node-1", "--fingerprint", "0123456789abcdef"]));
+        let text = answer.expect_failure();
+        if text.contains("fingerprint") { Ok(text) } else { Err(text) }
+    });
+    println!("a wrong fingerprint: {wrong}");
+    let fingerprint = word(&node, "fingerprint");
+    desk.until(&["node", "approve", "node-1", "--fingerprint", &fingerprint]);
+
+    // 4. Volumes, buckets, users.
+    desk.until(&["volume", "create", "db", "--node", "node-1", "--size", "1G"]);
+    desk.run(&["volume", "create", "store", "--node", "node-1", "--kind", "objects", "--size", "64T"]);
+    desk.until(&["bucket", "create", "photos", "--node", "node-1"]);
+    let user = desk.json(&["user", "create", "web", "--node", "node-1"]);
+    desk.run(&["key", "backup", "ledger.backup"]);
+
+    // Clients, as the guide says.
+    let certificates = desk.dir.join("pki/nbd-client/web-3");
+    let nbd = format!("nbds://{}/db?tls-certificates={}", address("nbd"), certificates.display());
+    wait_for("a served volume", PATIENCE, || {
+        let answer = run(client("nbdinfo").args(["--size", &nbd]));
+        if answer.success { Ok(()) } else { Err(answer.describe()) }
+    });
+    let aws = |arguments: &[&str]| {
+        let mut aws = python_client("aws");
+        aws.env("AWS_ACCESS_KEY_ID", word(&user, "access_key"))
+            .env("AWS_SECRET_ACCESS_KEY", word(&user, "secret_key"))
+            .env("AWS_DEFAULT_REGION", "us-east-1")
+            .env("AWS_CONFIG_FILE", "/nonexistent")
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .args(["--endpoint-url", &format!("https://{}", address("s3")), "--ca-bundle"])
+            .arg(desk.dir.join("pki/ca-cert.pem"))
+            .args(arguments);
+        run(&mut aws)
+    };
+    let (file, back) = (desk.dir.join("photo"), desk.dir.join("back"));
+    std::fs::write(&file, vec![0x42; 1 << 20]).expect("space for a test file");
+    aws(&["s3", "cp", &file.display().to_string(), "s3://photos/one"]).expect_success();
+
+    // The keyholder's machine is lost; the backup and two officers bring everything back.
+    keyholder.kill();
+    std::fs::remove_dir_all(desk.dir.join("keyholder")).expect("the keyholder's state");
+    daemon.kill();
+    let _keyholder = desk.start("nightlatch-keyholder", Path::new("keyholder.toml"));
+    desk.until(&["key", "status"]);
+    desk.run(&["key", "restore", "ledger.backup"]);
+    desk.unseal();
+    let _daemon = desk.start("nightlatchd", &config);
+    wait_for("the object again", PATIENCE, || {
+        let answer = aws(&["s3", "cp", "s3://photos/one", &back.display().to_string()]);
+        if answer.success { Ok(()) } else { Err(answer.describe()) }
+    });
+    assert!(std::fs::read(&back).expect("a file") == vec![0x42; 1 << 20]);
+
+    // The day's work.
+    desk.run(&["volume", "resize", "db", "2G"]);
+    let size = wait_for("the new size", PATIENCE, || {
+        let answer = run(client("nbdinfo").args(["--size", &nbd]));
+        if answer.success { Ok(answer.stdout) } else { Err(answer.describe()) }
+    });
+    assert_eq!(size.trim(), (2_u64 << 30).to_string());
+    let pools = desk.json(&["pool", "list", "--node", "node-1"]);
+    let pool = word(&pools, "pool");
+    run(Command::new("truncate").args(["--size", "6G"]).arg(desk.dir.join("pool.img"))).expect_success();
+    desk.run(&["pool", "grow", &pool, "--node", "node-1"]);
+    let grown = desk.json(&["pool", "list", "--node", "node-1"]);
+    let capacity =
+        |document: &Value| find(document, "capacity_bytes").and_then(Value::as_u64).expect("a capacity");
+    assert!(capacity(&grown) > capacity(&pools) + (1 << 30), "{pools} {grown}");
+
+    desk.run(&["lockdown"]);
+    run(client("nbdinfo").args(["--size", &nbd])).expect_failure();
+    assert!(desk.run(&["status"]).contains("lockdown"));
+    desk.run(&["unlatch", "--all"]);
+    desk.run(&["push", "--all"]);
+    wait_for("a served volume", PATIENCE, || {
+        let answer = run(client("nbdinfo").args(["--size", &nbd]));
+        if answer.success { Ok(()) } else { Err(answer.describe()) }
+    });
+    let erased = desk.json(&["volume", "delete", "db", "--yes"]);
+    println!("deleted: {erased}");
+    run(client("nbdinfo").args(["--size", &nbd])).expect_failure();
+    assert!(desk.run(&["volume", "list"]).contains("store"));
+    desk.refused(&["volume", "delete", "db", "--yes"]);
+}
