@@ -13,6 +13,16 @@ const UNSAFE_CRATES: &[&str] = &["daemon/aes-xts", "daemon/locked-memory", "daem
 /// Crates that become programs: threads, runtimes, arguments, environment and exit codes are theirs.
 const PROGRAMS: &[&str] = &["daemon/node", "daemon/keyholder", "daemon/cli"];
 
+/// Crates that speak to a network.
+const SOCKETS: &[&str] = &[
+    "daemon/node",
+    "daemon/keyholder",
+    "daemon/cli",
+    "daemon/identity",
+    "daemon/nbd-server",
+    "daemon/s3-server",
+];
+
 /// A pattern of tokens that only some packages may contain.
 struct Confined {
     pattern: &'static str,
@@ -62,19 +72,19 @@ const CONFINED: &[Confined] = &[
         why: "the runtime is chosen where the program is composed",
     },
     Confined {
-        pattern: "std::net",
-        packages: &[
-            "daemon/node",
-            "daemon/keyholder",
-            "daemon/cli",
-            "daemon/config",
-            "daemon/identity",
-            "daemon/nbd-server",
-            "daemon/s3-server",
-            "daemon/admin",
-        ],
-        why: "no socket below the heads",
+        pattern: "thread::spawn",
+        packages: PROGRAMS,
+        why: "threads are started where the program is composed",
     },
+    Confined {
+        pattern: "thread::Builder",
+        packages: &["daemon/node", "daemon/keyholder", "daemon/cli", "daemon/objects"],
+        why: "threads are started where the program is composed; the object store's committer and reaper are its own",
+    },
+    Confined { pattern: "TcpStream", packages: SOCKETS, why: "no socket below the heads" },
+    Confined { pattern: "TcpListener", packages: SOCKETS, why: "no socket below the heads" },
+    Confined { pattern: "UnixStream", packages: SOCKETS, why: "no socket below the heads" },
+    Confined { pattern: "UdpSocket", packages: &[], why: "nothing here speaks UDP" },
 ];
 
 /// Tokens that may stand nowhere at all.
@@ -87,7 +97,28 @@ const BANNED: &[(&str, &str)] = &[
 ];
 
 /// Secrets in memory, by crate and type. Add a new one here; a line whose type is gone fails.
-const SECRETS: &[(&str, &str)] = &[];
+const SECRETS: &[(&str, &str)] = &[
+    ("daemon/aes-xts", "XtsSchedule"),
+    ("daemon/cli", "OfficerKey"),
+    ("daemon/identity", "NodeKey"),
+    ("daemon/keyholder", "Share"),
+    ("daemon/keyholder", "ShareValue"),
+    ("daemon/keyring", "Keyring"),
+    ("daemon/locked-memory", "Arena"),
+    ("daemon/locked-memory", "KeyStack"),
+    ("daemon/locked-memory", "SecretBytes"),
+    ("daemon/objects", "SecretAccessKey"),
+    ("daemon/sealing", "Clear"),
+];
+
+/// What a secret has all the same, and why.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    // A share leaves its officer over mutual TLS, in the body of one request.
+    ("daemon/keyholder", "ShareValue", "Serialize"),
+    ("daemon/keyholder", "ShareValue", "Deserialize"),
+    ("daemon/keyholder", "Share", "Serialize"),
+    ("daemon/keyholder", "Share", "Deserialize"),
+];
 
 /// What a secret must never derive or implement: each copies it, prints it, or compares it in variable time.
 const FORBIDDEN_FOR_SECRETS: &[&str] =
@@ -169,6 +200,10 @@ fn secret_breaches(sources: &[Source], listed: &[(&str, &str)]) -> Vec<String> {
                 continue;
             }
             for forbidden in FORBIDDEN_FOR_SECRETS {
+                let place = (source.package.as_str(), definition.name.as_str(), *forbidden);
+                if EXCEPTIONS.contains(&place) {
+                    continue;
+                }
                 let implemented =
                     !source.lines_in_program(&format!("{forbidden} for {}", definition.name)).is_empty();
                 // A hand-written Debug says that there is a secret, not what it is.
