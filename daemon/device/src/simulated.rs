@@ -8,7 +8,7 @@
 //! With [`SimulatedDevice::make_flush_a_noop`] it lies as some disks do: a test that cannot tell tests nothing.
 //! It is no model of a device whose sectors rot; `edit` is there for damage by hand.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -25,8 +25,9 @@ const TEAR_BYTES: usize = 512;
 
 type Page = [u8; SECTOR_BYTES];
 
-/// Sectors by number; absent ones are zero, so that a device of a TiB costs what was written to it.
-type Image = HashMap<u64, Box<Page>>;
+/// Sectors by number; absent ones are zero, so that a device of a TiB costs what was written to it. Shared, so that a
+/// copy of a device costs little.
+type Image = BTreeMap<u64, Arc<Page>>;
 
 /// An error to be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ struct State {
 struct PendingWrite {
     first: u64,
     /// `None` for a discard.
-    data: Option<Vec<u8>>,
+    data: Option<Vec<Arc<Page>>>,
     sectors: u64,
 }
 
@@ -176,7 +177,7 @@ impl SimulatedDevice {
     pub fn durable_copy(&self) -> Arc<Self> {
         let state = self.state();
         let mut image = state.durable.clone();
-        image.extend(state.cached.iter().map(|(sector, page)| (*sector, page.clone())));
+        image.extend(state.cached.iter().map(|(sector, page)| (*sector, Arc::clone(page))));
         Self::with_image(state.len, image)
     }
 
@@ -191,7 +192,7 @@ impl SimulatedDevice {
         let mut page = state.page(sector);
         change(&mut page[..]);
         state.cached.remove(&sector);
-        state.durable.insert(sector, Box::new(page));
+        state.durable.insert(sector, Arc::new(page));
     }
 
     /// Gives the device another length, as when a disk is resized below a running system.
@@ -266,12 +267,12 @@ impl SimulatedDevice {
         let mut state = self.state();
         self.begin(&mut state, Operation::Write, at, ByteLen(bytes.len() as u64))?;
         let first = at.0 / SECTOR_BYTES as u64;
-        let sectors = (bytes.len() / SECTOR_BYTES) as u64;
-        state.pending.push(PendingWrite { first, data: Some(bytes.to_vec()), sectors });
+        let pages: Vec<Arc<Page>> =
+            bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(|page| Arc::new(*page)).collect();
+        let sectors = pages.len() as u64;
+        state.pending.push(PendingWrite { first, data: Some(pages.clone()), sectors });
         self.count(&mut state, Operation::Write)?;
-        for (sector, page) in (first..).zip(bytes.as_chunks::<SECTOR_BYTES>().0) {
-            state.cached.insert(sector, Box::new(*page));
-        }
+        state.cached.extend((first..).zip(pages));
         Ok(())
     }
 }
@@ -300,26 +301,36 @@ impl State {
 }
 
 impl PendingWrite {
+    /// Lets as much of it reach the image as the random numbers say.
     fn survive(&self, image: &mut Image, random: &mut SplitMix64) {
-        // A quarter of the writes is dropped whole, a quarter kept whole, the rest decided unit by unit.
+        // A quarter of the writes is kept whole, a quarter dropped whole, the rest decided unit by unit.
         let fate = random.below(4);
-        for (index, sector) in (self.first..self.first + self.sectors).enumerate() {
-            let page = image.entry(sector).or_insert_with(|| Box::new([0; SECTOR_BYTES]));
-            for unit in (0..SECTOR_BYTES).step_by(TEAR_BYTES) {
-                let kept = fate == 0 || (fate != 1 && random.below(2) == 0);
-                if !kept {
-                    continue;
-                }
-                match &self.data {
-                    Some(data) => {
-                        let from = index * SECTOR_BYTES + unit;
-                        page[unit..unit + TEAR_BYTES].copy_from_slice(&data[from..from + TEAR_BYTES]);
-                    }
-                    None => page[unit..unit + TEAR_BYTES].fill(0),
-                }
+        if fate == 1 {
+            return;
+        }
+        let Some(pages) = &self.data else {
+            // Zeros where nothing was are no change.
+            for page in image.range_mut(self.first..self.first + self.sectors).map(|(_, page)| page) {
+                *page = Arc::new(mix(page, &[0; SECTOR_BYTES], fate == 0, random));
             }
+            return;
+        };
+        for (sector, page) in (self.first..).zip(pages) {
+            let before = image.get(&sector).map_or([0; SECTOR_BYTES], |page| **page);
+            image.insert(sector, Arc::new(mix(&before, page, fate == 0, random)));
         }
     }
+}
+
+/// A sector of which some units are old and some new, or all new.
+fn mix(old: &Page, new: &Page, whole: bool, random: &mut SplitMix64) -> Page {
+    let mut mixed = *old;
+    for unit in (0..SECTOR_BYTES).step_by(TEAR_BYTES) {
+        if whole || random.below(2) == 0 {
+            mixed[unit..unit + TEAR_BYTES].copy_from_slice(&new[unit..unit + TEAR_BYTES]);
+        }
+    }
+    mixed
 }
 
 impl Device for SimulatedDevice {
@@ -377,9 +388,11 @@ impl Device for SimulatedDevice {
         let sectors = len.0 / SECTOR_BYTES as u64;
         state.pending.push(PendingWrite { first, data: None, sectors });
         self.count(&mut state, Operation::Discard)?;
-        for sector in first..first + sectors {
-            state.cached.insert(sector, Box::new([0; SECTOR_BYTES]));
-        }
+        let range = first..first + sectors;
+        let held = |image: &Image| image.range(range.clone()).map(|(sector, _)| *sector).collect::<Vec<_>>();
+        let sectors = [held(&state.durable), held(&state.cached)].concat();
+        let zeros = Arc::new([0; SECTOR_BYTES]);
+        state.cached.extend(sectors.into_iter().map(|sector| (sector, Arc::clone(&zeros))));
         Ok(())
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct Core {
     round_ended: Condvar,
     /// Data writes that have returned. Counted before their presence is set.
     data_writes: AtomicU64,
+    /// The device length in use; also in the superblock, but status must not wait for a flush.
+    used_len_bytes: AtomicU64,
     /// Unmappings that are marked dirty, and how many of them have been made durable and given back.
     unmaps: AtomicU64,
     unmaps_reclaimed: AtomicU64,
@@ -122,6 +124,7 @@ impl Core {
             rounds: Mutex::default(),
             round_ended: Condvar::new(),
             data_writes: AtomicU64::new(0),
+            used_len_bytes: AtomicU64::new(superblock.device_len.0),
             unmaps: AtomicU64::new(0),
             unmaps_reclaimed: AtomicU64::new(0),
             discard_works: AtomicBool::new(true),
@@ -224,9 +227,9 @@ impl Core {
         self.writer.lock().map_err(|_| self.fail(PoolError::Interrupted))
     }
 
-    /// Takes what is dirty, as records in the order in which they must become durable: volumes first, so that no
-    /// extent ever names one that is not there; freed extents before used ones, so that no place in a volume ever
-    /// has two.
+    /// Takes what is dirty, as records in the order in which they must become durable, for there may be more than fit one
+    /// batch: volumes first, so that no extent ever names one that is not there; freed extents before used ones, so
+    /// that no place in a volume ever has two.
     fn snapshot(&self) -> Snapshot {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         let mut records: Vec<Record> =
@@ -431,12 +434,13 @@ impl Core {
         let superblock = Superblock { device_len: found, ..writer.superblock };
         self.write_superblock(&mut writer, superblock).map_err(|error| self.fail(error))?;
         self.allocator.extend_to(extents);
+        self.used_len_bytes.store(found.0, Ordering::Release);
         Ok(found)
     }
 
-    /// The device length in use, and the log's blocks in use.
+    /// The device length in use.
     pub(crate) fn used_len(&self) -> ByteLen {
-        lock(&self.writer).superblock.device_len
+        ByteLen(self.used_len_bytes.load(Ordering::Acquire))
     }
 
     /// Reads the metadata back while nobody writes any.

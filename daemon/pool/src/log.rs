@@ -308,3 +308,141 @@ impl Packer {
 const _: () = assert!(RECORD_HEADER_BYTES + VOLUME_ENTRY_BYTES <= PAYLOAD_BYTES);
 /// The longest record: an extent of 64 MiB.
 const _: () = assert!(RECORD_HEADER_BYTES + 24 + (64 << 20) / (8 * SECTOR_BYTES) <= PAYLOAD_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use device::SimulatedDevice;
+    use units::ByteLen;
+
+    use super::*;
+    use crate::entry::VolumeSerial;
+
+    const LINK: Link = Link { session: 1, checksum: 2 };
+
+    fn superblock(log_start: u64) -> Superblock {
+        let layout = Layout::new(ByteLen(64 << 10), ByteLen(64 << 10)).unwrap();
+        Superblock {
+            pool: PoolId([3; 16]),
+            generation: 1,
+            layout,
+            device_len: ByteLen(16 << 20),
+            compat: 0,
+            log_start,
+            log_link: LINK,
+            extent_pages: 0,
+            volume_pages: 0,
+        }
+    }
+
+    fn device() -> Arc<SimulatedDevice> {
+        SimulatedDevice::new(ByteLen(16 << 20))
+    }
+
+    fn deleted(serial: u64) -> Record {
+        Record::Volume { slot: 0, entry: VolumeEntry { serial: VolumeSerial(serial), volume: None } }
+    }
+
+    /// One block a record, whatever its size.
+    fn payloads(serials: &[u64]) -> Vec<Vec<u8>> {
+        let superblock = superblock(0);
+        serials
+            .iter()
+            .flat_map(|serial| {
+                let mut packer = Packer::new(superblock.layout, superblock.pool);
+                packer.push(&deleted(*serial));
+                packer.take()
+            })
+            .collect()
+    }
+
+    fn replayed(device: &SimulatedDevice, superblock: &Superblock) -> (Vec<Record>, LogEnd) {
+        let mut records = Vec::new();
+        let end = replay(device, superblock, |record| records.push(record)).unwrap();
+        (records, end)
+    }
+
+    fn sector_of(sequence: u64) -> u64 {
+        superblock(0).layout.log_block_at(sequence).0 / SECTOR_BYTES as u64
+    }
+
+    fn erase(device: &SimulatedDevice, sequence: u64) {
+        device.edit(sector_of(sequence), |block| block.fill(0));
+    }
+
+    #[test]
+    fn a_whole_lap_of_the_ring_is_read_back_from_any_start() {
+        for start in 0..16 {
+            let (device, superblock) = (device(), superblock(start));
+            let mut log = Log::new(&superblock, LogEnd { next: start, link: LINK }, 9);
+            log.append(&*device, &payloads(&(1..=16).collect::<Vec<_>>())).unwrap();
+            assert_eq!((log.used_blocks(), log.free_blocks()), (16, 0));
+            let (records, end) = replayed(&device, &superblock);
+            assert_eq!(records, (1..=16).map(deleted).collect::<Vec<_>>());
+            assert_eq!(end, log.end());
+        }
+    }
+
+    #[test]
+    fn a_batch_that_lacks_any_block_does_not_count() {
+        for lost in 1..4 {
+            let (device, superblock) = (device(), superblock(0));
+            let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+            log.append(&*device, &payloads(&[1])).unwrap();
+            let before = log.end();
+            log.append(&*device, &payloads(&[2, 3, 4])).unwrap();
+            erase(&device, lost);
+            assert_eq!(replayed(&device, &superblock), (vec![deleted(1)], before));
+        }
+    }
+
+    #[test]
+    fn blocks_of_an_attempt_that_was_lost_do_not_continue_the_next() {
+        let (device, superblock) = (device(), superblock(0));
+        let start = LogEnd { next: 0, link: LINK };
+        let mut first = Log::new(&superblock, start, 9);
+        first.append(&*device, &payloads(&[1])).unwrap();
+        first.append(&*device, &payloads(&[2])).unwrap();
+        // Power was cut before a flush, and only the second block arrived.
+        erase(&device, 0);
+        assert_eq!(replayed(&device, &superblock), (vec![], start));
+        // The next opening logs the very same thing, so only its session tells its block from the lost one.
+        let mut second = Log::new(&superblock, start, 10);
+        second.append(&*device, &payloads(&[1])).unwrap();
+        assert_eq!(replayed(&device, &superblock), (vec![deleted(1)], second.end()));
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_block_ends_the_log() {
+        for bit in (0..60 * 8).chain([8 * 4000]) {
+            let (device, superblock) = (device(), superblock(0));
+            let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+            log.append(&*device, &payloads(&[1])).unwrap();
+            let end = log.end();
+            log.append(&*device, &payloads(&[2])).unwrap();
+            device.edit(sector_of(1), |block| block[bit / 8] ^= 1 << (bit % 8));
+            assert_eq!(replayed(&device, &superblock), (vec![deleted(1)], end), "bit {bit}");
+        }
+        let device = device();
+        let mut log = Log::new(&superblock(0), LogEnd { next: 0, link: LINK }, 9);
+        log.append(&*device, &payloads(&[1])).unwrap();
+        let other_pool = Superblock { pool: PoolId([4; 16]), ..superblock(0) };
+        assert!(replayed(&device, &other_pool).0.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_is_an_error_not_an_end() {
+        let (device, superblock) = (device(), superblock(0));
+        let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+        for payload in
+            [vec![9; 8], vec![KIND_EXTENT_FREE, 0, 0, 0, 255, 255, 255, 255], vec![KIND_VOLUME, 0, 0]]
+        {
+            let at = log.end();
+            log.append(&*device, &[payload]).unwrap();
+            let here = Superblock { log_start: at.next, log_link: at.link, ..superblock };
+            let error = replay(&*device, &here, |_| {}).unwrap_err();
+            assert!(matches!(error, ReplayError::Record { sequence } if sequence == at.next));
+        }
+    }
+}

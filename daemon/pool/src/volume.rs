@@ -396,9 +396,6 @@ impl PoolVolume {
         let extent = self.begin_write(logical)?;
         self.core.step(CrashStep::DataWrite);
         let written = self.core.device.write(self.core.layout.sector_at(extent.index(), part.start), data);
-        if written.is_ok() {
-            self.core.data_written();
-        }
         self.end_write(logical, &extent, written.is_ok().then_some(part))?;
         Ok(written?)
     }
@@ -440,6 +437,10 @@ impl PoolVolume {
         extent: &Arc<Extent>,
         written: Option<Range<u32>>,
     ) -> Result<(), PoolError> {
+        // Before presence is set: a snapshot that has the presence must find the write counted, or it would not flush.
+        if written.is_some() {
+            self.core.data_written();
+        }
         let map = self.state.map();
         let mut state = extent.state();
         state.writers -= 1;

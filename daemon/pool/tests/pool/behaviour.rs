@@ -1,8 +1,9 @@
 //! What a pool does, without power cuts.
 
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use device::{
     Device, DeviceError, DeviceInfo, Errno, Fault, Metadata, Operation, Sealed, SealedSlice, SimulatedDevice,
@@ -11,13 +12,15 @@ use pool::{CreateOptions, Piece, Pool, PoolError, PoolErrorKind, VOLUMES_MAX};
 use units::{ByteLen, ByteOffset, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::model::{EPOCH, read, sealed, spec, verify_metadata};
-use crate::workload::{DEVICE, EXTENT, EXTENTS, LOG, Workload, create_options, reopen, small_pool};
+use crate::workload::{DEVICE, EXTENT, EXTENTS, LOG, Shape, Workload, create_options, reopen, small_pool};
 
 #[test]
 fn random_operations_leave_what_the_model_says_before_and_after_reopening() {
     for seed in 0..40 {
-        let (device, mut pool) = small_pool();
-        let mut workload = Workload::new(seed);
+        let shape = if seed % 4 == 0 { Shape::LARGE } else { Shape::SMALL };
+        let device = SimulatedDevice::new(shape.device_len());
+        let mut pool = Pool::create(device.clone(), shape.create_options()).unwrap();
+        let mut workload = Workload::new(seed, shape);
         for round in 0..4 {
             for _ in 0..60 {
                 workload.step(&pool).unwrap();
@@ -309,11 +312,55 @@ fn a_longer_device_is_used_after_grow_and_across_groups() {
     }
 }
 
-/// A device whose reads wait at a gate.
+/// Where a device may be held up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Point {
+    BeforeRead,
+    BeforeWrite,
+    BeforeFlush,
+    AfterFlush,
+}
+
+/// A device that can be held up at a point of the test's choice.
 #[derive(Debug)]
 struct Gated {
     inner: Arc<SimulatedDevice>,
-    gate: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    gate: Mutex<Option<Closed>>,
+}
+
+/// The device's side of a gate.
+#[derive(Debug)]
+struct Closed {
+    point: Point,
+    arrive: Sender<()>,
+    opened: Receiver<()>,
+}
+
+/// The test's side of a gate.
+struct Gate {
+    arrived: Receiver<()>,
+    open: Sender<()>,
+}
+
+impl Gated {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { inner: SimulatedDevice::new(DEVICE), gate: Mutex::new(None) })
+    }
+
+    /// Holds up the next operation of that kind.
+    fn close(&self, point: Point) -> Gate {
+        let ((arrive, arrived), (open, opened)) = (channel(), channel());
+        *self.gate.lock().unwrap() = Some(Closed { point, arrive, opened });
+        Gate { arrived, open }
+    }
+
+    fn pass(&self, point: Point) {
+        let gate = self.gate.lock().unwrap().take_if(|gate| gate.point == point);
+        if let Some(Closed { arrive, opened, .. }) = gate {
+            arrive.send(()).unwrap();
+            opened.recv().unwrap();
+        }
+    }
 }
 
 impl Device for Gated {
@@ -327,24 +374,24 @@ impl Device for Gated {
         self.inner.info()
     }
     fn read(&self, at: ByteOffset, count: SectorCount) -> Result<Sealed, DeviceError> {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((arrived, open)) = gate {
-            arrived.send(()).unwrap();
-            open.recv().unwrap();
-        }
+        self.pass(Point::BeforeRead);
         self.inner.read(at, count)
     }
     fn read_metadata(&self, at: ByteOffset, count: SectorCount) -> Result<Metadata, DeviceError> {
         self.inner.read_metadata(at, count)
     }
     fn write(&self, at: ByteOffset, data: SealedSlice<'_>) -> Result<(), DeviceError> {
+        self.pass(Point::BeforeWrite);
         self.inner.write(at, data)
     }
     fn write_metadata(&self, at: ByteOffset, data: &Metadata) -> Result<(), DeviceError> {
         self.inner.write_metadata(at, data)
     }
     fn flush(&self) -> Result<(), DeviceError> {
-        self.inner.flush()
+        self.pass(Point::BeforeFlush);
+        let result = self.inner.flush();
+        self.pass(Point::AfterFlush);
+        result
     }
     fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
         self.inner.discard(at, len)
@@ -356,15 +403,13 @@ impl Device for Gated {
 
 #[test]
 fn an_extent_is_not_given_away_while_somebody_reads_it() {
-    let gated = Arc::new(Gated { inner: SimulatedDevice::new(DEVICE), gate: Mutex::new(None) });
+    let gated = Gated::new();
     let pool = Pool::create(gated.clone(), create_options()).unwrap();
     let volume = fill(&pool);
     volume.flush().unwrap();
-    let (arrived, at_gate) = channel();
-    let (open, wait) = channel();
-    *gated.gate.lock().unwrap() = Some((arrived, wait));
-    let reader = std::thread::spawn(move || volume.read(Lba(0), SectorCount(1)).unwrap());
-    at_gate.recv().unwrap();
+    let gate = gated.close(Point::BeforeRead);
+    let reader = thread::spawn(move || volume.read(Lba(0), SectorCount(1)).unwrap());
+    gate.arrived.recv().unwrap();
     pool.delete_volume(VolumeId([1; 16])).unwrap();
     assert_eq!(pool.info().allocated, ByteLen(EXTENT), "only the extent that is being read is still held");
     let next = pool.create_volume(spec(2, EXTENTS * 16)).unwrap();
@@ -372,10 +417,101 @@ fn an_extent_is_not_given_away_while_somebody_reads_it() {
         next.write(Lba(extent * 16), EPOCH, &sealed([1000 + extent])).unwrap();
     }
     assert!(matches!(next.write(Lba((EXTENTS - 1) * 16), EPOCH, &sealed([1])), Err(PoolError::NoSpace)));
-    open.send(()).unwrap();
+    gate.open.send(()).unwrap();
     let pieces = reader.join().unwrap();
     let [Piece::Sealed { data, .. }] = &pieces[..] else { panic!("{pieces:?}") };
     assert_eq!(data.as_bytes(), sealed([1]).as_bytes());
     next.write(Lba((EXTENTS - 1) * 16), EPOCH, &sealed([1])).unwrap();
     verify_metadata(&pool).unwrap();
+}
+
+#[test]
+fn an_extent_is_not_given_away_before_its_unmapping_is_durable() {
+    for trim in [false, true] {
+        let gated = Gated::new();
+        let pool = Pool::create(gated.clone(), create_options()).unwrap();
+        let volume = pool.create_volume(spec(1, 160)).unwrap();
+        volume.write(Lba(0), EPOCH, &sealed(1..=160)).unwrap();
+        volume.flush().unwrap();
+        let gate = gated.close(Point::BeforeFlush);
+        let deleting = {
+            let pool = Arc::clone(&pool);
+            thread::spawn(move || {
+                if trim {
+                    volume.unmap(Lba(0), SectorCount(160)).unwrap();
+                    volume.flush().unwrap();
+                } else {
+                    pool.delete_volume(volume.id()).unwrap();
+                }
+            })
+        };
+        gate.arrived.recv().unwrap();
+        assert_eq!(pool.info().allocated, ByteLen(10 * EXTENT), "given back too early");
+        gate.open.send(()).unwrap();
+        deleting.join().unwrap();
+        assert_eq!(pool.info().allocated, ByteLen(0));
+    }
+}
+
+/// The snapshot of a flush is taken before the device is flushed: a write that comes in between is not in it.
+#[test]
+fn a_write_that_overtakes_the_device_flush_is_not_logged_as_present() {
+    for seed in 0..20 {
+        let gated = Gated::new();
+        let pool = Pool::create(gated.clone(), create_options()).unwrap();
+        let volume = pool.create_volume(spec(1, 160)).unwrap();
+        volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        let gate = gated.close(Point::AfterFlush);
+        let flushing = {
+            let volume = Arc::clone(&volume);
+            thread::spawn(move || volume.flush().unwrap())
+        };
+        gate.arrived.recv().unwrap();
+        // One in the same extent, one in an extent of its own; neither is flushed.
+        volume.write(Lba(1), EPOCH, &sealed([2])).unwrap();
+        volume.write(Lba(32), EPOCH, &sealed([3])).unwrap();
+        gate.open.send(()).unwrap();
+        flushing.join().unwrap();
+        // Nothing was logged after the snapshot, so nothing of it is flushed by the log's flush but what it covers.
+        let survivor = gated.inner.power_cut(seed);
+        let pool = Pool::open(survivor).unwrap();
+        let volume = pool.volume(volume.id()).unwrap();
+        assert_eq!(read(&volume, 0, 2).unwrap(), [Some([1; 8]), None]);
+        assert_eq!(read(&volume, 32, 1).unwrap(), [None]);
+    }
+}
+
+/// An extent from which everything was unmapped stays while a write to it is on its way, and what was unmapped and
+/// flushed stays unmapped.
+#[test]
+fn unmapping_beside_a_write_on_its_way_is_durable_and_leaks_nothing() {
+    for cut in [true, false] {
+        let gated = Gated::new();
+        let pool = Pool::create(gated.clone(), create_options()).unwrap();
+        let volume = pool.create_volume(spec(1, 16)).unwrap();
+        volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        volume.flush().unwrap();
+        let gate = gated.close(Point::BeforeWrite);
+        let writing = {
+            let volume = Arc::clone(&volume);
+            thread::spawn(move || volume.write(Lba(1), EPOCH, &sealed([2])))
+        };
+        gate.arrived.recv().unwrap();
+        volume.unmap(Lba(0), SectorCount(1)).unwrap();
+        volume.flush().unwrap();
+        let device = if cut { gated.inner.power_cut(1) } else { Arc::clone(&gated.inner) };
+        gate.open.send(()).unwrap();
+        if cut {
+            writing.join().unwrap().unwrap_err();
+            drop(pool);
+            let pool = Pool::open(device).unwrap();
+            assert_eq!(read(&pool.volume(volume.id()).unwrap(), 0, 2).unwrap(), [None, None]);
+            verify_metadata(&pool).unwrap();
+            assert_eq!(pool.info().allocated, ByteLen(0), "the empty extent is given back");
+        } else {
+            writing.join().unwrap().unwrap();
+            assert_eq!(read(&volume, 0, 2).unwrap(), [None, Some([2; 8])]);
+            verify_metadata(&pool).unwrap();
+        }
+    }
 }

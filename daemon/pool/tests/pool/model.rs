@@ -3,7 +3,7 @@
 //! A sector's content is made from a tag, 512 bytes at a time, so that a torn sector shows which writes it is a mix of
 //! and a byte that no write ever put there is noticed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -125,6 +125,33 @@ struct Volume {
     sectors: BTreeMap<u64, Sector>,
 }
 
+impl Volume {
+    /// Every sector that was ever written, and every other that is present.
+    fn read_all(&self, handle: &PoolVolume) -> Result<Vec<(u64, Option<Units>)>, String> {
+        let size = self.spec.sectors;
+        let runs = handle.presence(Lba(0), size).map_err(|error| format!("presence: {error}"))?;
+        let mut sectors: BTreeSet<u64> = self.sectors.range(..size.0).map(|(sector, _)| *sector).collect();
+        let mut at = 0;
+        for (run, present) in runs {
+            if present {
+                sectors.extend(at..at + run.0);
+            }
+            at += run.0;
+        }
+        if at != size.0 {
+            return Err(format!("presence covers {at} sectors of {}", size.0));
+        }
+        let mut found = Vec::new();
+        let mut rest: Vec<u64> = sectors.into_iter().collect();
+        while let Some(first) = rest.first().copied() {
+            let count = rest.iter().zip(first..).take_while(|(sector, next)| *sector == next).count();
+            found.extend((first..).zip(read(handle, first, count as u64)?));
+            rest.drain(..count);
+        }
+        Ok(found)
+    }
+}
+
 /// Something that was begun when the power was cut, and may or may not have happened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begun {
@@ -190,7 +217,9 @@ impl Model {
     }
 
     pub(crate) fn unmap(&mut self, id: VolumeId, first: u64, count: u64) {
-        (first..first + count).for_each(|sector| self.change(id, sector, None));
+        // A sector that no write ever touched is a hole as it is.
+        let known = &mut self.volumes.get_mut(&id).unwrap().sectors;
+        known.range_mut(first..first + count).for_each(|(_, sector)| sector.since.push(None));
     }
 
     fn change(&mut self, id: VolumeId, sector: u64, content: Option<Units>) {
@@ -226,7 +255,7 @@ impl Model {
         })?;
         for (id, volume) in &self.volumes {
             let handle = pool.volume(*id).map_err(|error| error.to_string())?;
-            for (sector, found) in (0..).zip(read(&handle, 0, volume.spec.sectors.0)?) {
+            for (sector, found) in volume.read_all(&handle)? {
                 let expected = volume.sectors.get(&sector).and_then(Sector::current);
                 if found != expected {
                     return Err(format!("{id} sector {sector}: found {found:?}, expected {expected:?}"));
@@ -271,7 +300,7 @@ impl Model {
         let mut wrong = String::new();
         for (id, volume) in &mut self.volumes {
             let handle = pool.volume(*id).map_err(|error| error.to_string())?;
-            for (sector, found) in (0..).zip(read(&handle, 0, volume.spec.sectors.0)?) {
+            for (sector, found) in volume.read_all(&handle)? {
                 let known = volume.sectors.entry(sector).or_default();
                 if !known.allows(found) {
                     let _ = writeln!(wrong, "{id} sector {sector}: found {found:?}, may be {known:?}");

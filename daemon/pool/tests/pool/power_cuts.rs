@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use device::SimulatedDevice;
-use pool::{CrashStep, OpenOptions, Pool, PoolError, StepHook};
+use pool::{CrashStep, OpenOptions, Pool, PoolError, PoolVolume, StepHook};
+use units::{ByteLen, Lba, SectorCount};
 
-use crate::model::{Model, verify_metadata};
-use crate::workload::{DEVICE, Random, Workload, create_options, small_pool};
+use crate::model::{EPOCH, Model, read, sealed, spec, verify_metadata};
+use crate::workload::{DEVICE, EXTENT, Random, Shape, Workload, create_options, small_pool};
 
-const OPERATIONS: usize = 60;
-const WORKLOADS: u64 = 6;
+const OPERATIONS: usize = 80;
+const WORKLOADS: u64 = 10;
 
 /// Counts at which step each cut hit.
 #[derive(Clone, Default)]
@@ -41,11 +42,11 @@ impl Cuts {
 
 /// Runs a workload until it is through or the power is cut; what the pool may then hold, `None` where there is no
 /// pool yet.
-fn run(device: &Arc<SimulatedDevice>, seed: u64, cuts: &Cuts) -> (Option<Model>, bool) {
-    let Ok(pool) = Pool::create_with(device.clone(), create_options(), cuts.options()) else {
+fn run(device: &Arc<SimulatedDevice>, shape: Shape, seed: u64, cuts: &Cuts) -> (Option<Model>, bool) {
+    let Ok(pool) = Pool::create_with(device.clone(), shape.create_options(), cuts.options()) else {
         return (None, true);
     };
-    let mut workload = Workload::new(seed);
+    let mut workload = Workload::new(seed, shape);
     for _ in 0..OPERATIONS {
         if workload.step(&pool).is_err() {
             return (Some(workload.model), true);
@@ -63,10 +64,11 @@ fn run(device: &Arc<SimulatedDevice>, seed: u64, cuts: &Cuts) -> (Option<Model>,
 fn recover(
     device: &Arc<SimulatedDevice>,
     model: Option<Model>,
+    shape: Shape,
     seed: u64,
     cuts: &Cuts,
 ) -> Result<(), String> {
-    let Some(mut model) = model else { return recover_creation(device) };
+    let Some(mut model) = model else { return recover_creation(device, shape) };
     let mut random = Random::new(seed);
     // The power fails again while the pool is opened: at the flush, at the repair, or after both.
     device.cut_power_at(random.below(4));
@@ -82,7 +84,7 @@ fn recover(
         let pool = Pool::open(device.clone()).map_err(|error| format!("opening, round {round}: {error}"))?;
         model.verify_after_cut(&pool)?;
         verify_metadata(&pool)?;
-        let mut workload = Workload::resume(model, random.below(u64::MAX), 1 << 40 | round << 32);
+        let mut workload = Workload::resume(model, random.below(u64::MAX), 1 << 40 | round << 32, shape);
         for _ in 0..15 {
             workload.step(&pool).map_err(|error| format!("going on: {error}"))?;
         }
@@ -96,33 +98,30 @@ fn recover(
 }
 
 /// A cut while the pool was being made: there is none, or a part of one that says so, or an empty one.
-fn recover_creation(device: &Arc<SimulatedDevice>) -> Result<(), String> {
+fn recover_creation(device: &Arc<SimulatedDevice>, shape: Shape) -> Result<(), String> {
     match Pool::open(device.clone()) {
         Ok(pool) if pool.volumes().is_empty() => verify_metadata(&pool),
         Ok(_) => Err("a new pool has volumes".into()),
         Err(PoolError::NoPool { .. } | PoolError::SuperblocksDamaged { .. }) => {
-            let options = pool::CreateOptions { force: true, ..create_options() };
+            let options = pool::CreateOptions { force: true, ..shape.create_options() };
             Pool::create(device.clone(), options).map(drop).map_err(|error| error.to_string())
         }
         Err(error) => Err(format!("opening after a cut in creation: {error}")),
     }
 }
 
-/// Cuts a workload at each of its device operations in turn. The first thing found wrong, if any.
-fn cut_everywhere(seed: u64, lying_flush: bool, cuts: &Cuts) -> Result<u64, String> {
+/// Cuts a workload at each of its device operations in turn; how many those were.
+fn cut_everywhere(shape: Shape, seed: u64, cuts: &Cuts) -> Result<u64, String> {
     for operation in 0.. {
-        let device = SimulatedDevice::new(DEVICE);
-        if lying_flush {
-            device.make_flush_a_noop();
-        }
+        let device = SimulatedDevice::new(shape.device_len());
         device.cut_power_at(operation);
-        let (model, cut) = run(&device, seed, cuts);
+        let (model, cut) = run(&device, shape, seed, cuts);
         if !cut {
             return Ok(operation);
         }
         cuts.count();
         let cut_seed = seed << 32 | operation;
-        recover(&device.power_cut(cut_seed), model, cut_seed, cuts)
+        recover(&device.power_cut(cut_seed), model, shape, cut_seed, cuts)
             .map_err(|wrong| format!("workload {seed}, cut at operation {operation}: {wrong}"))?;
     }
     unreachable!("the workload ends")
@@ -139,8 +138,9 @@ fn nothing_flushed_is_lost_and_nothing_stale_shown_wherever_power_is_cut() {
     let started = Instant::now();
     let mut seed = 0;
     while seed < WORKLOADS || started.elapsed() < soak_time() {
-        let operations = cut_everywhere(seed, false, &cuts).unwrap();
-        println!("workload {seed}: cut at each of {operations} device operations");
+        let shape = if seed % 2 == 0 { Shape::SMALL } else { Shape::LARGE };
+        let operations = cut_everywhere(shape, seed, &cuts).unwrap();
+        println!("workload {seed}, {shape:?}: cut at each of {operations} device operations");
         seed += 1;
     }
     let by_step = cuts.by_step.lock().unwrap();
@@ -152,54 +152,169 @@ fn nothing_flushed_is_lost_and_nothing_stale_shown_wherever_power_is_cut() {
     assert!(missed.is_empty(), "no cut at {missed:?}: the workload no longer reaches these steps");
 }
 
-/// The test above must be able to fail: a device that lies about its flushes loses data, and the model says so.
+/// The test above must be able to fail: a device that lies about its flushes loses what was flushed, be it volumes or
+/// sectors, and the model says so.
 #[test]
 fn a_flush_that_does_nothing_is_found_out() {
-    let found = (0..3).find_map(|seed| cut_everywhere(seed, true, &Cuts::default()).err());
-    println!("found: {found:?}");
-    assert!(found.is_some(), "lost writes went unnoticed");
+    for sectors_only in [false, true] {
+        let mut found = 0;
+        for seed in 0..100 {
+            let (device, pool) = small_pool();
+            let mut workload = Workload::new(seed, Shape::SMALL);
+            workload.step(&pool).unwrap();
+            device.make_flush_a_noop();
+            for _ in 0..40 {
+                let first = workload.model.ids().first().copied();
+                match first.filter(|_| sectors_only) {
+                    Some(id) => workload.step_on(&pool, id).unwrap(),
+                    None => workload.step(&pool).unwrap(),
+                }
+            }
+            let verified = Pool::open(device.power_cut(seed))
+                .map_err(|error| error.to_string())
+                .and_then(|pool| workload.model.verify_after_cut(&pool));
+            if verified.is_err_and(|wrong| !sectors_only || wrong.contains("found")) {
+                found += 1;
+            }
+        }
+        println!("sectors only: {sectors_only}: {found} of 100 losses found out");
+        assert!(found > 40, "lost writes went unnoticed");
+    }
 }
 
-/// As many volumes' worth of records as need several batches of the log, cut between and in them.
+/// Steps in the order taken, each with the device flushes done before it.
+type Trace = Arc<Mutex<Vec<(CrashStep, u64)>>>;
+
+/// The flushes of the crash order stand where `CrashStep` says, also where no cut of this simulation could tell: the
+/// superblock is shorter than what its device writes whole.
 #[test]
-fn a_commit_longer_than_the_log_is_whole_or_old_at_every_batch() {
-    use crate::model::{EPOCH, sealed, spec};
-    use units::{Lba, SectorCount};
-    // 2500 extents of 64 KiB, with records of 34 bytes in the log: more than 16 blocks hold.
-    let sectors = 2500 * 16;
-    let prepare = || {
-        let len = units::ByteLen(DEVICE.0 + 2500 * (64 << 10));
-        let device = SimulatedDevice::new(len);
-        let pool = Pool::create(device.clone(), create_options()).unwrap();
-        let volume = pool.create_volume(spec(2, sectors)).unwrap();
-        for extent in 0..2500 {
-            volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
-        }
-        (device, pool, volume)
+fn between_steps_that_must_not_be_swapped_there_is_a_flush() {
+    let device = SimulatedDevice::new(Shape::LARGE.device_len());
+    let trace = Trace::default();
+    let on_step: StepHook = {
+        let (device, trace) = (Arc::clone(&device), Arc::clone(&trace));
+        Arc::new(move |step| trace.lock().unwrap().push((step, device.flushes())))
     };
-    let (device, pool, volume) = prepare();
+    let options = OpenOptions { on_step: Some(on_step) };
+    let pool = Pool::create_with(device, Shape::LARGE.create_options(), options).unwrap();
+    let mut workload = Workload::new(3, Shape::LARGE);
+    for _ in 0..600 {
+        workload.step(&pool).unwrap();
+    }
+    let trace = trace.lock().unwrap();
+    // A step, the last step before it that must be durable, and how often both were seen.
+    let mut pairs = [
+        (CrashStep::LogWrite, CrashStep::DataWrite, 0),
+        (CrashStep::TableWrite, CrashStep::LogWrite, 0),
+        (CrashStep::FirstSuperblockWrite, CrashStep::TableWrite, 0),
+        (CrashStep::SecondSuperblockWrite, CrashStep::FirstSuperblockWrite, 0),
+        (CrashStep::LogWrite, CrashStep::SecondSuperblockWrite, 0),
+        (CrashStep::Discard, CrashStep::LogWrite, 0),
+        (CrashStep::FirstSuperblockWrite, CrashStep::CreateErase, 0),
+    ];
+    for (later, earlier, seen) in &mut pairs {
+        for (index, (_, flushes)) in trace.iter().enumerate().filter(|(_, (step, _))| step == later) {
+            let before = trace[..index].iter().rfind(|(step, _)| step == earlier);
+            if let Some((_, flushes_before)) = before {
+                assert!(flushes_before < flushes, "no flush between {earlier:?} and {later:?}");
+                *seen += 1;
+            }
+        }
+        println!("{earlier:?} before {later:?}: {seen} times");
+        assert!(*seen > 0);
+    }
+}
+
+const MANY: u64 = 9000;
+
+/// A pool with one volume in so many extents that recording them, or freeing them, takes several batches of the log.
+fn many_extents() -> (Arc<SimulatedDevice>, Arc<Pool>, Arc<PoolVolume>) {
+    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + (MANY + 5) * EXTENT));
+    let pool = Pool::create(device.clone(), create_options()).unwrap();
+    let volume = pool.create_volume(spec(2, MANY * 16)).unwrap();
+    for extent in 0..MANY {
+        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+    }
+    (device, pool, volume)
+}
+
+/// Every extent holds what was written to it, or nothing; how many hold something.
+fn old_or_new(volume: &PoolVolume) -> u64 {
+    let mut present = 0;
+    for extent in 0..volume.sectors().0.div_ceil(16) {
+        let count = (volume.sectors().0 - extent * 16).min(16);
+        let found = read(volume, extent * 16, count).unwrap();
+        assert!(found[0].is_none_or(|units| units == [extent + 1; 8]), "extent {extent}: {found:?}");
+        assert!(found[1..].iter().all(Option::is_none), "extent {extent}: {found:?}");
+        present += u64::from(found[0].is_some());
+    }
+    present
+}
+
+#[test]
+fn a_commit_longer_than_the_log_is_old_or_new_at_every_batch() {
+    let (device, pool, volume) = many_extents();
     let before = device.operations();
     volume.flush().unwrap();
-    let flushing = device.operations() - before;
-    println!("{flushing} device operations for one flush");
-    assert!(flushing > 8, "the commit no longer needs several batches");
+    let operations = device.operations() - before;
     pool.check().unwrap();
-    for nth in 0..flushing {
-        let (device, _pool, volume) = prepare();
+    let mut partly = 0;
+    for nth in (0..operations).step_by(5) {
+        let (device, _pool, volume) = many_extents();
         device.cut_power_at(device.operations() + nth);
         volume.flush().unwrap_err();
         let pool = Pool::open(device.power_cut(nth)).unwrap();
-        let volume = pool.volume(spec(2, 1).id).unwrap();
-        for extent in 0..2500 {
-            let found = crate::model::read(&volume, extent * 16, 16).unwrap();
-            let whole = found[0].is_none_or(|units| units.iter().all(|unit| *unit == extent + 1));
-            assert!(whole && found[1..].iter().all(Option::is_none), "extent {extent}: {found:?}");
-        }
+        let present = old_or_new(&pool.volume(volume.id()).unwrap());
         verify_metadata(&pool).unwrap();
-        // Shrinking is as long; whichever size is there afterwards, what it leaves reads as before.
-        drop(pool.resize_volume(spec(2, 1).id, SectorCount(16)));
-        verify_metadata(&pool).unwrap();
+        partly += u64::from(present > 0 && present < MANY);
     }
+    println!("{operations} device operations; {partly} cuts left some batches durable and not others");
+    assert!(partly > 0);
+}
+
+/// Shrinking whose unmappings take several batches, cut between them, then growing again, cut as well: what was cut
+/// off never comes back.
+#[test]
+fn shrinking_cut_in_the_middle_shows_nothing_when_the_volume_grows_again() {
+    let (device, pool, volume) = many_extents();
+    // Two sectors past the new end in an extent that stays.
+    volume.write(Lba(20), EPOCH, &sealed([77, 78])).unwrap();
+    volume.flush().unwrap();
+    let id = volume.id();
+    drop((pool, volume));
+    let mut unfinished = 0;
+    for nth in 0.. {
+        let device = device.durable_copy();
+        let pool = Pool::open(device.clone()).unwrap();
+        device.cut_power_at(device.operations() + nth);
+        if pool.resize_volume(id, SectorCount(18)).is_ok() && device.has_power() {
+            break;
+        }
+        let shrunk = device.power_cut(nth);
+        if Pool::check_device(&*shrunk).unwrap().unfinished_unmaps == 0 {
+            continue;
+        }
+        unfinished += 1;
+        for nth in 0.. {
+            let device = shrunk.durable_copy();
+            let pool = Pool::open(device.clone()).unwrap();
+            assert_eq!(pool.volume(id).unwrap().sectors(), SectorCount(18));
+            device.cut_power_at(device.operations() + nth);
+            let grown = pool.resize_volume(id, SectorCount(MANY * 16)).is_ok() && device.has_power();
+            let pool = Pool::open(device.power_cut(nth)).unwrap();
+            let volume = pool.volume(id).unwrap();
+            let runs = volume.presence(Lba(0), volume.sectors()).unwrap();
+            let present: u64 = runs.iter().filter(|(_, present)| *present).map(|(run, _)| run.0).sum();
+            assert_eq!(present, 2, "the first sectors of the two extents that stayed");
+            verify_metadata(&pool).unwrap();
+            assert_eq!(pool.info().allocated, ByteLen(2 * EXTENT));
+            if grown {
+                break;
+            }
+        }
+    }
+    println!("{unfinished} cuts left a shrinking unfinished");
+    assert!(unfinished > 0);
 }
 
 /// A killed process is no power cut: what it wrote is still in the device's cache when the next one opens the pool,
@@ -208,7 +323,7 @@ fn a_commit_longer_than_the_log_is_whole_or_old_at_every_batch() {
 fn a_killed_process_and_then_a_cut_lose_nothing_flushed() {
     for seed in 0..300 {
         let (mut device, pool) = small_pool();
-        let mut workload = Workload::new(seed);
+        let mut workload = Workload::new(seed, Shape::SMALL);
         let mut random = Random::new(!seed);
         for _ in 0..30 {
             workload.step(&pool).unwrap();

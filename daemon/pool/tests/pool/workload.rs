@@ -8,18 +8,47 @@ use units::{ByteLen, Fence, Lba, SectorCount, VolumeId};
 
 use crate::model::{Begun, EPOCH, Model, sealed, spec};
 
-/// 16 sectors an extent, and a log of 16 blocks: everything happens soon.
+/// The smallest extents, 16 sectors, and the smallest log, 16 blocks: everything happens soon.
 pub(crate) const EXTENT: u64 = 64 << 10;
 pub(crate) const LOG: u64 = 64 << 10;
 /// Extents in the small pool: fewer than the volumes could use, so that it is full now and then.
 pub(crate) const EXTENTS: u64 = 24;
-pub(crate) const DEVICE: ByteLen = ByteLen((2 << 20) + LOG + (1 + EXTENTS) * EXTENT);
+pub(crate) const DEVICE: ByteLen = Shape::SMALL.device_len();
 
-const VOLUMES_MAX: usize = 5;
-const SECTORS_MAX: u64 = 160;
+/// How the pool under test is laid out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    extent: u64,
+}
+
+impl Shape {
+    /// Many records fit a log block.
+    pub(crate) const SMALL: Self = Self { extent: EXTENT };
+    /// A log block holds one record, so that most commits are several blocks and the log is soon full; an entry of the
+    /// table is longer than what a device writes whole.
+    pub(crate) const LARGE: Self = Self { extent: 64 << 20 };
+
+    pub(crate) const fn device_len(self) -> ByteLen {
+        let base = ((2 << 20) + LOG).next_multiple_of(self.extent);
+        ByteLen(base + (1 + EXTENTS) * self.extent)
+    }
+
+    pub(crate) fn create_options(self) -> CreateOptions {
+        CreateOptions {
+            extent_len: ByteLen(self.extent),
+            log_len: Some(ByteLen(LOG)),
+            ..CreateOptions::default()
+        }
+    }
+
+    /// The first 16 sectors of each extent are used: the rest of a large one would only cost time.
+    fn sector(self, nth: u64) -> u64 {
+        nth / 16 * (self.extent / 4096) + nth % 16
+    }
+}
 
 pub(crate) fn create_options() -> CreateOptions {
-    CreateOptions { extent_len: ByteLen(EXTENT), log_len: Some(ByteLen(LOG)), ..CreateOptions::default() }
+    Shape::SMALL.create_options()
 }
 
 pub(crate) fn small_pool() -> (Arc<SimulatedDevice>, Arc<Pool>) {
@@ -27,6 +56,11 @@ pub(crate) fn small_pool() -> (Arc<SimulatedDevice>, Arc<Pool>) {
     let pool = Pool::create(device.clone(), create_options()).unwrap();
     (device, pool)
 }
+
+/// Most volumes at a time.
+const VOLUMES_MAX: usize = 5;
+/// Size of a volume, in sectors that are used.
+const SECTORS_MAX: u64 = 160;
 
 /// Numbers that look random and are the same for the same seed.
 #[derive(Clone, Debug)]
@@ -53,6 +87,7 @@ impl Random {
 
 /// A pool, what it should hold, and where the next operations come from.
 pub(crate) struct Workload {
+    shape: Shape,
     pub(crate) random: Random,
     pub(crate) model: Model,
     next_tag: u64,
@@ -60,13 +95,13 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed), model: Model::default(), next_tag: 1, next_volume: 1 }
+    pub(crate) fn new(seed: u64, shape: Shape) -> Self {
+        Self { shape, random: Random::new(seed), model: Model::default(), next_tag: 1, next_volume: 1 }
     }
 
     /// Goes on with a pool that may hold `model`, with tags that were not used before.
-    pub(crate) fn resume(model: Model, seed: u64, first_tag: u64) -> Self {
-        Self { random: Random::new(seed), model, next_tag: first_tag, next_volume: 128 }
+    pub(crate) fn resume(model: Model, seed: u64, first_tag: u64, shape: Shape) -> Self {
+        Self { shape, random: Random::new(seed), model, next_tag: first_tag, next_volume: 128 }
     }
 
     /// Does one operation. An error is one that ends the pool.
@@ -74,9 +109,7 @@ impl Workload {
         let ids = self.model.ids();
         let Some(id) = self.random.one_of(&ids) else { return self.create(pool) };
         match self.random.below(100) {
-            0..55 => self.write(pool, id),
-            55..70 => self.unmap(pool, id),
-            70..84 => self.flush(pool, id),
+            0..84 => self.step_on(pool, id),
             84..90 if ids.len() < VOLUMES_MAX => self.create(pool),
             84..93 => self.delete(pool, id),
             93..97 => self.resize(pool, id),
@@ -84,12 +117,29 @@ impl Workload {
         }
     }
 
+    /// Does one operation on the sectors of a volume.
+    pub(crate) fn step_on(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        match self.random.below(84) {
+            0..55 => self.write(pool, id),
+            55..70 => self.unmap(pool, id),
+            _ => self.flush(pool, id),
+        }
+    }
+
     /// A range, short more often than long, that the volume has.
     fn range(&mut self, id: VolumeId) -> (u64, u64) {
         let size = self.model.size(id);
-        let first = self.random.below(size);
+        let used = (0..=SECTORS_MAX).take_while(|nth| self.shape.sector(*nth) < size).count() as u64;
+        let nth = self.random.below(used);
         let longest = if self.random.below(4) == 0 { 64 } else { 6 };
-        (first, 1 + self.random.below(longest.min(size - first)))
+        let longest = if self.shape.extent == EXTENT { longest } else { 16 - nth % 16 };
+        let first = self.shape.sector(nth);
+        (first, (1 + self.random.below(longest)).min(size - first))
+    }
+
+    /// A size that a volume may have.
+    fn any_size(&mut self) -> u64 {
+        self.shape.sector(self.random.below(SECTORS_MAX)) + 1
     }
 
     fn write(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
@@ -113,14 +163,15 @@ impl Workload {
         let (mut first, mut count) = self.range(id);
         if self.random.below(3) == 0 {
             // Whole extents, so that some become free.
-            first -= first % 16;
-            count = count.next_multiple_of(16).min(self.model.size(id) - first);
+            let extent = self.shape.extent / 4096;
+            first -= first % extent;
+            count = count.next_multiple_of(extent).min(self.model.size(id) - first);
         }
         self.model.unmap(id, first, count);
         pool.volume(id)?.unmap(Lba(first), SectorCount(count))
     }
 
-    pub(crate) fn flush(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+    fn flush(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
         pool.volume(id)?.flush()?;
         self.model.flushed();
         Ok(())
@@ -130,7 +181,7 @@ impl Workload {
         while self.model.ids().contains(&spec(self.next_volume, 1).id) {
             self.next_volume = self.next_volume.wrapping_add(1);
         }
-        let spec = spec(self.next_volume, 1 + self.random.below(SECTORS_MAX));
+        let spec = spec(self.next_volume, self.any_size());
         self.next_volume = self.next_volume.wrapping_add(1);
         self.model.begin(Begun::Create(spec));
         pool.create_volume(spec)?;
@@ -146,7 +197,7 @@ impl Workload {
     }
 
     fn resize(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
-        let sectors = 1 + self.random.below(SECTORS_MAX);
+        let sectors = self.any_size();
         self.model.begin(Begun::Resize(id, sectors));
         pool.resize_volume(id, SectorCount(sectors))?;
         self.model.acknowledge();
