@@ -125,8 +125,8 @@ pub enum Rule {
     NotDirect { from: &'static [&'static str], to: &'static [&'static str], why: &'static str },
     /// Of the crates that are built into programs, only `dependents` name `target` in their manifest.
     OnlyBy { target: &'static str, dependents: &'static [&'static str], why: &'static str },
-    /// No crate that is built into a program asks for this feature of this crate.
-    FeatureOff { of: &'static str, feature: &'static str, why: &'static str },
+    /// No crate that is built into a program asks for this feature of any crate.
+    FeatureOff { feature: &'static str, why: &'static str },
 }
 
 /// Folders whose crates are built into programs; `tests/` and `benches/` are not.
@@ -138,7 +138,7 @@ impl Rule {
         match self {
             Self::Unreachable { from, to, .. } | Self::NotDirect { from, to, .. } => [from, to].concat(),
             Self::OnlyBy { target, dependents, .. } => [&[target], dependents].concat(),
-            Self::FeatureOff { of, .. } => vec![of],
+            Self::FeatureOff { .. } => Vec::new(),
         }
     }
 
@@ -172,11 +172,11 @@ impl Rule {
                     }
                 }
             }
-            Self::FeatureOff { of, feature, why } => {
+            Self::FeatureOff { feature, why } => {
                 let members = graph.members_under(PROGRAM_FOLDERS);
                 for (from, dependency, asked) in &graph.features {
-                    if dependency == of && asked == feature && members.contains(from) {
-                        found.push(format!("{from} asks {of} for `{feature}`: {why}"));
+                    if asked == feature && members.contains(from) {
+                        found.push(format!("{from} asks {dependency} for `{feature}`: {why}"));
                     }
                 }
             }

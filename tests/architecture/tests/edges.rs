@@ -151,10 +151,10 @@ fn a_rule_about_a_crate_that_is_gone_is_a_breach() {
     assert_eq!(rule.breaches(&Graph::of_workspace()).len(), 1);
 }
 
-/// The simulated device lives in RAM and loses what it is told to lose: no program may be built with it.
+/// Simulated twins lose what they are told to lose and hold keys in ordinary memory: no program may be built with one.
 #[test]
-fn no_program_is_built_with_a_simulated_device() {
-    let rule = Rule::FeatureOff { of: "device", feature: "simulated", why: "for tests only" };
+fn no_program_is_built_with_a_simulated_twin() {
+    let rule = Rule::FeatureOff { feature: "simulated", why: "for tests only" };
     let graph = Graph::of_workspace();
     assert_eq!(rule.breaches(&graph), Vec::<String>::new());
     assert_eq!(rule.breaches(&graph.with_feature("node", "device", "simulated")).len(), 1);
