@@ -1,0 +1,47 @@
+//! An S3 server on a volume in memory, to point clients at: `cargo run -p s3-server --example memory -- 127.0.0.1:9000`.
+//!
+//! Prints the access key it made. Nothing is kept. With a line on standard input the key is wiped (`seal`) or pushed again
+//! (`unseal`).
+
+use std::io::BufRead;
+
+use objects::Store;
+use objects::simulated::SimulatedVolume;
+use s3_server::S3Server;
+use tokio::net::TcpListener;
+use units::ByteLen;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".to_owned());
+    let mut volume = SimulatedVolume::new(ByteLen(1 << 40));
+    let mut store = Store::open(volume.clone())?;
+    let key = store.create_user("demo")?;
+    println!("AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}", key.id, key.secret.expose());
+    let server = S3Server::new("us-east-1");
+    server.set_store(Some(store.clone()));
+    let serving = server.clone();
+    let listener = TcpListener::bind(&address).await?;
+    println!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move { serving.serve(listener, None).await });
+    tokio::task::spawn_blocking(move || -> Result<(), objects::StoreError> {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            match line.trim() {
+                "seal" => {
+                    volume.wipe_key();
+                    server.set_store(None);
+                    store.close();
+                }
+                "unseal" => {
+                    volume = volume.unlocked_again();
+                    store = Store::open(volume.clone())?;
+                    server.set_store(Some(store.clone()));
+                }
+                other => println!("seal or unseal, not `{other}`"),
+            }
+        }
+        Ok(())
+    })
+    .await??;
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Bucket operations.
+
+use objects::BucketInfo;
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::{Answer, Backend, check_acl, serving};
+use crate::convert::{owner, timestamp};
+use crate::error::{from_store, invalid};
+
+/// The region whose buckets have no location constraint (S3).
+const CLASSIC_REGION: &str = "us-east-1";
+
+pub(super) async fn list(
+    backend: &Backend,
+    request: S3Request<ListBucketsInput>,
+) -> Answer<ListBucketsOutput> {
+    let serving = serving(&request)?;
+    let ListBucketsInput { bucket_region, continuation_token, max_buckets, prefix } = request.input;
+    let limit = match max_buckets {
+        None => usize::MAX,
+        Some(limit) => {
+            usize::try_from(limit).ok().filter(|limit| *limit > 0).ok_or(invalid("max-buckets"))?
+        }
+    };
+    let mut buckets = serving.run(|store| store.buckets().map_err(|error| from_store(&error))).await?;
+    let shown = |bucket: &BucketInfo| {
+        prefix.as_ref().is_none_or(|prefix| bucket.name.starts_with(prefix.as_str()))
+            && continuation_token.as_ref().is_none_or(|token| bucket.name > *token)
+            && bucket_region.as_ref().is_none_or(|region| *region == backend.region)
+    };
+    buckets.retain(shown);
+    let truncated = buckets.len() > limit;
+    buckets.truncate(limit);
+    let continuation_token = buckets.last().filter(|_| truncated).map(|bucket| bucket.name.clone());
+    let entry = |bucket: BucketInfo| Bucket {
+        bucket_region: Some(backend.region.clone()),
+        creation_date: Some(timestamp(bucket.created)),
+        name: Some(bucket.name),
+    };
+    Ok(S3Response::new(ListBucketsOutput {
+        buckets: Some(buckets.into_iter().map(entry).collect()),
+        continuation_token,
+        owner: Some(owner()),
+        prefix,
+    }))
+}
+
+pub(super) async fn create(
+    backend: &Backend,
+    request: S3Request<CreateBucketInput>,
+) -> Answer<CreateBucketOutput> {
+    let serving = serving(&request)?;
+    let CreateBucketInput { acl, bucket, create_bucket_configuration, .. } = request.input;
+    check_acl(acl.as_ref().map(BucketCannedACL::as_str))?;
+    check_location(&backend.region, create_bucket_configuration)?;
+    let location = format!("/{bucket}");
+    serving.run(move |store| store.create_bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    Ok(S3Response::new(CreateBucketOutput { location: Some(location) }))
+}
+
+fn check_location(region: &str, configuration: Option<CreateBucketConfiguration>) -> S3Result<()> {
+    let constraint = configuration.and_then(|configuration| configuration.location_constraint);
+    let constraint = constraint.as_ref().map(BucketLocationConstraint::as_str).unwrap_or_default();
+    if constraint.is_empty() || constraint == region {
+        return Ok(());
+    }
+    Err(s3_error!(IllegalLocationConstraintException, "buckets of this server are in the region {region}"))
+}
+
+pub(super) async fn head(backend: &Backend, request: S3Request<HeadBucketInput>) -> Answer<HeadBucketOutput> {
+    let serving = serving(&request)?;
+    let bucket = request.input.bucket;
+    serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    let bucket_region = Some(backend.region.clone());
+    Ok(S3Response::new(HeadBucketOutput { bucket_region, ..HeadBucketOutput::default() }))
+}
+
+pub(super) async fn location(
+    backend: &Backend,
+    request: S3Request<GetBucketLocationInput>,
+) -> Answer<GetBucketLocationOutput> {
+    let serving = serving(&request)?;
+    let bucket = request.input.bucket;
+    serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    let location_constraint =
+        (backend.region != CLASSIC_REGION).then(|| BucketLocationConstraint::from(backend.region.clone()));
+    Ok(S3Response::new(GetBucketLocationOutput { location_constraint }))
+}
+
+pub(super) async fn delete(request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {
+    let serving = serving(&request)?;
+    let bucket = request.input.bucket;
+    serving.run(move |store| store.delete_bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    Ok(S3Response::new(DeleteBucketOutput::default()))
+}

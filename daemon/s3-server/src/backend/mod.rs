@@ -1,0 +1,167 @@
+//! The operations: what the protocol asks, said to the store. Everything not here is answered with NotImplemented by the
+//! protocol code.
+
+mod buckets;
+mod lists;
+mod multipart;
+mod object;
+
+use s3s::dto::*;
+use s3s::{S3, S3Request, S3Response, S3Result};
+
+use crate::error;
+use crate::slot::Serving;
+use crate::upload::BodyMemory;
+
+/// Carries out operations on the store that came with the request.
+#[derive(Clone, Debug)]
+pub(crate) struct Backend {
+    pub(crate) region: String,
+    pub(crate) memory: BodyMemory,
+}
+
+/// The store that served when the request came in: it stays with the request, whatever is served meanwhile.
+fn serving<T>(request: &S3Request<T>) -> S3Result<Serving> {
+    request.extensions.get::<Serving>().cloned().ok_or_else(error::sealed)
+}
+
+/// A header that the type of the operation has no field for.
+fn header<'a, T>(request: &'a S3Request<T>, name: &str) -> Option<&'a str> {
+    request.headers.get(name)?.to_str().ok()
+}
+
+/// There is one version of an object, the null one.
+fn check_version(version: Option<&str>) -> S3Result<()> {
+    match version {
+        None | Some("" | "null") => Ok(()),
+        Some(_) => Err(s3s::s3_error!(NoSuchVersion, "this server keeps one version of an object")),
+    }
+}
+
+/// Everything is private to the server's users.
+fn check_acl(acl: Option<&str>) -> S3Result<()> {
+    match acl {
+        None | Some("private" | "bucket-owner-full-control" | "bucket-owner-read") => Ok(()),
+        Some(_) => {
+            Err(s3s::s3_error!(AccessControlListNotSupported, "access control lists are not supported"))
+        }
+    }
+}
+
+fn check_storage_class(class: Option<&StorageClass>) -> S3Result<()> {
+    match class.map(StorageClass::as_str) {
+        None | Some(StorageClass::STANDARD) => Ok(()),
+        Some(_) => Err(s3s::s3_error!(InvalidStorageClass, "STANDARD is the only storage class")),
+    }
+}
+
+/// Everything is encrypted at rest with AES-256; keys of a service that this server does not know are another matter.
+fn check_encryption(encryption: Option<&ServerSideEncryption>) -> S3Result<()> {
+    match encryption.map(ServerSideEncryption::as_str) {
+        None | Some(ServerSideEncryption::AES256) => Ok(()),
+        Some(_) => Err(s3s::s3_error!(NotImplemented, "AES256 is the only server-side encryption")),
+    }
+}
+
+type Answer<T> = S3Result<S3Response<T>>;
+
+#[async_trait::async_trait]
+impl S3 for Backend {
+    async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> Answer<ListBucketsOutput> {
+        buckets::list(self, request).await
+    }
+
+    async fn create_bucket(&self, request: S3Request<CreateBucketInput>) -> Answer<CreateBucketOutput> {
+        buckets::create(self, request).await
+    }
+
+    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> Answer<HeadBucketOutput> {
+        buckets::head(self, request).await
+    }
+
+    async fn get_bucket_location(
+        &self,
+        request: S3Request<GetBucketLocationInput>,
+    ) -> Answer<GetBucketLocationOutput> {
+        buckets::location(self, request).await
+    }
+
+    async fn delete_bucket(&self, request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {
+        buckets::delete(request).await
+    }
+
+    async fn list_objects(&self, request: S3Request<ListObjectsInput>) -> Answer<ListObjectsOutput> {
+        lists::objects_v1(request).await
+    }
+
+    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
+        lists::objects_v2(request).await
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> Answer<ListMultipartUploadsOutput> {
+        lists::uploads(request).await
+    }
+
+    async fn list_parts(&self, request: S3Request<ListPartsInput>) -> Answer<ListPartsOutput> {
+        lists::parts(request).await
+    }
+
+    async fn put_object(&self, request: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
+        object::put(self, request).await
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
+        object::get(self, request).await
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
+        object::head(request).await
+    }
+
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
+        object::delete(request).await
+    }
+
+    async fn delete_objects(&self, request: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
+        object::delete_many(request).await
+    }
+
+    async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
+        object::copy(request).await
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> Answer<CreateMultipartUploadOutput> {
+        multipart::create(request).await
+    }
+
+    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> Answer<UploadPartOutput> {
+        multipart::upload(self, request).await
+    }
+
+    async fn upload_part_copy(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> Answer<UploadPartCopyOutput> {
+        multipart::upload_copy(request).await
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> Answer<CompleteMultipartUploadOutput> {
+        multipart::complete(request).await
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> Answer<AbortMultipartUploadOutput> {
+        multipart::abort(request).await
+    }
+}

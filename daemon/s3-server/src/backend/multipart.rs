@@ -1,0 +1,170 @@
+//! Multipart uploads.
+
+use objects::{CompleteOptions, PartInfo};
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::object::copy_source;
+use super::{Answer, Backend, check_acl, check_encryption, check_storage_class, header, serving};
+use crate::conditions::{ReadConditions, source_range};
+use crate::convert::{
+    algorithm, algorithm_name, checksum_fields, condition, etag, kind, kind_name, object_headers,
+    set_checksum_fields, timestamp,
+};
+use crate::error::{from_store, invalid};
+use crate::upload::Upload;
+
+fn part_number(number: i32) -> S3Result<u16> {
+    u16::try_from(number).map_err(|_| invalid("part numbers run from 1 to 10,000"))
+}
+
+pub(super) async fn create(
+    request: S3Request<CreateMultipartUploadInput>,
+) -> Answer<CreateMultipartUploadOutput> {
+    let serving = serving(&request)?;
+    let mut input = request.input;
+    check_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
+    check_storage_class(input.storage_class.as_ref())?;
+    check_encryption(input.server_side_encryption.as_ref())?;
+    let checksum = match &input.checksum_algorithm {
+        None => None,
+        Some(name) => {
+            let algorithm = algorithm(name.as_str())?;
+            let kind = input.checksum_type.as_ref().map(kind).transpose()?;
+            Some((algorithm, kind.unwrap_or_else(|| algorithm.default_kind())))
+        }
+    };
+    let metadata = object_headers!(input).into_metadata();
+    let (bucket, key) = (input.bucket.clone(), input.key.clone());
+    let upload = serving
+        .run(move |store| {
+            store.create_upload(&bucket, &key, metadata, checksum).map_err(|error| from_store(&error))
+        })
+        .await?;
+    Ok(S3Response::new(CreateMultipartUploadOutput {
+        bucket: Some(input.bucket),
+        checksum_algorithm: checksum.map(|(algorithm, _)| algorithm_name(algorithm)),
+        checksum_type: checksum.map(|(_, kind)| kind_name(kind)),
+        key: Some(input.key),
+        server_side_encryption: input.server_side_encryption,
+        upload_id: Some(upload.id),
+        ..CreateMultipartUploadOutput::default()
+    }))
+}
+
+pub(super) async fn upload(
+    backend: &Backend,
+    mut request: S3Request<UploadPartInput>,
+) -> Answer<UploadPartOutput> {
+    let serving = serving(&request)?;
+    let announced = header(&request, "x-amz-trailer").map(str::to_owned);
+    let trailers = request.trailing_headers.take();
+    let mut input = request.input;
+    let number = part_number(input.part_number)?;
+    let upload = Upload {
+        body: input.body.take(),
+        length: input.content_length,
+        md5: input.content_md5.take(),
+        checksums: checksum_fields!(input),
+        algorithm: input.checksum_algorithm.map(|name| name.as_str().to_owned()),
+        announced,
+        trailers,
+    };
+    let receiver = upload.check()?;
+    let (bucket, key, id, checksum) = (input.bucket, input.key, input.upload_id, receiver.algorithm);
+    let part: PartInfo = receiver
+        .receive(
+            &serving,
+            &backend.memory,
+            move |store, length| store.upload_part((&bucket, &key), &id, number, Some(length), checksum),
+            |writer, declared| writer.finish(&declared),
+        )
+        .await?;
+    let mut output = UploadPartOutput { e_tag: Some(etag(&part.etag)), ..UploadPartOutput::default() };
+    set_checksum_fields!(output, part.checksum.as_ref());
+    Ok(S3Response::new(output))
+}
+
+pub(super) async fn upload_copy(request: S3Request<UploadPartCopyInput>) -> Answer<UploadPartCopyOutput> {
+    let serving = serving(&request)?;
+    let input = request.input;
+    let number = part_number(input.part_number)?;
+    let source = copy_source(&input.copy_source)?;
+    let conditions = ReadConditions {
+        if_match: input.copy_source_if_match,
+        if_none_match: input.copy_source_if_none_match,
+        if_modified_since: input.copy_source_if_modified_since,
+        if_unmodified_since: input.copy_source_if_unmodified_since,
+    };
+    let (bucket, key, id, range) = (input.bucket, input.key, input.upload_id, input.copy_source_range);
+    let part = serving
+        .run(move |store| {
+            let object = store.object(&source.0, &source.1).map_err(|error| from_store(&error))?;
+            conditions.check_source(object.info())?;
+            let range = source_range(range.as_deref(), object.info().bytes)?;
+            store.copy_part(&object, &range, (&bucket, &key), &id, number).map_err(|error| from_store(&error))
+        })
+        .await?;
+    let mut result = CopyPartResult {
+        e_tag: Some(etag(&part.etag)),
+        last_modified: Some(timestamp(part.modified)),
+        ..CopyPartResult::default()
+    };
+    set_checksum_fields!(result, part.checksum.as_ref());
+    Ok(S3Response::new(UploadPartCopyOutput {
+        copy_part_result: Some(result),
+        ..UploadPartCopyOutput::default()
+    }))
+}
+
+fn completed_part(mut part: CompletedPart) -> S3Result<objects::CompletedPart> {
+    let malformed = || s3_error!(MalformedXML, "every part needs its number and its ETag");
+    let number = part_number(part.part_number.ok_or_else(malformed)?)?;
+    let etag = part.e_tag.take().ok_or_else(malformed)?.into_value();
+    let checksum = checksum_fields!(part).checksum()?;
+    Ok(objects::CompletedPart { number, etag, checksum })
+}
+
+pub(super) async fn complete(
+    request: S3Request<CompleteMultipartUploadInput>,
+) -> Answer<CompleteMultipartUploadOutput> {
+    let serving = serving(&request)?;
+    let mut input = request.input;
+    let listed = input.multipart_upload.take().and_then(|upload| upload.parts).unwrap_or_default();
+    if listed.is_empty() {
+        return Err(s3_error!(MalformedXML, "the list of parts is empty"));
+    }
+    let parts = listed.into_iter().map(completed_part).collect::<S3Result<Vec<_>>>()?;
+    let bytes =
+        input.mpu_object_size.map(u64::try_from).transpose().map_err(|_| invalid("x-amz-mp-object-size"))?;
+    let checksum = checksum_fields!(input).checksum()?;
+    let condition = condition(input.if_match.take(), input.if_none_match.take());
+    let options = CompleteOptions { condition, bytes, checksum };
+    let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id);
+    let info = serving
+        .run(move |store| {
+            store.complete_upload(&bucket, &key, &id, parts, options).map_err(|error| from_store(&error))
+        })
+        .await?;
+    let mut output = CompleteMultipartUploadOutput {
+        location: Some(format!("/{}/{}", input.bucket, input.key)),
+        bucket: Some(input.bucket),
+        key: Some(input.key),
+        e_tag: Some(etag(&info.etag)),
+        checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
+        ..CompleteMultipartUploadOutput::default()
+    };
+    set_checksum_fields!(output, info.checksum.as_ref());
+    Ok(S3Response::new(output))
+}
+
+pub(super) async fn abort(
+    request: S3Request<AbortMultipartUploadInput>,
+) -> Answer<AbortMultipartUploadOutput> {
+    let serving = serving(&request)?;
+    let AbortMultipartUploadInput { bucket, key, upload_id, .. } = request.input;
+    serving
+        .run(move |store| store.abort_upload(&bucket, &key, &upload_id).map_err(|error| from_store(&error)))
+        .await?;
+    Ok(S3Response::new(AbortMultipartUploadOutput::default()))
+}

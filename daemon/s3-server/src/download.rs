@@ -1,0 +1,99 @@
+//! Bodies on their way out: one chunk being read while the one before it is sent, and the key asked for again before each
+//! leaves.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures::Stream;
+use objects::{ObjectReader, StoreError};
+use s3s::dto::StreamingBlob;
+use s3s::stream::{ByteStream, RemainingLength};
+use s3s::{Body, StdError};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+
+use crate::limits::CHUNK_BYTES;
+use crate::slot::Serving;
+
+type Chunk = (ObjectReader, Result<Option<Vec<u8>>, StoreError>);
+
+/// The body of a response, its first chunk read already: so an object that can't be read is an error and not a broken
+/// body, and a small object leaves in one piece with its headers.
+pub(crate) fn body(
+    serving: Serving,
+    first: Vec<u8>,
+    reader: ObjectReader,
+    permit: OwnedSemaphorePermit,
+) -> StreamingBlob {
+    if reader.remaining() == 0 {
+        return StreamingBlob::from(Body::from(Bytes::from(first)));
+    }
+    let remaining = first.len() as u64 + reader.remaining();
+    let first = Some(Bytes::from(first));
+    StreamingBlob::new(Chunks { serving, first, next: Next::Idle(Some(reader)), remaining, _permit: permit })
+}
+
+enum Next {
+    Idle(Option<ObjectReader>),
+    Reading(JoinHandle<Chunk>),
+}
+
+struct Chunks {
+    serving: Serving,
+    first: Option<Bytes>,
+    next: Next,
+    /// Bytes not yet handed out.
+    remaining: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Chunks {
+    fn start_reading(&mut self) {
+        if let Next::Idle(reader) = &mut self.next
+            && let Some(mut reader) = reader.take_if(|reader| reader.remaining() > 0)
+        {
+            self.next = Next::Reading(tokio::task::spawn_blocking(move || {
+                let chunk = reader.next_chunk(CHUNK_BYTES);
+                (reader, chunk)
+            }));
+        }
+    }
+
+    fn hand_out(&mut self, chunk: Bytes) -> Result<Bytes, StdError> {
+        // Read while the key was there; it may be gone since.
+        self.serving.store.check()?;
+        self.remaining = self.remaining.saturating_sub(chunk.len() as u64);
+        Ok(chunk)
+    }
+}
+
+impl Stream for Chunks {
+    type Item = Result<Bytes, StdError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        this.start_reading();
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(Some(this.hand_out(first)));
+        }
+        let Next::Reading(reading) = &mut this.next else { return Poll::Ready(None) };
+        let finished = ready!(Pin::new(reading).poll(cx));
+        this.next = Next::Idle(None);
+        let (reader, chunk) = finished?;
+        match chunk? {
+            Some(chunk) => {
+                this.next = Next::Idle(Some(reader));
+                Poll::Ready(Some(this.hand_out(Bytes::from(chunk))))
+            }
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+impl ByteStream for Chunks {
+    fn remaining_length(&self) -> RemainingLength {
+        usize::try_from(self.remaining)
+            .map_or_else(|_| RemainingLength::unknown(), RemainingLength::new_exact)
+    }
+}

@@ -1,0 +1,341 @@
+//! What a request must be before the protocol code looks at it.
+//!
+//! The protocol code checks signatures; it does not ask what a signature covers, nor how long a presigned URL is good for.
+//! It carries out what it knows and ignores headers that it was not told of. This module closes these gaps:
+//!
+//! - every `x-amz-*` header must be one that this server honours, so that nothing a client relies on (another encryption,
+//!   a lock, an owner check) is silently left out;
+//! - every `x-amz-*` header must be covered by the signature, so that who holds a presigned URL can't turn it into another
+//!   request (a PUT into a copy, say);
+//! - a presigned URL is good for seven days at most;
+//! - the region must be this server's;
+//! - signature version 2 is taken in presigned URLs only, which is what clients make by default; see `signature_v2`.
+
+use http::request::Parts;
+use http::{HeaderName, Method};
+use s3s::{S3Error, S3ErrorCode, S3Result};
+
+use crate::error::not_implemented;
+use crate::limits::PRESIGNED_SECONDS_MAX;
+use crate::signature_v2;
+
+/// `x-amz-*` headers that are honoured, or that ask for nothing.
+const HEADERS: [&str; 40] = [
+    "x-amz-acl",
+    "x-amz-bucket-region",
+    "x-amz-checksum-algorithm",
+    "x-amz-checksum-crc32",
+    "x-amz-checksum-crc32c",
+    "x-amz-checksum-crc64nvme",
+    "x-amz-checksum-mode",
+    "x-amz-checksum-sha1",
+    "x-amz-checksum-sha256",
+    "x-amz-checksum-type",
+    "x-amz-content-sha256",
+    "x-amz-copy-source",
+    "x-amz-copy-source-if-match",
+    "x-amz-copy-source-if-modified-since",
+    "x-amz-copy-source-if-none-match",
+    "x-amz-copy-source-if-unmodified-since",
+    "x-amz-copy-source-range",
+    "x-amz-date",
+    "x-amz-decoded-content-length",
+    "x-amz-fetch-owner",
+    "x-amz-max-keys",
+    "x-amz-max-parts",
+    "x-amz-max-uploads",
+    "x-amz-metadata-directive",
+    "x-amz-mp-object-size",
+    "x-amz-object-attributes",
+    "x-amz-object-ownership",
+    "x-amz-optional-object-attributes",
+    "x-amz-part-number-marker",
+    "x-amz-request-id",
+    "x-amz-request-payer",
+    "x-amz-sdk-checksum-algorithm",
+    "x-amz-sdk-request",
+    "x-amz-sdk-invocation-id",
+    "x-amz-server-side-encryption",
+    "x-amz-storage-class",
+    "x-amz-tagging-directive",
+    "x-amz-trailer",
+    "x-amz-user-agent",
+    "x-amz-version-id",
+];
+
+/// Headers that need no signature: they describe the client or are checked against the body.
+const UNSIGNED_HEADERS: [&str; 4] =
+    ["x-amz-content-sha256", "x-amz-user-agent", "x-amz-sdk-request", "x-amz-sdk-invocation-id"];
+
+const USER_METADATA: &str = "x-amz-meta-";
+
+/// How a request is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Signed {
+    /// Version 4, in the header or as a presigned URL.
+    V4,
+    /// Version 2, presigned.
+    PresignedV2 {
+        /// Access key id.
+        access_key: String,
+        /// What the URL claims.
+        signature: String,
+        /// Second since 1970 after which it is void.
+        expires: String,
+    },
+}
+
+/// Refuses what this server does not do, and what is not or not sufficiently signed. `now`: seconds since 1970.
+pub(crate) fn check(head: &Parts, region: &str, now: i64) -> S3Result<Signed> {
+    check_headers(head)?;
+    if head.method == Method::POST
+        && content_type(head).is_some_and(|kind| kind.starts_with("multipart/form-data"))
+    {
+        return Err(not_implemented("POST of browser forms is not implemented".to_owned()));
+    }
+    check_signature(head, region, now)
+}
+
+fn content_type(head: &Parts) -> Option<String> {
+    Some(head.headers.get(http::header::CONTENT_TYPE)?.to_str().ok()?.trim().to_ascii_lowercase())
+}
+
+fn amz_headers(head: &Parts) -> impl Iterator<Item = &HeaderName> {
+    head.headers.keys().filter(|name| name.as_str().starts_with("x-amz-"))
+}
+
+fn check_headers(head: &Parts) -> S3Result<()> {
+    let unknown = amz_headers(head).find(|name| {
+        let name = name.as_str();
+        !name.starts_with(USER_METADATA) && !HEADERS.contains(&name)
+    });
+    match unknown {
+        Some(name) => {
+            Err(not_implemented(format!("the header {name} asks for something that is not implemented")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The decoded value of a query parameter that is there once.
+pub(crate) fn query(head: &Parts, name: &str) -> Option<String> {
+    let query = head.uri.query()?;
+    let mut found = query.split('&').filter_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| percent_decode(value))
+    });
+    let value = found.next()?;
+    if found.next().is_some() { None } else { value }
+}
+
+/// `None` if it does not decode to text.
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        rest = tail;
+        match first {
+            b'%' => {
+                let (digits, tail) = rest.split_at_checked(2)?;
+                if !digits.iter().all(u8::is_ascii_hexdigit) {
+                    return None;
+                }
+                bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+                rest = tail;
+            }
+            b'+' => bytes.push(b' '),
+            byte => bytes.push(*byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+pub(crate) fn denied(message: &'static str) -> S3Error {
+    S3Error::with_message(S3ErrorCode::AccessDenied, message)
+}
+
+fn check_signature(head: &Parts, region: &str, now: i64) -> S3Result<Signed> {
+    let malformed = || {
+        S3Error::with_message(
+            S3ErrorCode::AuthorizationQueryParametersError,
+            "the presigned URL can't be read",
+        )
+    };
+    if query(head, "X-Amz-Signature").is_some() {
+        let expires: i64 =
+            query(head, "X-Amz-Expires").and_then(|text| text.parse().ok()).ok_or_else(malformed)?;
+        if !(1..=PRESIGNED_SECONDS_MAX).contains(&expires) {
+            return Err(S3Error::with_message(
+                S3ErrorCode::AuthorizationQueryParametersError,
+                "X-Amz-Expires must be between 1 second and 7 days",
+            ));
+        }
+        let signed = query(head, "X-Amz-SignedHeaders").ok_or_else(malformed)?;
+        let credential = query(head, "X-Amz-Credential").ok_or_else(malformed)?;
+        check_coverage(head, &signed)?;
+        return check_region(&credential, region).map(|()| Signed::V4);
+    }
+    if let Some(signature) = query(head, "Signature") {
+        let access_key = query(head, "AWSAccessKeyId").ok_or_else(malformed)?;
+        let expires = query(head, "Expires").ok_or_else(malformed)?;
+        let until: i64 = expires.parse().map_err(|_| malformed())?;
+        if until > now.saturating_add(PRESIGNED_SECONDS_MAX) {
+            return Err(denied("a presigned URL is good for 7 days at most"));
+        }
+        signature_v2::check_query(head)?;
+        return Ok(Signed::PresignedV2 { access_key, signature, expires });
+    }
+    let header =
+        head.headers.get(http::header::AUTHORIZATION).ok_or_else(|| denied("requests must be signed"))?;
+    let header = header.to_str().map_err(|_| denied("the Authorization header can't be read"))?;
+    let Some(fields) = header.strip_prefix("AWS4-HMAC-SHA256") else {
+        return Err(S3Error::with_message(
+            S3ErrorCode::InvalidRequest,
+            "this authorization mechanism is not supported: use AWS4-HMAC-SHA256",
+        ));
+    };
+    let field = |name: &str| fields.split(',').find_map(|field| field.trim().strip_prefix(name));
+    let unreadable = || {
+        S3Error::with_message(
+            S3ErrorCode::AuthorizationHeaderMalformed,
+            "the Authorization header can't be read",
+        )
+    };
+    check_coverage(head, field("SignedHeaders=").ok_or_else(unreadable)?)?;
+    check_region(field("Credential=").ok_or_else(unreadable)?, region).map(|()| Signed::V4)
+}
+
+/// Whether the signature covers the host and everything that says what the request means.
+fn check_coverage(head: &Parts, signed: &str) -> S3Result<()> {
+    let covers = |name: &str| signed.split(';').any(|signed| signed == name);
+    if !covers("host") {
+        return Err(denied("the signature must cover the host header"));
+    }
+    let open =
+        amz_headers(head).any(|name| !UNSIGNED_HEADERS.contains(&name.as_str()) && !covers(name.as_str()));
+    if open {
+        return Err(denied("there are x-amz headers that the signature does not cover"));
+    }
+    Ok(())
+}
+
+/// `credential`: access key id / date / region / service / aws4_request, the id without a slash in it.
+fn check_region(credential: &str, region: &str) -> S3Result<()> {
+    let named = credential.rsplit('/').nth(2).unwrap_or_default();
+    if named == region {
+        return Ok(());
+    }
+    let mut error = S3Error::with_message(
+        S3ErrorCode::AuthorizationHeaderMalformed,
+        format!("the region '{named}' is wrong; expecting '{region}'"),
+    );
+    error.set_status_code(http::StatusCode::BAD_REQUEST);
+    Err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+    const CREDENTIAL: &str = "NLKEY/20270115/us-east-1/s3/aws4_request";
+
+    fn head(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder().method("PUT").uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn authorization(signed: &str) -> String {
+        format!("AWS4-HMAC-SHA256 Credential={CREDENTIAL}, SignedHeaders={signed}, Signature=00")
+    }
+
+    fn check_at(uri: &str, headers: &[(&str, &str)]) -> Result<Signed, S3ErrorCode> {
+        check(&head(uri, headers), "us-east-1", NOW).map_err(|error| error.code().clone())
+    }
+
+    fn presigned(expires: &str, signed: &str) -> String {
+        let credential = CREDENTIAL.replace('/', "%2F");
+        format!(
+            "/b/k?X-Amz-Credential={credential}&X-Amz-Expires={expires}&X-Amz-SignedHeaders={signed}&X-Amz-Signature=00"
+        )
+    }
+
+    #[test]
+    fn what_is_not_signed_is_refused() {
+        assert_eq!(check_at("/b/k", &[]), Err(S3ErrorCode::AccessDenied));
+        assert_eq!(check_at("/b/k", &[("authorization", "AWS NLKEY:00")]), Err(S3ErrorCode::InvalidRequest));
+        assert_eq!(
+            check_at("/b/k", &[("authorization", "Basic bm86bm8=")]),
+            Err(S3ErrorCode::InvalidRequest)
+        );
+    }
+
+    #[test]
+    fn a_header_that_changes_the_request_must_be_signed() {
+        let open = authorization("host;x-amz-date");
+        let date = ("x-amz-date", "20270115T000000Z");
+        assert_eq!(check_at("/b/k", &[("authorization", &open), date]), Ok(Signed::V4));
+        let copy = ("x-amz-copy-source", "/other/secret");
+        assert_eq!(check_at("/b/k", &[("authorization", &open), date, copy]), Err(S3ErrorCode::AccessDenied));
+        assert_eq!(check_at(&presigned("60", "host"), &[copy]), Err(S3ErrorCode::AccessDenied));
+        assert_eq!(check_at(&presigned("60", "host%3Bx-amz-copy-source"), &[copy]), Ok(Signed::V4));
+        assert_eq!(check_at(&presigned("60", "range"), &[]), Err(S3ErrorCode::AccessDenied));
+        let unhosted = authorization("x-amz-date");
+        assert_eq!(check_at("/b/k", &[("authorization", &unhosted), date]), Err(S3ErrorCode::AccessDenied));
+    }
+
+    #[test]
+    fn presigned_urls_are_good_for_seven_days_at_most() {
+        let refused = Err(S3ErrorCode::AuthorizationQueryParametersError);
+        assert_eq!(check_at(&presigned("604800", "host"), &[]), Ok(Signed::V4));
+        for expires in ["604801", "0", "-1", "x", "99999999999999999999"] {
+            assert_eq!(check_at(&presigned(expires, "host"), &[]), refused, "{expires}");
+        }
+        let v2 = |expires: i64| format!("/b/k?AWSAccessKeyId=a%2Bb&Signature=c%3D&Expires={expires}");
+        let found = check_at(&v2(NOW + PRESIGNED_SECONDS_MAX), &[]).unwrap();
+        let expected = Signed::PresignedV2 {
+            access_key: "a+b".to_owned(),
+            signature: "c=".to_owned(),
+            expires: (NOW + PRESIGNED_SECONDS_MAX).to_string(),
+        };
+        assert_eq!(found, expected);
+        assert_eq!(check_at(&v2(NOW + PRESIGNED_SECONDS_MAX + 1), &[]), Err(S3ErrorCode::AccessDenied));
+    }
+
+    #[test]
+    fn the_region_must_be_this_servers() {
+        let signed = ("authorization", &*authorization("host"));
+        let elsewhere = check(&head("/b/k", &[signed]), "eu-central-1", NOW).unwrap_err();
+        assert_eq!(elsewhere.code(), &S3ErrorCode::AuthorizationHeaderMalformed);
+        assert!(elsewhere.message().unwrap().contains("expecting 'eu-central-1'"));
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused_by_name() {
+        for name in [
+            "x-amz-server-side-encryption-customer-key",
+            "x-amz-object-lock-mode",
+            "x-amz-tagging",
+            "x-amz-grant-read",
+            "x-amz-expected-bucket-owner",
+            "x-amz-security-token",
+        ] {
+            let headers = [("authorization", &*authorization(&format!("host;{name}"))), (name, "x")];
+            let error = check(&head("/b/k", &headers), "us-east-1", NOW).unwrap_err();
+            assert_eq!(error.code(), &S3ErrorCode::NotImplemented);
+            assert!(error.message().unwrap().contains(name));
+        }
+    }
+
+    #[test]
+    fn percent_decoding_never_panics() {
+        assert_eq!(percent_decode("a%2Fb+c").unwrap(), "a/b c");
+        for bad in ["%", "%2", "%zz", "%ff", "%+1"] {
+            let _ = percent_decode(bad);
+        }
+        assert_eq!(percent_decode("%ff"), None);
+    }
+}

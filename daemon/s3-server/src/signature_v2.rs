@@ -1,0 +1,138 @@
+//! Presigned URLs of signature version 2, for objects.
+//!
+//! Clients still make them by default (boto3 for us-east-1). Version 2 signs only part of a query, and the protocol code
+//! compares its signatures byte by byte; so a URL must name an object, may have no parameter that the signature leaves
+//! open, and is verified here in constant time before the protocol code sees it.
+//!
+//! Amazon S3 Developer Guide (API version 2006-03-01), "Signing and authenticating REST requests", "Query string request
+//! authentication alternative".
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use http::request::Parts;
+use s3s::S3Result;
+use sha1::Sha1;
+
+use crate::error::not_implemented;
+use crate::policy::{percent_decode, query};
+
+/// Parameters that the signature covers and that an object request may have, in order.
+const SIGNED: [&str; 9] = [
+    "partNumber",
+    "response-cache-control",
+    "response-content-disposition",
+    "response-content-encoding",
+    "response-content-language",
+    "response-content-type",
+    "response-expires",
+    "uploadId",
+    "versionId",
+];
+
+/// Parameters of the signature itself.
+const OWN: [&str; 3] = ["AWSAccessKeyId", "Expires", "Signature"];
+
+/// Refuses URLs that are not for an object, or with parameters that the signature would leave open.
+pub(crate) fn check_query(head: &Parts) -> S3Result<()> {
+    let names_object =
+        head.uri.path().trim_start_matches('/').split_once('/').is_some_and(|(_, key)| !key.is_empty());
+    let query = head.uri.query().unwrap_or_default();
+    let open = query
+        .split('&')
+        .map(|pair| pair.split('=').next().unwrap_or_default())
+        .find(|name| !OWN.contains(name) && !SIGNED.contains(name));
+    match open {
+        _ if !names_object => Err(not_implemented(
+            "presigned URLs of signature version 2 are for objects only: sign with version 4".to_owned(),
+        )),
+        Some(name) => Err(not_implemented(format!(
+            "the parameter {name} in a presigned URL of signature version 2 is not implemented: sign with version 4"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn string_to_sign(head: &Parts, expires: &str) -> Option<String> {
+    let header = |name: &str| head.headers.get(name).map_or(Some(""), |value| value.to_str().ok());
+    let mut text =
+        format!("{}\n{}\n{}\n{expires}\n", head.method, header("content-md5")?, header("content-type")?);
+    let mut names: Vec<&str> =
+        head.headers.keys().map(http::HeaderName::as_str).filter(|name| name.starts_with("x-amz-")).collect();
+    names.sort_unstable();
+    for name in names {
+        let values: Option<Vec<&str>> =
+            head.headers.get_all(name).iter().map(|value| value.to_str().ok().map(str::trim)).collect();
+        text.push_str(&format!("{name}:{}\n", values?.join(",")));
+    }
+    text.push_str(head.uri.path());
+    let mut separator = '?';
+    for name in SIGNED {
+        if let Some(value) = query(head, name) {
+            text.push(separator);
+            text.push_str(name);
+            if !value.is_empty() {
+                text.push('=');
+                text.push_str(&value);
+            }
+            separator = '&';
+        }
+    }
+    Some(text)
+}
+
+/// Whether `signature` is the one that `secret` makes for the request.
+pub(crate) fn verifies(head: &Parts, expires: &str, signature: &str, secret: &str) -> S3Result<()> {
+    let mismatch = || {
+        s3s::S3Error::with_message(s3s::S3ErrorCode::SignatureDoesNotMatch, "the signature does not match")
+    };
+    let text = string_to_sign(head, expires).ok_or_else(mismatch)?;
+    // Some clients encode the signature twice.
+    let signature = percent_decode(&signature.replace('+', "%2B")).ok_or_else(mismatch)?;
+    let claimed = STANDARD.decode(signature).map_err(|_| mismatch())?;
+    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).map_err(|_| mismatch())?;
+    mac.update(text.as_bytes());
+    mac.verify_slice(&claimed).map_err(|_| mismatch())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of the Developer Guide.
+    const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+    const EXAMPLE: &str = "/awsexamplebucket1/photos/puppy.jpg?AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE&Expires=1175139620\
+                           &Signature=NpgCjnDzrM%2BWFzoENXmpNDUsSn8%3D";
+
+    fn head(method: &str, uri: &str) -> Parts {
+        http::Request::builder().method(method).uri(uri).body(()).unwrap().into_parts().0
+    }
+
+    fn check(head: &Parts) -> bool {
+        let (expires, signature) = (query(head, "Expires").unwrap(), query(head, "Signature").unwrap());
+        verifies(head, &expires, &signature, SECRET).is_ok()
+    }
+
+    #[test]
+    fn the_published_example_verifies_and_nothing_else_does() {
+        assert!(check(&head("GET", EXAMPLE)));
+        assert!(!check(&head("PUT", EXAMPLE)));
+        assert!(!check(&head("GET", &EXAMPLE.replace("puppy", "kitten"))));
+        assert!(!check(&head("GET", &EXAMPLE.replace("1175139620", "1175139621"))));
+        assert!(!check(&head("GET", &EXAMPLE.replace("Npg", "Nqg"))));
+        assert!(!check(&head("GET", &format!("{EXAMPLE}&versionId=x"))));
+        let mut with_header = head("GET", EXAMPLE);
+        with_header.headers.insert("x-amz-copy-source", "/other/secret".parse().unwrap());
+        assert!(!check(&with_header));
+    }
+
+    #[test]
+    fn only_objects_and_only_signed_parameters_are_taken() {
+        assert!(check_query(&head("GET", EXAMPLE)).is_ok());
+        for bad in
+            ["/bucket?Expires=1", "/bucket/?Expires=1", "/?Expires=1", "/b/k?Expires=1&x-amz-acl=public-read"]
+        {
+            assert!(check_query(&head("GET", bad)).is_err(), "{bad}");
+        }
+    }
+}
