@@ -1,1 +1,24 @@
-//! node
+//! `nightlatchd`, the storage node: composes pools, keys and heads, and forgets on time.
+//!
+//! ```text
+//!   key_port (lease sessions) ──┐                    ┌── NBD, S3
+//!   control (administration) ───┼── node (state) ────┤
+//!   wiper (thread) ── events ───┘                    └── pools
+//! ```
+//!
+//! Invariants:
+//! - Keys are gone before anything else learns of a wipe ([`wiper`]).
+//! - A node without keys runs: pools are open, health and status answer, and a keyholder can dial in.
+//! - Nothing is served before every part of the configuration has been accepted ([`startup`]).
+
+mod boot_clock;
+mod control;
+mod key_port;
+mod listeners;
+mod metrics;
+mod node;
+mod startup;
+mod wiper;
+
+pub use startup::run;
+pub use wiper::block_signals;

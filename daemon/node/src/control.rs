@@ -1,0 +1,396 @@
+//! What the administrative interface asks of this node.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use admin::{ControlError, ErrorKind, NodeControl, api};
+use hygiene::{Report, Verdict};
+use lease::message::WipeCause;
+use locked_memory::MemoryKind;
+use objects::{NewAccessKey, Store, StoreError};
+use pool::{PoolError, PoolErrorKind, VolumeInfo, VolumeSpec};
+use units::{ByteLen, PoolId, VolumeId};
+
+use crate::boot_clock;
+use crate::node::{Node, OpenPool};
+
+/// The cipher implementation, as status names it.
+const CIPHER: &str = "AES-256-XTS, portable";
+
+/// The work of a request that waits for a device, off the executor.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, ControlError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(ControlError::new(
+            ErrorKind::Failed,
+            "the node gave up on the request",
+            "look at the node's log, and report what it says",
+        )),
+    }
+}
+
+fn sealed() -> ControlError {
+    ControlError::new(
+        ErrorKind::Sealed,
+        "the object store's key is not on this node",
+        "push it with `nightlatch push`; `nightlatch status` says why the node is sealed",
+    )
+}
+
+fn pool_error(error: &PoolError) -> ControlError {
+    let kind = match error.kind() {
+        PoolErrorKind::NoSpace => ErrorKind::Full,
+        PoolErrorKind::NoSuchVolume => ErrorKind::NotFound,
+        PoolErrorKind::Refused | PoolErrorKind::StaleFence | PoolErrorKind::OutOfRange => ErrorKind::Invalid,
+        _ => ErrorKind::Failed,
+    };
+    ControlError::new(kind, error.to_string(), "")
+}
+
+fn store_error(error: &StoreError) -> ControlError {
+    let kind = match error {
+        StoreError::Sealed | StoreError::Closed => return sealed(),
+        StoreError::NoSuchBucket | StoreError::NoSuchUser | StoreError::NoSuchAccessKey => {
+            ErrorKind::NotFound
+        }
+        StoreError::BucketExists
+        | StoreError::BucketNotEmpty
+        | StoreError::UserExists
+        | StoreError::Conflict => ErrorKind::Conflict,
+        StoreError::NoSpace => ErrorKind::Full,
+        error if error.is_outage() => ErrorKind::Failed,
+        _ => ErrorKind::Invalid,
+    };
+    ControlError::new(kind, error.to_string(), "")
+}
+
+/// A further key for a user there is, a first one for a new user.
+fn create_access_key(store: &Store, user: &str) -> Result<NewAccessKey, StoreError> {
+    match store.create_user(user) {
+        Err(StoreError::UserExists) => store.create_access_key(user),
+        made => made,
+    }
+}
+
+fn bucket(info: objects::BucketInfo) -> api::Bucket {
+    api::Bucket { name: info.name, created_unix_s: unix_seconds(info.created) }
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn unknown_volume(volume: VolumeId) -> ControlError {
+    ControlError::new(
+        ErrorKind::NotFound,
+        format!("there is no volume {volume} on this node"),
+        "`nightlatch volume list` says which node holds it",
+    )
+}
+
+impl Node {
+    async fn with_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let store = self.store().ok_or_else(sealed)?;
+        blocking(move || work(&store).map_err(|error| store_error(&error))).await
+    }
+
+    fn volume_status(&self, open: &OpenPool, info: &VolumeInfo) -> api::VolumeStatus {
+        let label = self.served().get(&info.id).map(|served| served.label.clone());
+        api::VolumeStatus {
+            volume: info.id,
+            unsealed: label.is_some(),
+            label,
+            pool: open.pool.info().id,
+            kind: match info.kind {
+                pool::VolumeKind::Block => "block".into(),
+                pool::VolumeKind::Objects => "objects".into(),
+            },
+            size_bytes: info.sectors.byte_len().map_or(0, |len| len.0),
+            used_bytes: info.allocated.0,
+            domain: info.domain,
+            epoch: info.epoch,
+            fence: info.fence,
+        }
+    }
+
+    fn seal_state(&self) -> api::SealState {
+        let change = self.seal_change();
+        let sealed = self.is_sealed();
+        let deadline = self.keyring.status().deadline.filter(|_| !sealed);
+        let cause = change.cause.map_or_else(|| "never-unsealed".to_owned(), |cause| cause.name().to_owned());
+        api::SealState {
+            sealed,
+            since_unix_s: change.since_unix_s,
+            since_boot_ns: change.since_boot,
+            cause: sealed.then_some(cause),
+            lease_deadline_boot_ns: deadline,
+            lease_remaining_ms: deadline.map(|deadline| deadline.ms_since(boot_clock::now())),
+        }
+    }
+
+    fn key_memory(&self) -> api::KeyMemory {
+        let status = self.keyring.status();
+        api::KeyMemory {
+            memory: match status.memory {
+                MemoryKind::MemfdSecret => "memfd-secret".into(),
+                MemoryKind::Mlock => "mlock".into(),
+            },
+            keys: status.keys,
+            key_slots: status.key_slots,
+            generation: status.generation,
+            last_use_boot_ns: status.last_use,
+        }
+    }
+
+    fn create(&self, request: &api::CreateVolume) -> Result<api::VolumeStatus, ControlError> {
+        let invalid = |message: &str, next: &str| ControlError::new(ErrorKind::Invalid, message, next);
+        let len = ByteLen(request.size_bytes);
+        if !len.is_sector_aligned() {
+            return Err(invalid("the size is not a multiple of 4096 bytes", "round it up"));
+        }
+        let mut check = [0; 16];
+        hex::decode_to_slice(&request.check, &mut check).map_err(|_| {
+            invalid("`check` is not 32 hexadecimal digits", "send the key-check value in hex")
+        })?;
+        let open = match request.pool {
+            Some(pool) => self.pool_or_refuse(pool)?,
+            None => self
+                .pools
+                .iter()
+                .max_by_key(|open| {
+                    let info = open.pool.info();
+                    info.capacity.0.saturating_sub(info.allocated.0)
+                })
+                .ok_or_else(|| invalid("this node has no pool", "add one to its configuration"))?,
+        };
+        let spec = VolumeSpec {
+            id: request.volume,
+            sectors: len.whole_sectors(),
+            domain: request.domain,
+            epoch: request.epoch,
+            check,
+            kind: match request.kind {
+                api::VolumeKind::Block => pool::VolumeKind::Block,
+                api::VolumeKind::Objects => pool::VolumeKind::Objects,
+            },
+        };
+        let volume = open.pool.create_volume(spec).map_err(|error| pool_error(&error))?;
+        self.volumes_changed();
+        tracing::info!(volume = %request.volume, size = %len, "created a volume");
+        Ok(self.volume_status(open, &volume.info()))
+    }
+
+    fn resize(
+        &self,
+        volume: VolumeId,
+        request: &api::ResizeVolume,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        let (open, found) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        let len = ByteLen(request.size_bytes);
+        if !len.is_sector_aligned() {
+            let message = "the size is not a multiple of 4096 bytes";
+            return Err(ControlError::new(ErrorKind::Invalid, message, "round it up"));
+        }
+        if len.whole_sectors() < found.sectors() && !request.allow_shrink {
+            return Err(ControlError::new(
+                ErrorKind::Invalid,
+                format!("{len} is less than the volume has; what lies past it would be lost"),
+                "say so with `--allow-shrink` if that is meant",
+            ));
+        }
+        open.pool.resize_volume(volume, len.whole_sectors()).map_err(|error| pool_error(&error))?;
+        self.volumes_changed();
+        tracing::info!(%volume, size = %len, "resized a volume");
+        Ok(self.volume_status(open, &found.info()))
+    }
+
+    fn delete(&self, volume: VolumeId) -> Result<(), ControlError> {
+        let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        if self.served().contains_key(&volume) {
+            return Err(ControlError::new(
+                ErrorKind::Conflict,
+                "the volume's key is held and the volume is served",
+                "revoke its key first; `nightlatch volume delete` does both in order",
+            ));
+        }
+        open.pool.delete_volume(volume).map_err(|error| pool_error(&error))?;
+        self.volumes_changed();
+        tracing::warn!(%volume, "deleted a volume");
+        Ok(())
+    }
+
+    fn pool_or_refuse(&self, pool: PoolId) -> Result<&OpenPool, ControlError> {
+        self.find_pool(pool).ok_or_else(|| {
+            let message = format!("there is no pool {pool} on this node");
+            ControlError::new(ErrorKind::NotFound, message, "`nightlatch pool list` shows those there are")
+        })
+    }
+}
+
+fn pool_status(open: &OpenPool) -> api::PoolStatus {
+    let info = open.pool.info();
+    api::PoolStatus {
+        pool: info.id,
+        path: open.path.clone(),
+        capacity_bytes: info.capacity.0,
+        used_bytes: info.allocated.0,
+        extent_bytes: info.extent_len.0,
+        failed: info.failed,
+    }
+}
+
+fn hygiene_findings() -> Vec<api::HygieneFinding> {
+    let word = |verdict| match verdict {
+        Verdict::Good => "good",
+        Verdict::Weak => "weak",
+        Verdict::Unknown => "unknown",
+    };
+    let findings = Report::probe().findings.into_iter();
+    findings
+        .map(|finding| api::HygieneFinding {
+            probe: finding.probe,
+            verdict: word(finding.verdict).to_owned(),
+            found: finding.found,
+            advice: finding.advice,
+        })
+        .collect()
+}
+
+/// The node as the administrative interface holds it.
+#[derive(Debug)]
+pub(crate) struct Handle(pub(crate) Arc<Node>);
+
+impl NodeControl for Handle {
+    fn is_alive(&self) -> bool {
+        self.0.wiper.is_watching()
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        let node = &self.0;
+        if let Some(open) = node.pools.iter().find(|open| open.pool.info().failed) {
+            return Err(format!(
+                "the pool {} has failed; check its device, then restart the node",
+                open.path
+            ));
+        }
+        let seal = node.seal_state();
+        match seal.cause {
+            Some(cause) => Err(format!("sealed: {cause}; push the key to serve again")),
+            None => Ok(()),
+        }
+    }
+
+    async fn status(&self) -> api::NodeStatus {
+        let node = &self.0;
+        let volumes = node.pools.iter().flat_map(|open| {
+            let volumes = open.pool.volumes();
+            volumes.into_iter().map(|info| node.volume_status(open, &info)).collect::<Vec<_>>()
+        });
+        api::NodeStatus {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: node.id,
+            name: node.name.clone(),
+            boot: node.boot,
+            now_boot_ns: boot_clock::now(),
+            seal: node.seal_state(),
+            last_wipe: node.wiper.last().map(|wipe| api::LastWipe {
+                cause: wipe.record.cause.name().into(),
+                at_boot_ns: wipe.record.at,
+                wipe_ns: wipe.nanos,
+                keys: wipe.keys,
+            }),
+            key_memory: node.key_memory(),
+            cipher: CIPHER.into(),
+            pools: node.pools.iter().map(pool_status).collect(),
+            volumes: volumes.collect(),
+            listening: node.listening.clone(),
+            hygiene: hygiene_findings(),
+        }
+    }
+
+    async fn grow_pool(&self, pool: PoolId) -> Result<api::PoolStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || {
+            let open = node.pool_or_refuse(pool)?;
+            let len = open.pool.grow().map_err(|error| pool_error(&error))?;
+            tracing::info!(path = open.path, size = %len, "the pool uses its device's new size");
+            Ok(pool_status(open))
+        })
+        .await
+    }
+
+    async fn create_volume(&self, request: api::CreateVolume) -> Result<api::VolumeStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.create(&request)).await
+    }
+
+    async fn resize_volume(
+        &self,
+        volume: VolumeId,
+        request: api::ResizeVolume,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.resize(volume, &request)).await
+    }
+
+    async fn delete_volume(&self, volume: VolumeId) -> Result<(), ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.delete(volume)).await
+    }
+
+    async fn buckets(&self) -> Result<Vec<api::Bucket>, ControlError> {
+        let buckets = self.0.with_store(Store::buckets).await?;
+        Ok(buckets.into_iter().map(bucket).collect())
+    }
+
+    async fn create_bucket(&self, name: String) -> Result<api::Bucket, ControlError> {
+        let create = move |store: &Store| store.create_bucket(&name).and_then(|()| store.bucket(&name));
+        self.0.with_store(create).await.map(bucket)
+    }
+
+    async fn delete_bucket(&self, name: String) -> Result<(), ControlError> {
+        self.0.with_store(move |store| store.delete_bucket(&name)).await
+    }
+
+    async fn access_keys(&self) -> Result<Vec<api::AccessKey>, ControlError> {
+        let users = self.0.with_store(Store::users).await?;
+        let keys = users.into_iter().flat_map(|user| {
+            let name = user.name;
+            user.access_keys.into_iter().map(move |key| api::AccessKey {
+                user: name.clone(),
+                access_key: key.id,
+                created_unix_s: unix_seconds(key.created),
+            })
+        });
+        Ok(keys.collect())
+    }
+
+    async fn create_access_key(&self, user: String) -> Result<api::CreatedAccessKey, ControlError> {
+        let made = self.0.with_store(move |store| create_access_key(store, &user)).await?;
+        tracing::info!(user = made.user, access_key = made.id, "made an access key");
+        Ok(api::CreatedAccessKey {
+            user: made.user,
+            access_key: made.id,
+            secret_key: made.secret.expose().to_owned(),
+        })
+    }
+
+    async fn delete_user(&self, user: String) -> Result<(), ControlError> {
+        self.0.with_store(move |store| store.delete_user(&user)).await
+    }
+
+    async fn delete_access_key(&self, access_key: String) -> Result<(), ControlError> {
+        self.0.with_store(move |store| store.delete_access_key(&access_key)).await
+    }
+
+    async fn wipe(&self, who: String) -> api::Wiped {
+        tracing::warn!(who, "an administrator wipes the node");
+        let wipe = self.0.wiper.wipe(WipeCause::Admin);
+        api::Wiped { keys: wipe.keys, wipe_ns: wipe.nanos, generation: wipe.record.generation }
+    }
+}

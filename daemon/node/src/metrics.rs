@@ -1,0 +1,105 @@
+//! The node's own metrics; the heads register theirs beside them.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::boot_clock;
+use crate::node::Node;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabel {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabel {
+    version: &'static str,
+}
+
+/// Gauges that are brought up to date when somebody reads them.
+#[derive(Debug, Default)]
+pub(crate) struct NodeMetrics {
+    sealed: Gauge<i64, AtomicI64>,
+    lease_remaining_seconds: Gauge<f64, AtomicU64>,
+    keys: Gauge<i64, AtomicI64>,
+    wipes: Gauge<i64, AtomicI64>,
+    last_wipe_seconds: Gauge<f64, AtomicU64>,
+    pool_capacity_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    pool_used_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    pool_failed: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
+}
+
+impl NodeMetrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let node = registry.sub_registry_with_prefix("nightlatch");
+        node.register("sealed", "1 while no key is held", metrics.sealed.clone());
+        node.register_with_unit(
+            "lease_remaining",
+            "Time until the lease ends, 0 while sealed",
+            Unit::Seconds,
+            metrics.lease_remaining_seconds.clone(),
+        );
+        node.register("keys", "Keys held", metrics.keys.clone());
+        node.register("key_generation", "Wipes since the start", metrics.wipes.clone());
+        node.register_with_unit(
+            "last_wipe_duration",
+            "From the call to the last zero in memory, of the last wipe",
+            Unit::Seconds,
+            metrics.last_wipe_seconds.clone(),
+        );
+        let pool = node.sub_registry_with_prefix("pool");
+        pool.register_with_unit(
+            "capacity",
+            "What volumes can hold",
+            Unit::Bytes,
+            metrics.pool_capacity_bytes.clone(),
+        );
+        pool.register_with_unit(
+            "used",
+            "What is allocated to volumes",
+            Unit::Bytes,
+            metrics.pool_used_bytes.clone(),
+        );
+        pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
+        registry.register("nightlatch_build", "The running version", metrics.build.clone());
+        metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        metrics
+    }
+
+    pub(crate) fn refresh(&self, node: &Node) {
+        let keyring = node.keyring.status();
+        self.sealed.set(i64::from(node.is_sealed()));
+        let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));
+        self.lease_remaining_seconds.set(seconds(remaining_ms, 1e3));
+        self.keys.set(count(keyring.keys));
+        self.wipes.set(count(keyring.generation));
+        if let Some(wipe) = node.wiper.last() {
+            self.last_wipe_seconds.set(seconds(wipe.nanos, 1e9));
+        }
+        for open in &node.pools {
+            let info = open.pool.info();
+            let label = PoolLabel { pool: info.id.to_string() };
+            self.pool_capacity_bytes.get_or_create(&label).set(count(info.capacity.0));
+            self.pool_used_bytes.get_or_create(&label).set(count(info.allocated.0));
+            self.pool_failed.get_or_create(&label).set(i64::from(info.failed));
+        }
+    }
+}
+
+/// Every count here is far below 2^63; a number past it would be shown as the largest there is.
+fn count<N>(number: N) -> i64
+where
+    i64: TryFrom<N>,
+{
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn seconds(number: u64, per_second: f64) -> f64 {
+    u32::try_from(number).map_or(f64::INFINITY, f64::from) / per_second
+}

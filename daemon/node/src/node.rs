@@ -1,0 +1,377 @@
+//! The node: pools that are always there, and volumes that are served while their keys are lent.
+//!
+//! Invariants:
+//! - The lease machine is the only record of what is held; the heads are brought in line with it, never the reverse.
+//! - A key is dropped before its head is told, and a head is filled only after the key is in force. An export that a
+//!   wipe overtook holds a stale handle: it can serve nothing, and the lease machine asks for its removal.
+//! - Lock order: `lease`, then `served`. Neither is held over anything that waits for a device.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use admin::api::Listening;
+use hygiene::Report;
+use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
+use lease::GrantRefusal;
+use lease::message::{OnSeal, VolumeKind, VolumePresent, WipeCause};
+use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
+use nbd_server::{Export, NbdServer};
+use objects::Store;
+use pool::{Pool, PoolErrorKind, PoolVolume};
+use s3_server::S3Server;
+use sealing::Volume;
+use tokio::sync::broadcast;
+use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
+
+use crate::boot_clock;
+use crate::wiper::{Wipe, Wiper};
+
+/// Sessions and waiting wipes are few; a session that lags behind this many wipes has been void for long.
+const WIPE_BACKLOG: usize = 16;
+
+/// The stage that a wipe has reached when it is reported: keys zeroed and flushed to memory.
+const WIPE_STAGE: u8 = 1;
+
+/// An open pool and where it is.
+#[derive(Debug)]
+pub(crate) struct OpenPool {
+    pub(crate) path: String,
+    pub(crate) pool: Arc<Pool>,
+}
+
+/// A volume whose key is held.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) label: String,
+    kind: VolumeKind,
+    grant: GrantId,
+    key: KeyHandle,
+}
+
+/// When the node was last sealed or unsealed, and why.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SealChange {
+    pub(crate) since_boot: BootInstant,
+    pub(crate) since_unix_s: u64,
+    /// `None` before the first key of this run.
+    pub(crate) cause: Option<WipeCause>,
+}
+
+impl SealChange {
+    fn now(cause: Option<WipeCause>) -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { since_boot: boot_clock::now(), since_unix_s: unix.as_secs(), cause }
+    }
+}
+
+/// A wipe, as the sessions hear of it.
+#[derive(Clone, Debug)]
+pub(crate) struct WipeNotice {
+    pub(crate) report: WipeReport,
+    pub(crate) ended: Vec<GrantId>,
+}
+
+/// What the node is made of; see [`crate::startup`] for how it comes to be.
+pub(crate) struct Parts {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) boot: BootId,
+    pub(crate) listening: Vec<Listening>,
+    pub(crate) keyholder_key_file: PathBuf,
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) wiper: Arc<Wiper>,
+    pub(crate) lease: NodeLease,
+    pub(crate) pools: Vec<OpenPool>,
+    pub(crate) nbd: NbdServer,
+    pub(crate) s3: S3Server,
+}
+
+/// The running node.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) boot: BootId,
+    pub(crate) listening: Vec<Listening>,
+    keyholder_key_file: PathBuf,
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) wiper: Arc<Wiper>,
+    pub(crate) pools: Vec<OpenPool>,
+    pub(crate) nbd: NbdServer,
+    pub(crate) s3: S3Server,
+    lease: Mutex<NodeLease>,
+    served: Mutex<BTreeMap<VolumeId, Served>>,
+    store: Mutex<Option<Arc<Store>>>,
+    seal_change: Mutex<SealChange>,
+    wipes: broadcast::Sender<WipeNotice>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Every critical section leaves its data whole, so one that panicked has left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { id, name, boot, listening, keyholder_key_file, keyring, wiper, lease, pools, nbd, s3 } =
+            parts;
+        let (wipes, _) = broadcast::channel(WIPE_BACKLOG);
+        Arc::new(Self {
+            id,
+            name,
+            boot,
+            listening,
+            keyholder_key_file,
+            keyring,
+            wiper,
+            pools,
+            nbd,
+            s3,
+            lease: Mutex::new(lease),
+            served: Mutex::new(BTreeMap::new()),
+            store: Mutex::new(None),
+            seal_change: Mutex::new(SealChange::now(None)),
+            wipes,
+        })
+    }
+
+    /// The lease machine.
+    pub(crate) fn lease(&self) -> MutexGuard<'_, NodeLease> {
+        lock(&self.lease)
+    }
+
+    /// The volumes whose keys are held.
+    pub(crate) fn served(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Served>> {
+        lock(&self.served)
+    }
+
+    /// The object store, while its key is held.
+    pub(crate) fn store(&self) -> Option<Arc<Store>> {
+        lock(&self.store).clone()
+    }
+
+    /// When and why the node was last sealed or unsealed.
+    pub(crate) fn seal_change(&self) -> SealChange {
+        *lock(&self.seal_change)
+    }
+
+    /// Whether no key is held.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.served().is_empty() || self.keyring.status().keys == 0
+    }
+
+    /// Hears of every wipe from now on.
+    pub(crate) fn subscribe_wipes(&self) -> broadcast::Receiver<WipeNotice> {
+        self.wipes.subscribe()
+    }
+
+    /// The pool that holds a volume, and the volume.
+    pub(crate) fn find_volume(&self, volume: VolumeId) -> Option<(&OpenPool, Arc<PoolVolume>)> {
+        self.pools.iter().find_map(|open| open.pool.volume(volume).ok().map(|found| (open, found)))
+    }
+
+    /// The pool with this id.
+    pub(crate) fn find_pool(&self, pool: PoolId) -> Option<&OpenPool> {
+        self.pools.iter().find(|open| open.pool.info().id == pool)
+    }
+
+    /// Tells the lease machine which volumes there are now.
+    pub(crate) fn volumes_changed(&self) {
+        if let Err(error) = self.lease().set_volumes(volumes_present(&self.pools)) {
+            tracing::error!(%error, "some volumes cannot be granted keys");
+        }
+    }
+
+    /// Brings the keyring's deadline in line with the lease machine's.
+    pub(crate) fn apply_deadline(&self) {
+        let lease = self.lease();
+        if let Err(errno) = self.wiper.set_deadline(lease.deadline()) {
+            tracing::error!(%errno, "the lease's timer could not be set; each use of a key still checks the deadline");
+        }
+    }
+
+    /// Brings the pinned grant-signing key in line with its file, so that enrolment needs no restart and the arena has
+    /// it again after a wipe. Blocks for the reading.
+    pub(crate) fn refresh_pin(&self) {
+        let pin = match self.keyring.pinned_grant_key() {
+            Some(pin) => Some(pin),
+            None => config::read_public_key(&self.keyholder_key_file)
+                .inspect(|pin| self.keyring.pin_grant_key(pin))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "no keyholder is enrolled: no grant will be taken"),
+                )
+                .ok(),
+        };
+        let mut lease = self.lease();
+        if lease.pin() != pin {
+            lease.set_pin(pin);
+        }
+    }
+
+    /// What a session sends as evidence. Blocks for the making of a key pair.
+    pub(crate) fn evidence(&self) -> Result<EvidenceInput, EnvelopeKeyError> {
+        let envelope_key = self.keyring.fresh_envelope_key()?;
+        let hygiene = serde_json::to_string(&Report::probe()).unwrap_or_default();
+        Ok(EvidenceInput { hygiene, envelope_key })
+    }
+
+    /// Takes a key in and serves its volume. Blocks on the pool.
+    pub(crate) fn admit(&self, grant: &GrantToAdmit) -> Result<(), GrantRefusal> {
+        let (open, volume) = self.find_volume(grant.volume).ok_or(GrantRefusal::WrongVolume)?;
+        // 1. The fence is durable before the key is opened: after a crash no older grant can come in.
+        raise_fence(&open.pool, grant.volume, grant.fence)?;
+        // 2. The key is checked against the volume's check value and kept.
+        let sealed = SealedGrant {
+            domain: grant.domain,
+            epoch: grant.epoch,
+            check: grant.check,
+            info: &grant.info,
+            aad: &grant.aad,
+            envelope: &grant.envelope,
+        };
+        let key = self.keyring.admit(&sealed).map_err(|error| refusal(&error))?.handle;
+        // 3. The heads serve it.
+        let served = Served { label: grant.label.clone(), kind: grant.kind, grant: grant.grant, key };
+        let result = self.open(grant, Volume::open(volume, Arc::clone(&self.keyring), key));
+        if result.is_err() {
+            self.keyring.drop_key(key);
+            return result;
+        }
+        let mut all = self.served();
+        if all.is_empty() {
+            *lock(&self.seal_change) = SealChange::now(None);
+        }
+        all.insert(grant.volume, served);
+        drop(all);
+        tracing::info!(label = grant.label, volume = %grant.volume, grant = %grant.grant, fence = %grant.fence, "unsealed");
+        Ok(())
+    }
+
+    fn open(&self, grant: &GrantToAdmit, volume: Volume) -> Result<(), GrantRefusal> {
+        match grant.kind {
+            VolumeKind::Block => {
+                let on_seal = match grant.on_seal {
+                    OnSeal::Hold => nbd_server::OnSeal::Hold,
+                    OnSeal::Fail => nbd_server::OnSeal::Fail,
+                };
+                self.nbd.insert(&grant.label, Export { volume, read_only: false, on_seal }).map_err(|error| {
+                    tracing::error!(label = grant.label, %error, "a volume cannot be exported under its label");
+                    GrantRefusal::VolumeFailed
+                })
+            }
+            VolumeKind::Objects => {
+                let store = Store::open(volume).map_err(|error| {
+                    tracing::error!(label = grant.label, %error, "the object store cannot be opened");
+                    GrantRefusal::VolumeFailed
+                })?;
+                *lock(&self.store) = Some(Arc::clone(&store));
+                self.s3.set_store(Some(store));
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes back one volume's key and stops serving it. Blocks shortly.
+    pub(crate) fn drop_volume(&self, volume: VolumeId, grant: GrantId, cause: WipeCause) -> WipeReport {
+        let started = boot_clock::now();
+        let mut all = self.served();
+        let dropped =
+            all.get(&volume).is_some_and(|served| served.grant == grant).then(|| all.remove(&volume));
+        let left = all.len();
+        drop(all);
+        if let Some(Some(served)) = dropped {
+            self.keyring.drop_key(served.key);
+            self.stop_serving(&served);
+            if left == 0 {
+                *lock(&self.seal_change) = SealChange::now(Some(cause));
+            }
+            tracing::warn!(label = served.label, %volume, %cause, "sealed one volume");
+        }
+        let at = boot_clock::now();
+        let generation = self.keyring.status().generation;
+        let record = lease::message::WipeRecord { cause, at, generation };
+        WipeReport { record, stage: WIPE_STAGE, nanos: at.0.saturating_sub(started.0) }
+    }
+
+    fn stop_serving(&self, served: &Served) {
+        match served.kind {
+            VolumeKind::Block => self.nbd.seal(&served.label),
+            VolumeKind::Objects => {
+                self.close_store();
+            }
+        }
+    }
+
+    /// Clients are refused first; then the store waits for its threads and lets go of the index and its cache.
+    fn close_store(&self) {
+        self.s3.set_store(None);
+        let store = lock(&self.store).take();
+        if let Some(store) = store {
+            store.close();
+        }
+    }
+
+    /// What follows a wipe, once the keys are gone: heads are closed, caches dropped, sessions told.
+    pub(crate) fn after_wipe(&self, wipe: &Wipe) {
+        self.nbd.seal_all();
+        self.close_store();
+        let served = std::mem::take(&mut *self.served());
+        let cause = wipe.record.cause;
+        if !served.is_empty() || self.seal_change().cause.is_some() {
+            *lock(&self.seal_change) = SealChange::now(Some(cause));
+        }
+        let ended = self.lease().on_wiped(wipe.record);
+        self.apply_deadline();
+        tracing::warn!(%cause, keys = wipe.keys, wipe_ns = wipe.nanos, volumes = served.len(), "wiped: the node is sealed");
+        let report = WipeReport { record: wipe.record, stage: WIPE_STAGE, nanos: wipe.nanos };
+        // No session is listening before the first keyholder has dialled.
+        let _ = self.wipes.send(WipeNotice { report, ended });
+    }
+}
+
+/// The volumes of all pools, as the lease machine wants them.
+pub(crate) fn volumes_present(pools: &[OpenPool]) -> Vec<VolumePresent> {
+    let volumes = pools.iter().flat_map(|open| open.pool.volumes());
+    volumes
+        .filter_map(|info| {
+            Some(VolumePresent {
+                volume: info.id,
+                domain: info.domain,
+                epoch: info.epoch,
+                check: info.check,
+                size_bytes: info.sectors.byte_len()?,
+                fence: info.fence,
+            })
+        })
+        .collect()
+}
+
+fn raise_fence(pool: &Pool, volume: VolumeId, fence: Fence) -> Result<(), GrantRefusal> {
+    pool.raise_fence(volume, fence).map_err(|error| match error {
+        pool::PoolError::StaleFence { given, highest, .. } => {
+            GrantRefusal::OldFence { offered: given, highest }
+        }
+        error if error.kind() == PoolErrorKind::NoSuchVolume => GrantRefusal::WrongVolume,
+        error => {
+            tracing::error!(%volume, %fence, %error, "the fence of a grant could not be recorded");
+            GrantRefusal::FenceNotDurable
+        }
+    })
+}
+
+fn refusal(error: &AdmitError) -> GrantRefusal {
+    tracing::warn!(%error, "a granted key was not taken");
+    match error {
+        AdmitError::NoEnvelopeKey | AdmitError::Envelope(_) => GrantRefusal::Unopenable,
+        AdmitError::WrongKey { .. } | AdmitError::EqualHalves => GrantRefusal::WrongKey,
+        AdmitError::TooManyKeys { .. } => GrantRefusal::TooManyKeys,
+        AdmitError::Wiped => GrantRefusal::Wiped,
+    }
+}

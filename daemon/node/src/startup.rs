@@ -1,0 +1,300 @@
+//! From a configuration to a running node, and from a signal to a clean end.
+//!
+//! Order at start: what can be refused is refused before anything is served (certificates, memory, pools, ports).
+//! Order at the end: clients finish (as long as `drain_s`), pools flush, keys are wiped, sessions send their receipts,
+//! ports close.
+
+use std::fs::{DirBuilder, Permissions};
+use std::future::Future;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use config::NodeConfig;
+use device::{Device, FileDevice, OpenOptions};
+use identity::{NodeKey, Role, ServeLimits, TlsFloor, serve_http, serve_https};
+use keyring::Keyring;
+use lease::LocalSigner;
+use lease::message::{LeaseLimits, WipeCause};
+use lease::node::{NodeLease, NodeParams};
+use locked_memory::{Arena, KeyStack, Policy};
+use nbd_server::NbdServer;
+use pool::Pool;
+use prometheus_client::registry::Registry;
+use s3_server::S3Server;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use units::BootId;
+
+use crate::control::Handle;
+use crate::listeners::{Listeners, Ready};
+use crate::metrics::NodeMetrics;
+use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::wiper::{Event, Wiper};
+use crate::{boot_clock, key_port};
+
+/// Receipts of the last wipe are one frame a session; they get this long to leave.
+const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs a node until it is told to stop.
+pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
+    prepare_state_dir(&config.state_dir)?;
+    let (events_in, events) = mpsc::unbounded_channel();
+    let keyring = open_keyring(&config)?;
+    let wiper =
+        Wiper::start(Arc::clone(&keyring), events_in).context("the wiper's thread could not be started")?;
+    let pools = open_pools(&config)?;
+    let heads = Heads::from_config(&config)?;
+    let lease = open_lease(&config, &pools)?;
+    let listeners = Listeners::bind(&config).await?;
+    let ready = listeners.ready().context("the bound addresses could not be read")?;
+
+    let mut registry = Registry::default();
+    let nbd = NbdServer::new(nbd_server::Limits::default());
+    let s3 = S3Server::new(config.listen.s3_region.clone());
+    nbd.register(&mut registry);
+    s3.register(&mut registry);
+    let metrics = NodeMetrics::register(&mut registry);
+    let parts = Parts {
+        id: config.node_id,
+        name: config.name.to_string(),
+        boot: boot_id()?,
+        listening: ready.listening(&config),
+        keyholder_key_file: config.keyholder_key_file(),
+        keyring,
+        wiper,
+        lease,
+        pools,
+        nbd,
+        s3,
+    };
+    let node = Node::new(parts);
+    let stop = CancellationToken::new();
+    let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop);
+    announce(&ready, &config)?;
+    keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
+    tracing::info!("stopped");
+    stop.cancel();
+    let _ = tokio::time::timeout(RECEIPTS_TIMEOUT, servers.join_all()).await;
+    let _ = std::fs::remove_file(config.ready_file());
+    Ok(())
+}
+
+fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
+    const MODE: u32 = 0o700;
+    if !dir.is_dir() {
+        DirBuilder::new().recursive(true).mode(MODE).create(dir).with_context(|| {
+            format!("cannot make the state directory {}; make it, or correct state_dir", dir.display())
+        })?;
+    }
+    std::fs::set_permissions(dir, Permissions::from_mode(MODE)).with_context(|| {
+        format!("{} is not this program's own; correct its owner, or state_dir", dir.display())
+    })
+}
+
+fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
+    let policy = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
+    let arena = Arena::new(policy).context("no memory for keys")?;
+    let stack = KeyStack::new(policy).context("no memory for opening keys")?;
+    Ok(Keyring::new(arena, stack))
+}
+
+fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
+    config
+        .pools
+        .iter()
+        .map(|pool| {
+            let path = pool.path.display().to_string();
+            let device: Arc<dyn Device> = Arc::new(
+                FileDevice::open(&pool.path, OpenOptions::default())
+                    .with_context(|| format!("pool {path} cannot be opened"))?,
+            );
+            let pool = Pool::open(device).with_context(|| format!("pool {path} cannot be opened"))?;
+            let info = pool.info();
+            if let Some(repaired) = &info.repaired {
+                let sector = repaired.sector;
+                tracing::warn!(path, sector, fault = %repaired.fault, "one copy of the superblock was damaged and has been written again; check the device's health");
+            }
+            tracing::info!(path, pool = %info.id, volumes = info.volumes, capacity = %info.capacity, allocated = %info.allocated, direct = info.device.direct, "opened a pool");
+            Ok(OpenPool { path, pool })
+        })
+        .collect()
+}
+
+fn open_lease(config: &NodeConfig, pools: &[OpenPool]) -> anyhow::Result<NodeLease> {
+    let identity = NodeKey::load(&config.identity_key_file())?;
+    let limits = LeaseLimits { max_ms: config.lease_ms_max, ..LeaseLimits::PROTOCOL };
+    let mut lease = NodeLease::new(NodeParams {
+        node: config.node_id,
+        boot: boot_id()?,
+        image: None,
+        identity: Arc::new(LocalSigner::from_seed(identity.signing_key().as_bytes())),
+        limits,
+        pin: None,
+    });
+    lease.set_volumes(volumes_present(pools))?;
+    Ok(lease)
+}
+
+fn boot_id() -> anyhow::Result<BootId> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text =
+        std::fs::read_to_string(PATH).with_context(|| format!("{PATH} cannot be read; mount /proc"))?;
+    text.trim().replace('-', "").parse().with_context(|| format!("{PATH} holds no boot id"))
+}
+
+/// The TLS settings of every port.
+struct Heads {
+    key: Arc<rustls::ServerConfig>,
+    admin: Arc<rustls::ServerConfig>,
+    nbd: Option<TlsAcceptor>,
+    s3: Option<TlsAcceptor>,
+}
+
+impl Heads {
+    fn from_config(config: &NodeConfig) -> anyhow::Result<Self> {
+        let tls = &config.tls;
+        let (credentials, trust, servers) = (tls.credentials()?, tls.trust()?, tls.server_credentials()?);
+        let listen = &config.listen;
+        let nbd = (listen.nbd.is_some() && !listen.nbd_plain)
+            .then(|| identity::nbd_server(&servers, &trust))
+            .transpose()?;
+        let floor: TlsFloor = tls.s3_min;
+        let s3 = (listen.s3.is_some() && !listen.s3_plain)
+            .then(|| identity::s3_server(&servers, floor, &identity::S3_ALPN))
+            .transpose()?;
+        Ok(Self {
+            key: identity::control_server(&credentials, &trust, &[Role::Keyholder])?,
+            admin: identity::control_server(&credentials, &trust, admin::access::ACCEPTED_ROLES)?,
+            nbd: nbd.map(TlsAcceptor::from),
+            s3: s3.map(TlsAcceptor::from),
+        })
+    }
+}
+
+/// Starts a task for each port. NBD and S3 end by their drains, the others with `stop`.
+fn serve(
+    node: &Arc<Node>,
+    listeners: Listeners,
+    heads: Heads,
+    config: &NodeConfig,
+    (registry, metrics): (Registry, NodeMetrics),
+    stop: &CancellationToken,
+) -> JoinSet<()> {
+    let mut servers = JoinSet::new();
+    let control = Arc::new(Handle(Arc::clone(node)));
+    let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
+    servers.spawn(key_port::serve(Arc::clone(node), listeners.key, heads.key, stop.clone()));
+    servers.spawn(serve_https(
+        listeners.admin,
+        heads.admin,
+        config.tls.trust_domain.clone(),
+        admin::control_router(Arc::clone(&control)),
+        ServeLimits::default(),
+        stopped(stop),
+    ));
+    let measured = Arc::clone(node);
+    let health = admin::health_router(control, registry, move || metrics.refresh(&measured));
+    servers.spawn(serve_http(listeners.metrics, health, ServeLimits::default(), stopped(stop)));
+    if let Some(listener) = listeners.nbd {
+        let nbd = node.nbd.clone();
+        servers.spawn(async move { nbd.serve_tcp(listener, heads.nbd).await });
+    }
+    if let Some((listener, _)) = listeners.nbd_unix {
+        let nbd = node.nbd.clone();
+        servers.spawn(async move { nbd.serve_unix(listener, None).await });
+    }
+    if let Some(listener) = listeners.s3 {
+        let s3 = node.s3.clone();
+        servers.spawn(async move { s3.serve(listener, heads.s3).await });
+    }
+    servers
+}
+
+/// Tells whoever waits (systemd, scripts) that the ports are bound.
+fn announce(ready: &Ready, config: &NodeConfig) -> anyhow::Result<()> {
+    let path = config.ready_file();
+    ready.write(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    tracing::info!(node = %config.node_id, "ready: sealed, and waiting for a keyholder to dial in");
+    Ok(())
+}
+
+/// Reacts to wipes and to the watchdog until told to stop; then drains and wipes.
+async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Event>, drain: Duration) {
+    let mut watchdog = watchdog_interval().map(tokio::time::interval);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(Event::Wiped(wipe)) => after_wipe(node, wipe).await,
+                Some(Event::Stop) | None => break,
+            },
+            () = tick(&mut watchdog) => {
+                let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+            }
+        }
+    }
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    tracing::info!(drain_s = drain.as_secs(), "stopping: clients finish, then the keys are wiped");
+    tokio::select! {
+        () = drain_heads(node, drain) => {}
+        // Power loss, expiry or a revoke while draining: nothing is left to drain.
+        () = wiped_meanwhile(node, &mut events) => {}
+    }
+    node.wiper.wipe(WipeCause::PlannedStop);
+    if let Some(Event::Wiped(wipe)) = events.recv().await {
+        after_wipe(node, wipe).await;
+    }
+}
+
+async fn after_wipe(node: &Arc<Node>, wipe: crate::wiper::Wipe) {
+    let node = Arc::clone(node);
+    // Closing the index waits for its last writer, so not on the executor.
+    if tokio::task::spawn_blocking(move || node.after_wipe(&wipe)).await.is_err() {
+        tracing::error!("what follows a wipe did not finish; the keys are gone, restart the node");
+    }
+}
+
+async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {
+    while let Some(event) = events.recv().await {
+        if let Event::Wiped(wipe) = event {
+            after_wipe(node, wipe).await;
+            return;
+        }
+    }
+}
+
+async fn drain_heads(node: &Arc<Node>, drain: Duration) {
+    let _ = tokio::join!(node.nbd.drain(drain), node.s3.drain(drain));
+    let flushed = Arc::clone(node);
+    let _ = tokio::task::spawn_blocking(move || {
+        for open in &flushed.pools {
+            if let Err(error) = open.pool.flush() {
+                tracing::error!(path = open.path, %error, "the last flush failed");
+            }
+        }
+    })
+    .await;
+}
+
+fn watchdog_interval() -> Option<Duration> {
+    let mut limit_us = 0;
+    // Twice as often as asked, so that one late tick is none missed.
+    sd_notify::watchdog_enabled(false, &mut limit_us).then(|| Duration::from_micros(limit_us / 2))
+}
+
+fn tick(interval: &mut Option<tokio::time::Interval>) -> impl Future<Output = ()> + '_ {
+    async move {
+        match interval {
+            Some(interval) => {
+                interval.tick().await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
