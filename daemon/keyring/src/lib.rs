@@ -301,7 +301,7 @@ impl Keyring {
         self.check(key)?;
         let result = use_key(self.schedule(key.slot));
         let used = self.checked_at(key)?;
-        self.last_use.store(used.0, Ordering::Relaxed);
+        self.last_use.fetch_max(used.0, Ordering::Relaxed);
         Ok(result)
     }
 

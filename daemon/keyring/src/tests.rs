@@ -213,31 +213,31 @@ fn under_wipes_every_result_is_right_or_refused() {
     let right = expected(&keyholder);
     let pushed = std::sync::Mutex::new(keyholder.push(&keyring).unwrap().handle);
     let (stop, used, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let handle = *pushed.lock().unwrap();
-                    match encrypted(&keyring, handle) {
-                        Ok(sector) => {
-                            assert!(sector == right, "handed out what a wiped key encrypted");
-                            used.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Err(_) => {
-                            refused.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
+    let encrypt_until_stopped = || {
+        while !stop.load(Ordering::Relaxed) {
+            let handle = *pushed.lock().unwrap();
+            match encrypted(&keyring, handle) {
+                Ok(sector) => {
+                    assert!(sector == right, "handed out what a wiped key encrypted");
+                    used.fetch_add(1, Ordering::Relaxed);
                 }
-            });
+                Err(_) => {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         }
+    };
+    thread::scope(|scope| {
+        let users: Vec<_> = (0..4).map(|_| scope.spawn(encrypt_until_stopped)).collect();
+        let failed = || users.iter().any(thread::ScopedJoinHandle::is_finished);
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(seconds) {
+        while start.elapsed() < Duration::from_secs(seconds) && !failed() {
             keyring.wipe(WipeCause::PowerLoss);
             keyring.set_deadline(BootInstant(u64::MAX));
             *pushed.lock().unwrap() = keyholder.push(&keyring).unwrap().handle;
             // Waits for a use, not for time: every key is used.
             let before = used.load(Ordering::Relaxed);
-            while used.load(Ordering::Relaxed) == before {
+            while used.load(Ordering::Relaxed) == before && !failed() {
                 thread::yield_now();
             }
         }
