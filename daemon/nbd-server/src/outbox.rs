@@ -11,9 +11,12 @@
 //!   out ends the connection.
 //! - After [`Outbox::close`] nothing is sent and the socket is not held open, whatever operations are still running.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{tcp, unix};
@@ -60,6 +63,13 @@ pub(crate) type TlsSink = Box<dyn AsyncWrite + Send + Unpin>;
 pub(crate) enum Sink {
     Plain(Arc<PlainSink>),
     Tls(TlsSink),
+}
+
+/// What may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cleared {
+    WithKey,
+    RefusalsOnly,
 }
 
 #[derive(Debug)]
@@ -183,7 +193,7 @@ impl Outbox {
     /// Sends until nothing waits or the socket is full.
     fn send_here(&self, mut batch: Batch<Hold>, plain: &PlainSink) {
         loop {
-            let sent = self.clear_to_send(&mut batch).and_then(|()| match plain.try_write(&batch) {
+            let sent = self.clear_to_send(&mut batch).and_then(|_cleared| match plain.try_write(&batch) {
                 Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
                 Ok(sent) => Ok(Some(sent)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -228,12 +238,12 @@ impl Outbox {
     }
 
     /// Asks for the key again. Nothing that took it to learn may leave once it is gone.
-    fn clear_to_send(&self, batch: &mut Batch<Hold>) -> Result<(), Closed> {
+    fn clear_to_send(&self, batch: &mut Batch<Hold>) -> Result<Cleared, Closed> {
         if !self.export.key_gone() {
-            return Ok(());
+            return Ok(Cleared::WithKey);
         }
         match self.export.on_seal {
-            OnSeal::Fail if batch.refuse() => Ok(()),
+            OnSeal::Fail if batch.refuse() => Ok(Cleared::RefusalsOnly),
             OnSeal::Fail | OnSeal::Hold => Err(Closed::Sealed),
         }
     }
@@ -276,20 +286,17 @@ impl Outbox {
         // Once an export is sealed for good, every wait for that would end at once.
         let mut seal_seen = false;
         loop {
-            if self.export.is_sealed() {
-                seal_seen = true;
-            }
-            self.clear_to_send(&mut batch)?;
+            seal_seen |= self.export.is_sealed();
+            let cleared = self.clear_to_send(&mut batch)?;
             let sent = tokio::select! {
                 biased;
-                sent = write(sink, &batch) => sent?,
+                sent = self.write(&mut batch, sink) => sent?,
                 () = self.export.sealed(), if !seal_seen => continue,
             };
             batch.advance(sent);
             tokio::select! {
                 biased;
-                flushed = flush(sink) => flushed?,
-                // What sits in the TLS session can't be taken back any other way.
+                flushed = self.flush(cleared, sink) => flushed?,
                 () = self.export.sealed(), if !seal_seen => return Err(Closed::Sealed),
             }
             if batch.is_empty() && !self.take_more(&mut batch) {
@@ -297,32 +304,47 @@ impl Outbox {
             }
         }
     }
+
+    /// Waits until the socket takes something. The key is asked for after the wait.
+    async fn write(&self, batch: &mut Batch<Hold>, sink: &mut Sink) -> Result<usize, Closed> {
+        let sent = match sink {
+            Sink::Plain(plain) => loop {
+                plain.writable().await?;
+                self.clear_to_send(batch)?;
+                match plain.try_write(batch) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                    sent => break sent?,
+                }
+            },
+            Sink::Tls(stream) => {
+                poll_fn(|context| {
+                    self.clear_to_send(batch)?;
+                    Pin::new(&mut *stream)
+                        .poll_write_vectored(context, &batch.slices())
+                        .map_err(Closed::Broken)
+                })
+                .await?
+            }
+        };
+        if sent == 0 { Err(Closed::Broken(io::ErrorKind::WriteZero.into())) } else { Ok(sent) }
+    }
+
+    /// Sends what sits in the TLS session. It can't be taken back: where the key goes meanwhile, the connection ends.
+    async fn flush(&self, cleared: Cleared, sink: &mut Sink) -> Result<(), Closed> {
+        let Sink::Tls(stream) = sink else { return Ok(()) };
+        poll_fn(|context| match Pin::new(&mut *stream).poll_flush(context) {
+            Poll::Pending if cleared == Cleared::WithKey && self.export.key_gone() => {
+                Poll::Ready(Err(Closed::Sealed))
+            }
+            flushed => flushed.map_err(Closed::Broken),
+        })
+        .await
+    }
 }
 
 impl State {
     /// Every request has been answered and every answer has left.
     fn is_done(&self) -> bool {
         !self.reading && self.unanswered == 0 && !self.sending && self.waiting.is_empty()
-    }
-}
-
-async fn write(sink: &mut Sink, batch: &Batch<Hold>) -> Result<usize, Closed> {
-    let sent = match sink {
-        Sink::Tls(stream) => stream.write_vectored(&batch.slices()).await?,
-        Sink::Plain(plain) => loop {
-            plain.writable().await?;
-            match plain.try_write(batch) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
-                sent => break sent?,
-            }
-        },
-    };
-    if sent == 0 { Err(Closed::Broken(io::ErrorKind::WriteZero.into())) } else { Ok(sent) }
-}
-
-async fn flush(sink: &mut Sink) -> io::Result<()> {
-    match sink {
-        Sink::Tls(stream) => stream.flush().await,
-        Sink::Plain(_) => Ok(()),
     }
 }

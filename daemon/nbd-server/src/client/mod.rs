@@ -23,8 +23,8 @@ use rustls_pki_types::ServerName;
 pub use error::{ClientError, RefusalKind};
 
 use crate::wire::{
-    CHUNK_HEADER_BYTES, Command, Cursor, RequestHeader, STRUCTURED_REPLY_MAGIC, allocation, chunk,
-    command_flag, transmission_flag,
+    Command, Cursor, RequestHeader, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+    allocation, chunk, command_flag, transmission_flag,
 };
 
 /// Longest error message or list of block descriptors that is taken from a server: 2^20 descriptors, the most that
@@ -255,16 +255,13 @@ impl Client {
     pub fn block_status(&mut self, offset: u64, len: u64) -> Result<Vec<Extent>, ClientError> {
         self.request(Command::BlockStatus, 0, offset, len, &[])?;
         let mut extents = Vec::new();
-        loop {
-            let reply = self.chunk(Command::BlockStatus)?;
-            match reply.kind {
-                chunk::BLOCK_STATUS => extents = self.extents(reply.length)?,
-                _ => self.other_chunk(Command::BlockStatus, &reply)?,
+        self.replies(Command::BlockStatus, |client, reply| {
+            if reply.kind == chunk::BLOCK_STATUS {
+                extents = client.extents(reply.length)?;
             }
-            if reply.done {
-                return Ok(extents);
-            }
-        }
+            Ok(reply.kind == chunk::BLOCK_STATUS)
+        })?;
+        Ok(extents)
     }
 
     /// Says goodbye: the server answers all it has, then closes.
@@ -296,41 +293,52 @@ impl Client {
 
     /// The answer to a command that carries no data back.
     fn plain_reply(&mut self, command: Command) -> Result<(), ClientError> {
-        loop {
-            let reply = self.chunk(command)?;
-            self.other_chunk(command, &reply)?;
-            if reply.done {
-                return Ok(());
-            }
-        }
+        self.replies(command, |_, _| Ok(false))
     }
 
     fn read_reply(&mut self, offset: u64, out: &mut [u8]) -> Result<(), ClientError> {
         let mut filled = 0;
-        loop {
-            let reply = self.chunk(Command::Read)?;
+        self.replies(Command::Read, |client, reply| {
             match reply.kind {
                 chunk::OFFSET_DATA => {
-                    let at = self.chunk_offset(offset)?;
+                    let at = client.chunk_offset(offset)?;
                     let data_len = reply.length.saturating_sub(8);
-                    self.fill(slice(out, at, data_len)?, Command::Read)?;
+                    client.fill(slice(out, at, data_len)?, Command::Read)?;
                     filled += data_len;
                 }
                 chunk::OFFSET_HOLE => {
-                    let at = self.chunk_offset(offset)?;
-                    let hole = self.array::<4>(Command::Read).map(u32::from_be_bytes)?;
+                    let at = client.chunk_offset(offset)?;
+                    let hole = client.array::<4>(Command::Read).map(u32::from_be_bytes)?;
                     let hole = usize::try_from(hole).unwrap_or(usize::MAX);
                     slice(out, at, hole)?.fill(0);
                     filled += hole;
                 }
-                _ => self.other_chunk(Command::Read, &reply)?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        if filled == out.len() {
+            Ok(())
+        } else {
+            Err(ClientError::Protocol("a read was answered with too little data"))
+        }
+    }
+
+    /// Takes replies to their end. `content` takes the chunks that carry something and says whether it did. An error
+    /// chunk fails the command once the last chunk is in, so that the next request finds the stream in step.
+    fn replies(
+        &mut self,
+        command: Command,
+        mut content: impl FnMut(&mut Self, &Chunk) -> Result<bool, ClientError>,
+    ) -> Result<(), ClientError> {
+        let mut failed = None;
+        loop {
+            let reply = self.chunk(command)?;
+            if !content(self, &reply)? {
+                failed = failed.or(self.other_chunk(command, &reply)?);
             }
             if reply.done {
-                return if filled == out.len() {
-                    Ok(())
-                } else {
-                    Err(ClientError::Protocol("a read was answered with too little data"))
-                };
+                return failed.map_or(Ok(()), Err);
             }
         }
     }
@@ -360,9 +368,11 @@ impl Client {
     }
 
     /// A chunk that carries no content: the end, or an error.
-    fn other_chunk(&mut self, command: Command, reply: &Chunk) -> Result<(), ClientError> {
+    fn other_chunk(&mut self, command: Command, reply: &Chunk) -> Result<Option<ClientError>, ClientError> {
         match reply.kind {
-            chunk::NONE if reply.length == 0 => Ok(()),
+            chunk::NONE if reply.length == 0 => {
+                Ok(reply.error.map(|code| ClientError::failed(command, code, &[])))
+            }
             kind if kind & chunk::ERROR_BIT != 0 => {
                 let body = self.body(command, reply.length)?;
                 let mut cursor = Cursor::new(&body);
@@ -370,26 +380,36 @@ impl Client {
                     return Err(ClientError::Protocol("an error chunk without an error"));
                 };
                 let message = cursor.take(usize::from(len)).unwrap_or_default();
-                Err(ClientError::failed(command, code, message))
+                Ok(Some(ClientError::failed(command, code, message)))
             }
             _ => Err(ClientError::Protocol("a chunk that does not fit the request")),
         }
     }
 
-    /// The next chunk's header, or a simple reply in its stead.
+    /// The next chunk's header. A simple reply, which a server may send where there is no data, reads as a last chunk
+    /// without content.
     fn chunk(&mut self, command: Command) -> Result<Chunk, ClientError> {
-        let bytes: [u8; CHUNK_HEADER_BYTES] = self.array(command)?;
+        let bytes: [u8; SIMPLE_REPLY_BYTES] = self.array(command)?;
         let mut cursor = Cursor::new(&bytes);
-        let header = (cursor.u32(), cursor.u16(), cursor.u16(), cursor.u64(), cursor.u32());
-        let (Some(STRUCTURED_REPLY_MAGIC), Some(flags), Some(kind), Some(cookie), Some(length)) = header
-        else {
-            return Err(ClientError::Protocol("a reply with the wrong magic"));
-        };
-        if cookie != self.next_cookie {
+        let (magic, middle, cookie) = (cursor.u32(), cursor.u32().unwrap_or(0), cursor.u64());
+        if cookie != Some(self.next_cookie) {
             return Err(ClientError::Protocol("an answer to a request that was not made"));
         }
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        Ok(Chunk { kind, done: flags & chunk::FLAG_DONE != 0, length })
+        match magic {
+            Some(SIMPLE_REPLY_MAGIC) => {
+                let error = (middle != 0).then_some(middle);
+                Ok(Chunk { kind: chunk::NONE, done: true, length: 0, error })
+            }
+            Some(STRUCTURED_REPLY_MAGIC) => {
+                let [flags_high, flags_low, kind_high, kind_low] = middle.to_be_bytes();
+                let flags = u16::from_be_bytes([flags_high, flags_low]);
+                let kind = u16::from_be_bytes([kind_high, kind_low]);
+                let length = u32::from_be_bytes(self.array(command)?);
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                Ok(Chunk { kind, done: flags & chunk::FLAG_DONE != 0, length, error: None })
+            }
+            _ => Err(ClientError::Protocol("a reply with the wrong magic")),
+        }
     }
 
     fn body(&mut self, command: Command, length: usize) -> Result<Vec<u8>, ClientError> {
@@ -416,6 +436,8 @@ struct Chunk {
     kind: u16,
     done: bool,
     length: usize,
+    /// The error number of a simple reply.
+    error: Option<u32>,
 }
 
 fn fua(durable: bool) -> u16 {

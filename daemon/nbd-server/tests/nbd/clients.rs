@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nbd_server::OnSeal;
+use nbd_server::client::{Client, Endpoint, ZeroOptions};
+use nbd_server::{Errno, OnSeal};
 
 use crate::metrics::counter;
-use crate::rig::{MIB, Random, Rig, Setup, eventually};
+use crate::rig::{MIB, PATIENCE, Random, Rig, Setup, eventually};
 use crate::tls::Pki;
 
 /// A command line that calls a client found on the PATH.
@@ -223,4 +224,45 @@ fn qemu_holds_its_requests_through_a_seal_and_sends_them_again() {
     rig.push();
     let said = qemu.join().unwrap();
     assert!(said.contains("wrote 65536/65536") && said.contains("read 65536/65536"), "{said}");
+}
+
+#[test]
+fn the_own_client_speaks_to_another_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, socket) = (folder.path().join("disk.img"), folder.path().join("qemu.sock"));
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let mut server = client("qemu-nbd")
+        .args(["--format=raw", "--export-name=disk", "--socket"])
+        .arg(&socket)
+        .arg(&image)
+        .spawn()
+        .expect("qemu-nbd");
+    eventually("qemu-nbd listens", || socket.exists());
+    let endpoint = Endpoint::unix(&socket).with_timeout(PATIENCE);
+    let mut connection = None;
+    eventually("it accepts", || {
+        connection = Client::connect(&endpoint, "disk").ok();
+        connection.is_some()
+    });
+    let mut connection = connection.unwrap();
+    let data = Random::seeded("another server").bytes(100_000);
+    connection.write(1 << 20, &data, true).unwrap();
+    connection.write_zeroes((1 << 20) + 8192, 4096, ZeroOptions::default()).unwrap();
+    connection.trim(0, 4096, false).unwrap();
+    connection.flush().unwrap();
+    // Holes and data in one read, in as many chunks as the server likes.
+    let mut read = vec![9; 3 << 20];
+    connection.read(0, &mut read).unwrap();
+    let mut expected = vec![0; 3 << 20];
+    expected[1 << 20..(1 << 20) + 100_000].copy_from_slice(&data);
+    expected[(1 << 20) + 8192..][..4096].fill(0);
+    assert!(read == expected);
+    let status = connection.block_status(0, 64 << 20).unwrap();
+    assert!(status.len() > 1 && status[0].hole, "{status:?}");
+    let failed = connection.read(64 << 20, &mut [0; 512]).unwrap_err();
+    assert_eq!(failed.errno(), Some(Errno::Invalid), "{failed}");
+    connection.read(0, &mut [0; 512]).unwrap();
+    connection.disconnect().unwrap();
+    // Without --persistent it ends with its last client.
+    assert!(server.wait().unwrap().success());
 }

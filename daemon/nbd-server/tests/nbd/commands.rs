@@ -269,6 +269,18 @@ fn a_failing_device_is_an_error_and_the_connection_goes_on() {
 }
 
 #[test]
+fn a_bug_below_is_an_error_and_the_connection_goes_on() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    client.write(0, &[5; 4096], false).unwrap();
+    rig.device.panic_once();
+    let mut read = [0; 4096];
+    assert_eq!(client.read(0, &mut read).unwrap_err().errno(), Some(Errno::Io));
+    client.read(0, &mut read).unwrap();
+    assert_eq!(read, [5; 4096]);
+}
+
+#[test]
 fn a_full_pool_is_enospc_and_what_was_there_stays() {
     let rig = Rig::with(Setup { pool_bytes: 8 * MIB, volume_bytes: 64 * MIB, ..Setup::default() });
     let mut client = rig.client();

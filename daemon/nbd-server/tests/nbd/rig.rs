@@ -33,6 +33,7 @@ pub(crate) struct GatedDevice {
 struct Gate {
     closed: bool,
     held: usize,
+    panics: bool,
 }
 
 impl fmt::Debug for GatedDevice {
@@ -60,6 +61,11 @@ impl GatedDevice {
         self.changed.notify_all();
     }
 
+    /// The next transfer panics, as a bug below would.
+    pub(crate) fn panic_once(&self) {
+        self.gate.lock().unwrap().panics = true;
+    }
+
     /// Returns once `count` transfers wait.
     pub(crate) fn wait_held(&self, count: usize) {
         let gate = self.gate.lock().unwrap();
@@ -75,6 +81,9 @@ impl GatedDevice {
             gate = self.changed.wait_while(gate, |gate| gate.closed).unwrap();
             gate.held -= 1;
         }
+        let panics = std::mem::take(&mut gate.panics);
+        drop(gate);
+        assert!(!panics, "a bug in the device, planted by the test");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where TLS is required nothing is told in clear, and only clients with a certificate of the right issuer get in.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,12 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use tokio_rustls::TlsAcceptor;
 
+use crate::metrics::counter;
 use crate::raw::*;
-use crate::rig::{MIB, PATIENCE, Rig, Setup};
+use crate::rig::{MIB, PATIENCE, Rig, Setup, eventually};
 
 /// An issuer, a certificate for the server and one for a client, RSA as qemu wants it.
 pub(crate) struct Pki {
@@ -217,5 +218,37 @@ fn a_seal_is_the_same_under_tls() {
             OnSeal::Hold => assert!(error.outcome_unknown(), "{error}"),
             OnSeal::Fail => assert_eq!(error.errno(), Some(nbd_server::Errno::Shutdown), "{error}"),
         }
+    }
+}
+
+#[test]
+fn a_reply_that_waits_under_tls_does_not_leave_after_the_seal() {
+    let pki = Pki::new();
+    for on_seal in [OnSeal::Hold, OnSeal::Fail] {
+        let rig = Rig::with(Setup { tls: Some(pki.acceptor()), on_seal, ..Setup::default() });
+        let endpoint = endpoint(&rig, pki.client(Some(&pki.client)));
+        Client::connect(&endpoint, "disk").unwrap().write(0, &vec![5; 8 << 20], false).unwrap();
+
+        let mut raw = Raw::greeted(&rig.socket);
+        raw.option(OPT_STARTTLS, &[]);
+        assert_eq!(raw.option_reply().1, REP_ACK);
+        let mut session = ClientConnection::new(pki.client(Some(&pki.client)), name()).unwrap();
+        while session.is_handshaking() {
+            session.complete_io(&mut raw.stream).unwrap();
+        }
+        let mut stream = StreamOwned::new(session, raw.stream);
+        let mut bytes = b"IHAVEOPT\0\0\0\x01\0\0\0\x04disk".to_vec();
+        bytes.extend_from_slice(&request(READ, 0, 1, 0, 8 << 20));
+        stream.write_all(&bytes).unwrap();
+        stream.flush().unwrap();
+        // Size, flags, padding; then the reply is on its way out.
+        let mut begun = [0; 8 + 2 + 16];
+        stream.read_exact(&mut begun).unwrap();
+        rig.seal();
+        eventually("the connection is closed", || counter(&rig, "nbd_export_connections", "") == 0);
+        let mut received = Vec::new();
+        // Cut without a goodbye.
+        drop(stream.read_to_end(&mut received));
+        assert!(received.len() < 8 << 20, "{} bytes came", received.len());
     }
 }
