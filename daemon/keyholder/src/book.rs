@@ -11,6 +11,8 @@
 
 mod leases;
 mod nodes;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use std::collections::BTreeMap;

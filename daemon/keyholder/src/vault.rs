@@ -76,7 +76,7 @@ pub(crate) struct SecretOf {
 pub enum VaultError {
     /// The root is not here.
     #[error(
-        "the keyholder is sealed: submit {missing} more of the officers' shares with `nightlatch key unseal`"
+        "the keyholder is sealed; submit {missing} more of the officers' shares with `nightlatch key unseal`"
     )]
     Sealed {
         /// Shares that are missing.
@@ -117,12 +117,12 @@ pub enum VaultError {
     },
     /// A ceremony with impossible numbers.
     #[error(
-        "a ceremony needs 1 to {OFFICERS_MAX} officers, each named and with a key of their own, and a threshold from \
-         1 to their number"
+        "the ceremony's numbers are impossible; give 1 to {OFFICERS_MAX} officers, each named and with a key of their own, \
+         and a threshold from 1 to their number"
     )]
     ImpossibleSet,
     /// An envelope could not be made.
-    #[error("the envelope could not be sealed")]
+    #[error("the envelope could not be sealed; look at the keyholder's log, then try again")]
     Envelope(#[from] EnvelopeError),
     /// No randomness.
     #[error("the kernel gives no randomness; the machine is not usable for keys")]
@@ -615,5 +615,123 @@ impl Signer for VaultSigner {
 
     fn sign(&self, digest: &[u8; 32]) -> Result<[u8; 64], SignerGone> {
         self.vault.sign(digest).map_err(|_| SignerGone)
+    }
+}
+
+#[cfg(test)]
+impl Vault {
+    /// The secrets in the arena, for tests that look for them elsewhere.
+    pub(crate) fn secrets_for_test(&self) -> Vec<[u8; SECRET_BYTES]> {
+        [PLACES.root, ledger_key(Key::Current)]
+            .map(|place| {
+                let mut secret = [0; SECRET_BYTES];
+                self.arena.secret(place).read_into(&mut secret);
+                secret
+            })
+            .to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shares::Share;
+
+    const OF: SecretOf = SecretOf { domain: DomainId([1; 16]), epoch: VolumeEpoch(1) };
+
+    fn vault() -> Vault {
+        Vault::new(Policy::AllowMlock).unwrap()
+    }
+
+    fn officers(count: u8) -> Vec<(String, PublicEnvelopeKey)> {
+        (1..=count).map(|n| (format!("officer-{n}"), envelope::keypair(&[n; 32]).unwrap())).collect()
+    }
+
+    fn share(sealed: &[SealedShare], index: u8) -> Share {
+        sealed[usize::from(index) - 1].open(&[index; 32]).unwrap()
+    }
+
+    #[test]
+    fn every_threshold_up_to_the_limit_gives_the_root_back() {
+        let count = u8::try_from(OFFICERS_MAX).unwrap();
+        for threshold in [1, 2, 5, count] {
+            let made = vault();
+            let (set, shares) = made.ceremony(threshold, &officers(count)).unwrap();
+            let restored = vault();
+            for index in (1..=count).rev().take(usize::from(threshold)) {
+                assert_ne!(restored.gathered(), Gathered::Root, "before share {index}");
+                restored.submit(&set, &share(&shares, index)).unwrap();
+            }
+            assert_eq!(restored.gathered(), Gathered::Root);
+            assert_eq!(restored.signing_public_key().unwrap(), made.signing_public_key().unwrap());
+        }
+    }
+
+    #[test]
+    fn nothing_works_while_sealed_and_a_wipe_seals() {
+        let vault = vault();
+        let sealed = |result: Result<(), VaultError>| matches!(result, Err(VaultError::Sealed { .. }));
+        assert!(sealed(vault.signing_public_key().map(drop)));
+        let (set, _) = vault.ceremony(1, &officers(1)).unwrap();
+        assert!(matches!(vault.make_secret(OF), Err(VaultError::Unwrap { .. })), "no ledger key yet");
+        let wrapped = vault.next_ledger_key(set.set).unwrap();
+        vault.adopt_ledger_key().unwrap();
+        vault.make_secret(OF).unwrap();
+        vault.wipe();
+        assert!(sealed(vault.make_secret(OF).map(drop)));
+        assert!(sealed(vault.open_ledger_key(set.set, &wrapped)));
+        assert!(vault.secrets_for_test().iter().all(|secret| *secret == [0; 32]));
+    }
+
+    #[test]
+    fn a_wrapped_secret_is_bound_to_its_domain_epoch_set_and_root() {
+        let vault = vault();
+        let (set, _) = vault.ceremony(1, &officers(1)).unwrap();
+        let ledger_key = vault.next_ledger_key(set.set).unwrap();
+        vault.adopt_ledger_key().unwrap();
+        let (wrapped, _) = vault.make_secret(OF).unwrap();
+        for other in [SecretOf { domain: DomainId([2; 16]), ..OF }, SecretOf { epoch: VolumeEpoch(2), ..OF }]
+        {
+            assert!(matches!(vault.rewrap(other, &wrapped), Err(VaultError::Unwrap { .. })));
+        }
+        assert!(vault.open_ledger_key(SetId([0; 16]), &ledger_key).is_err());
+        let stranger = self::vault();
+        stranger.ceremony(1, &officers(1)).unwrap();
+        assert!(stranger.open_ledger_key(set.set, &ledger_key).is_err(), "another root");
+    }
+
+    #[test]
+    fn a_secret_carried_over_gives_the_same_key_and_the_old_wrapping_opens_no_more() {
+        let vault = vault();
+        let (set, _) = vault.ceremony(1, &officers(1)).unwrap();
+        vault.next_ledger_key(set.set).unwrap();
+        vault.adopt_ledger_key().unwrap();
+        let (old, _) = vault.make_secret(OF).unwrap();
+        let node = envelope::keypair(&[9; 32]).unwrap();
+        let prk = |wrapped: &Wrapped| {
+            let request = SealRequest { recipient: &node, info: &[0; 32], aad: b"aad" };
+            let sealed = vault.seal_for_node(OF, wrapped, &request)?;
+            let mut prk = [0; 32];
+            envelope::open(&[9; 32], &[0; 32], b"aad", &sealed, &mut prk).unwrap();
+            Ok::<_, VaultError>(prk)
+        };
+        let before = prk(&old).unwrap();
+        vault.next_ledger_key(set.set).unwrap();
+        let new = vault.rewrap(OF, &old).unwrap();
+        vault.adopt_ledger_key().unwrap();
+        assert_eq!(prk(&new).unwrap(), before);
+        assert!(matches!(prk(&old), Err(VaultError::Unwrap { .. })));
+    }
+
+    #[test]
+    fn shares_that_fit_a_false_description_do_not_become_a_root() {
+        let (set, shares) = vault().ceremony(2, &officers(2)).unwrap();
+        // Somebody rewrote the commitment to the root, the rest fits.
+        let false_set = ShareSet { root: Commitment([0; 32]), ..set };
+        let restored = vault();
+        restored.submit(&false_set, &share(&shares, 1)).unwrap();
+        let result = restored.submit(&false_set, &share(&shares, 2));
+        assert!(matches!(result, Err(VaultError::WrongRoot)));
+        assert!(matches!(restored.gathered(), Gathered::Waiting { have: 0, .. }));
     }
 }

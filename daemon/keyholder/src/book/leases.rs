@@ -267,7 +267,12 @@ impl Book {
     }
 
     /// The fence of the next grant: above the record, the ledger and what the node has seen.
-    fn next_fence(&self, node: NodeId, volume: &VolumeRecord, now: BootInstant) -> Result<Fence, String> {
+    pub(super) fn next_fence(
+        &self,
+        node: NodeId,
+        volume: &VolumeRecord,
+        now: BootInstant,
+    ) -> Result<Fence, String> {
         let record = self.records.of(volume.volume);
         // The key lease is the fence: another node may have it until its lease is over.
         if let Some(record) = record.filter(|record| record.node != node)

@@ -1,0 +1,72 @@
+//! Every endpoint and every role.
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use identity::{ClientError, PeerIdentity, Role};
+use keyholder::Keyholder;
+use keyholder::access::{TABLE, Verb};
+use tower::ServiceExt;
+
+use crate::site::Site;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_endpoint_lets_in_the_roles_of_the_table_and_no_other() {
+    let site = Site::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let keyholder = Keyholder::open(site.params(dir.path())).unwrap();
+    for rule in TABLE {
+        for role in Role::ALL {
+            let method = match rule.verb {
+                Verb::Get => "GET",
+                Verb::Post => "POST",
+                Verb::Patch => "PATCH",
+                Verb::Delete => "DELETE",
+            };
+            let path = rule.path.replace("{name}", "x").replace("{label}", "x");
+            let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+            let peer = PeerIdentity { role, name: "someone".parse().unwrap(), spki_sha256: [0; 32] };
+            request.extensions_mut().insert(peer);
+            let status = keyholder.router().oneshot(request).await.unwrap().status();
+            let refused = status == StatusCode::FORBIDDEN;
+            assert_eq!(refused, !rule.roles.contains(&role), "{method} {} as {role}: {status}", rule.path);
+        }
+        let request = Request::builder().uri("/v1/status").body(Body::empty()).unwrap();
+        let status = keyholder.router().oneshot(request).await.unwrap().status();
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "without a certificate");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_and_clients_are_not_even_let_into_a_conversation() {
+    let site = Site::new().await;
+    for role in [Role::NbdClient, Role::Node, Role::Keyholder] {
+        let answer = site.client(role, "someone").get::<serde_json::Value>("/v1/status").await;
+        assert!(matches!(answer, Err(ClientError::Untrusted { .. })), "{role}: {answer:?}");
+    }
+    for role in [Role::Operator, Role::SecurityOfficer, Role::Auditor, Role::Monitor] {
+        site.client(role, "someone").get::<serde_json::Value>("/v1/status").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_officer_adds_a_node_with_its_key() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    let node = site.fake_node(1).await;
+    let request = keyholder::api::AddNode {
+        identity_key: Some(hex::encode(node.identity_key())),
+        ..crate::site::add_node(1, &node)
+    };
+    assert_eq!(site.refused(&site.operator(), "/v1/nodes", &request).await, (403, "forbidden".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_is_refused_with_what_is_wrong() {
+    let site = Site::new().await;
+    for body in [serde_json::json!({}), serde_json::json!({"threshold": 1, "officers": [], "more": 1})] {
+        let refused = site.refused(&site.officer(), "/v1/ceremony", &body).await;
+        assert_eq!(refused, (400, "invalid".to_owned()));
+    }
+    let unknown = site.operator().get::<serde_json::Value>("/v1/nothing").await;
+    assert_eq!(crate::site::refusal(unknown), (404, "not-found".to_owned()));
+}

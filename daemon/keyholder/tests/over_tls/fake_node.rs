@@ -1,0 +1,463 @@
+//! A node without disks: the real lease machine and real TLS, a map for a keyring, and the four endpoints of the
+//! administrative port that a keyholder calls.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router, routing};
+use identity::{Credentials, Problem, Role, ServeLimits, Trust, control_server, serve_https};
+use key_hierarchy::check_value;
+use lease::envelope;
+use lease::frame::FrameBuffer;
+use lease::message::{LeaseLimits, VolumePresent, WipeCause, WipeRecord};
+use lease::node::{
+    EvidenceInput, GrantToAdmit, HeldStatus, NodeEffect, NodeLease, NodeParams, NodeSession,
+    NodeSessionParams, WipeReport,
+};
+use lease::{EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, LocalSigner, Signer};
+use nix::time::{ClockId, clock_gettime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{broadcast, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, VolumeId};
+
+pub(crate) fn boot_now() -> BootInstant {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
+    BootInstant(
+        u64::try_from(time.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap(),
+    )
+}
+
+#[derive(Clone, Debug)]
+struct WipeNotice {
+    report: WipeReport,
+    ended: Vec<GrantId>,
+}
+
+/// What the node remembers over a restart of its program: its disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk(Arc<Mutex<BTreeMap<VolumeId, VolumePresent>>>);
+
+struct Inner {
+    id: NodeId,
+    identity_seed: [u8; 32],
+    boot: BootId,
+    disk: Disk,
+    lease: Mutex<NodeLease>,
+    /// The keyring: PRK and deadline.
+    keys: Mutex<BTreeMap<VolumeId, [u8; 32]>>,
+    deadline: Mutex<Option<BootInstant>>,
+    envelope_secret: Mutex<[u8; 32]>,
+    wipes: broadcast::Sender<WipeNotice>,
+    changed: watch::Sender<u64>,
+    generation: Mutex<u64>,
+    sessions: AtomicUsize,
+    /// Status that the next creation is refused with; 0 for none. 1 closes the connection after creating.
+    refuse_creation: AtomicU16,
+    stop: CancellationToken,
+}
+
+/// A running node.
+#[derive(Clone)]
+pub(crate) struct FakeNode {
+    inner: Arc<Inner>,
+    pub(crate) key_address: SocketAddr,
+    pub(crate) admin_address: SocketAddr,
+}
+
+pub(crate) struct NodeSetup {
+    pub(crate) id: NodeId,
+    pub(crate) identity_seed: [u8; 32],
+    pub(crate) disk: Disk,
+    pub(crate) credentials: Credentials,
+    pub(crate) trust: Trust,
+    pub(crate) key_port: Option<SocketAddr>,
+    pub(crate) admin_port: Option<SocketAddr>,
+}
+
+impl FakeNode {
+    pub(crate) async fn start(setup: NodeSetup) -> Self {
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let keys = TcpListener::bind(setup.key_port.unwrap_or(any)).await.unwrap();
+        let admin = TcpListener::bind(setup.admin_port.unwrap_or(any)).await.unwrap();
+        let (key_address, admin_address) = (keys.local_addr().unwrap(), admin.local_addr().unwrap());
+        let mut boot = [0; 16];
+        getrandom::fill(&mut boot).unwrap();
+        let lease = NodeLease::new(NodeParams {
+            node: setup.id,
+            boot: BootId(boot),
+            image: None,
+            identity: Arc::new(LocalSigner::from_seed(&setup.identity_seed)),
+            limits: LeaseLimits::PROTOCOL,
+            pin: None,
+        });
+        let inner = Arc::new(Inner {
+            id: setup.id,
+            identity_seed: setup.identity_seed,
+            boot: BootId(boot),
+            disk: setup.disk,
+            lease: Mutex::new(lease),
+            keys: Mutex::default(),
+            deadline: Mutex::default(),
+            envelope_secret: Mutex::default(),
+            wipes: broadcast::channel(16).0,
+            changed: watch::Sender::new(0),
+            generation: Mutex::default(),
+            sessions: AtomicUsize::new(0),
+            refuse_creation: AtomicU16::new(0),
+            stop: CancellationToken::new(),
+        });
+        inner.refresh_volumes();
+        let key_tls = control_server(&setup.credentials, &setup.trust, &[Role::Keyholder]).unwrap();
+        tokio::spawn(serve_keys(Arc::clone(&inner), keys, TlsAcceptor::from(key_tls)));
+        let admin_tls = control_server(&setup.credentials, &setup.trust, &[Role::Keyholder]).unwrap();
+        let router = Router::new()
+            .route("/v1/volumes", routing::post(create).get(list))
+            .route("/v1/volumes/{volume}", routing::delete(delete).patch(resize))
+            .with_state(Arc::clone(&inner));
+        let stop = inner.stop.clone();
+        let domain = setup.trust.trust_domain().clone();
+        tokio::spawn(async move {
+            serve_https(admin, admin_tls, domain, router, ServeLimits::default(), stop.cancelled()).await;
+        });
+        tokio::spawn(watch_deadline(Arc::clone(&inner)));
+        Self { inner, key_address, admin_address }
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    pub(crate) fn boot(&self) -> BootId {
+        self.inner.boot
+    }
+
+    pub(crate) fn identity_key(&self) -> [u8; 32] {
+        LocalSigner::from_seed(&self.inner.identity_seed).public_key()
+    }
+
+    pub(crate) fn disk(&self) -> Disk {
+        self.inner.disk.clone()
+    }
+
+    /// Enrols the node: whose grants it takes.
+    pub(crate) fn pin(&self, key: [u8; 32]) {
+        self.inner.lease.lock().unwrap().set_pin(Some(key));
+    }
+
+    /// The keys that it holds, usable now.
+    pub(crate) fn keys(&self) -> BTreeMap<VolumeId, [u8; 32]> {
+        self.inner.keys.lock().unwrap().clone()
+    }
+
+    pub(crate) fn held(&self) -> Vec<HeldStatus> {
+        self.inner.lease.lock().unwrap().held().collect()
+    }
+
+    pub(crate) fn volumes(&self) -> Vec<VolumeId> {
+        self.inner.disk.0.lock().unwrap().keys().copied().collect()
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.inner.sessions.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn refuse_next_creation(&self, status: u16) {
+        self.inner.refuse_creation.store(status, Ordering::SeqCst);
+    }
+
+    /// Loses every key for this cause, as after SIGPWR.
+    pub(crate) fn wipe(&self, cause: WipeCause) {
+        self.inner.wipe(cause);
+    }
+
+    /// Ends the program without a word: connections break, nothing is sent.
+    pub(crate) fn kill(&self) {
+        self.inner.stop.cancel();
+    }
+
+    /// Waits until `done`, for at most ten seconds.
+    pub(crate) async fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let mut changes = self.inner.changed.subscribe();
+        let reached = async {
+            loop {
+                changes.mark_unchanged();
+                if done(self) {
+                    return;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), reached).await;
+        assert!(waited.is_ok(), "waited in vain for {what}; held: {:?}", self.held());
+    }
+}
+
+impl Inner {
+    fn changed(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn refresh_volumes(&self) {
+        let volumes: Vec<VolumePresent> = self.disk.0.lock().unwrap().values().copied().collect();
+        self.lease.lock().unwrap().set_volumes(volumes).unwrap();
+    }
+
+    fn wipe(&self, cause: WipeCause) {
+        self.keys.lock().unwrap().clear();
+        *self.deadline.lock().unwrap() = None;
+        *self.envelope_secret.lock().unwrap() = [0; 32];
+        let mut generation = self.generation.lock().unwrap();
+        *generation += 1;
+        let record = WipeRecord { cause, at: boot_now(), generation: *generation };
+        drop(generation);
+        let ended = self.lease.lock().unwrap().on_wiped(record);
+        let report = WipeReport { record, stage: 1, nanos: 1_000 };
+        let _ = self.wipes.send(WipeNotice { report, ended });
+        self.changed();
+    }
+
+    fn admit(&self, grant: &GrantToAdmit) -> Result<(), GrantRefusal> {
+        {
+            let mut disk = self.disk.0.lock().unwrap();
+            let present = disk.get_mut(&grant.volume).ok_or(GrantRefusal::WrongVolume)?;
+            if grant.fence <= present.fence {
+                return Err(GrantRefusal::FenceNotDurable);
+            }
+            present.fence = grant.fence;
+        }
+        let secret = *self.envelope_secret.lock().unwrap();
+        let mut prk = [0; 32];
+        envelope::open(&secret, &grant.info, &grant.aad, &grant.envelope, &mut prk)
+            .map_err(|_| GrantRefusal::Unopenable)?;
+        if check_value(&prk, &grant.domain, grant.epoch).0 != grant.check {
+            return Err(GrantRefusal::WrongKey);
+        }
+        self.keys.lock().unwrap().insert(grant.volume, prk);
+        Ok(())
+    }
+
+    fn perform(&self, machine: &mut NodeSession, effects: Vec<NodeEffect>, out: &mut Vec<u8>) -> bool {
+        let mut close = false;
+        for effect in effects {
+            let more = match effect {
+                NodeEffect::Send(bytes) => {
+                    out.extend(bytes);
+                    Vec::new()
+                }
+                NodeEffect::NeedEvidence => {
+                    let mut secret = [0; 32];
+                    getrandom::fill(&mut secret).unwrap();
+                    *self.envelope_secret.lock().unwrap() = secret;
+                    let envelope_key = envelope::keypair(&secret).unwrap();
+                    let hygiene = r#"{"memory":"pretended"}"#.to_owned();
+                    let input = EvidenceInput { hygiene, envelope_key };
+                    let mut lease = self.lease.lock().unwrap();
+                    machine.on_evidence(&mut lease, boot_now(), input).unwrap_or_default()
+                }
+                NodeEffect::AdmitGrant(grant) => {
+                    let result = self.admit(&grant);
+                    let mut lease = self.lease.lock().unwrap();
+                    machine.on_admitted(&mut lease, boot_now(), grant.volume, grant.grant, result)
+                }
+                NodeEffect::SetDeadline(deadline) => {
+                    *self.deadline.lock().unwrap() = deadline;
+                    Vec::new()
+                }
+                NodeEffect::DropVolume { volume, grant, cause } => {
+                    self.keys.lock().unwrap().remove(&volume);
+                    let generation = *self.generation.lock().unwrap();
+                    let record = WipeRecord { cause, at: boot_now(), generation };
+                    let report = WipeReport { record, stage: 1, nanos: 1 };
+                    machine.on_dropped(&mut self.lease.lock().unwrap(), volume, grant, &report)
+                }
+                NodeEffect::Wipe(cause) => {
+                    self.wipe(cause);
+                    Vec::new()
+                }
+                NodeEffect::Note(_) => Vec::new(),
+                NodeEffect::Close => {
+                    close = true;
+                    Vec::new()
+                }
+            };
+            close |= self.perform(machine, more, out);
+        }
+        self.changed();
+        close
+    }
+}
+
+async fn watch_deadline(node: Arc<Inner>) {
+    let mut changes = node.changed.subscribe();
+    loop {
+        let deadline = *node.deadline.lock().unwrap();
+        let wait = deadline.map_or(Duration::from_secs(3600), |deadline| {
+            Duration::from_nanos(deadline.0.saturating_sub(boot_now().0))
+        });
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(wait) => {
+                let effects = node.lease.lock().unwrap().on_time(boot_now());
+                if effects == [NodeEffect::Wipe(WipeCause::LeaseExpired)] {
+                    node.wipe(WipeCause::LeaseExpired);
+                }
+            }
+        }
+    }
+}
+
+async fn serve_keys(node: Arc<Inner>, listener: TcpListener, acceptor: TlsAcceptor) {
+    loop {
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            accepted = listener.accept() => {
+                let (stream, _) = accepted.unwrap();
+                let (node, acceptor) = (Arc::clone(&node), acceptor.clone());
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        session(node, stream).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn session(node: Arc<Inner>, mut stream: TlsStream<TcpStream>) {
+    node.sessions.fetch_add(1, Ordering::SeqCst);
+    let exporter =
+        stream.get_ref().1.export_keying_material([0; EXPORTER_BYTES], EXPORTER_LABEL, None).unwrap();
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).unwrap();
+    let params = NodeSessionParams { exporter, seed };
+    let mut wipes = node.wipes.subscribe();
+    let mut machine = NodeSession::new(&mut node.lease.lock().unwrap(), boot_now(), params);
+    let mut incoming = FrameBuffer::default();
+    let mut chunk = vec![0; 4096];
+    loop {
+        let timeout = machine.next_timeout(&node.lease.lock().unwrap());
+        let wait = timeout
+            .map_or(Duration::from_secs(60), |at| Duration::from_nanos(at.0.saturating_sub(boot_now().0)));
+        let mut out = Vec::new();
+        let mut close = false;
+        tokio::select! {
+            biased;
+            () = node.stop.cancelled() => return,
+            Ok(notice) = wipes.recv() => {
+                let effects = machine.on_wiped(&node.lease.lock().unwrap(), &notice.report, notice.ended);
+                close = node.perform(&mut machine, effects, &mut out);
+            }
+            read = stream.read(&mut chunk) => {
+                let Ok(count @ 1..) = read else { break };
+                incoming.push(&chunk[..count]);
+                while let Ok(Some(frame)) = incoming.next_frame() {
+                    let result = machine.on_frame(&mut node.lease.lock().unwrap(), boot_now(), &frame);
+                    match result {
+                        Ok(effects) => close |= node.perform(&mut machine, effects, &mut out),
+                        Err(error) => {
+                            out.extend(NodeSession::refusal(&error));
+                            close = true;
+                            break;
+                        }
+                    }
+                }
+            }
+            () = tokio::time::sleep(wait) => {
+                let effects = machine.on_time(&mut node.lease.lock().unwrap(), boot_now());
+                close = node.perform(&mut machine, effects, &mut out);
+            }
+        }
+        if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() || close {
+            break;
+        }
+    }
+    machine.on_closed(&mut node.lease.lock().unwrap());
+    let _ = stream.shutdown().await;
+}
+
+fn refusal(status: u16, kind: &str) -> Response {
+    let problem = Problem::new(kind, "the node does not", "do something about it");
+    (StatusCode::from_u16(status).unwrap(), Json(problem)).into_response()
+}
+
+async fn create(State(node): State<Arc<Inner>>, Json(request): Json<admin::api::CreateVolume>) -> Response {
+    let refuse = node.refuse_creation.swap(0, Ordering::SeqCst);
+    if refuse >= 400 {
+        return refusal(refuse, "full");
+    }
+    let mut check = [0; 16];
+    hex::decode_to_slice(&request.check, &mut check).unwrap();
+    {
+        let mut disk = node.disk.0.lock().unwrap();
+        if disk.contains_key(&request.volume) {
+            return refusal(409, "conflict");
+        }
+        let present = VolumePresent {
+            volume: request.volume,
+            domain: request.domain,
+            epoch: request.epoch,
+            check,
+            size_bytes: ByteLen(request.size_bytes),
+            fence: Fence(0),
+        };
+        disk.insert(request.volume, present);
+    }
+    node.refresh_volumes();
+    if refuse == 1 {
+        // Done, and the answer is lost: what is read back makes no sense.
+        return "not json".into_response();
+    }
+    Json(serde_json::json!({})).into_response()
+}
+
+async fn list(State(node): State<Arc<Inner>>) -> Json<Vec<admin::api::VolumeStatus>> {
+    let disk = node.disk.0.lock().unwrap();
+    let status = |present: &VolumePresent| admin::api::VolumeStatus {
+        volume: present.volume,
+        label: None,
+        pool: units::PoolId([0; 16]),
+        kind: "block".to_owned(),
+        size_bytes: present.size_bytes.0,
+        used_bytes: 0,
+        domain: present.domain,
+        epoch: present.epoch,
+        fence: present.fence,
+        unsealed: false,
+    };
+    Json(disk.values().map(status).collect())
+}
+
+async fn delete(State(node): State<Arc<Inner>>, Path(volume): Path<String>) -> Response {
+    let removed = node.disk.0.lock().unwrap().remove(&volume.parse().unwrap());
+    node.refresh_volumes();
+    if removed.is_some() { Json(serde_json::json!({})).into_response() } else { refusal(404, "not-found") }
+}
+
+async fn resize(
+    State(node): State<Arc<Inner>>,
+    Path(volume): Path<String>,
+    Json(request): Json<admin::api::ResizeVolume>,
+) -> Response {
+    let mut disk = node.disk.0.lock().unwrap();
+    match disk.get_mut(&volume.parse().unwrap()) {
+        Some(present) if request.size_bytes < present.size_bytes.0 && !request.allow_shrink => {
+            refusal(400, "invalid")
+        }
+        Some(present) => {
+            present.size_bytes = ByteLen(request.size_bytes);
+            Json(serde_json::json!({})).into_response()
+        }
+        None => refusal(404, "not-found"),
+    }
+}

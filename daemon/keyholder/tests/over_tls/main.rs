@@ -1,0 +1,11 @@
+//! A whole keyholder over real TLS on loopback, with nodes that are driven by the lease protocol's own machine and keep
+//! what they are lent in a map.
+#![expect(clippy::unwrap_used, reason = "tests: a failed unwrap is a failed test")]
+
+mod access;
+mod fake_node;
+mod latches;
+mod leases;
+mod restore;
+mod site;
+mod volumes;
