@@ -10,10 +10,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use device::{
-    Device, DeviceError, DeviceInfo, Direct, Fault, FileDevice, Metadata, OpenOptions, Sealed, SealedSlice,
-    SimulatedDevice,
-};
+use device::{Device, DeviceError, DeviceInfo, Fault, Metadata, Sealed, SealedSlice, SimulatedDevice};
 use keyring::WipeCause;
 use keyring::simulated::{Keyholder, keyring};
 use pool::{CreateOptions, Pool, PoolVolume, VolumeKind, VolumeSpec};
@@ -73,15 +70,12 @@ fn neighbours_in_one_sector_lose_no_update() {
     });
 }
 
-/// On a real file, since the simulated device never lets a read see half of a write.
 #[test]
 fn a_reader_never_sees_two_writes_in_one_sector() {
     const SECTORS: u64 = 80;
     let seed = seed();
-    let directory = tempfile::tempdir().unwrap();
-    let options = OpenOptions { direct: Direct::Never, create_len: Some(ByteLen(32 << 20)) };
-    let device = FileDevice::open(directory.path().join("disk"), options).unwrap();
-    let (pool_volume, keyholder) = volume_on(Arc::new(device), SectorCount(SECTORS));
+    let device = AwkwardDevice::new(true);
+    let (pool_volume, keyholder) = volume_on(device, SectorCount(SECTORS));
     let keyring = keyring();
     let key = keyholder.push(&keyring).unwrap().handle;
     let volume = Volume::open(pool_volume, keyring, key);
@@ -242,28 +236,35 @@ fn device_errors_and_a_full_pool_are_told_apart_and_a_failed_flush_stays_failed(
     );
 }
 
-/// A device whose first write of ciphertext after `arm` waits until it is let go.
-struct SlowDevice {
+/// A device that does what a disk may: lets a write wait, and lets a read see the first half of each sector from before a
+/// write and the second half from after it.
+struct AwkwardDevice {
     device: Arc<SimulatedDevice>,
+    tears_reads: bool,
     held: Mutex<Option<(Sender<()>, Receiver<()>)>>,
 }
 
-impl fmt::Debug for SlowDevice {
+impl fmt::Debug for AwkwardDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SlowDevice")
+        f.write_str("AwkwardDevice")
     }
 }
 
-impl SlowDevice {
-    /// Returns how to learn that the write has arrived, and how to let it go.
-    fn arm(&self) -> (Receiver<()>, Sender<()>) {
+impl AwkwardDevice {
+    fn new(tears_reads: bool) -> Arc<Self> {
+        let device = SimulatedDevice::new(ByteLen(32 << 20));
+        Arc::new(Self { device, tears_reads, held: Mutex::new(None) })
+    }
+
+    /// Lets the next write of ciphertext wait. Returns how to learn that it has arrived, and how to let it go.
+    fn hold_next_write(&self) -> (Receiver<()>, Sender<()>) {
         let (arrived, go) = (channel(), channel());
         *self.held.lock().unwrap() = Some((arrived.0, go.1));
         (arrived.1, go.0)
     }
 }
 
-impl Device for SlowDevice {
+impl Device for AwkwardDevice {
     fn len(&self) -> ByteLen {
         self.device.len()
     }
@@ -274,7 +275,18 @@ impl Device for SlowDevice {
         self.device.info()
     }
     fn read(&self, at: ByteOffset, count: SectorCount) -> Result<Sealed, DeviceError> {
-        self.device.read(at, count)
+        let before = self.device.read(at, count)?;
+        if !self.tears_reads {
+            return Ok(before);
+        }
+        thread::yield_now();
+        let mut mixed = self.device.read(at, count)?.into_buf();
+        let sectors = mixed.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES);
+        for (sector, before) in sectors.zip(before.as_bytes().chunks_exact(SECTOR_BYTES)) {
+            let half = SECTOR_BYTES / 2;
+            sector[..half].copy_from_slice(&before[..half]);
+        }
+        Ok(Sealed::from_cipher(mixed))
     }
     fn read_metadata(&self, at: ByteOffset, count: SectorCount) -> Result<Metadata, DeviceError> {
         self.device.read_metadata(at, count)
@@ -305,8 +317,7 @@ impl Device for SlowDevice {
 /// late one must not land on top.
 #[test]
 fn a_write_from_before_a_wipe_never_lands_on_one_from_after_it() {
-    let device =
-        Arc::new(SlowDevice { device: SimulatedDevice::new(ByteLen(32 << 20)), held: Mutex::new(None) });
+    let device = AwkwardDevice::new(false);
     let (pool_volume, keyholder) = volume_on(Arc::clone(&device) as Arc<dyn Device>, SectorCount(256));
     let keyring = keyring();
     let open = || {
@@ -318,7 +329,7 @@ fn a_write_from_before_a_wipe_never_lands_on_one_from_after_it() {
     old.write(ByteOffset(0), &[1; SECTOR_BYTES], Durability::Durable).unwrap();
 
     thread::scope(|scope| {
-        let (arrived, go) = device.arm();
+        let (arrived, go) = device.hold_next_write();
         let late = scope.spawn(|| old.write(ByteOffset(0), &[2; SECTOR_BYTES], Durability::Buffered));
         arrived.recv().unwrap();
         keyring.wipe(WipeCause::PowerLoss);
