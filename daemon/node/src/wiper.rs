@@ -20,7 +20,7 @@ use lease::message::{WipeCause, WipeRecord};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::sync::mpsc;
@@ -83,7 +83,8 @@ impl Wiper {
             last: Mutex::new(None),
             watching: AtomicBool::new(true),
         });
-        let signal_fd = SignalFd::new(&signals())?;
+        // Non-blocking: a read that waited for the next signal would sleep through the deadline.
+        let signal_fd = SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let thread_wiper = Arc::clone(&wiper);
         std::thread::Builder::new().name("wiper".into()).spawn(move || {
             prefer_this_thread();
