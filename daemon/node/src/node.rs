@@ -324,10 +324,13 @@ impl Node {
         self.close_store();
         let served = std::mem::take(&mut *self.served());
         let cause = wipe.record.cause;
-        if !served.is_empty() || self.seal_change().cause.is_some() {
+        let mut lease = self.lease();
+        let ended = lease.on_wiped(wipe.record);
+        // The machine knows whether this wipe is the reason for the seal, or found the node sealed already.
+        if lease.last_wipe() == Some(wipe.record) {
             *lock(&self.seal_change) = SealChange::now(Some(cause));
         }
-        let ended = self.lease().on_wiped(wipe.record);
+        drop(lease);
         self.apply_deadline();
         tracing::warn!(%cause, keys = wipe.keys, wipe_ns = wipe.nanos, volumes = served.len(), "wiped: the node is sealed");
         let report = WipeReport { record: wipe.record, stage: WIPE_STAGE, nanos: wipe.nanos };

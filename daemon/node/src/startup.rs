@@ -5,7 +5,6 @@
 //! ports close.
 
 use std::fs::{DirBuilder, Permissions};
-use std::future::Future;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -288,13 +287,11 @@ fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled(false, &mut limit_us).then(|| Duration::from_micros(limit_us / 2))
 }
 
-fn tick(interval: &mut Option<tokio::time::Interval>) -> impl Future<Output = ()> + '_ {
-    async move {
-        match interval {
-            Some(interval) => {
-                interval.tick().await;
-            }
-            None => std::future::pending().await,
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
         }
+        None => std::future::pending().await,
     }
 }
