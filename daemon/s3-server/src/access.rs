@@ -11,7 +11,7 @@ use crate::error::from_store;
 use crate::slot::Slot;
 
 /// Operations that metrics tell apart. The others are not implemented.
-const OPERATIONS: [&str; 20] = [
+const OPERATIONS: [&str; 21] = [
     "AbortMultipartUpload",
     "CompleteMultipartUpload",
     "CopyObject",
@@ -21,6 +21,7 @@ const OPERATIONS: [&str; 20] = [
     "DeleteObject",
     "DeleteObjects",
     "GetBucketLocation",
+    "GetBucketVersioning",
     "GetObject",
     "HeadBucket",
     "HeadObject",

@@ -99,12 +99,15 @@ impl Service {
         let in_flight = activity.begin();
         let request_id = self.request_ids.next();
         let is_head = request.method() == http::Method::HEAD;
+        let waits = request.headers().contains_key(http::header::EXPECT);
         let operation = OperationName::default();
         let share = Arc::new(BodyShare::default());
         let (result, serving) = self.carry_out(request, &operation, &share).await;
         let response = result.unwrap_or_else(|error| error_response(error, &request_id));
         let status = response.status();
-        if status.is_client_error() || status.is_server_error() {
+        // A client that waits for "100 Continue" and gets an error instead sends no body: what came next on the
+        // connection would be taken for it.
+        if status.as_u16() >= 400 && (!waits || share.received() > 0) {
             drain(&share);
         }
         let (mut head, body) = response.into_parts();

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use objects::{ChecksumAlgorithm, Declared, ObjectWriter, PartWriter, Store, StoreError};
 use s3s::dto::StreamingBlob;
+use s3s::stream::ByteStream;
 use s3s::{S3Error, S3ErrorCode, S3Result, TrailingHeaders};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -77,8 +78,11 @@ const TRAILER_PREFIX: &str = "x-amz-checksum-";
 
 impl Upload {
     pub(crate) fn check(self) -> S3Result<Receiver> {
-        let length = self.length.and_then(|length| u64::try_from(length).ok());
-        let length = length.ok_or(S3Error::new(S3ErrorCode::MissingContentLength))?;
+        let declared = self.length.and_then(|length| u64::try_from(length).ok());
+        // A body in signed or trailed chunks has no Content-Length where HTTP chunks it as well: it says how long it is
+        // in `x-amz-decoded-content-length`, which the protocol code has made the stream's own length.
+        let streamed = || self.body.as_ref()?.remaining_length().exact().map(|length| length as u64);
+        let length = declared.or_else(streamed).ok_or(S3Error::new(S3ErrorCode::MissingContentLength))?;
         let md5 = self.md5.as_deref().map(parse_md5).transpose()?;
         let checksum = self.checksums.checksum()?;
         let trailer = self

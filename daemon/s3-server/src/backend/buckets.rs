@@ -88,6 +88,16 @@ pub(super) async fn location(
     Ok(S3Response::new(GetBucketLocationOutput { location_constraint }))
 }
 
+/// No bucket is versioned, which S3 says by saying nothing.
+pub(super) async fn versioning(
+    request: S3Request<GetBucketVersioningInput>,
+) -> Answer<GetBucketVersioningOutput> {
+    let serving = serving(&request)?;
+    let bucket = request.input.bucket;
+    serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    Ok(S3Response::new(GetBucketVersioningOutput::default()))
+}
+
 pub(super) async fn delete(request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {
     let serving = serving(&request)?;
     let bucket = request.input.bucket;

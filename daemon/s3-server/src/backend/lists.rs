@@ -192,7 +192,7 @@ pub(super) async fn uploads(
     }))
 }
 
-fn part(info: PartInfo) -> Part {
+fn part(info: &PartInfo) -> Part {
     let mut part = Part {
         e_tag: Some(etag(&info.etag)),
         last_modified: Some(timestamp(info.modified)),
@@ -228,7 +228,7 @@ pub(super) async fn parts(request: S3Request<ListPartsInput>) -> Answer<ListPart
         next_part_number_marker: last.filter(|_| page.truncated),
         owner: Some(owner()),
         part_number_marker: Some(i32::from(after)),
-        parts: Some(page.parts.into_iter().map(part).collect()),
+        parts: Some(page.parts.iter().map(part).collect()),
         storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
         upload_id: Some(input.upload_id),
         ..ListPartsOutput::default()

@@ -86,6 +86,13 @@ impl S3 for Backend {
         buckets::location(self, request).await
     }
 
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> Answer<GetBucketVersioningOutput> {
+        buckets::versioning(request).await
+    }
+
     async fn delete_bucket(&self, request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {
         buckets::delete(request).await
     }

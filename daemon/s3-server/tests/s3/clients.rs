@@ -1,0 +1,59 @@
+//! Clients as people use them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+
+use crate::client::Client;
+use crate::server::{BUCKET, REGION, Running};
+
+/// Runs a client's suite against the server. Machines without the client can't; CI has it.
+async fn run_suite(running: &Running, import: &str, script: &str) {
+    let installed =
+        Command::new("python3").args(["-c", import]).output().is_ok_and(|out| out.status.success());
+    if !installed {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "`{import}` fails: run the script that installs the test clients"
+        );
+        println!("skipped: `{import}` fails on this machine");
+        return;
+    }
+    let mut suite = Command::new("python3");
+    suite
+        .arg(format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR")))
+        .arg(format!("http://{}", running.address))
+        .env("AWS_ACCESS_KEY_ID", &running.key.id)
+        .env("AWS_SECRET_ACCESS_KEY", running.key.secret.expose())
+        .env("AWS_DEFAULT_REGION", REGION)
+        .env("AWS_EC2_METADATA_DISABLED", "true");
+    let output = tokio::task::spawn_blocking(move || suite.output()).await.unwrap().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boto3_does_what_its_documentation_says() {
+    let running = Running::start().await;
+    run_suite(&running, "import boto3", "boto3_suite.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn urls_presigned_by_another_library_are_taken() {
+    let running = Running::start().await;
+    let endpoint = format!("http://{}", running.address).parse().unwrap();
+    let bucket = Bucket::new(endpoint, UrlStyle::Path, BUCKET, REGION).unwrap();
+    let credentials = Credentials::new(&running.key.id, running.key.secret.expose());
+    let path = |url: url::Url| format!("{}?{}", url.path(), url.query().unwrap());
+    let host = running.address;
+    let mut client = Client::connect(&running).await;
+    let put = path(bucket.put_object(Some(&credentials), "dir/a b+c").sign(Duration::from_secs(60)));
+    client
+        .send(format!("PUT {put} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 5\r\n\r\nhello").as_bytes())
+        .await;
+    assert_eq!(client.answer("PUT").await.status, 200);
+    let get = path(bucket.get_object(Some(&credentials), "dir/a b+c").sign(Duration::from_secs(60)));
+    client.send(format!("GET {get} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await;
+    assert_eq!(client.answer("GET").await.body, b"hello");
+}
