@@ -179,8 +179,12 @@ impl S3Client {
         let address = self.address;
         let sent = self.runtime.block_on(async {
             let unanswered = |error: &dyn fmt::Display| S3Error::Unanswered(error.to_string());
+            // The connection's driver runs only in here: let it see what the server did meanwhile, such as closing.
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
             let mut connection = match connection {
-                Some(connection) if connection.is_ready() => connection,
+                Some(connection) if connection.is_ready() && !connection.is_closed() => connection,
                 _ => {
                     let stream = TcpStream::connect(address).await.map_err(|error| unanswered(&error))?;
                     stream.set_nodelay(true).map_err(|error| unanswered(&error))?;

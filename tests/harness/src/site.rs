@@ -49,7 +49,8 @@ pub const OBJECTS: &str = "objects";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Log lines of the node that belong to what the tests do on purpose.
-const EXPECTED_LINES: &[&str] = &["wiped: the node is sealed", "sealed one volume"];
+const EXPECTED_LINES: &[&str] =
+    &["wiped: the node is sealed", "sealed one volume", "an administrator wipes the node"];
 
 /// What a site is to be like.
 #[derive(Clone, Debug)]
@@ -560,12 +561,33 @@ impl Site {
     /// # Panics
     /// Where it is refused.
     pub fn act(&self, path: &str) -> Outcome {
+        self.try_act(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// An act of the keyholder on everything.
+    ///
+    /// # Errors
+    /// Where it is refused.
+    pub fn try_act(&self, path: &str) -> Result<Outcome, ClientError> {
         let client = self.keyholder_as(Role::SecurityOfficer, "officer");
-        let answer = match path {
+        match path {
             "/v1/lockdown" => self.wait(client.post(path, &Lockdown {})),
             _ => self.wait(client.post(path, &Target::All)),
-        };
-        answer.unwrap_or_else(|error| panic!("{path}: {error}"))
+        }
+    }
+
+    /// Asks for a push that a latch must keep from happening.
+    ///
+    /// # Panics
+    /// Where keys were pushed.
+    pub fn expect_latched(&self) {
+        match self.try_act("/v1/push") {
+            Ok(outcome) => {
+                assert!(outcome.nodes.iter().all(|node| !node.confirmed), "not latched: {outcome:?}")
+            }
+            Err(error) => assert!(error.to_string().contains("unlatch"), "the next step is missing: {error}"),
+        }
+        assert!(self.status().seal.sealed, "a latch holds until an officer lifts it");
     }
 
     /// An operator's wipe at the node itself.

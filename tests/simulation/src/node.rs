@@ -52,6 +52,14 @@ impl SimulatedNode {
     /// # Panics
     /// Where any of it fails.
     pub fn create() -> Self {
+        Self::create_with_store(STORE_BYTES)
+    }
+
+    /// As [`Self::create`], with an object store on a volume of this length.
+    ///
+    /// # Panics
+    /// Where any of it fails.
+    pub fn create_with_store(store_bytes: u64) -> Self {
         let device = SimulatedDevice::new(ByteLen(DEVICE_BYTES));
         let options = CreateOptions {
             extent_len: ByteLen(EXTENT_BYTES),
@@ -60,7 +68,7 @@ impl SimulatedNode {
         };
         let pool = Pool::create(Arc::clone(&device) as Arc<dyn Device>, options).expect("a pool");
         for (id, bytes, kind) in
-            [(DISK, DISK_BYTES, VolumeKind::Block), (STORE, STORE_BYTES, VolumeKind::Objects)]
+            [(DISK, DISK_BYTES, VolumeKind::Block), (STORE, store_bytes, VolumeKind::Objects)]
         {
             let sectors = SectorCount(bytes / 4096);
             let check = keyholder(id).check();

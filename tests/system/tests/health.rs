@@ -43,7 +43,7 @@ fn health_and_metrics_tell_a_sealed_node_from_an_unsealed_one() {
     assert!(gauge(&metrics, "nightlatch_last_wipe_duration_seconds") > 0.0);
     assert_eq!(body(&site, "no-such-page").0, 404);
     // Nothing there names a volume or a bucket.
-    assert!(!metrics.contains("disk") && !metrics.contains("objects\""), "{metrics}");
+    assert!(!metrics.contains("\"disk\"") && !metrics.contains("\"objects\""), "{metrics}");
 }
 
 /// Whether `openssl s_client` finishes a handshake with these options.

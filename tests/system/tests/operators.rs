@@ -161,7 +161,9 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     // 3. A pool and a node.
     desk.run(&["pool", "create", "pool.img", "--size", "4G"]);
     let again = desk.refused(&["pool", "create", "pool.img", "--size", "4G"]);
-    assert!(again.contains("--force") || again.contains("exists"), "{again}");
+    assert!(again.contains("already"), "{again}");
+    let over = desk.refused(&["pool", "create", "pool.img"]);
+    assert!(over.contains("already holds the pool") && over.contains("--force"), "{over}");
     let init =
         ["node", "init", "--name", "node-1", "--pki", "./pki", "--pool", "pool.img", "--listen", "127.0.0.1"];
     let node = desk.json(&[&init[..], &["--keyholder-key", &pin]].concat());

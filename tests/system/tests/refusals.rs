@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use harness::client::{client, run};
 use harness::process::{Process, wait_for};
 use harness::s3::{S3Client, S3Error};
 use harness::site::{DISK, OBJECTS, PATIENCE, Site, SiteSpec, VolumeKind, create_pool, free_port};
@@ -28,7 +29,9 @@ const VERSION_AT: u64 = 12;
 
 /// A site with something to lose.
 fn with_data() -> Site {
-    let site = Site::serving(SiteSpec { pool_bytes: 1 << 30, disk_bytes: 64 << 20, ..SiteSpec::default() });
+    let spec =
+        SiteSpec { pool_bytes: 256 << 20, disk_bytes: 64 << 20, lease_ms: 5_000, ..SiteSpec::default() };
+    let site = Site::serving(spec);
     let mut client = nbd(&site);
     client.write(1 << 20, &[0xA7; 128 * 1024], true).expect("a durable write");
     site
@@ -103,7 +106,14 @@ fn a_second_daemon_on_one_device_is_refused() {
     let status = process.wait_end(PATIENCE);
     let log = process.log().join("\n");
     assert_eq!(status.code(), Some(1), "{log}");
-    assert_says(&log, &[&site.pool_file().display().to_string(), "in use"]);
+    assert_says(
+        &log,
+        &[
+            &site.pool_file().display().to_string(),
+            "already opened by another process",
+            "stop that nightlatchd",
+        ],
+    );
     check_data(&site);
     // A stale lock of a killed node keeps nobody out.
     site.kill_node();
@@ -131,7 +141,7 @@ fn put_back(path: &Path, at: u64, bytes: &[u8]) {
 #[test]
 fn a_damaged_superblock_is_mended_from_the_other_copy_and_two_are_refused() {
     let mut site = with_data();
-    site.expect_log("one copy of the superblock was damaged and has been written again");
+    site.expect_log("copy of the superblock was damaged and has been written again");
     let pool = site.pool_file().to_path_buf();
     for copy in SUPERBLOCKS {
         for damage in ["flipped", "torn"] {
@@ -196,7 +206,7 @@ fn a_shrunk_or_truncated_device_is_refused_and_comes_back_whole() {
     let truncate =
         |len| OpenOptions::new().write(true).open(&pool).and_then(|file| file.set_len(len)).expect("a file");
     for (len, words) in [
-        (512 << 20, ["has become shorter", "give the device its former length"]),
+        (128 << 20, ["has become shorter", "give the device its former length"]),
         // Cut inside the first superblock.
         (2048, ["", ""]),
         (0, ["is empty", "pool create"]),
@@ -217,7 +227,7 @@ fn a_device_without_a_pool_is_refused() {
     let foreign = site.dir().join("foreign");
     std::fs::write(&foreign, vec![0x42; 4 << 20]).expect("space for a test file");
     site.change_node_config(|config| config.pools[0].path.clone_from(&foreign));
-    assert_says(&refused_start(&site), &[&foreign.display().to_string(), "pool create"]);
+    assert_says(&refused_start(&site), &[&foreign.display().to_string(), "this is the right device"]);
     let missing = site.dir().join("missing");
     site.change_node_config(|config| config.pools[0].path.clone_from(&missing));
     assert_says(&refused_start(&site), &[&missing.display().to_string()]);
@@ -238,18 +248,18 @@ fn a_full_pool_says_so_and_loses_nothing() {
     let address = site.node_config().listen.s3.expect("the site serves S3");
     let mut s3 = S3Client::new(address, "bucket", &key.access_key, &key.secret_key);
     s3.put("kept", vec![3; 1 << 20]).expect("an object is stored");
-    let mut client = nbd(&site);
+    let mut disk = nbd(&site);
     let block = vec![0x5C; 1 << 20];
     let mut written = 0_u64;
     let full = loop {
-        match client.write(written << 20, &block, false) {
+        match disk.write(written << 20, &block, false) {
             Ok(()) => written += 1,
             Err(error) => break error,
         }
         assert!(written < 512, "the pool takes more than it has");
     };
     assert_eq!(full.errno(), Some(nbd_server::Errno::NoSpace), "{full}");
-    client.flush().expect("what was acknowledged can still be made durable");
+    disk.flush().expect("what was acknowledged can still be made durable");
     match s3.put("late", vec![4; 4 << 20]) {
         Err(S3Error::Refused { status, body, .. }) => {
             println!("S3 says {status}: {body}");
@@ -258,45 +268,48 @@ fn a_full_pool_says_so_and_loses_nothing() {
         other => panic!("a full pool took an object: {:?}", other.map(|_| ())),
     }
     assert!(s3.get("late").expect("an answer").is_none(), "a refused object is not there");
-    let check = |client: &mut Client, s3: &mut S3Client| {
+    let check = |disk: &mut Client, s3: &mut S3Client| {
         let mut read = vec![0; 1 << 20];
         for at in 0..written {
-            client.read(at << 20, &mut read).expect("a read");
+            disk.read(at << 20, &mut read).expect("a read");
             assert!(read == block, "block {at} of {written}");
         }
         assert_eq!(s3.get("kept").expect("an answer").expect("the object").len(), 1 << 20);
     };
-    check(&mut client, &mut s3);
+    check(&mut disk, &mut s3);
     // Full survives a restart, and what is given back can be used.
     site.stop_node();
     site.start_node();
     site.wait_serving();
-    let mut client = nbd(&site);
-    check(&mut client, &mut s3);
+    let mut disk = nbd(&site);
+    check(&mut disk, &mut s3);
     s3.delete("kept").expect("a delete works on a full pool");
-    client.trim(0, 16 << 20, true).expect("a trim works on a full pool");
+    disk.trim(0, 16 << 20, true).expect("a trim works on a full pool");
     wait_for("freed space", PATIENCE, || s3.put("late", vec![4; 4 << 20]).map_err(|error| error.to_string()));
     assert_eq!(s3.get("late").expect("an answer").expect("the object").len(), 4 << 20);
 }
 
-/// Signs an operator's certificate that ended an hour ago, with the site's own issuer.
-fn expired_operator(site: &Site) -> (PathBuf, PathBuf) {
+/// Signs a certificate that ended an hour ago, with the site's own issuer of that class.
+fn expired(site: &Site, class: &str, role: &str, name: &str) -> (PathBuf, PathBuf) {
     let pki = site.dir().join("pki/issuers");
-    let read = |name: &str| std::fs::read_to_string(pki.join(name)).expect("an issuer's file");
-    let issuer_key = rcgen::KeyPair::from_pem(&read("people.key")).expect("a key");
-    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("people.pem"), issuer_key).expect("an issuer");
+    let read = |name: String| std::fs::read_to_string(pki.join(name)).expect("an issuer's file");
+    let issuer_key = rcgen::KeyPair::from_pem(&read(format!("{class}.key"))).expect("a key");
+    let issuer_cert = read(format!("{class}.pem"));
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&issuer_cert, issuer_key).expect("an issuer");
     let key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::default();
     let now = time::OffsetDateTime::now_utc();
     params.not_before = now - time::Duration::days(30);
     params.not_after = now - time::Duration::hours(1);
-    let uri = "spiffe://test.nightlatch/operator/op".try_into().expect("ASCII");
+    let uri = format!("spiffe://test.nightlatch/{role}/{name}").try_into().expect("ASCII");
     params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
     params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    let (cert_file, key_file) = (site.dir().join("expired.pem"), site.dir().join("expired.key"));
-    std::fs::write(&cert_file, certificate.pem() + &read("people.pem")).expect("a writable directory");
+    let folder = site.dir().join("expired").join(role);
+    std::fs::create_dir_all(&folder).expect("a writable directory");
+    let (cert_file, key_file) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));
+    std::fs::write(&cert_file, certificate.pem() + &issuer_cert).expect("a writable directory");
     identity::PrivateFile::create(&key_file, key.serialize_pem().as_bytes()).expect("a writable directory");
     (cert_file, key_file)
 }
@@ -316,10 +329,22 @@ fn expired_and_foreign_certificates_are_refused_by_name() {
     let mut site = with_data();
     site.expect_log("TLS");
     site.expect_log("certificate");
-    let (cert, key) = expired_operator(&site);
-    let error = admin_refusal(&site, &cert, &key);
-    assert!(matches!(error, ClientError::Untrusted { .. }), "{error}");
-    assert_says(&error.to_string(), &["expired"]);
+    // Its own program tells an operator before anything is sent.
+    let (cert, key) = expired(&site, "people", "operator", "op");
+    let error = Credentials::load(&cert, &key).expect_err("an expired certificate");
+    assert_says(&error.to_string(), &["expired", &cert.display().to_string()]);
+    // A foreign program sends it, and the head refuses.
+    let (cert, _) = expired(&site, "clients", "nbd-client", "client");
+    let folder = cert.parent().expect("a folder");
+    std::fs::copy(site.ca_bundle(), folder.join("ca-cert.pem")).expect("a copy");
+    let nbdinfo = |folder: &Path| {
+        let port = site.nbd_address().port();
+        let uri = format!("nbds://localhost:{port}/{DISK}?tls-certificates={}", folder.display());
+        run(client("nbdinfo").args(["--size", &uri]))
+    };
+    let answer = nbdinfo(folder).expect_failure();
+    println!("an expired NBD client hears: {answer}");
+    nbdinfo(&site.nbd_certificates()).expect_success();
     // The same organisation's name, another authority.
     let foreign = Authority::create(&site.dir().join("foreign"), site.authority().trust_domain())
         .expect("an authority");
