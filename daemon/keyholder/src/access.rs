@@ -42,6 +42,7 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Get, path: "/v1/nodes", roles: READERS },
     Rule { verb: Verb::Post, path: "/v1/nodes", roles: EITHER },
     Rule { verb: Verb::Post, path: "/v1/nodes/{name}/approve", roles: OFFICER },
+    Rule { verb: Verb::Patch, path: "/v1/nodes/{name}", roles: EITHER },
     Rule { verb: Verb::Delete, path: "/v1/nodes/{name}", roles: EITHER },
     Rule { verb: Verb::Get, path: "/v1/volumes", roles: READERS },
     Rule { verb: Verb::Post, path: "/v1/volumes", roles: OPERATOR },

@@ -11,6 +11,7 @@
 //! | GET /v1/nodes | | `[`[`NodeEntry`]`]` |
 //! | POST /v1/nodes | [`AddNode`] | [`NodeEntry`] |
 //! | POST /v1/nodes/{name}/approve | [`ApproveNode`] | [`NodeEntry`] |
+//! | PATCH /v1/nodes/{name} | [`ChangeNode`] | [`NodeEntry`] |
 //! | DELETE /v1/nodes/{name} | | [`Done`] |
 //! | GET /v1/volumes | | `[`[`VolumeEntry`]`]` |
 //! | POST /v1/volumes | [`CreateVolume`] | [`VolumeEntry`] |
@@ -168,6 +169,25 @@ pub struct AddNode {
     #[serde(default)]
     pub push: PushPolicy,
     /// Length of its leases; the keyholder's default where absent.
+    #[serde(default)]
+    pub lease_ms: Option<u64>,
+}
+
+/// Changes what is known of a node; what is absent stays. Letting it be pushed to without approval, `auto`, takes a
+/// security officer's certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeNode {
+    /// Its key port.
+    #[serde(default)]
+    pub key_address: Option<Endpoint>,
+    /// Its administrative port.
+    #[serde(default)]
+    pub admin_address: Option<Endpoint>,
+    /// When keys are pushed to it.
+    #[serde(default)]
+    pub push: Option<PushPolicy>,
+    /// Length of its leases, from the next grant or renewal on.
     #[serde(default)]
     pub lease_ms: Option<u64>,
 }

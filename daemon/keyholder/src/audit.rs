@@ -5,7 +5,8 @@
 //! chain from there on. Whoever can rewrite the whole file can make a new chain: the last hash, kept elsewhere (it is
 //! in the log line of every start), shows that too.
 //!
-//! It is written before the act that it tells of is answered, and synced.
+//! What a person does is written and synced before it is answered. Grants of one push are synced together before any of
+//! them leaves; receipts with whatever comes next.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -68,6 +69,25 @@ impl Audit {
         event: &str,
         fields: [(&str, Value); N],
     ) -> Result<(), StorageError> {
+        self.append(event, fields)?;
+        self.sync()
+    }
+
+    /// Makes durable what was appended.
+    pub(crate) fn sync(&mut self) -> Result<(), StorageError> {
+        self.file.sync_data().map_err(|source| StorageError {
+            operation: "sync",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Appends one event; it is durable with the next sync. For what comes in hundreds.
+    pub(crate) fn append<const N: usize>(
+        &mut self,
+        event: &str,
+        fields: [(&str, Value); N],
+    ) -> Result<(), StorageError> {
         let mut line = Map::new();
         line.insert("seq".to_owned(), (self.seq + 1).into());
         line.insert("unix_s".to_owned(), clock::unix_s().into());
@@ -84,7 +104,6 @@ impl Audit {
         let text = format!("{open},\"hash\":\"{}\"}}\n", hex::encode(hash));
         let failed = |source| StorageError { operation: "append to", path: self.path.clone(), source };
         self.file.write_all(text.as_bytes()).map_err(failed)?;
-        self.file.sync_data().map_err(failed)?;
         self.seq += 1;
         self.last = hash;
         Ok(())

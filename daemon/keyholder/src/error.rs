@@ -122,10 +122,11 @@ pub enum KeyholderError {
         next_step: &'static str,
     },
     /// Only a security officer may.
-    #[error(
-        "pinning a node's key takes a security officer's certificate; leave the key out and have it approved"
-    )]
-    OfficerOnly,
+    #[error("{act} takes a security officer's certificate; ask an officer to do it")]
+    OfficerOnly {
+        /// What was asked for.
+        act: &'static str,
+    },
     /// The node refused.
     #[error("node {name} refused: {problem}")]
     NodeRefused {
@@ -182,7 +183,7 @@ impl KeyholderError {
             Self::OtherFingerprint { .. } => ("other-fingerprint", 409),
             Self::NodeInUse { .. } | Self::Busy { .. } => ("conflict", 409),
             Self::Latched { .. } => ("latched", 409),
-            Self::OfficerOnly => ("forbidden", 403),
+            Self::OfficerOnly { .. } => ("forbidden", 403),
             Self::NodeRefused { .. } => ("node-refused", 502),
             Self::NodeUnreachable { .. } | Self::Identity { .. } => ("node-unreachable", 502),
             Self::Vault(VaultError::Envelope(_) | VaultError::Random(_))

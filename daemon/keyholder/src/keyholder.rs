@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use units::{NodeId, RootEpoch, VolumeId};
+use units::{BootInstant, NodeId, RootEpoch, VolumeId};
 
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, Connection, CreateVolume, KeyState,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, Connection, CreateVolume,
     KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PushPolicy, ResizeVolume, SealState,
     Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
@@ -169,6 +169,18 @@ impl Keyholder {
         Ok(entry)
     }
 
+    /// Changes what is known of a node, and dials it anew.
+    pub async fn change_node(
+        &self,
+        name: &str,
+        change: &ChangeNode,
+        by: &str,
+    ) -> Result<NodeEntry, KeyholderError> {
+        let entry = self.book(|book| book.change_node(name, change, by))?;
+        self.command(entry.node, Command::Redial).await;
+        Ok(entry)
+    }
+
     /// Removes a node that has no volumes.
     pub fn remove_node(self: &Arc<Self>, name: &str, by: &str) -> Result<(), KeyholderError> {
         self.book(|book| book.remove_node(name, by))?;
@@ -217,7 +229,8 @@ impl Keyholder {
         self.command(created.node, Command::Push).await;
         let automatic = self.book(|book| book.node_by_name(&request.node))?.push == PushPolicy::Auto;
         if automatic {
-            self.wait(PUSH_TIMEOUT, |book| settled(book, &request.label)).await;
+            let target = Target::Volume(request.label.clone());
+            self.wait(PUSH_TIMEOUT, |book| book.pushed(created.node, &target).is_some()).await;
         }
         self.book(|book| book.volume_by_label(&request.label))
     }
@@ -311,40 +324,50 @@ impl Keyholder {
             Target::Volume(label) => Some(self.book(|book| book.find_volume(label))?.0),
             Target::Node(_) | Target::All => None,
         };
-        Ok(self.take_back(nodes, volume, RevokeCause::Revoked).await)
+        let told = self.tell_to_forget(nodes, volume, RevokeCause::Revoked).await;
+        let written = self.book(|book| book.write_latches("revoke", target, by));
+        let outcome = self.await_receipts(told).await;
+        written.map(|()| outcome)
     }
 
     /// Takes every key back from every node at once.
     pub async fn lock_down(&self, by: &str) -> Result<Outcome, KeyholderError> {
-        let written = self.book(|book| book.lock_down(by));
-        if let Err(error @ KeyholderError::Vault(_)) = written {
-            return Err(error);
-        }
-        // In force in memory even where it could not be written: the nodes come first, the error after them.
+        self.book(|book| book.lock_down(by))?;
         let nodes = self.book(|book| book.node_ids());
-        let outcome = self.take_back(nodes, None, RevokeCause::Lockdown).await;
+        let told = self.tell_to_forget(nodes, None, RevokeCause::Lockdown).await;
+        let written = self.book(|book| book.write_latches("lockdown", &Target::All, by));
+        let outcome = self.await_receipts(told).await;
         written.map(|()| outcome)
     }
 
-    async fn take_back(&self, nodes: Vec<NodeId>, volume: Option<VolumeId>, cause: RevokeCause) -> Outcome {
+    /// First the nodes, then the disk: neither a full nor a slow one may stand in the way of forgetting.
+    async fn tell_to_forget(&self, nodes: Vec<NodeId>, volume: Option<VolumeId>, cause: RevokeCause) -> Told {
         let (begun, since) = (Instant::now(), clock::now());
         let scope = volume.map_or(Scope::All, Scope::Volume);
-        let outcomes = nodes.into_iter().map(|node| async move {
+        let mut told = Vec::with_capacity(nodes.len());
+        for node in nodes {
             let connected = self.is_connected(node);
             if connected {
                 self.command(node, Command::Revoke { scope, cause }).await;
+            }
+            told.push((node, connected));
+        }
+        Told { begun, since, volume, nodes: told }
+    }
+
+    async fn await_receipts(&self, told: Told) -> Outcome {
+        let Told { begun, since, volume, nodes } = told;
+        let outcomes = nodes.into_iter().map(|(node, connected)| async move {
+            if connected {
                 self.wait(RECEIPT_TIMEOUT, |book| book.is_forgotten(node, volume, since)).await;
             }
             self.book(|book| {
-                let left = book.longest_remaining(node);
-                let failure = if book.is_forgotten(node, volume, since) || left.is_zero() {
+                let left = book.longest_remaining(node).as_millis();
+                let failure = if book.is_forgotten(node, volume, since) || left == 0 {
                     None
                 } else {
                     let why = if connected { "gave no receipt in time" } else { "is not connected" };
-                    Some(format!(
-                        "the node {why}; its keys end with their lease, in {} ms at the latest",
-                        left.as_millis()
-                    ))
+                    Some(format!("the node {why}; its keys end with their lease, in {left} ms at the latest"))
                 };
                 outcome(book, node, begun, failure)
             })
@@ -440,10 +463,12 @@ impl Keyholder {
     }
 }
 
-/// Whether the volume's push has come to an end, good or bad.
-fn settled(book: &Book, label: &str) -> bool {
-    let entry = book.volume_by_label(label);
-    entry.is_ok_and(|entry| matches!(entry.key, KeyState::Unlocked | KeyState::Refused))
+/// Nodes that were told to forget, and when.
+struct Told {
+    begun: Instant,
+    since: BootInstant,
+    volume: Option<VolumeId>,
+    nodes: Vec<(NodeId, bool)>,
 }
 
 fn unreachable(name: String, source: ClientError) -> KeyholderError {

@@ -133,10 +133,17 @@ pub(crate) async fn run(
 fn report(keyholder: &Keyholder, node: NodeId, ended: &Ended, failures: u32) {
     let shown = (!ended.is_ordinary()).then(|| ended.to_string());
     // A node that is away for long is one line, not one for each attempt.
-    if failures == 1 {
-        tracing::warn!(%node, error = %ended, "the session with the node ended");
-    } else {
-        tracing::debug!(%node, error = %ended, failures, "the session with the node ended");
+    match ended {
+        Ended::Wiped | Ended::Redial => tracing::info!(%node, "{ended}"),
+        _ if failures > 1 => {
+            tracing::debug!(%node, error = %ended, failures, "the session with the node ended")
+        }
+        Ended::Connect(_) | Ended::Closed | Ended::AwaitsApproval => {
+            tracing::info!(%node, error = %ended, "the session with the node ended");
+        }
+        Ended::Keyholder(_) | Ended::Session(_) | Ended::Refused(_) => {
+            tracing::warn!(%node, error = %ended, "the session with the node ended");
+        }
     }
     keyholder.book(|book| book.on_disconnected(node, shown));
 }
@@ -346,6 +353,7 @@ impl<'a> Dialogue<'a> {
             KeyholderEvent::Challenged(challenged) => self.on_challenged(challenged).await,
             KeyholderEvent::Receipt(receipt) => {
                 self.keyholder.book(|book| book.on_receipt(&receipt))?;
+                tracing::info!(node = %self.node, volume = %receipt.volume, fence = %receipt.fence, "key in force");
                 Ok(())
             }
             KeyholderEvent::GrantRefused(refused) => {
@@ -363,6 +371,8 @@ impl<'a> Dialogue<'a> {
 
     async fn on_evidence(&mut self, evidence: &Evidence) -> Result<(), Ended> {
         let judgement = self.keyholder.book(|book| book.on_evidence(self.node, evidence))?;
+        let last_wipe = evidence.last_wipe.map(|wipe| wipe.cause.name());
+        tracing::info!(node = %self.node, held = evidence.held.len(), last_wipe, ?judgement, "evidence verified");
         match judgement {
             Judgement::AwaitApproval => Err(Ended::AwaitsApproval),
             Judgement::RevokeAll(cause) => self.revoke(Scope::All, cause).await,
@@ -386,6 +396,8 @@ impl<'a> Dialogue<'a> {
 
     async fn on_wiped(&mut self, receipt: &WipeReceipt) -> Result<(), Ended> {
         self.keyholder.book(|book| book.on_wiped(self.node, receipt))?;
+        let cause = receipt.record.cause;
+        tracing::info!(node = %self.node, %cause, grants = receipt.grants.len(), ns = receipt.nanos, "keys wiped");
         match receipt.scope {
             // The session is void; the next one has a fresh envelope key.
             Scope::All => Err(Ended::Wiped),

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Rule, Verb, rule};
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, CreateVolume, Done, KeyholderStatus, LedgerBackup,
-    Lockdown, NodeEntry, Outcome, ResizeVolume, Target, UnsealProgress, UnsealRequest, VolumeEntry,
-    VolumeErased,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CreateVolume, Done, KeyholderStatus,
+    LedgerBackup, Lockdown, NodeEntry, Outcome, PushPolicy, ResizeVolume, Target, UnsealProgress,
+    UnsealRequest, VolumeEntry, VolumeErased,
 };
 use crate::error::KeyholderError;
 use crate::keyholder::Keyholder;
@@ -43,7 +43,7 @@ impl Keyholder {
     }
 }
 
-fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 17] {
+fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 18] {
     [
         (Verb::Get, "/v1/status", routing::get(status)),
         (Verb::Post, "/v1/ceremony", routing::post(ceremony)),
@@ -51,6 +51,7 @@ fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 17] {
         (Verb::Get, "/v1/nodes", routing::get(nodes)),
         (Verb::Post, "/v1/nodes", routing::post(add_node)),
         (Verb::Post, "/v1/nodes/{name}/approve", routing::post(approve_node)),
+        (Verb::Patch, "/v1/nodes/{name}", routing::patch(change_node)),
         (Verb::Delete, "/v1/nodes/{name}", routing::delete(remove_node)),
         (Verb::Get, "/v1/volumes", routing::get(volumes)),
         (Verb::Post, "/v1/volumes", routing::post(create_volume)),
@@ -163,7 +164,7 @@ async fn add_node(
 ) -> Answer<NodeEntry> {
     // With its key the node is approved at once, and approving is an officer's to do.
     if request.identity_key.is_some() && peer.role != Role::SecurityOfficer {
-        return Answer(Err(KeyholderError::OfficerOnly));
+        return Answer(Err(KeyholderError::OfficerOnly { act: "pinning a node's key" }));
     }
     Answer(keyholder.add_node(&request, &who(&peer)))
 }
@@ -175,6 +176,20 @@ async fn approve_node(
     Body(request): Body<ApproveNode>,
 ) -> Answer<NodeEntry> {
     Answer(keyholder.approve_node(&name, &request, &who(&peer)).await)
+}
+
+async fn change_node(
+    State(keyholder): Shared,
+    Extension(peer): Peer,
+    Path(name): Path<String>,
+    Body(change): Body<ChangeNode>,
+) -> Answer<NodeEntry> {
+    if change.push == Some(PushPolicy::Auto) && peer.role != Role::SecurityOfficer {
+        return Answer(Err(KeyholderError::OfficerOnly {
+            act: "letting a node be pushed to without approval",
+        }));
+    }
+    Answer(keyholder.change_node(&name, &change, &who(&peer)).await)
 }
 
 async fn remove_node(

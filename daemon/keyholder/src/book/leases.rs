@@ -237,8 +237,9 @@ impl Book {
                 ("fence", order.fence.0.into()),
                 ("lease_ms", lease_ms.into()),
             ];
-            self.audit.record("grant", fields)?;
+            self.audit.append("grant", fields)?;
         }
+        self.audit.sync()?;
         Ok(planned)
     }
 
@@ -334,7 +335,7 @@ impl Book {
         self.set_key(receipt.volume, KeyState::Unlocked, Some(receipt.grant));
         let fields =
             [("volume", receipt.volume.to_string().into()), ("grant", receipt.grant.to_string().into())];
-        self.audit.record("receipt", fields)?;
+        self.audit.append("receipt", fields)?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use lease::message::SigningPublicKey;
 use units::NodeId;
 
 use super::{Book, NodeNow, latch_by, latch_entry};
-use crate::api::{AddNode, Connection, KeyState, NodeEntry, PushPolicy, Target};
+use crate::api::{AddNode, ChangeNode, Connection, KeyState, NodeEntry, PushPolicy, Target};
 use crate::clock;
 use crate::error::KeyholderError;
 use crate::ledger::{LatchCause, Life, NodeRecord};
@@ -88,10 +88,7 @@ impl Book {
             .parse()
             .map_err(|error| invalid(format!("{error}"), "give the name in the node's certificate"))?;
         let lease_ms = request.lease_ms.unwrap_or(self.lease_ms_default);
-        if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
-            let what = format!("a lease of {lease_ms} ms is out of range");
-            return Err(invalid(what, "give 1000 to 86400000 milliseconds"));
-        }
+        check_lease(lease_ms)?;
         let pinned = match &request.identity_key {
             Some(text) => Some(parse_key(text)?),
             None => None,
@@ -131,6 +128,35 @@ impl Book {
         ];
         self.audit.record("node-added", fields)?;
         self.node_by_name(&request.name)
+    }
+
+    /// Changes what is known of a node. Whoever asks has been found to be allowed it.
+    pub(crate) fn change_node(
+        &mut self,
+        name: &str,
+        change: &ChangeNode,
+        by: &str,
+    ) -> Result<NodeEntry, KeyholderError> {
+        let record = self.registry()?.node_named(name);
+        let node = record.ok_or_else(|| KeyholderError::NoSuchNode { name: name.to_owned() })?.node;
+        if let Some(lease_ms) = change.lease_ms {
+            check_lease(lease_ms)?;
+        }
+        self.commit(|registry| {
+            let longest = change.lease_ms.unwrap_or(0);
+            registry.longest_lease_ms = registry.longest_lease_ms.max(longest);
+            if let Some(record) = registry.node_mut(node) {
+                record.key_address = change.key_address.clone().unwrap_or_else(|| record.key_address.clone());
+                record.admin_address =
+                    change.admin_address.clone().unwrap_or_else(|| record.admin_address.clone());
+                record.push = change.push.unwrap_or(record.push);
+                record.lease_ms = change.lease_ms.unwrap_or(record.lease_ms);
+            }
+            Ok(())
+        })?;
+        let fields = [("by", by.into()), ("node", name.into()), ("change", serde_json::json!(change))];
+        self.audit.record("node-changed", fields)?;
+        self.node_by_name(name)
     }
 
     /// Pins the key that the node claims, if its fingerprint is the one given; pins a whole key as it is.
@@ -207,38 +233,45 @@ impl Book {
         }
     }
 
-    /// Latches what a revocation is about, durably.
+    /// Latches what a revocation is about. In force when this returns; [`Self::write_latches`] makes it durable, so that a
+    /// slow disk delays no revocation.
     pub(crate) fn latch(&mut self, target: &Target, by: &str) -> Result<(), KeyholderError> {
         let nodes = self.nodes_of(target)?;
         let latch = latch_by(LatchCause::Revoked, by);
-        self.commit(|registry| {
-            match target {
-                Target::Volume(label) => {
-                    for volume in registry.volumes.iter_mut().filter(|volume| volume.label == *label) {
-                        volume.latch = Some(latch.clone());
-                    }
-                }
-                Target::Node(_) | Target::All => {
-                    for node in registry.nodes.iter_mut().filter(|node| nodes.contains(&node.node)) {
-                        node.latch = Some(latch.clone());
-                    }
+        let Some(open) = &mut self.open else { return Ok(()) };
+        match target {
+            Target::Volume(label) => {
+                for volume in open.registry.volumes.iter_mut().filter(|volume| volume.label == *label) {
+                    volume.latch = Some(latch.clone());
                 }
             }
-            Ok(())
-        })?;
-        self.audit.record("revoke", [("by", by.into()), ("target", serde_json::json!(target))])?;
+            Target::Node(_) | Target::All => {
+                for node in open.registry.nodes.iter_mut().filter(|node| nodes.contains(&node.node)) {
+                    node.latch = Some(latch.clone());
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Latches everything. It is in force when this returns, even where it could not be written.
+    /// Latches everything. In force when this returns, as [`Self::latch`].
     pub(crate) fn lock_down(&mut self, by: &str) -> Result<(), KeyholderError> {
-        let latch = latch_by(LatchCause::Lockdown, by);
         self.opened()?;
         if let Some(open) = &mut self.open {
-            open.registry.lockdown.get_or_insert_with(|| latch.clone());
+            open.registry.lockdown.get_or_insert_with(|| latch_by(LatchCause::Lockdown, by));
         }
+        Ok(())
+    }
+
+    /// Makes durable what was latched.
+    pub(crate) fn write_latches(
+        &mut self,
+        event: &str,
+        target: &Target,
+        by: &str,
+    ) -> Result<(), KeyholderError> {
         self.commit(|_| Ok(()))?;
-        self.audit.record("lockdown", [("by", by.into())])?;
+        self.audit.record(event, [("by", by.into()), ("target", serde_json::json!(target))])?;
         Ok(())
     }
 
@@ -283,6 +316,10 @@ impl Book {
             .filter(|volume| match target {
                 Target::Volume(label) => volume.label == *label,
                 Target::Node(_) | Target::All => nodes.contains(&volume.node),
+            })
+            // What is in force needs no push, and an approval must not lie about for the next one.
+            .filter(|volume| {
+                self.volumes.get(&volume.volume).and_then(|now| now.key) != Some(KeyState::Unlocked)
             })
             .map(|volume| volume.volume)
             .collect();
@@ -346,6 +383,9 @@ impl Book {
     /// What became of a push: `None` while it is under way, then whether the node holds every key it should.
     pub(crate) fn pushed(&self, node: NodeId, target: &Target) -> Option<Result<(), String>> {
         let open = self.open.as_ref()?;
+        if let Some(barrier) = self.push_barrier(node) {
+            return Some(Err(barrier));
+        }
         let mut refusals = Vec::new();
         for volume in open.registry.volumes_of(node) {
             let wanted = match target {
@@ -366,16 +406,22 @@ impl Book {
         Some(if refusals.is_empty() { Ok(()) } else { Err(refusals.join("; ")) })
     }
 
-    /// Why a push has not come to an end.
-    pub(crate) fn push_delay(&self, node: NodeId) -> String {
-        let registry = self.open.as_ref().map(|open| &open.registry);
-        let latch = registry.and_then(|registry| registry.node(node)?.latch.as_ref());
-        if let Some(latch) = latch {
-            return format!(
-                "the node is latched ({}); a security officer has to unlatch it",
-                latch.cause.name()
-            );
+    /// Why no push to the node can come to an end before a person does something.
+    fn push_barrier(&self, node: NodeId) -> Option<String> {
+        let registry = self.open.as_ref().map(|open| &open.registry)?;
+        if registry.lockdown.is_some() {
+            return Some("everything is locked down; a security officer has to unlatch it".to_owned());
         }
+        let record = registry.node(node)?;
+        if record.pinned.is_none() {
+            return Some("the node's key is not approved; compare its fingerprint and approve it".to_owned());
+        }
+        let latch = record.latch.as_ref()?;
+        Some(format!("the node is latched ({}); a security officer has to unlatch it", latch.cause.name()))
+    }
+
+    /// Why a push has not come to an end yet.
+    pub(crate) fn push_delay(&self, node: NodeId) -> String {
         if let Some(until) = self.wait_until {
             let ms = until.ms_since(clock::now());
             return format!("the record of earlier leases is lost; the push goes on by itself in {ms} ms");
@@ -392,6 +438,16 @@ impl Book {
         });
         Duration::from_millis(expiries.map(|expires| expires.ms_since(now)).max().unwrap_or(0))
     }
+}
+
+fn check_lease(lease_ms: u64) -> Result<(), KeyholderError> {
+    if (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
+        return Ok(());
+    }
+    Err(KeyholderError::Invalid {
+        what: format!("a lease of {lease_ms} ms is out of range"),
+        next_step: "give 1000 to 86400000 milliseconds",
+    })
 }
 
 fn parse_key(text: &str) -> Result<SigningPublicKey, KeyholderError> {

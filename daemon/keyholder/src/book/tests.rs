@@ -75,6 +75,7 @@ fn no_file_holds_a_secret_or_a_label() {
     fill(&mut book);
     book.plan_push(NodeId([1; 16])).unwrap();
     book.latch(&Target::All, "test").unwrap();
+    book.write_latches("revoke", &Target::All, "test").unwrap();
     let secrets = book.vault.secrets_for_test();
     assert!(secrets.iter().all(|secret| *secret != [0; 32]));
     let share = serde_json::to_value(shares[0].open(&[1; 32]).unwrap()).unwrap();
@@ -264,7 +265,7 @@ fn every_error_says_what_to_do_next() {
     let errors = [
         KeyholderError::NoLedger,
         KeyholderError::LedgerExists,
-        KeyholderError::OfficerOnly,
+        KeyholderError::OfficerOnly { act: "a" },
         KeyholderError::NoSuchNode { name: "n".to_owned() },
         KeyholderError::NotApproved { name: "n".to_owned() },
         KeyholderError::Latched { what: "w".to_owned(), cause: "c" },

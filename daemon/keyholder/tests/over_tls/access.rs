@@ -5,9 +5,10 @@ use axum::http::{Request, StatusCode};
 use identity::{ClientError, PeerIdentity, Role};
 use keyholder::Keyholder;
 use keyholder::access::{TABLE, Verb};
+use keyholder::api::{ChangeNode, NodeEntry, PushPolicy};
 use tower::ServiceExt;
 
-use crate::site::Site;
+use crate::site::{Site, refusal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_endpoint_lets_in_the_roles_of_the_table_and_no_other() {
@@ -61,6 +62,25 @@ async fn only_an_officer_adds_a_node_with_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_an_officer_lets_a_node_be_pushed_to_without_approval() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    site.node(1).await;
+    let careful =
+        ChangeNode { push: Some(PushPolicy::Approve), lease_ms: Some(4_000), ..ChangeNode::default() };
+    let entry: NodeEntry = site.operator().patch("/v1/nodes/node-1", &careful).await.unwrap();
+    assert_eq!((entry.push, entry.lease_ms), (PushPolicy::Approve, 4_000));
+    let careless = ChangeNode { push: Some(PushPolicy::Auto), ..ChangeNode::default() };
+    let refused = site.operator().patch::<NodeEntry>("/v1/nodes/node-1", &careless).await;
+    assert_eq!(refusal(refused), (403, "forbidden".to_owned()));
+    let entry: NodeEntry = site.officer().patch("/v1/nodes/node-1", &careless).await.unwrap();
+    assert_eq!((entry.push, entry.lease_ms), (PushPolicy::Auto, 4_000), "what is absent stays");
+    let endless = ChangeNode { lease_ms: Some(86_400_001), ..ChangeNode::default() };
+    let refused = site.operator().patch::<NodeEntry>("/v1/nodes/node-1", &endless).await;
+    assert_eq!(refusal(refused), (400, "invalid".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_request_is_refused_with_what_is_wrong() {
     let site = Site::new().await;
     for body in [serde_json::json!({}), serde_json::json!({"threshold": 1, "officers": [], "more": 1})] {
@@ -68,5 +88,5 @@ async fn what_is_no_request_is_refused_with_what_is_wrong() {
         assert_eq!(refused, (400, "invalid".to_owned()));
     }
     let unknown = site.operator().get::<serde_json::Value>("/v1/nothing").await;
-    assert_eq!(crate::site::refusal(unknown), (404, "not-found".to_owned()));
+    assert_eq!(refusal(unknown), (404, "not-found".to_owned()));
 }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use keyholder::api::{ApproveNode, Connection, KeyState, NodeEntry, Outcome, PushPolicy, Target};
+use identity::Endpoint;
+use keyholder::api::{
+    ApproveNode, ChangeNode, Connection, KeyState, KeyholderStatus, NodeEntry, Outcome, PushPolicy, Target,
+};
 use lease::KeyFingerprint;
 use lease::message::WipeCause;
 
@@ -85,7 +88,7 @@ async fn a_node_is_approved_by_the_fingerprint_that_it_claims_and_by_no_other() 
     let entry: NodeEntry = site.operator().post("/v1/nodes", &add_node(1, &node)).await.unwrap();
     assert!(!entry.approved);
     let path = format!("/v1/nodes/{}/approve", node_name(1));
-    let asks = |status: &keyholder::api::KeyholderStatus| {
+    let asks = |status: &KeyholderStatus| {
         status.nodes[0].last_error.as_ref().is_some_and(|error| error.contains("approve"))
     };
     let status = site.wait("its claim", asks).await;
@@ -157,10 +160,12 @@ async fn by_default_a_person_approves_each_push_and_one_approval_is_one_push() {
     let outcome: Outcome = site.operator().post("/v1/push", &target).await.unwrap();
     assert!(outcome.nodes[0].confirmed, "{outcome:?}");
     assert_eq!(node.keys().len(), 1);
+    let outcome: Outcome = site.operator().post("/v1/push", &target).await.unwrap();
+    assert!(outcome.nodes[0].confirmed, "there was nothing left to push");
 
     node.wipe(WipeCause::PowerLoss);
     site.wait("the next wish", |status| status.nodes[0].awaits_push).await;
-    assert!(node.keys().is_empty(), "the approval was spent");
+    assert!(node.keys().is_empty(), "the approval was spent, and the second one approved nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,6 +185,27 @@ async fn lost_lease_records_make_a_keyholder_wait_the_longest_lease_before_it_gr
     assert!(node.keys().is_empty());
     node.wait("the push after the wait", |node| !node.keys().is_empty()).await;
     assert!(unsealed.elapsed() >= Duration::from_millis(LEASE_MS), "{:?}", unsealed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_moved_is_found_at_its_new_address_and_keeps_its_key_meanwhile() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    let node = site.node(1).await;
+    let volume = site.create("db", 1).await;
+    let other = site.fake_node(2).await;
+    let away = ChangeNode { key_address: Some(Endpoint::from(other.key_address)), ..ChangeNode::default() };
+    let _: NodeEntry = site.operator().patch("/v1/nodes/node-1", &away).await.unwrap();
+    // What answers there has another name in its certificate.
+    let refused = |status: &KeyholderStatus| {
+        status.nodes[0].last_error.as_ref().is_some_and(|error| error.contains("node-2"))
+    };
+    site.wait("the refusal of another node", refused).await;
+    let back = ChangeNode { key_address: Some(Endpoint::from(node.key_address)), ..ChangeNode::default() };
+    let _: NodeEntry = site.operator().patch("/v1/nodes/node-1", &back).await.unwrap();
+    site.wait("the node", |status| status.volumes[0].key == KeyState::Unlocked).await;
+    assert_eq!(node.held()[0].volume, volume.volume);
+    assert_eq!(node.held()[0].fence, volume.fence, "by the same grant");
 }
 
 #[tokio::test(flavor = "multi_thread")]
