@@ -442,6 +442,50 @@ mod tests {
         assert_eq!(open(Path::new("/dev/null")), DeviceErrorKind::NotADevice);
     }
 
+    /// A loop device over `file`, gone when dropped; `None` where this user may not make one.
+    struct LoopDevice(String);
+
+    impl LoopDevice {
+        fn over(file: &Path) -> Option<Self> {
+            let made =
+                std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+            made.status.success().then(|| Self(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
+        }
+    }
+
+    impl Drop for LoopDevice {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+        }
+    }
+
+    #[test]
+    fn a_block_device_is_measured_written_and_held_exclusively() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        File::create(&path).unwrap().set_len(MIB.0).unwrap();
+        let Some(disk) = LoopDevice::over(&path) else {
+            println!("not run: making a loop device takes root and losetup");
+            return;
+        };
+        let device = FileDevice::open(&disk.0, OpenOptions::default()).unwrap();
+        assert_eq!((device.len(), device.info().kind), (MIB, DeviceKind::Block));
+        let second = FileDevice::open(&disk.0, OpenOptions::default()).unwrap_err();
+        assert_eq!(second.kind(), DeviceErrorKind::InUse);
+        let created =
+            FileDevice::open(&disk.0, OpenOptions { create_len: Some(MIB), ..OpenOptions::default() });
+        assert!(created.is_err());
+        let data = sealed(2, 0x77);
+        device.write(ByteOffset(4096), data.as_slice()).unwrap();
+        device.flush().unwrap();
+        assert_eq!(device.read(ByteOffset(4096), SectorCount(2)).unwrap().as_bytes(), data.as_bytes());
+        device.reserve(ByteOffset(0), MIB).unwrap();
+        device.discard(ByteOffset(4096), ByteLen(4096)).unwrap();
+        assert_eq!(device.read(ByteOffset(8192), SectorCount(1)).unwrap().as_bytes()[0], 0x77);
+        drop(device);
+        FileDevice::open(&disk.0, OpenOptions::default()).unwrap();
+    }
+
     #[test]
     fn short_and_interrupted_transfers_are_finished() {
         let mut answers = vec![Ok(4096), Err(Errno::EINTR), Ok(512), Ok(3584)].into_iter();

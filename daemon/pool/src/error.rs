@@ -156,6 +156,8 @@ pub enum Damage {
     VolumeTwice,
     #[error("two extents for the same place in a volume")]
     ExtentTwice,
+    #[error("a log block that was written whole once, for later ones follow it")]
+    LogBlock,
     #[error("a log record that cannot be")]
     LogRecord,
     #[error("an extent of a volume that is held for free in memory")]

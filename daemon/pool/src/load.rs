@@ -84,14 +84,16 @@ impl Loaded {
         }
         let mut logged = Logged::default();
         let mut problems = Vec::new();
+        // What follows the damage is not known, so tables and log are judged as far as it goes, and nothing is opened.
+        let mut damaged_log = |damage, sequence| {
+            problems.push(Problem { damage, at: superblock.layout.log_block_at(sequence) });
+            LogEnd { next: superblock.log_start, link: superblock.log_link }
+        };
         let log_end = match replay(device, &superblock, |record| logged.apply(record)) {
             Ok(end) => end,
             Err(ReplayError::Pool(error)) => return Err(error),
-            Err(ReplayError::Record { sequence }) => {
-                let at = superblock.layout.log_block_at(sequence);
-                problems.push(Problem { damage: Damage::LogRecord, at });
-                LogEnd { next: superblock.log_start, link: superblock.log_link }
-            }
+            Err(ReplayError::Record { sequence }) => damaged_log(Damage::LogRecord, sequence),
+            Err(ReplayError::Block { sequence }) => damaged_log(Damage::LogBlock, sequence),
         };
         let mut loaded = Self {
             superblocks,

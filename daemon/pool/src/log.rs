@@ -4,9 +4,13 @@
 //! - A block is never written twice in one lap, so a torn write cannot harm one that was durable.
 //! - A block names its predecessor by checksum and session. A session is one opening of the pool and random, so a
 //!   block that a power cut left over from an earlier, never completed attempt cannot continue a later one.
-//! - Blocks come in batches, and a batch counts only when its last block is there.
+//! - Blocks come in batches, and a batch counts only when its last block is there. One batch is durable before the next
+//!   is written, so a damaged block with later batches behind it is told from the end of the log.
 //!
 //! What the log is not: a journal of operations. Its records are whole entries, and applying them again is harmless.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use device::{Device, Metadata, SectorBuf};
 use units::{PoolId, SECTOR_BYTES, SectorCount};
@@ -133,7 +137,7 @@ fn block_checksum(pool: PoolId, block: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, &block[CHECKSUM_AT + 4..])
 }
 
-/// Why reading the log stopped short of its end.
+/// Why the log cannot be used.
 #[derive(Debug)]
 pub(crate) enum ReplayError {
     Pool(PoolError),
@@ -141,6 +145,16 @@ pub(crate) enum ReplayError {
     Record {
         sequence: u64,
     },
+    /// The log ends at a damaged block, and not because it was never written: later batches are there.
+    Block {
+        sequence: u64,
+    },
+}
+
+impl From<PoolError> for ReplayError {
+    fn from(error: PoolError) -> Self {
+        Self::Pool(error)
+    }
 }
 
 /// Hands every record of every complete batch to `apply`, in order, and returns where the log ends.
@@ -149,41 +163,83 @@ pub(crate) fn replay(
     superblock: &Superblock,
     mut apply: impl FnMut(Record),
 ) -> Result<LogEnd, ReplayError> {
-    let layout = superblock.layout;
-    let extents = layout.extents_on(superblock.device_len).map_err(ReplayError::Pool)?;
+    let extents = superblock.layout.extents_on(superblock.device_len)?;
     let mut end = LogEnd { next: superblock.log_start, link: superblock.log_link };
     let mut at = end;
     let mut batch: Vec<Record> = Vec::new();
     let mut left_expected = None;
+    let mut damage = None;
+    scan(device, superblock, end.next, |bytes| {
+        let Some(block) = Block::decode(superblock.pool, bytes) else { return ControlFlow::Break(()) };
+        let continues = block.sequence == at.next && block.previous == at.link;
+        if !continues || left_expected.is_some_and(|left| left != block.left) {
+            return ControlFlow::Break(());
+        }
+        let mut fields = Decoder::new(block.payload);
+        while !fields.is_empty() {
+            let Some(record) = Record::decode(superblock.layout, superblock.pool, extents, &mut fields)
+            else {
+                damage = Some(ReplayError::Record { sequence: at.next });
+                return ControlFlow::Break(());
+            };
+            batch.push(record);
+        }
+        at = LogEnd { next: at.next + 1, link: Link { session: block.session, checksum: block.checksum } };
+        left_expected = block.left.checked_sub(1);
+        if left_expected.is_none() {
+            batch.drain(..).for_each(&mut apply);
+            end = at;
+        }
+        ControlFlow::Continue(())
+    })?;
+    match damage {
+        Some(damage) => Err(damage),
+        None if goes_on_behind(device, superblock, end)? => Err(ReplayError::Block { sequence: end.next }),
+        None => Ok(end),
+    }
+}
+
+/// Whether more than one batch of a session lies behind the end of the log. A session starts a batch only when the one
+/// before is durable, so what a power cut leaves behind the end is parts of one batch of each session that was cut.
+/// Parts of two mean that the first of them was acknowledged and has been damaged since.
+fn goes_on_behind(device: &dyn Device, superblock: &Superblock, end: LogEnd) -> Result<bool, PoolError> {
+    let mut last_of_batch: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut sequence = end.next;
+    let mut two = false;
+    scan(device, superblock, end.next, |bytes| {
+        let block = Block::decode(superblock.pool, bytes).filter(|block| block.sequence == sequence);
+        if let Some(block) = block {
+            let last = sequence + u64::from(block.left);
+            two |= *last_of_batch.entry(block.session).or_insert(last) != last;
+        }
+        sequence += 1;
+        ControlFlow::Continue(())
+    })?;
+    Ok(two)
+}
+
+/// Hands the blocks from `first` to the end of the lap to `visit`, until it breaks.
+fn scan(
+    device: &dyn Device,
+    superblock: &Superblock,
+    first: u64,
+    mut visit: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), PoolError> {
+    let layout = superblock.layout;
     let stop = superblock.log_start + layout.log_blocks();
-    while at.next < stop {
-        let to_ring_end = layout.log_blocks() - at.next % layout.log_blocks();
-        let count = to_ring_end.min(stop - at.next).min(PAGES_PER_TRANSFER);
-        let blocks = device
-            .read_metadata(layout.log_block_at(at.next), SectorCount(count))
-            .map_err(|error| ReplayError::Pool(error.into()))?;
+    let mut next = first;
+    while next < stop {
+        let to_ring_end = layout.log_blocks() - next % layout.log_blocks();
+        let count = to_ring_end.min(stop - next).min(PAGES_PER_TRANSFER);
+        let blocks = device.read_metadata(layout.log_block_at(next), SectorCount(count))?;
         for bytes in blocks.as_bytes().chunks_exact(SECTOR_BYTES) {
-            let Some(block) = Block::decode(superblock.pool, bytes) else { return Ok(end) };
-            let continues = block.sequence == at.next && block.previous == at.link;
-            if !continues || left_expected.is_some_and(|left| left != block.left) {
-                return Ok(end);
-            }
-            let mut fields = Decoder::new(block.payload);
-            while !fields.is_empty() {
-                let record = Record::decode(layout, superblock.pool, extents, &mut fields)
-                    .ok_or(ReplayError::Record { sequence: at.next })?;
-                batch.push(record);
-            }
-            at =
-                LogEnd { next: at.next + 1, link: Link { session: block.session, checksum: block.checksum } };
-            left_expected = block.left.checked_sub(1);
-            if left_expected.is_none() {
-                batch.drain(..).for_each(&mut apply);
-                end = at;
+            if visit(bytes).is_break() {
+                return Ok(());
             }
         }
+        next += count;
     }
-    Ok(end)
+    Ok(())
 }
 
 /// The open log, at its end.
@@ -414,16 +470,34 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_or_foreign_block_ends_the_log() {
+    fn a_damaged_block_ends_the_log_if_it_may_never_have_been_acknowledged() {
         for bit in (0..60 * 8).chain([8 * 4000]) {
             let (device, superblock) = (device(), superblock(0));
             let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
             log.append(&*device, &payloads(&[1])).unwrap();
             let end = log.end();
-            log.append(&*device, &payloads(&[2])).unwrap();
+            log.append(&*device, &payloads(&[2, 3, 4])).unwrap();
             device.edit(sector_of(1), |block| block[bit / 8] ^= 1 << (bit % 8));
             assert_eq!(replayed(&device, &superblock), (vec![deleted(1)], end), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_damaged_block_with_later_batches_behind_it_is_an_error() {
+        for (damaged, at) in [(0, 0), (1, 1), (2, 1), (3, 1)] {
+            let (device, superblock) = (device(), superblock(0));
+            let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+            log.append(&*device, &payloads(&[1])).unwrap();
+            log.append(&*device, &payloads(&[2, 3, 4])).unwrap();
+            log.append(&*device, &payloads(&[5])).unwrap();
+            device.edit(sector_of(damaged), |block| block[100] ^= 1);
+            let error = replay(&*device, &superblock, |_| {}).unwrap_err();
+            assert!(matches!(error, ReplayError::Block { sequence } if sequence == at), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_another_pool_is_not_read() {
         let device = device();
         let mut log = Log::new(&superblock(0), LogEnd { next: 0, link: LINK }, 9);
         log.append(&*device, &payloads(&[1])).unwrap();
@@ -442,7 +516,7 @@ mod tests {
             log.append(&*device, &[payload]).unwrap();
             let here = Superblock { log_start: at.next, log_link: at.link, ..superblock };
             let error = replay(&*device, &here, |_| {}).unwrap_err();
-            assert!(matches!(error, ReplayError::Record { sequence } if sequence == at.next));
+            assert!(matches!(error, ReplayError::Record { sequence } if sequence == at.next), "{error:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
 
 mod behaviour;
+mod golden;
 mod model;
 mod power_cuts;
 mod refusals;
