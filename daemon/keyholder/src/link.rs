@@ -15,6 +15,7 @@ use lease::frame::FrameBuffer;
 use lease::keyholder::{
     Challenged, GrantError, KeyholderEvent, KeyholderSession, KeyholderSessionParams, SealRequest,
 };
+use lease::limits::CHALLENGE_INTERVAL_MS_MIN;
 use lease::message::{Evidence, RevokeCause, Scope, WipeReceipt};
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL};
 use rustls::pki_types::ServerName;
@@ -50,6 +51,9 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// A session that lasted so long was a good one, and the next attempt is quick again.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
+
+/// Between two answered challenges at least: a quarter of the shortest interval at which a sound node asks.
+const RENEWAL_SPACING: Duration = Duration::from_millis(CHALLENGE_INTERVAL_MS_MIN / 4);
 
 /// Commands that may wait for a session.
 pub(crate) const COMMANDS_MAX: usize = 64;
@@ -222,6 +226,8 @@ struct Dialogue<'a> {
     push_wanted: bool,
     /// When pushes that wait for lost lease records may go on.
     push_at: Option<BootInstant>,
+    /// When a challenge was last answered.
+    renewed: Option<Instant>,
 }
 
 impl<'a> Dialogue<'a> {
@@ -252,7 +258,16 @@ impl<'a> Dialogue<'a> {
         };
         let machine = KeyholderSession::new(clock::now(), params);
         let incoming = FrameBuffer::default();
-        Ok(Self { keyholder, node, machine, stream, incoming, push_wanted: false, push_at: None })
+        Ok(Self {
+            keyholder,
+            node,
+            machine,
+            stream,
+            incoming,
+            push_wanted: false,
+            push_at: None,
+            renewed: None,
+        })
     }
 
     async fn run(&mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
@@ -387,6 +402,12 @@ impl<'a> Dialogue<'a> {
     }
 
     async fn on_challenged(&mut self, challenged: Challenged) -> Result<(), Ended> {
+        // Each answer is a write to disk: a node that asks more often than any sound one is not answered each time.
+        let too_soon = self.renewed.is_some_and(|at| at.elapsed() < RENEWAL_SPACING);
+        if too_soon && !self.push_wanted {
+            return Ok(());
+        }
+        self.renewed = Some(Instant::now());
         let keyholder = self.keyholder;
         let (lease_ms, grants) = keyholder.book(|book| book.renew(self.node))?;
         let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;

@@ -113,6 +113,12 @@ pub enum SessionError {
     /// The session is over: a wipe or a close came before.
     #[error("the session is over; a new one is needed")]
     Closed,
+    /// An answer names another volume than its grant did.
+    #[error("the answer to grant {grant} names another volume than the grant; the node is faulty or lies")]
+    OtherVolume {
+        /// The grant.
+        grant: GrantId,
+    },
     /// A limit of the protocol is exceeded by a valid encoding.
     #[error("{what} of {actual} is over the limit of {limit}")]
     OverLimit {
@@ -145,6 +151,7 @@ impl SessionError {
             Self::Oversize { .. }
             | Self::Malformed { .. }
             | Self::ForeignIdentity { .. }
+            | Self::OtherVolume { .. }
             | Self::OverLimit { .. } => SessionRefusal::Malformed,
         }
     }

@@ -271,13 +271,17 @@ impl KeyholderSession {
             }
             Kind::Receipt => {
                 let receipt: Receipt = frame::decode(raw.body)?;
-                Ok(self.first_answer(receipt.grant).then_some(KeyholderEvent::Receipt(receipt)))
+                let first = self.first_answer(receipt.grant, receipt.volume)?;
+                Ok(first.then_some(KeyholderEvent::Receipt(receipt)))
             }
             Kind::GrantRefused => {
                 let refused: GrantRefused = frame::decode(raw.body)?;
                 // What answers a duplicate says nothing about the grant itself, whose own answer comes or came.
-                let counts = refused.reason != GrantRefusal::Replayed && self.first_answer(refused.grant);
-                Ok(counts.then_some(KeyholderEvent::GrantRefused(refused)))
+                if refused.reason == GrantRefusal::Replayed {
+                    return Ok(None);
+                }
+                let first = self.first_answer(refused.grant, refused.volume)?;
+                Ok(first.then_some(KeyholderEvent::GrantRefused(refused)))
             }
             Kind::WipeReceipt => {
                 let receipt: WipeReceipt = frame::decode(raw.body)?;
@@ -294,8 +298,13 @@ impl KeyholderSession {
         }
     }
 
-    fn first_answer(&mut self, grant: GrantId) -> bool {
-        self.unanswered.remove(&grant).is_some()
+    /// Whether this is the first answer to a grant of this session. One that names another volume is no answer at all.
+    fn first_answer(&mut self, grant: GrantId, volume: VolumeId) -> Result<bool, SessionError> {
+        match self.unanswered.remove(&grant) {
+            Some(granted) if granted != volume => Err(SessionError::OtherVolume { grant }),
+            Some(_) => Ok(true),
+            None => Ok(false),
+        }
     }
 
     /// Encodes a grant that counts from the latest challenge. The shell has recorded its latest expiry durably.
@@ -387,5 +396,88 @@ impl KeyholderSession {
     fn signed<B: Body>(&self, body: &B) -> Result<Vec<u8>, SessionError> {
         let State::Established { transcript, .. } = &self.state else { return Err(SessionError::Closed) };
         sign_frame(self.signer.as_ref(), transcript, body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::keypair;
+    use crate::frame::PREFIX_BYTES;
+    use crate::message::LeaseLimits;
+    use crate::transcript::{LocalSigner, sign_encoded};
+    use units::BootId;
+
+    const NOW: BootInstant = BootInstant(1);
+    const NODE: NodeId = NodeId([1; 16]);
+    const VOLUME: VolumeId = VolumeId([2; 16]);
+    const GRANT: GrantId = GrantId([3; 16]);
+
+    /// A session whose node the test speaks for, with one grant unanswered.
+    fn session() -> (KeyholderSession, LocalSigner, [u8; 32]) {
+        let identity = LocalSigner::from_seed(&[4; 32]);
+        let mut session = KeyholderSession::new(
+            NOW,
+            KeyholderSessionParams {
+                keyholder: "k".to_owned(),
+                node: NODE,
+                pinned: Some(identity.public_key()),
+                signer: Arc::new(LocalSigner::from_seed(&[5; 32])),
+                root_epoch: RootEpoch(1),
+                exporter: [6; 32],
+                challenge: [7; 32],
+            },
+        );
+        session.start().unwrap();
+        let evidence = Evidence {
+            node: NODE,
+            identity_key: identity.public_key(),
+            boot: BootId([8; 16]),
+            image: None,
+            hygiene: String::new(),
+            last_wipe: None,
+            envelope_key: keypair(&[9; 32]).unwrap(),
+            volumes: Vec::new(),
+            held: Vec::new(),
+            lease_limits: LeaseLimits::PROTOCOL,
+            challenge: [10; 32],
+        };
+        let body = frame::encode_body(&evidence).unwrap();
+        let transcript = session_transcript(&session.hello, &identity.public_key(), &[6; 32], &body);
+        let bytes = sign_encoded(&identity, Kind::Evidence, &transcript, &body).unwrap();
+        session.on_frame(NOW, &bytes[PREFIX_BYTES..]).unwrap();
+        let order = GrantOrder {
+            grant: GRANT,
+            volume: VOLUME,
+            domain: DomainId([11; 16]),
+            epoch: VolumeEpoch(1),
+            fence: Fence(1),
+            lease_ms: 1_000,
+            label: "v".to_owned(),
+            kind: VolumeKind::Block,
+            on_seal: OnSeal::Hold,
+            check: [0; 16],
+        };
+        session.grant(order, |_| Ok::<_, std::convert::Infallible>(Vec::new())).unwrap();
+        (session, identity, transcript)
+    }
+
+    #[test]
+    fn an_answer_counts_once_and_only_for_the_volume_of_its_grant() {
+        let (mut session, identity, transcript) = session();
+        let receipt = |volume, grant| {
+            let receipt = Receipt { grant, volume, fence: Fence(1) };
+            sign_frame(&identity, &transcript, &receipt).unwrap().split_off(PREFIX_BYTES)
+        };
+        assert_eq!(session.on_frame(NOW, &receipt(VOLUME, GrantId([99; 16]))), Ok(None), "never granted");
+        let first = session.on_frame(NOW, &receipt(VOLUME, GRANT));
+        assert!(matches!(first, Ok(Some(KeyholderEvent::Receipt(_)))));
+        assert_eq!(session.on_frame(NOW, &receipt(VOLUME, GRANT)), Ok(None), "once");
+
+        let (mut session, identity, transcript) = self::session();
+        let lie = Receipt { grant: GRANT, volume: VolumeId([12; 16]), fence: Fence(1) };
+        let lie = sign_frame(&identity, &transcript, &lie).unwrap().split_off(PREFIX_BYTES);
+        assert_eq!(session.on_frame(NOW, &lie), Err(SessionError::OtherVolume { grant: GRANT }));
+        assert!(!session.is_established());
     }
 }

@@ -367,10 +367,20 @@ impl Book {
 
     /// Keys are gone.
     pub(crate) fn on_wiped(&mut self, node: NodeId, receipt: &WipeReceipt) -> Result<(), KeyholderError> {
-        let volumes: Vec<VolumeId> = match receipt.scope {
-            Scope::All => self.registry()?.volumes_of(node).map(|volume| volume.volume).collect(),
-            Scope::Volume(volume) => vec![volume],
-        };
+        let registry = self.registry()?;
+        // A node speaks for its own volumes: its word about another's would let that one be granted twice.
+        let volumes: Vec<VolumeId> = registry
+            .volumes_of(node)
+            .map(|volume| volume.volume)
+            .filter(|volume| receipt.scope == Scope::All || receipt.scope == Scope::Volume(*volume))
+            .collect();
+        let news = receipt.scope == Scope::All
+            || volumes
+                .iter()
+                .any(|volume| self.volumes.get(volume).and_then(|now| now.key) != Some(KeyState::Sealed));
+        if !news {
+            return Ok(());
+        }
         for volume in volumes {
             if let Some(grant) = self.records.of(volume).map(|record| record.grant) {
                 self.records.release(volume, grant);

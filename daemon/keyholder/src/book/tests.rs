@@ -239,6 +239,29 @@ fn another_node_gets_a_key_only_after_the_lease_of_the_first_is_over() {
 }
 
 #[test]
+fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    ceremony(&mut book);
+    fill(&mut book);
+    let (node, liar) = (NodeId([1; 16]), NodeId([2; 16]));
+    let volume = book.plan_push(node).unwrap()[0].order.volume;
+    let receipt = |scope| lease::message::WipeReceipt {
+        scope,
+        record: WipeRecord { cause: lease::message::WipeCause::PowerLoss, at: BootInstant(1), generation: 1 },
+        stage: 1,
+        nanos: 1,
+        grants: Vec::new(),
+    };
+    for scope in [lease::message::Scope::Volume(volume), lease::message::Scope::All] {
+        book.on_wiped(liar, &receipt(scope)).unwrap();
+        assert!(book.records.of(volume).unwrap().expires.is_some(), "{scope:?}");
+    }
+    book.on_wiped(node, &receipt(lease::message::Scope::Volume(volume))).unwrap();
+    assert_eq!(book.records.of(volume).unwrap().expires, None);
+}
+
+#[test]
 fn a_fence_far_ahead_of_the_ledger_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let mut book = open(dir.path());

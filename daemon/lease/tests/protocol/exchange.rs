@@ -1,12 +1,14 @@
 //! The exchange, step by step, and everything that must be refused, each by an error of its own.
 
 use lease::envelope;
-use lease::keyholder::{GrantError, GrantOrder, KeyholderEvent, KeyholderSessionParams};
+use lease::keyholder::{GrantError, GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
 use lease::limits::{
     CHALLENGES_OUTSTANDING_MAX, HANDSHAKE_MS_MAX, LEASE_MS_MAX, LEASE_MS_MIN, SILENCE_MS_MAX,
 };
 use lease::message::{LeaseLimits, RevokeCause, Scope, WipeCause, WipeRecord};
-use lease::node::{NodeEffect, NodeLease, NodeNote, NodeParams, NodeSession, NodeSessionParams, WipeReport};
+use lease::node::{
+    EvidenceInput, NodeEffect, NodeLease, NodeNote, NodeParams, NodeSession, NodeSessionParams, WipeReport,
+};
 use lease::{GrantRefusal, KeyFingerprint, LocalSigner, SessionError, SessionRefusal, Signer};
 use units::{BootId, BootInstant, DomainId, Fence, GrantId, NodeId, VolumeEpoch, VolumeId};
 
@@ -363,6 +365,27 @@ fn a_flipped_bit_or_a_cut_anywhere_is_refused() {
         assert!(pair.deliver(ms(1), &frame[..cut]).is_err(), "cut at {cut}");
     }
     assert_eq!(admitted(&flawless.deliver(ms(1), &frame).unwrap()).grant, G1);
+}
+
+#[test]
+fn altered_evidence_is_refused_by_the_keyholder() {
+    let mut pair = Pair::new(ms(0), node_lease(), keyholder_params());
+    let hello = unframe(&pair.keyholder.start().unwrap());
+    pair.deliver(ms(0), &hello).unwrap();
+    let input = EvidenceInput { hygiene: "{}".to_owned(), envelope_key: envelope_key() };
+    let effects = pair.node.on_evidence(&mut pair.lease, ms(0), input).unwrap();
+    let evidence = sent(&effects).remove(0);
+    let fresh = || {
+        let mut keyholder = KeyholderSession::new(ms(0), keyholder_params());
+        keyholder.start().unwrap();
+        keyholder
+    };
+    for bit in (0..98 * 8).chain((98 * 8..evidence.len() * 8).step_by(13)) {
+        let mut altered = evidence.clone();
+        altered[bit / 8] ^= 1 << (bit % 8);
+        assert!(fresh().on_frame(ms(1), &altered).is_err(), "bit {bit}");
+    }
+    assert!(matches!(fresh().on_frame(ms(1), &evidence), Ok(Some(KeyholderEvent::Evidence(_)))));
 }
 
 #[test]
