@@ -179,10 +179,10 @@ impl Exports {
         }
         let live = Arc::new(LiveExport {
             label: label.to_owned(),
+            metrics: metrics.for_export(export.volume.id()),
             volume: export.volume,
             read_only: export.read_only,
             on_seal: export.on_seal,
-            metrics: metrics.for_export(label),
             lane: Arc::new(Lane::new(Arc::clone(&self.extra_threads))),
             sealed: CancellationToken::new(),
             failures: AtomicU64::new(0),

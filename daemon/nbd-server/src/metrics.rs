@@ -1,5 +1,6 @@
-//! Counters, gauges and latencies of the NBD head, per export and operation.
+//! Counters, gauges and latencies of the NBD head, per volume and operation.
 //!
+//! Metrics are read without a certificate: they name volumes by their random ids, never by the labels of exports.
 //! An export's handles are looked up once, when it is inserted: a request touches atomics only.
 
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use units::VolumeId;
 
 use crate::wire::Command;
 
@@ -20,13 +22,13 @@ const LATENCY_BUCKETS_SECONDS: [f64; 15] = [
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
-    export: String,
+    volume: String,
     operation: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ExportLabels {
-    export: String,
+    volume: String,
 }
 
 /// All metrics of one server.
@@ -106,9 +108,9 @@ impl Metrics {
         );
     }
 
-    pub(crate) fn for_export(&self, label: &str) -> ExportMetrics {
+    pub(crate) fn for_export(&self, volume: VolumeId) -> ExportMetrics {
         let of = |operation| {
-            let labels = OperationLabels { export: label.to_owned(), operation };
+            let labels = OperationLabels { volume: volume.to_string(), operation };
             OperationMetrics {
                 requests: self.requests.get_or_create_owned(&labels),
                 bytes: self.bytes.get_or_create_owned(&labels),
@@ -121,7 +123,7 @@ impl Metrics {
         ExportMetrics {
             connections: self
                 .export_connections
-                .get_or_create_owned(&ExportLabels { export: label.to_owned() }),
+                .get_or_create_owned(&ExportLabels { volume: volume.to_string() }),
             read: of("read"),
             write: of("write"),
             flush: of("flush"),

@@ -41,9 +41,11 @@ fn requests_bytes_errors_and_connections_are_counted() {
     assert_eq!(raw.chunk().errno(), Some(EINVAL));
     Raw::silent(&rig.socket).send(b"no");
 
+    let volume = rig.export().volume.id();
     let of = |name: &str, operation: &str| {
-        counter(&rig, name, &format!(r#"export="disk",operation="{operation}""#))
+        counter(&rig, name, &format!(r#"volume="{volume}",operation="{operation}""#))
     };
+    assert!(!text(&rig).contains("disk"), "whoever reads metrics learns no label");
     assert_eq!(of("nbd_requests_total", "read"), 3);
     assert_eq!(of("nbd_payload_bytes_total", "read"), 4608);
     assert_eq!(of("nbd_errors_total", "read"), 1);
@@ -54,7 +56,7 @@ fn requests_bytes_errors_and_connections_are_counted() {
     assert_eq!(of("nbd_errors_total", "unknown"), 1);
     assert_eq!(of("nbd_requests_in_flight", "read"), 0);
     assert_eq!(of("nbd_request_duration_seconds_count", "read"), 3);
-    assert_eq!(counter(&rig, "nbd_export_connections", "disk"), 2);
+    assert_eq!(counter(&rig, "nbd_export_connections", &volume.to_string()), 2);
     eventually("the failed negotiation is counted", || {
         counter(&rig, "nbd_negotiations_failed_total", "") == 1
     });
