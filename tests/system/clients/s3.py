@@ -151,7 +151,8 @@ def case_presigned(s3, bucket):
     assert call("PUT", url, data)[0] == 200
     url = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=60)
     assert call("GET", url) == (200, data)
-    assert call("GET", url.replace("X-Amz-Signature=", "X-Amz-Signature=0"))[0] == 403
+    forged = url[:-1] + ("0" if url[-1] != "0" else "1")
+    assert call("GET", forged)[0] == 403, "the last character is the signature's"
     assert call("GET", url.split("?")[0])[0] == 403, "nothing is anonymous"
     url = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=1)
     deadline = time.monotonic() + 30

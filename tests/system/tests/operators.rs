@@ -181,7 +181,7 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
         let answer =
             run(&mut desk.command(&["node", "approve", "node-1", "--fingerprint", "0123456789abcdef"]));
         let text = answer.expect_failure();
-        if text.contains("fingerprint") { Ok(text) } else { Err(text) }
+        if text.contains("claims") { Ok(text) } else { Err(text) }
     });
     println!("a wrong fingerprint: {wrong}");
     let fingerprint = word(&node, "fingerprint");

@@ -390,6 +390,7 @@ fn a_node_with_another_identity_gets_no_key() {
 #[test]
 fn a_restored_ledger_and_two_shares_open_every_volume_again() {
     let mut site = with_data();
+    site.expect_log("the record of earlier leases is lost");
     let backup = site.ledger_backup();
     site.create_volume("later", VolumeKind::Block, 16 << 20);
     site.wait_serving();
@@ -415,6 +416,7 @@ fn a_restored_ledger_and_two_shares_open_every_volume_again() {
 #[test]
 fn a_restarted_keyholder_knows_nothing_until_enough_officers_come() {
     let mut site = with_data();
+    site.expect_log("a request failed");
     site.stop_keyholder();
     site.start_keyholder();
     assert_eq!(site.keyholder_status().state, keyholder::api::SealState::Sealed);
