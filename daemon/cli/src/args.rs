@@ -130,9 +130,9 @@ pub(crate) struct DemoArgs {
     /// Where everything is kept, for the next time too; without it a temporary directory, removed at the end
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// Size of the volume `demo`
-    #[arg(long, value_name = "SIZE", default_value = "1G")]
-    pub(crate) volume_size: ByteLen,
+    /// Size of the volume `demo`: 1G at first, later as it is; a larger one makes it grow
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) volume_size: Option<ByteLen>,
     /// Use this disk or file for the pool instead of a file in the directory
     #[arg(long, value_name = "PATH")]
     pub(crate) device: Option<PathBuf>,

@@ -34,6 +34,13 @@ impl Output {
         }
     }
 
+    /// Gives a result as JSON on one line, for a reader that goes on listening.
+    pub(crate) fn announce(self, value: &impl Serialize) -> Done {
+        let document = serde_json::to_string(value)
+            .map_err(|error| Failure::local(format!("the answer cannot be written: {error}"), ""))?;
+        print(&document)
+    }
+
     /// A remark for people beside the result; nothing in JSON.
     pub(crate) fn note(self, text: &str) {
         if !self.json {

@@ -10,6 +10,7 @@
 
 mod disk;
 mod guide;
+mod ports;
 mod processes;
 mod s3;
 mod setup;
@@ -41,6 +42,7 @@ async fn demonstrate(arguments: &DemoArgs, output: Output) -> Done {
     let listen =
         |kind| signal(kind).map_err(|error| Failure::local(format!("signals cannot be caught: {error}"), ""));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    processes::check_programs()?;
     let mut site = Site::open(arguments)?;
     let result = tokio::select! {
         result = serve(&mut site, output) => result,
@@ -58,7 +60,7 @@ async fn serve(site: &mut Site, output: Output) -> Done {
     setup::run(site, output).await?;
     if output.is_json() {
         setup::push(site).await?;
-        output.show(&guide::Ready::of(site)?, String::new)?;
+        output.announce(&guide::Ready::of(site)?)?;
     } else {
         story::tell(site, output).await?;
         output.show(&(), || guide::text(site))?;

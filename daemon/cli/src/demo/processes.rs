@@ -12,6 +12,10 @@ use tokio::process::{Child, Command};
 
 use crate::failure::{Done, Failure};
 
+/// The programs, which lie beside this one.
+pub(super) const KEYHOLDER_PROGRAM: &str = "nightlatch-keyholder";
+pub(super) const NODE_PROGRAM: &str = "nightlatchd";
+
 /// How long a program gets after SIGTERM: the node drains for two seconds, then flushes and wipes.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -41,6 +45,25 @@ pub(super) struct Processes {
     pub(super) node: Option<Running>,
 }
 
+fn own_path() -> Done<PathBuf> {
+    std::env::current_exe()
+        .map_err(|error| Failure::local(format!("this program's own path is unknown: {error}"), ""))
+}
+
+/// Checks that both programs are there, before anything is made.
+pub(super) fn check_programs() -> Done {
+    let own = own_path()?;
+    for name in [KEYHOLDER_PROGRAM, NODE_PROGRAM] {
+        if !own.with_file_name(name).is_file() {
+            return Err(Failure::local(
+                format!("there is no {name} beside {}", own.display()),
+                "build or install all three programs into one directory, for example with `make build`",
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Processes {
     pub(super) fn new(logs: &Path) -> Done<Self> {
         fs::create_dir_all(logs).map_err(|error| Failure::file("make", logs, &error))?;
@@ -49,15 +72,8 @@ impl Processes {
 
     /// Starts a program with `--config`. Call it from the main thread only, see [`crate::demo::run`].
     pub(super) fn start(&self, name: &'static str, config: &Path) -> Done<Running> {
-        let own = std::env::current_exe()
-            .map_err(|error| Failure::local(format!("this program's own path is unknown: {error}"), ""))?;
+        let own = own_path()?;
         let program = own.with_file_name(name);
-        if !program.is_file() {
-            return Err(Failure::local(
-                format!("there is no {name} beside {}", own.display()),
-                "build or install all three programs into one directory, for example with `make build`",
-            ));
-        }
         let log = self.logs.join(format!("{name}.log"));
         let file = File::options()
             .create(true)

@@ -12,7 +12,7 @@ use admin::api::{Bucket, CreateBucket, CreateUser, CreatedAccessKey, NodeStatus}
 use config::{ControlTls, KeyholderConfig, KeyholderListen, NodeConfig};
 use device::{Device, FileDevice, OpenOptions};
 use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
-use identity::{ClientError, Endpoint, NodeKey, PeerName, PrivateFile, Role};
+use identity::{ClientError, Endpoint, HttpsClient, NodeKey, PeerName, PrivateFile, Role};
 use keyholder::api::{
     AddNode, CeremonyRequest, CeremonyResult, CreateVolume, KeyState, KeyholderStatus, NodeEntry, OnSeal,
     Outcome, PushPolicy, ResizeVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry,
@@ -26,8 +26,8 @@ use units::ByteLen;
 use crate::commands::{OfficerKey, PlannedNode, make_private_dir, open_share, to_toml};
 use crate::connect::{Ask, Connections};
 use crate::demo::disk;
-use crate::demo::processes::{POLL, START_TIMEOUT};
-use crate::demo::site::{BUCKET, KEYHOLDER, NODE, OBJECTS, Site, USER, VOLUME};
+use crate::demo::processes::{KEYHOLDER_PROGRAM, NODE_PROGRAM, POLL, START_TIMEOUT};
+use crate::demo::site::{BUCKET, KEYHOLDER, NODE, OBJECTS, Site, USER, VOLUME, VOLUME_SIZE_DEFAULT};
 use crate::failure::{Done, Exit, Failure};
 use crate::output::Output;
 use crate::profile::{PROFILE_FILE, Profile, ProfileIdentity, ProfileNode};
@@ -102,7 +102,8 @@ fn make_pool(site: &Site, output: Output) -> Done {
     if done.exists() {
         return Ok(());
     }
-    let len = ByteLen(site.volume_size.0.saturating_mul(2).saturating_add(OBJECT_ROOM));
+    let volume = site.volume_size.unwrap_or(VOLUME_SIZE_DEFAULT);
+    let len = ByteLen(volume.0.saturating_mul(2).saturating_add(OBJECT_ROOM));
     let create_len = (!site.device).then_some(len);
     output.note(&format!("Making a pool on {}.", site.pool.display()));
     if !site.device && site.pool.exists() {
@@ -172,7 +173,7 @@ async fn start_keyholder(site: &mut Site, authority: &Authority) -> Done {
     };
     let path = dir.join("keyholder.toml");
     replace(&path, &to_toml(&config)?)?;
-    let mut running = site.processes.start("nightlatch-keyholder", &path)?;
+    let mut running = site.processes.start(KEYHOLDER_PROGRAM, &path)?;
     let client = connections(site)?.keyholder(Ask::Read)?;
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
@@ -212,7 +213,7 @@ async fn unseal_keyholder(site: &Site, output: Output) -> Done {
     }
 }
 
-async fn hold_ceremony(site: &Site, client: &identity::HttpsClient) -> Done {
+async fn hold_ceremony(site: &Site, client: &HttpsClient) -> Done {
     let dir = site.path("officers");
     make_private_dir(&dir)?;
     let mut officers = Vec::new();
@@ -237,7 +238,7 @@ async fn hold_ceremony(site: &Site, client: &identity::HttpsClient) -> Done {
     Ok(())
 }
 
-async fn submit_shares(site: &Site, client: &identity::HttpsClient) -> Done {
+async fn submit_shares(site: &Site, client: &HttpsClient) -> Done {
     let dir = site.path("officers");
     for officer in OFFICERS {
         let key = OfficerKey::load(&dir.join(format!("{officer}.officer-key")))?;
@@ -288,7 +289,7 @@ async fn start_node(site: &mut Site, authority: &Authority) -> Done {
     pin_keyholder(site, &config).await?;
     let ready = config.ready_file();
     let _ = fs::remove_file(&ready);
-    let mut running = site.processes.start("nightlatchd", &planned.config_file())?;
+    let mut running = site.processes.start(NODE_PROGRAM, &planned.config_file())?;
     let deadline = Instant::now() + START_TIMEOUT;
     while !ready.exists() {
         running.check()?;
@@ -338,64 +339,90 @@ async fn enrol_node(site: &Site, output: Output) -> Done {
 async fn make_volumes(site: &Site, output: Output) -> Done {
     let client = connections(site)?.keyholder(Ask::Operate)?;
     let volumes: Vec<VolumeEntry> = client.get("/v1/volumes").await?;
-    let wanted =
-        [(VOLUME, VolumeKind::Block, site.volume_size.0), (OBJECTS, VolumeKind::Objects, OBJECTS_BYTES)];
-    for (label, kind, size_bytes) in wanted {
-        match volumes.iter().find(|volume| volume.label == label) {
-            None => {
-                output.note(&format!("Making {label} ({}): a key domain of its own.", ByteLen(size_bytes)));
-                let request = CreateVolume {
-                    label: label.to_owned(),
-                    node: NODE.to_owned(),
-                    pool: None,
-                    kind,
-                    size_bytes,
-                    on_seal: OnSeal::Hold,
-                };
-                let _: VolumeEntry = client.post("/v1/volumes", &request).await?;
-            }
-            Some(found) if found.kind == VolumeKind::Block && found.size_bytes < size_bytes => {
-                let request = ResizeVolume { size_bytes, allow_shrink: false };
-                let _: VolumeEntry = client.patch(&format!("/v1/volumes/{label}"), &request).await?;
-            }
-            Some(found) if found.kind == VolumeKind::Block && found.size_bytes > size_bytes => {
-                output.note(&format!("{label} stays as large as it is: {}.", ByteLen(found.size_bytes)));
-            }
-            Some(_) => {}
+    let created = site.volume_size.unwrap_or(VOLUME_SIZE_DEFAULT).0;
+    for (label, kind, size_bytes) in
+        [(VOLUME, VolumeKind::Block, created), (OBJECTS, VolumeKind::Objects, OBJECTS_BYTES)]
+    {
+        if volumes.iter().any(|volume| volume.label == label) {
+            continue;
         }
+        output.note(&format!("Making {label} ({}): a key domain of its own.", ByteLen(size_bytes)));
+        let request = CreateVolume {
+            label: label.to_owned(),
+            node: NODE.to_owned(),
+            pool: None,
+            kind,
+            size_bytes,
+            on_seal: OnSeal::Hold,
+        };
+        let _: VolumeEntry = client.post("/v1/volumes", &request).await?;
+    }
+    let found = volumes.iter().find(|volume| volume.label == VOLUME);
+    if let (Some(found), Some(asked)) = (found, site.volume_size) {
+        resize_volume(found, asked, &client).await?;
     }
     Ok(())
 }
 
+/// Brings an existing volume to the size that was asked for. What it holds is never cut off.
+async fn resize_volume(found: &VolumeEntry, asked: ByteLen, client: &HttpsClient) -> Done {
+    if found.size_bytes > asked.0 {
+        return Err(Failure::usage(
+            format!(
+                "the volume {VOLUME} has {} and would lose what lies past {asked}",
+                ByteLen(found.size_bytes)
+            ),
+            "leave --volume-size out, or give another directory with --dir",
+        ));
+    }
+    if found.size_bytes < asked.0 {
+        let request = ResizeVolume { size_bytes: asked.0, allow_shrink: false };
+        let _: VolumeEntry = client.patch(&format!("/v1/volumes/{VOLUME}"), &request).await?;
+    }
+    Ok(())
+}
+
+/// The volume's size as the keyholder has it.
+pub(super) async fn volume_len(site: &Site) -> Done<ByteLen> {
+    let volumes: Vec<VolumeEntry> = connections(site)?.keyholder(Ask::Read)?.get("/v1/volumes").await?;
+    let found = volumes.iter().find(|volume| volume.label == VOLUME);
+    Ok(found.map(|volume| ByteLen(volume.size_bytes)).unwrap_or_default())
+}
+
 /// Pushes the keys and waits until every volume is served; says how long that took.
+///
+/// Pushes only what lacks its key: an approval that nothing needs would stay, and stand for the next wipe's.
 pub(super) async fn push(site: &mut Site) -> Done<Duration> {
     let client = connections(site)?.keyholder(Ask::Either)?;
     let started = Instant::now();
     let deadline = started + START_TIMEOUT;
+    let mut approved = false;
     loop {
-        // The keyholder may not have reached the node yet after a start.
-        let pushed: Result<Outcome, ClientError> = client.post("/v1/push", &Target::All).await;
+        let nodes: Vec<NodeEntry> = client.get("/v1/nodes").await?;
         let volumes: Vec<VolumeEntry> = client.get("/v1/volumes").await?;
-        if !volumes.is_empty() && volumes.iter().all(|volume| volume.key == KeyState::Unlocked) {
-            let status = node_status(site).await?;
-            if status.volumes.iter().all(|volume| volume.unsealed) {
-                return Ok(started.elapsed());
-            }
+        let unlocked = volumes.iter().all(|volume| volume.key == KeyState::Unlocked);
+        if unlocked && node_status(site).await?.volumes.iter().all(|volume| volume.unsealed) {
+            return Ok(started.elapsed());
+        }
+        // Not before the keyholder has reached the node, and once: each approval is for one push.
+        if !approved && nodes.iter().any(|node| node.awaits_push) {
+            let _: Outcome = client
+                .post("/v1/push", &Target::All)
+                .await
+                .map_err(|error| Failure::from(error).during("pushing the keys"))?;
+            approved = true;
         }
         if let Some(node) = &mut site.processes.node {
             node.check()?;
         }
         if Instant::now() >= deadline {
-            return Err(not_pushed(&volumes, pushed.err()));
+            return Err(not_pushed(&volumes));
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-fn not_pushed(volumes: &[VolumeEntry], refused: Option<ClientError>) -> Failure {
-    if let Some(error) = refused {
-        return Failure::from(error).during("pushing the keys");
-    }
+fn not_pushed(volumes: &[VolumeEntry]) -> Failure {
     let reasons: Vec<_> = volumes
         .iter()
         .filter(|volume| volume.key != KeyState::Unlocked)

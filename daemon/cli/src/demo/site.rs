@@ -13,7 +13,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use config::NodeListen;
@@ -24,6 +24,7 @@ use units::{ByteLen, NodeId};
 
 use crate::args::DemoArgs;
 use crate::commands::random_id;
+use crate::demo::ports::{Ports, Reservation};
 use crate::demo::processes::Processes;
 use crate::failure::{Done, Failure};
 
@@ -45,6 +46,9 @@ pub(super) const USER: &str = "demo";
 /// The region of the S3 head.
 pub(super) const REGION: &str = "us-east-1";
 
+/// Size of the volume where none is asked for.
+pub(super) const VOLUME_SIZE_DEFAULT: ByteLen = ByteLen(1 << 30);
+
 /// The longest a unix socket's path may be (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -59,18 +63,6 @@ struct Plan {
     ports: Ports,
 }
 
-/// The loopback ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Ports {
-    pub(super) keyholder: u16,
-    pub(super) key: u16,
-    pub(super) admin: u16,
-    pub(super) metrics: u16,
-    pub(super) nbd: u16,
-    pub(super) s3: u16,
-}
-
 /// An installation that is being demonstrated.
 pub(super) struct Site {
     pub(super) dir: PathBuf,
@@ -79,7 +71,8 @@ pub(super) struct Site {
     pub(super) device: bool,
     pub(super) ports: Ports,
     pub(super) nbd_socket: PathBuf,
-    pub(super) volume_size: ByteLen,
+    /// The size that was asked for, if one was.
+    pub(super) volume_size: Option<ByteLen>,
     pub(super) nbd_plain: bool,
     pub(super) s3_plain: bool,
     pub(super) processes: Processes,
@@ -87,14 +80,19 @@ pub(super) struct Site {
     temporary: Vec<PathBuf>,
     /// Held for as long as this program uses the directory.
     _lock: Flock<File>,
+    /// Keeps other demonstrations off the ports; `None` where one has come to use them since the last run, which
+    /// the programs then say themselves.
+    _ports: Option<Reservation>,
 }
 
 impl Site {
     /// Opens the directory, or makes it.
     pub(super) fn open(arguments: &DemoArgs) -> Done<Self> {
-        if arguments.volume_size.0 == 0 || !arguments.volume_size.is_sector_aligned() {
+        if let Some(size) = arguments.volume_size
+            && (size.0 == 0 || !size.is_sector_aligned())
+        {
             return Err(Failure::usage(
-                format!("{} is not a volume's size", arguments.volume_size),
+                format!("{size} is not a volume's size"),
                 "give a multiple of 4096 bytes, as in 1G",
             ));
         }
@@ -108,7 +106,7 @@ impl Site {
             }
         };
         let lock = claim(&dir)?;
-        let plan = Plan::load_or_create(&dir, arguments)?;
+        let (plan, reservation) = Plan::load_or_create(&dir, arguments)?;
         let nbd_socket = socket_path(&dir, &mut temporary)?;
         Ok(Self {
             node: plan.node,
@@ -123,6 +121,7 @@ impl Site {
             dir,
             temporary,
             _lock: lock,
+            _ports: reservation,
         })
     }
 
@@ -207,7 +206,7 @@ fn socket_path(dir: &Path, temporary: &mut Vec<PathBuf>) -> Done<PathBuf> {
 }
 
 impl Plan {
-    fn load_or_create(dir: &Path, arguments: &DemoArgs) -> Done<Self> {
+    fn load_or_create(dir: &Path, arguments: &DemoArgs) -> Done<(Self, Option<Reservation>)> {
         let path = dir.join("demo.json");
         let device = match &arguments.device {
             Some(device) => {
@@ -215,16 +214,20 @@ impl Plan {
             }
             None => None,
         };
-        let plan = match fs::read(&path) {
-            Ok(text) => Self::parse(&path, &text)?,
+        let (plan, reservation) = match fs::read(&path) {
+            Ok(text) => {
+                let plan = Self::parse(&path, &text)?;
+                let reservation = plan.ports.reserve();
+                (plan, reservation)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let pool = device.clone().unwrap_or_else(|| dir.join("pool.img"));
-                let plan =
-                    Self { version: PLAN_VERSION, node: NodeId(random_id()?), pool, ports: Ports::free()? };
+                let (ports, reservation) = Ports::take()?;
+                let plan = Self { version: PLAN_VERSION, node: NodeId(random_id()?), pool, ports };
                 let text = serde_json::to_string_pretty(&plan)
                     .map_err(|error| Failure::local(format!("the plan cannot be written: {error}"), ""))?;
                 PrivateFile::create(&path, text.as_bytes())?;
-                plan
+                (plan, Some(reservation))
             }
             Err(error) => return Err(Failure::file("read", &path, &error)),
         };
@@ -233,7 +236,7 @@ impl Plan {
                 format!("this demonstration's pool is on {}", plan.pool.display()),
                 "leave --device out, or give another directory with --dir",
             )),
-            _ => Ok(plan),
+            _ => Ok((plan, reservation)),
         }
     }
 
@@ -248,32 +251,6 @@ impl Plan {
     }
 }
 
-impl Ports {
-    /// Ports that nobody has now. All are held until the last is found, so that no two are the same.
-    fn free() -> Done<Self> {
-        let mut held = Vec::new();
-        let mut next = || {
-            let listener = TcpListener::bind(Site::at(0)).map_err(no_port)?;
-            let port = listener.local_addr().map_err(no_port)?.port();
-            held.push(listener);
-            Done::Ok(port)
-        };
-        Ok(Self {
-            keyholder: next()?,
-            key: next()?,
-            admin: next()?,
-            metrics: next()?,
-            nbd: next()?,
-            s3: next()?,
-        })
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape of an argument of map_err")]
-fn no_port(error: std::io::Error) -> Failure {
-    Failure::local(format!("no free port on the loopback address: {error}"), "look at `ss -ltn`")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,7 +258,7 @@ mod tests {
     fn arguments(dir: &Path) -> DemoArgs {
         DemoArgs {
             dir: Some(dir.to_owned()),
-            volume_size: ByteLen(1 << 30),
+            volume_size: None,
             device: None,
             nbd_plain: false,
             s3_plain: false,
@@ -320,7 +297,7 @@ mod tests {
         let other = DemoArgs { device: Some("/dev/sdx".into()), ..arguments(dir.path()) };
         assert!(Site::open(&other).err().unwrap().to_string().contains("--device"));
         for bytes in [0, 4097] {
-            let odd = DemoArgs { volume_size: ByteLen(bytes), ..arguments(dir.path()) };
+            let odd = DemoArgs { volume_size: Some(ByteLen(bytes)), ..arguments(dir.path()) };
             assert!(Site::open(&odd).err().unwrap().to_string().contains("4096"));
         }
     }

@@ -30,8 +30,8 @@ const SEALED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tells it. The installation is up; at the end it serves.
 pub(super) async fn tell(site: &mut Site, output: Output) -> Done {
     let run = u64::from_le_bytes(random_id()?.first_chunk().copied().unwrap_or_default());
-    let pieces = VOLUME_PIECES.min(site.volume_size.0 / PIECE as u64).max(1);
-    if site.volume_size.0 < PIECE as u64 {
+    let pieces = VOLUME_PIECES.min(setup::volume_len(site).await?.0 / PIECE as u64);
+    if pieces == 0 {
         return Err(Failure::usage(
             format!("the story needs a volume of at least {}", ByteLen(PIECE as u64)),
             "give --volume-size 1G, or --json for no story",
@@ -107,7 +107,7 @@ fn show_disk(site: &Site) -> Done {
     let text = disk::entropy_of(&traffic::piece(0, 0));
     line(&format!("{}: {} of written sectors looked at", site.pool.display(), ByteLen(found.bytes)))?;
     line(&format!(
-        "entropy {:.4} bits a byte (8 is noise; the text that clients wrote has {text:.2})",
+        "entropy {:.6} bits a byte (8 is noise; the text that clients wrote has {text:.2})",
         found.entropy
     ))?;
     line(&format!("\"{}\" found {} times", traffic::NEEDLE, found.needles))?;
