@@ -56,7 +56,7 @@ pub const COMMIT_BATCH_MAX: usize = 256;
 pub const COMMIT_BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Pages of the index kept clear in memory.
-pub const INDEX_CACHE_BYTES: usize = 64 << 20;
+pub const INDEX_CACHE_BYTES: usize = 48 << 20;
 
 /// Index size up to which a commit also saves the index's allocator state, so that opening after a crash reads none of
 /// it. The state is about 1/16,384 of the index: beyond this size saving it at every commit would cost more than the

@@ -11,9 +11,9 @@ use s3s::dto::StreamingBlob;
 use s3s::stream::{ByteStream, RemainingLength};
 use s3s::{Body, StdError};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
-use crate::limits::CHUNK_BYTES;
+use crate::resources::{ChunkLength, Resources};
 use crate::slot::Serving;
 
 type Chunk = (ObjectReader, Result<Option<Vec<u8>>, StoreError>);
@@ -22,30 +22,34 @@ type Chunk = (ObjectReader, Result<Option<Vec<u8>>, StoreError>);
 /// body, and a small object leaves in one piece with its headers.
 pub(crate) fn body(
     serving: Serving,
+    resources: Resources,
     first: Vec<u8>,
     reader: ObjectReader,
-    permit: OwnedSemaphorePermit,
+    (memory, length): (OwnedSemaphorePermit, ChunkLength),
 ) -> StreamingBlob {
     if reader.remaining() == 0 {
         return StreamingBlob::from(Body::from(Bytes::from(first)));
     }
     let remaining = first.len() as u64 + reader.remaining();
     let first = Some(Bytes::from(first));
-    StreamingBlob::new(Chunks { serving, first, next: Next::Idle(Some(reader)), remaining, _permit: permit })
+    let next = Next::Idle(Some(reader));
+    StreamingBlob::new(Chunks { serving, resources, first, next, remaining, length, _memory: memory })
 }
 
 enum Next {
     Idle(Option<ObjectReader>),
-    Reading(JoinHandle<Chunk>),
+    Reading(JoinHandle<Result<Chunk, JoinError>>),
 }
 
 struct Chunks {
     serving: Serving,
+    resources: Resources,
     first: Option<Bytes>,
     next: Next,
     /// Bytes not yet handed out.
     remaining: u64,
-    _permit: OwnedSemaphorePermit,
+    length: ChunkLength,
+    _memory: OwnedSemaphorePermit,
 }
 
 impl Chunks {
@@ -53,9 +57,15 @@ impl Chunks {
         if let Next::Idle(reader) = &mut self.next
             && let Some(mut reader) = reader.take_if(|reader| reader.remaining() > 0)
         {
-            self.next = Next::Reading(tokio::task::spawn_blocking(move || {
-                let chunk = reader.next_chunk(CHUNK_BYTES);
-                (reader, chunk)
+            let (resources, length) = (self.resources.clone(), self.length);
+            self.next = Next::Reading(tokio::spawn(async move {
+                let worker = resources.worker().await;
+                tokio::task::spawn_blocking(move || {
+                    let chunk = reader.next_chunk(length.0);
+                    drop(worker);
+                    (reader, chunk)
+                })
+                .await
             }));
         }
     }
@@ -80,7 +90,7 @@ impl Stream for Chunks {
         let Next::Reading(reading) = &mut this.next else { return Poll::Ready(None) };
         let finished = ready!(Pin::new(reading).poll(cx));
         this.next = Next::Idle(None);
-        let (reader, chunk) = finished?;
+        let (reader, chunk) = finished??;
         match chunk? {
             Some(chunk) => {
                 this.next = Next::Idle(Some(reader));

@@ -31,6 +31,7 @@ pub mod limits;
 mod metrics;
 mod policy;
 mod request_body;
+mod resources;
 mod response_body;
 mod server;
 mod service;

@@ -36,13 +36,27 @@ pub const BODY_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time in which a client must take something of a response body.
 pub const RESPONSE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bytes of bodies in memory at once, over all connections: what is above waits. A quarter of the 256 MiB that the node may
-/// take; the rest is index cache, connections and slack.
-pub const BODY_BYTES_MAX: usize = 64 << 20;
+/// Bytes of bodies in memory at once, over all connections: what is above waits. A fifth of the 256 MiB that the node may
+/// take; the rest is index cache, what sealing needs, connections and slack.
+pub const BODY_BYTES_MAX: usize = 48 << 20;
+
+/// Part of [`BODY_BYTES_MAX`] that only bodies in small chunks may use: so a few dozen clients that move large bodies, or
+/// move them slowly, don't keep all others waiting.
+pub const BODY_BYTES_FOR_SMALL_CHUNKS: usize = 16 << 20;
 
 /// What is read from or written to the store at a time: large enough that changing to a thread that may block is cheap
-/// against sealing and hashing, small enough that many fit [`BODY_BYTES_MAX`].
+/// against sealing and hashing.
 pub const CHUNK_BYTES: usize = 512 * 1024;
+
+/// The same when memory is short.
+pub const SMALL_CHUNK_BYTES: usize = 64 * 1024;
+
+/// Chunks being hashed, sealed, written or read at the same time: enough to keep a few cores and a deep device queue busy,
+/// and a bound on the memory of the threads that do it.
+pub const CHUNK_WORKERS_MAX: usize = 16;
+
+/// Copies within the store at the same time.
+pub const COPIES_MAX: usize = 4;
 
 /// Bodies up to this size are gathered first and stored in one step.
 pub const SMALL_BODY_BYTES: usize = 256 * 1024;

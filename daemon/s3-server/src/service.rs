@@ -25,10 +25,10 @@ use crate::limits::{CLOCK_SKEW_SECONDS_MAX, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, XML_
 use crate::metrics::{Finished, Metrics};
 use crate::policy::{self, Signed};
 use crate::request_body::{BodyShare, RequestBody};
+use crate::resources::Resources;
 use crate::response_body::ResponseBody;
 use crate::signature_v2;
 use crate::slot::{Serving, Slot};
-use crate::upload::BodyMemory;
 
 /// Carries out requests; shared by all connections.
 pub(crate) struct Service {
@@ -74,8 +74,8 @@ impl Service {
         domains: Option<MultiDomain>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let memory = BodyMemory::new();
-        let mut builder = S3ServiceBuilder::new(Backend { region: region.clone(), memory });
+        let backend = Backend { region: region.clone(), resources: Resources::new() };
+        let mut builder = S3ServiceBuilder::new(backend);
         let mut config = S3Config::default();
         config.xml_max_body_size = XML_BYTES_MAX;
         config.presigned_url_max_skew_time_secs = CLOCK_SKEW_SECONDS_MAX;

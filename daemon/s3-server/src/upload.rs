@@ -1,37 +1,18 @@
 //! Bodies on their way in: gathered into chunks, each handed to a thread that may block while the next one arrives.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::StreamExt;
 use objects::{ChecksumAlgorithm, Declared, ObjectWriter, PartWriter, Store, StoreError};
 use s3s::dto::StreamingBlob;
 use s3s::stream::ByteStream;
 use s3s::{S3Error, S3ErrorCode, S3Result, TrailingHeaders};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::convert::{ChecksumFields, algorithm, parse_checksum, parse_md5};
 use crate::error::{from_body, from_store};
-use crate::limits::{BODY_BYTES_MAX, CHUNK_BYTES, SMALL_BODY_BYTES};
+use crate::limits::SMALL_BODY_BYTES;
+use crate::resources::{ChunkLength, Resources};
 use crate::slot::Serving;
-
-/// The memory that bodies may take, in KiB so that the semaphore's counter holds it.
-#[derive(Clone, Debug)]
-pub(crate) struct BodyMemory(Arc<Semaphore>);
-
-impl BodyMemory {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(BODY_BYTES_MAX / 1024)))
-    }
-
-    /// Waits for room for a body of which `bytes` are in memory at once. Taken once per request, so that two that have some
-    /// can't wait for each other.
-    pub(crate) async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
-        let kib = u32::try_from(bytes.div_ceil(1024).min(BODY_BYTES_MAX / 1024)).expect("below the limit");
-        Arc::clone(&self.0).acquire_many_owned(kib).await.expect("the semaphore is never closed")
-    }
-}
 
 /// An object or a part being written.
 pub(crate) trait Writer: Send + 'static {
@@ -103,14 +84,14 @@ impl Receiver {
     pub(crate) async fn receive<W: Writer, R: Send + 'static>(
         mut self,
         serving: &Serving,
-        memory: &BodyMemory,
+        resources: &Resources,
         open: impl FnOnce(&Store, u64) -> Result<W, StoreError> + Send + 'static,
         finish: impl FnOnce(W, Declared) -> Result<R, StoreError> + Send + 'static,
     ) -> S3Result<R> {
         let length = self.length;
         let small = usize::try_from(length).ok().filter(|length| *length <= SMALL_BODY_BYTES);
-        let _permit = memory.reserve(small.unwrap_or(2 * CHUNK_BYTES)).await;
         if let Some(length) = small {
+            let _memory = resources.reserve(length).await;
             let mut gathered = Vec::with_capacity(length);
             while let Some(bytes) = self.next_bytes().await? {
                 if gathered.len() + bytes.len() > length {
@@ -129,25 +110,31 @@ impl Receiver {
         }
         let writer =
             serving.run(move |store| open(store, length).map_err(|error| from_store(&error))).await?;
-        let writer = self.pump(writer).await?;
+        let (_memory, chunk) = resources.reserve_two_chunks().await;
+        let writer = self.pump(writer, chunk, resources).await?;
         let declared = self.declared()?;
         serving.run(move |_| finish(writer, declared).map_err(|error| from_store(&error))).await
     }
 
     /// Moves the body into the writer, one chunk being written while the next arrives.
-    async fn pump<W: Writer>(&mut self, writer: W) -> S3Result<W> {
-        let mut writing = Writing::Idle(writer, Vec::new());
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    async fn pump<W: Writer>(
+        &mut self,
+        writer: W,
+        length: ChunkLength,
+        resources: &Resources,
+    ) -> S3Result<W> {
+        let mut writing = Writing::Idle(writer, Vec::with_capacity(length.0));
+        let mut chunk = Vec::with_capacity(length.0);
         while let Some(mut bytes) = self.next_bytes().await? {
             while !bytes.is_empty() {
-                let part = bytes.split_to(bytes.len().min(CHUNK_BYTES - chunk.len()));
+                let part = bytes.split_to(bytes.len().min(length.0 - chunk.len()));
                 chunk.extend_from_slice(&part);
-                if chunk.len() == CHUNK_BYTES {
-                    (writing, chunk) = writing.write(chunk).await?;
+                if chunk.len() == length.0 {
+                    (writing, chunk) = writing.write(chunk, resources).await?;
                 }
             }
         }
-        let (writing, _) = writing.write(chunk).await?;
+        let (writing, _) = writing.write(chunk, resources).await?;
         let (writer, _) = writing.finished().await?;
         Ok(writer)
     }
@@ -189,12 +176,13 @@ enum Writing<W> {
 
 impl<W: Writer> Writing<W> {
     /// Starts writing `chunk` once the one before it is written; gives an empty buffer for the next.
-    async fn write(self, chunk: Vec<u8>) -> S3Result<(Self, Vec<u8>)> {
+    async fn write(self, chunk: Vec<u8>, resources: &Resources) -> S3Result<(Self, Vec<u8>)> {
         let (mut writer, mut buffer) = self.finished().await?;
         buffer.clear();
-        buffer.reserve(CHUNK_BYTES);
+        let worker = resources.worker().await;
         let busy = tokio::task::spawn_blocking(move || {
             let result = writer.append(&chunk);
+            drop(worker);
             (writer, chunk, result)
         });
         Ok((Self::Busy(busy), buffer))

@@ -10,14 +10,14 @@ use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result};
 
 use crate::error;
+use crate::resources::Resources;
 use crate::slot::Serving;
-use crate::upload::BodyMemory;
 
 /// Carries out operations on the store that came with the request.
 #[derive(Clone, Debug)]
 pub(crate) struct Backend {
     pub(crate) region: String,
-    pub(crate) memory: BodyMemory,
+    pub(crate) resources: Resources,
 }
 
 /// The store that served when the request came in: it stays with the request, whatever is served meanwhile.
@@ -137,7 +137,7 @@ impl S3 for Backend {
     }
 
     async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
-        object::copy(request).await
+        object::copy(self, request).await
     }
 
     async fn create_multipart_upload(
@@ -155,7 +155,7 @@ impl S3 for Backend {
         &self,
         request: S3Request<UploadPartCopyInput>,
     ) -> Answer<UploadPartCopyOutput> {
-        multipart::upload_copy(request).await
+        multipart::upload_copy(self, request).await
     }
 
     async fn complete_multipart_upload(

@@ -75,7 +75,7 @@ pub(super) async fn upload(
     let part: PartInfo = receiver
         .receive(
             &serving,
-            &backend.memory,
+            &backend.resources,
             move |store, length| store.upload_part((&bucket, &key), &id, number, Some(length), checksum),
             |writer, declared| writer.finish(&declared),
         )
@@ -85,7 +85,10 @@ pub(super) async fn upload(
     Ok(S3Response::new(output))
 }
 
-pub(super) async fn upload_copy(request: S3Request<UploadPartCopyInput>) -> Answer<UploadPartCopyOutput> {
+pub(super) async fn upload_copy(
+    backend: &Backend,
+    request: S3Request<UploadPartCopyInput>,
+) -> Answer<UploadPartCopyOutput> {
     let serving = serving(&request)?;
     let input = request.input;
     let number = part_number(input.part_number)?;
@@ -97,8 +100,11 @@ pub(super) async fn upload_copy(request: S3Request<UploadPartCopyInput>) -> Answ
         if_unmodified_since: input.copy_source_if_unmodified_since,
     };
     let (bucket, key, id, range) = (input.bucket, input.key, input.upload_id, input.copy_source_range);
+    let turn = backend.resources.copy().await;
     let part = serving
         .run(move |store| {
+            // Held by the work itself: a client that leaves does not end it.
+            let _turn = turn;
             let object = store.object(&source.0, &source.1).map_err(|error| from_store(&error))?;
             conditions.check_source(object.info())?;
             let range = source_range(range.as_deref(), object.info().bytes)?;

@@ -15,7 +15,6 @@ use crate::convert::{
 };
 use crate::download;
 use crate::error::{from_store, invalid};
-use crate::limits::CHUNK_BYTES;
 use crate::upload::Upload;
 
 pub(super) async fn put(
@@ -45,7 +44,7 @@ pub(super) async fn put(
     let info = receiver
         .receive(
             &serving,
-            &backend.memory,
+            &backend.resources,
             move |store, length| store.put_object(&bucket, &key, Some(length), checksum),
             move |writer, declared| writer.finish(PutOptions { metadata, condition, declared }),
         )
@@ -83,8 +82,8 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
         if_modified_since: input.if_modified_since,
         if_unmodified_since: input.if_unmodified_since,
     };
-    // Two chunks: one being sent, one being read.
-    let permit = backend.memory.reserve(2 * CHUNK_BYTES).await;
+    let (memory, length) = backend.resources.reserve_two_chunks().await;
+    let worker = backend.resources.worker().await;
     let (bucket, key, range, number) = (input.bucket, input.key, input.range, input.part_number);
     let (info, selection, first, reader) = serving
         .run(move |store| {
@@ -92,7 +91,8 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
             conditions.check(object.info())?;
             let selection = select_from(&object, range, number)?;
             let mut reader = object.reader(&selection.range);
-            let first = reader.next_chunk(CHUNK_BYTES).map_err(|error| from_store(&error))?;
+            let first = reader.next_chunk(length.0).map_err(|error| from_store(&error))?;
+            drop(worker);
             Ok((object.info().clone(), selection, first.unwrap_or_default(), reader))
         })
         .await?;
@@ -108,7 +108,7 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
         output.checksum_type = info.checksum.as_ref().map(|checksum| kind_name(checksum.kind()));
         set_checksum_fields!(output, info.checksum.as_ref());
     }
-    output.body = Some(download::body(serving, first, reader, permit));
+    output.body = Some(download::body(serving, backend.resources.clone(), first, reader, (memory, length)));
     Ok(S3Response::new(output))
 }
 
@@ -241,7 +241,7 @@ fn target_condition(request: &S3Request<CopyObjectInput>) -> S3Result<Condition>
     Ok(condition(parse("if-match")?, parse("if-none-match")?))
 }
 
-pub(super) async fn copy(request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
+pub(super) async fn copy(backend: &Backend, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
     let serving = serving(&request)?;
     let target = target_condition(&request)?;
     let mut input = request.input;
@@ -269,8 +269,11 @@ pub(super) async fn copy(request: S3Request<CopyObjectInput>) -> Answer<CopyObje
     };
     let checksum = input.checksum_algorithm.as_ref().map(|name| algorithm(name.as_str())).transpose()?;
     let (bucket, key) = (input.bucket, input.key);
+    let turn = backend.resources.copy().await;
     let info = serving
         .run(move |store| {
+            // Held by the work itself: a client that leaves does not end it.
+            let _turn = turn;
             let object = store.object(&source.0, &source.1).map_err(|error| from_store(&error))?;
             conditions.check_source(object.info())?;
             store
