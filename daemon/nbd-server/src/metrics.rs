@@ -1,7 +1,7 @@
 //! Counters, gauges and latencies of the NBD head, per volume and operation.
 //!
 //! Metrics are read without a certificate: they name volumes by their random ids, never by the labels of exports.
-//! An export's handles are looked up once, when it is inserted: a request touches atomics only.
+//! An export's handles are looked up once, when it is inserted: a request looks up no label.
 
 use std::time::{Duration, Instant};
 
