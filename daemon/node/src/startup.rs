@@ -39,6 +39,9 @@ use crate::{boot_clock, key_port};
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What clients wrote and never flushed is made durable after this long, as an operating system's write-back would.
+const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Runs a node until it is told to stop.
 pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
@@ -127,6 +130,9 @@ fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
 
 fn open_lease(config: &NodeConfig, pools: &[OpenPool]) -> anyhow::Result<NodeLease> {
     let identity = NodeKey::load(&config.identity_key_file())?;
+    // What a security officer compares before approving the node.
+    let fingerprint = lease::KeyFingerprint::of(&identity.public());
+    tracing::info!(node = %config.node_id, name = %config.name, %fingerprint, "this node's identity key");
     let limits = LeaseLimits { max_ms: config.lease_ms_max, ..LeaseLimits::PROTOCOL };
     let mut lease = NodeLease::new(NodeParams {
         node: config.node_id,
@@ -187,6 +193,7 @@ fn serve(
 ) -> JoinSet<()> {
     let mut servers = JoinSet::new();
     let control = Arc::new(Handle(Arc::clone(node)));
+    servers.spawn(write_back(Arc::clone(node), stop.clone()));
     let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
     servers.spawn(key_port::serve(Arc::clone(node), listeners.key, heads.key, stop.clone()));
     servers.spawn(serve_https(
@@ -270,15 +277,20 @@ async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<
 
 async fn drain_heads(node: &Arc<Node>, drain: Duration) {
     let _ = tokio::join!(node.nbd.drain(drain), node.s3.drain(drain));
-    let flushed = Arc::clone(node);
-    let _ = tokio::task::spawn_blocking(move || {
-        for open in &flushed.pools {
-            if let Err(error) = open.pool.flush() {
-                tracing::error!(path = open.path, %error, "the last flush failed");
-            }
-        }
-    })
-    .await;
+    flush_pools(node).await;
+}
+
+/// Flushes every pool. A failure is final for its pool, which logs it and says so to every client from then on.
+async fn flush_pools(node: &Arc<Node>) {
+    let node = Arc::clone(node);
+    let flush = move || node.pools.iter().for_each(|open| drop(open.pool.flush()));
+    let _ = tokio::task::spawn_blocking(flush).await;
+}
+
+async fn write_back(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(WRITE_BACK_INTERVAL)).await.is_some() {
+        flush_pools(&node).await;
+    }
 }
 
 fn watchdog_interval() -> Option<Duration> {
