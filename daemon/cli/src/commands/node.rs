@@ -9,6 +9,7 @@ use config::{NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertif
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
 use keyholder::api::{AddNode, ApproveNode, Connection, Done as Removed, NodeEntry, PushPolicy};
+use lease::KeyFingerprint;
 use units::{ByteLen, NodeId};
 
 use crate::args::{NodeAdd, NodeCommand, NodeInit};
@@ -186,11 +187,13 @@ fn initialise(init: &NodeInit, output: Output) -> Done {
         fs::write(&path, format!("{hex}\n")).map_err(|error| Failure::file("write", &path, &error))?;
     }
     let public = hex::encode(key.public());
+    let fingerprint = KeyFingerprint::of(&key.public()).to_string();
     let made = serde_json::json!({
         "config": files.config,
         "node": planned.id,
         "name": init.name,
         "identity_key": public,
+        "fingerprint": fingerprint,
     });
     output.show(&made, || {
         let pin = match init.keyholder_key {
@@ -201,7 +204,7 @@ fn initialise(init: &NodeInit, output: Output) -> Done {
             ),
         };
         format!(
-            "Made the node {name}: {config}\n{pin}Start it:\n  nightlatchd --config {config}\nEnrol it, from where the \
+            "Made the node {name}: {config}\nIts identity key's fingerprint: {fingerprint}\n{pin}Start it:\n  nightlatchd --config {config}\nEnrol it, from where the \
              keyholder's profile is:\n  nightlatch node add {name} --id {id} --identity-key {public} --key-address \
              HOST:{KEY_PORT} --admin-address HOST:{ADMIN_PORT}",
             name = init.name,
