@@ -162,6 +162,54 @@ fn power_loss_forgets_and_a_new_push_restores_everything() {
     }
 }
 
+/// Requests that the NBD head has answered.
+fn nbd_writes(site: &Site) -> u64 {
+    let mut curl = client("curl");
+    let metrics =
+        run(curl.args(["--silent", &format!("http://{}/metrics", site.metrics_address())])).expect_success();
+    let of_writes =
+        |line: &&str| line.starts_with("nbd_requests_total") && line.contains("operation=\"write\"");
+    let line = metrics.lines().find(of_writes).expect("the head counts writes");
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+/// QEMU holds what is in flight, reconnects, and sends it again: whoever copies sees a pause and no error.
+#[test]
+fn a_copy_that_power_loss_interrupts_goes_on_after_the_push() {
+    let prepared = Prepared::new(approved());
+    let site = &prepared.site;
+    let source = site.dir().join("source");
+    let words =
+        (0..(192_u64 << 20) / 8).flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    std::fs::write(&source, words.collect::<Vec<u8>>()).expect("space for a test file");
+    let target = format!(
+        "driver=nbd,server.type=unix,server.path={},export={DISK},reconnect-delay=60",
+        site.nbd_socket().display()
+    );
+    // Slow enough to be interrupted twice.
+    let mut convert = client("qemu-img");
+    convert
+        .args(["convert", "-n", "-r", "48M", "-f", "raw"])
+        .arg(&source)
+        .args(["--target-image-opts", &target]);
+    let copying = std::thread::spawn(move || run(&mut convert));
+    let mut seen = nbd_writes(site);
+    for _ in 0..2 {
+        seen = wait_for("a copy under way", PATIENCE, || {
+            assert!(!copying.is_finished(), "the copy ended before its time");
+            let now = nbd_writes(site);
+            if now >= seen + 10 { Ok(now) } else { Err(format!("{now} writes")) }
+        });
+        site.lose_power();
+        site.wait_sealed("power-loss");
+        site.push_until_serving();
+    }
+    copying.join().expect("the copy ends").expect_success();
+    let uri = site.nbd_unix_uri(DISK);
+    run(client("qemu-img").args(["compare", "-f", "raw", "-F", "raw"]).arg(&source).arg(&uri))
+        .expect_success();
+}
+
 #[test]
 fn after_power_loss_a_keyholder_with_an_automatic_policy_pushes_again_by_itself() {
     let mut prepared = Prepared::new(SiteSpec::default());
