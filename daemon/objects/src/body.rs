@@ -261,18 +261,29 @@ impl ObjectReader {
     /// # Errors
     /// [`StoreError::Sealed`] once the key is gone: what was read before is still true, nothing follows it.
     pub fn next_chunk(&mut self, max: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut chunk = Vec::new();
+        Ok(self.read_chunk(&mut chunk, max)?.then_some(chunk))
+    }
+
+    /// The next bytes, at most `max` of them, in place of what is in `chunk`; false at the end. On an error `chunk` holds
+    /// nothing of use.
+    ///
+    /// # Errors
+    /// As [`ObjectReader::next_chunk`].
+    pub fn read_chunk(&mut self, chunk: &mut Vec<u8>, max: usize) -> Result<bool, StoreError> {
         self.shared.ready()?;
+        chunk.clear();
         if self.left == 0 {
-            return Ok(None);
+            return Ok(false);
         }
         if !self.inline.is_empty() {
-            let rest = self.inline.split_off(self.inline.len().min(max));
-            let chunk = std::mem::replace(&mut self.inline, rest);
-            self.left -= chunk.len() as u64;
-            return Ok(Some(chunk));
+            let len = self.inline.len().min(max);
+            chunk.extend(self.inline.drain(..len));
+            self.left -= len as u64;
+            return Ok(true);
         }
         let wanted = usize::try_from(self.left).unwrap_or(max).min(max);
-        let mut chunk = vec![0; wanted];
+        chunk.resize(wanted, 0);
         let mut filled = 0;
         while filled < wanted {
             let damaged = StoreError::Corrupt { what: "an object's runs are shorter than its size" };
@@ -287,6 +298,6 @@ impl ObjectReader {
             }
         }
         self.left -= wanted as u64;
-        Ok(Some(chunk))
+        Ok(true)
     }
 }

@@ -13,25 +13,34 @@ use s3s::{Body, StdError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::resources::{ChunkLength, Resources};
+use crate::resources::{ChunkBuffer, ChunkLength, Resources};
 use crate::slot::Serving;
 
-type Chunk = (ObjectReader, Result<Option<Vec<u8>>, StoreError>);
+type Chunk = (ObjectReader, Result<Option<Bytes>, StoreError>);
+
+/// The next chunk of `reader`; `None` at its end. Blocks.
+pub(crate) fn read_chunk(
+    reader: &mut ObjectReader,
+    mut buffer: ChunkBuffer,
+    length: ChunkLength,
+) -> Result<Option<Bytes>, StoreError> {
+    Ok(reader.read_chunk(&mut buffer.bytes, length.0)?.then(|| Bytes::from_owner(buffer)))
+}
 
 /// The body of a response, its first chunk read already: so an object that can't be read is an error and not a broken
 /// body, and a small object leaves in one piece with its headers.
 pub(crate) fn body(
     serving: Serving,
     resources: Resources,
-    first: Vec<u8>,
+    first: Bytes,
     reader: ObjectReader,
     (memory, length): (OwnedSemaphorePermit, ChunkLength),
 ) -> StreamingBlob {
     if reader.remaining() == 0 {
-        return StreamingBlob::from(Body::from(Bytes::from(first)));
+        return StreamingBlob::from(Body::from(first));
     }
     let remaining = first.len() as u64 + reader.remaining();
-    let first = Some(Bytes::from(first));
+    let first = Some(first);
     let next = Next::Idle(Some(reader));
     StreamingBlob::new(Chunks { serving, resources, first, next, remaining, length, _memory: memory })
 }
@@ -60,8 +69,9 @@ impl Chunks {
             let (resources, length) = (self.resources.clone(), self.length);
             self.next = Next::Reading(tokio::spawn(async move {
                 let worker = resources.worker().await;
+                let buffer = resources.buffer(length);
                 tokio::task::spawn_blocking(move || {
-                    let chunk = reader.next_chunk(length.0);
+                    let chunk = read_chunk(&mut reader, buffer, length);
                     drop(worker);
                     (reader, chunk)
                 })
@@ -94,7 +104,7 @@ impl Stream for Chunks {
         match chunk? {
             Some(chunk) => {
                 this.next = Next::Idle(Some(reader));
-                Poll::Ready(Some(this.hand_out(Bytes::from(chunk))))
+                Poll::Ready(Some(this.hand_out(chunk)))
             }
             None => Poll::Ready(None),
         }

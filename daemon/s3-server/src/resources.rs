@@ -1,6 +1,6 @@
 //! What requests share and must not use up: memory for bodies, threads that move chunks, copies.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,6 +23,57 @@ pub(crate) struct Resources {
     memory: Arc<Semaphore>,
     workers: Arc<Semaphore>,
     copies: Arc<Semaphore>,
+    spare: Arc<Spare>,
+}
+
+/// Buffers of [`CHUNK_BYTES`] that wait for their next use. Large blocks that come and go on many threads would otherwise
+/// stay with the allocator's arenas, several times over. Each is zeroed before it waits.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    /// `used`: how far the buffer was ever filled.
+    fn keep(&self, mut bytes: Vec<u8>, used: usize) {
+        if bytes.capacity() != CHUNK_BYTES {
+            return;
+        }
+        bytes.clear();
+        bytes.resize(used, 0);
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < BODY_BYTES_MAX / CHUNK_BYTES {
+            spare.push(bytes);
+        }
+    }
+}
+
+/// A buffer for one chunk of a body; goes back where it came from.
+#[derive(Debug)]
+pub(crate) struct ChunkBuffer {
+    pub(crate) bytes: Vec<u8>,
+    /// How far it was filled before it was last emptied.
+    used: usize,
+    spare: Arc<Spare>,
+}
+
+impl ChunkBuffer {
+    /// Empties it for the next chunk.
+    pub(crate) fn clear(&mut self) {
+        self.used = self.used.max(self.bytes.len());
+        self.bytes.clear();
+    }
+}
+
+impl AsRef<[u8]> for ChunkBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for ChunkBuffer {
+    fn drop(&mut self) {
+        self.clear();
+        self.spare.keep(std::mem::take(&mut self.bytes), self.used);
+    }
 }
 
 impl Resources {
@@ -31,6 +82,7 @@ impl Resources {
             memory: Arc::new(Semaphore::new(BODY_BYTES_MAX / UNIT)),
             workers: Arc::new(Semaphore::new(CHUNK_WORKERS_MAX)),
             copies: Arc::new(Semaphore::new(COPIES_MAX)),
+            spare: Arc::default(),
         }
     }
 
@@ -52,6 +104,22 @@ impl Resources {
         (self.reserve(2 * SMALL_CHUNK_BYTES).await, ChunkLength(SMALL_CHUNK_BYTES))
     }
 
+    /// An empty buffer for a chunk of `length`, of which memory was reserved.
+    pub(crate) fn buffer(&self, length: ChunkLength) -> ChunkBuffer {
+        let spare = (length.0 == CHUNK_BYTES)
+            .then(|| self.spare.0.lock().unwrap_or_else(PoisonError::into_inner).pop())
+            .flatten();
+        let mut bytes = spare.unwrap_or_else(|| Vec::with_capacity(length.0));
+        bytes.clear();
+        ChunkBuffer { bytes, used: 0, spare: Arc::clone(&self.spare) }
+    }
+
+    /// Lets go of every buffer that is not in use.
+    pub(crate) fn release_buffers(&self) {
+        let spare = std::mem::take(&mut *self.spare.0.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(spare);
+    }
+
     /// Waits for a turn to move a chunk.
     pub(crate) async fn worker(&self) -> OwnedSemaphorePermit {
         Arc::clone(&self.workers).acquire_owned().await.expect("the semaphore is never closed")
@@ -66,6 +134,29 @@ impl Resources {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buffers_are_used_again_and_hold_nothing_of_the_last_body() {
+        let resources = Resources::new();
+        let mut buffer = resources.buffer(ChunkLength(CHUNK_BYTES));
+        buffer.bytes.extend_from_slice(b"somebody's secret");
+        let place = buffer.bytes.as_ptr();
+        drop(buffer);
+        let spare = resources.spare.0.lock().unwrap()[0].clone();
+        assert!(spare.iter().all(|byte| *byte == 0) && spare.len() == 17, "zeroed as far as it was used");
+        let mut again = resources.buffer(ChunkLength(CHUNK_BYTES));
+        assert_eq!(again.bytes.as_ptr(), place);
+        assert!(again.bytes.is_empty());
+        again.bytes.resize(100, 1);
+        again.clear();
+        again.bytes.push(1);
+        drop(again);
+        assert_eq!(resources.spare.0.lock().unwrap()[0].len(), 100, "zeroed beyond the last chunk");
+        resources.release_buffers();
+        assert!(resources.spare.0.lock().unwrap().is_empty());
+        drop(resources.buffer(ChunkLength(SMALL_CHUNK_BYTES)));
+        assert!(resources.spare.0.lock().unwrap().is_empty(), "small ones are left to the allocator");
+    }
 
     #[tokio::test]
     async fn when_memory_is_short_bodies_move_in_small_chunks_and_still_move() {

@@ -114,6 +114,7 @@ impl S3Server {
     /// ([`Store::close`]).
     pub fn set_store(&self, store: Option<Arc<Store>>) {
         self.inner.slot.set(store);
+        self.inner.service.release_buffers();
     }
 
     /// Accepts clients from `listener` until a drain begins; with an acceptor, over TLS only.

@@ -35,6 +35,7 @@ pub(crate) struct Service {
     protocol: S3Service,
     secrets: Secrets,
     slot: Arc<Slot>,
+    resources: Resources,
     region: String,
     metrics: Arc<Metrics>,
     request_ids: RequestIds,
@@ -74,7 +75,8 @@ impl Service {
         domains: Option<MultiDomain>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let backend = Backend { region: region.clone(), resources: Resources::new() };
+        let resources = Resources::new();
+        let backend = Backend { region: region.clone(), resources: resources.clone() };
         let mut builder = S3ServiceBuilder::new(backend);
         let mut config = S3Config::default();
         config.xml_max_body_size = XML_BYTES_MAX;
@@ -86,7 +88,20 @@ impl Service {
             builder.set_host(domains);
         }
         let secrets = Secrets { slot: Arc::clone(&slot) };
-        Self { protocol: builder.build(), secrets, slot, region, metrics, request_ids: RequestIds::new() }
+        Self {
+            protocol: builder.build(),
+            secrets,
+            slot,
+            resources,
+            region,
+            metrics,
+            request_ids: RequestIds::new(),
+        }
+    }
+
+    /// Lets go of what is kept for the next body.
+    pub(crate) fn release_buffers(&self) {
+        self.resources.release_buffers();
     }
 
     /// Answers one request of the connection that `activity` belongs to.

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::convert::{ChecksumFields, algorithm, parse_checksum, parse_md5};
 use crate::error::{from_body, from_store};
 use crate::limits::SMALL_BODY_BYTES;
-use crate::resources::{ChunkLength, Resources};
+use crate::resources::{ChunkBuffer, ChunkLength, Resources};
 use crate::slot::Serving;
 
 /// An object or a part being written.
@@ -123,13 +123,13 @@ impl Receiver {
         length: ChunkLength,
         resources: &Resources,
     ) -> S3Result<W> {
-        let mut writing = Writing::Idle(writer, Vec::with_capacity(length.0));
-        let mut chunk = Vec::with_capacity(length.0);
+        let mut writing = Writing::Idle(writer, resources.buffer(length));
+        let mut chunk = resources.buffer(length);
         while let Some(mut bytes) = self.next_bytes().await? {
             while !bytes.is_empty() {
-                let part = bytes.split_to(bytes.len().min(length.0 - chunk.len()));
-                chunk.extend_from_slice(&part);
-                if chunk.len() == length.0 {
+                let part = bytes.split_to(bytes.len().min(length.0 - chunk.bytes.len()));
+                chunk.bytes.extend_from_slice(&part);
+                if chunk.bytes.len() == length.0 {
                     (writing, chunk) = writing.write(chunk, resources).await?;
                 }
             }
@@ -170,25 +170,25 @@ impl Receiver {
 
 /// A writer, and a buffer that can be filled again; or both on a thread that writes.
 enum Writing<W> {
-    Idle(W, Vec<u8>),
-    Busy(JoinHandle<(W, Vec<u8>, Result<(), StoreError>)>),
+    Idle(W, ChunkBuffer),
+    Busy(JoinHandle<(W, ChunkBuffer, Result<(), StoreError>)>),
 }
 
 impl<W: Writer> Writing<W> {
     /// Starts writing `chunk` once the one before it is written; gives an empty buffer for the next.
-    async fn write(self, chunk: Vec<u8>, resources: &Resources) -> S3Result<(Self, Vec<u8>)> {
+    async fn write(self, chunk: ChunkBuffer, resources: &Resources) -> S3Result<(Self, ChunkBuffer)> {
         let (mut writer, mut buffer) = self.finished().await?;
         buffer.clear();
         let worker = resources.worker().await;
         let busy = tokio::task::spawn_blocking(move || {
-            let result = writer.append(&chunk);
+            let result = writer.append(&chunk.bytes);
             drop(worker);
             (writer, chunk, result)
         });
         Ok((Self::Busy(busy), buffer))
     }
 
-    async fn finished(self) -> S3Result<(W, Vec<u8>)> {
+    async fn finished(self) -> S3Result<(W, ChunkBuffer)> {
         match self {
             Self::Idle(writer, buffer) => Ok((writer, buffer)),
             Self::Busy(busy) => {

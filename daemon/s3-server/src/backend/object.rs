@@ -84,6 +84,7 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     };
     let (memory, length) = backend.resources.reserve_two_chunks().await;
     let worker = backend.resources.worker().await;
+    let buffer = backend.resources.buffer(length);
     let (bucket, key, range, number) = (input.bucket, input.key, input.range, input.part_number);
     let (info, selection, first, reader) = serving
         .run(move |store| {
@@ -91,7 +92,8 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
             conditions.check(object.info())?;
             let selection = select_from(&object, range, number)?;
             let mut reader = object.reader(&selection.range);
-            let first = reader.next_chunk(length.0).map_err(|error| from_store(&error))?;
+            let first =
+                download::read_chunk(&mut reader, buffer, length).map_err(|error| from_store(&error))?;
             drop(worker);
             Ok((object.info().clone(), selection, first.unwrap_or_default(), reader))
         })
