@@ -323,6 +323,8 @@ impl Node {
         self.nbd.seal_all();
         self.close_store();
         let served = std::mem::take(&mut *self.served());
+        // The wipe took them, unless this news is late and a push has come in between: then they go now.
+        served.values().for_each(|served| self.keyring.drop_key(served.key));
         let cause = wipe.record.cause;
         let mut lease = self.lease();
         let ended = lease.on_wiped(wipe.record);
