@@ -172,7 +172,8 @@ fn ptrace_scope(tree: &Tree) -> Finding {
 
 fn iommu(tree: &Tree) -> Finding {
     const PATH: &str = "sys/kernel/iommu_groups";
-    const ADVICE: &str = "A device may read all memory by DMA. Turn the IOMMU on in the firmware and boot with `iommu=force`.";
+    const ADVICE: &str =
+        "A device may read all memory by DMA. Turn the IOMMU on in the firmware and boot with `iommu=force`.";
     match tree.entries(PATH) {
         Some(0) => weak("iommu", "off", ADVICE),
         Some(groups) => good("iommu", format!("{groups} groups")),

@@ -107,6 +107,14 @@ const RULES: &[(Rule, (&str, &str))] = &[
     ),
     (
         Rule::OnlyBy {
+            target: "xts-mode",
+            dependents: &[],
+            why: "the oracle of the cipher's tests must never be what encrypts",
+        },
+        ("sealing", "xts-mode"),
+    ),
+    (
+        Rule::OnlyBy {
             target: "redb",
             dependents: &["objects"],
             why: "redb types appear only behind the object index",

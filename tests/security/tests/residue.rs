@@ -172,9 +172,15 @@ fn nothing_is_left_after_each_way_of_forgetting() {
     type Event = fn(&Site);
     let ways: [(&str, Event); 5] = [
         ("power-loss", |site| site.signal_node(Signal::SIGPWR)),
-        ("admin", |site| drop(site.wipe())),
-        ("revoked", |site| drop(site.act("/v1/revoke"))),
-        ("lockdown", |site| drop(site.act("/v1/lockdown"))),
+        ("admin", |site| {
+            site.wipe();
+        }),
+        ("revoked", |site| {
+            site.act("/v1/revoke");
+        }),
+        ("lockdown", |site| {
+            site.act("/v1/lockdown");
+        }),
         ("lease-expired", |site| site.signal_keyholder(Signal::SIGSTOP)),
     ];
     for (cause, event) in ways {

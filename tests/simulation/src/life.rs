@@ -110,7 +110,10 @@ impl Life {
         let node = match SimulatedNode::open(Arc::clone(&self.device), Some(hook)) {
             Ok(node) => node,
             // The step was one of opening's own.
-            Err(_) if !self.device.has_power() => return Ok(self.power_went(&last, None)),
+            Err(_) if !self.device.has_power() => {
+                self.power_went(&last, None);
+                return Ok(());
+            }
             Err(error) => return Err(error.to_string()),
         };
         if self.flush_is_noop {

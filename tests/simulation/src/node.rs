@@ -146,7 +146,7 @@ impl Blocks for NodeBlocks {
 
     fn write_zeroes(&mut self, at: u64, len: u64, durable: bool) -> Result<(), Interruption> {
         // Every other place keeps its space, so that both ways are taken.
-        let mode = if at / 4096 % 2 == 0 { ZeroMode::MayUnmap } else { ZeroMode::KeepAllocated };
+        let mode = if (at / 4096).is_multiple_of(2) { ZeroMode::MayUnmap } else { ZeroMode::KeepAllocated };
         self.0
             .write_zeroes(ByteOffset(at), ByteLen(len), mode, durability(durable))
             .map_err(|error| unanswered(&error))
