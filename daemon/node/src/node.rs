@@ -159,7 +159,16 @@ impl Node {
 
     /// When and why the node was last sealed or unsealed.
     pub(crate) fn seal_change(&self) -> SealChange {
-        *lock(&self.seal_change)
+        let noted = *lock(&self.seal_change);
+        match self.wiper.last() {
+            // Served without a key: a wipe has just happened, and what follows it has not.
+            Some(wipe) if !self.served().is_empty() && self.keyring.status().keys == 0 => SealChange {
+                since_boot: wipe.record.at,
+                cause: Some(wipe.record.cause),
+                ..SealChange::now(None)
+            },
+            _ => noted,
+        }
     }
 
     /// Whether no key is held.
