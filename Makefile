@@ -15,6 +15,8 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # Extra arguments, as in `make demo DEMO="--json"` or `make test TEST="-E 'package(pool)'"`.
 DEMO ?=
 TEST ?=
+# Seconds that each randomised suite takes under `make soak`.
+SOAK_SECONDS ?= 1800
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,8 +32,9 @@ test: clients build ## Install the test clients and run every test
 	cargo nextest run --locked --workspace $(TEST)
 	cargo test --locked --workspace --doc --quiet
 
-soak: clients build ## The randomised and crash suites, ten times as long: about two hours
-	cargo nextest run --locked --workspace --profile soak $(TEST)
+soak: clients build ## Every test, the randomised and crash suites for as long as SOAK_SECONDS each (half an hour)
+	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
+		cargo nextest run --locked --workspace --profile soak $(TEST)
 
 clients: ## Install the real clients that the system tests drive (idempotent)
 	tests/clients.sh test

@@ -48,7 +48,7 @@ impl Blocks for NbdBlocks {
     }
 
     fn write_zeroes(&mut self, at: u64, len: u64, durable: bool) -> Result<(), Interruption> {
-        let keep_allocated = at / 4096 % 2 == 1;
+        let keep_allocated = !(at / 4096).is_multiple_of(2);
         let options = ZeroOptions { durable, keep_allocated, ..ZeroOptions::default() };
         self.0.write_zeroes(at, len, options).map_err(|error| nbd_interruption(&error))
     }
@@ -113,7 +113,7 @@ impl Served {
 
     /// Half of the block clients come over TCP.
     fn blocks(&self, client: usize) -> NbdBlocks {
-        let endpoint = if client % 2 == 0 {
+        let endpoint = if client.is_multiple_of(2) {
             Endpoint::unix(self.site.nbd_socket())
         } else {
             Endpoint::tcp(self.site.nbd_address())
