@@ -94,8 +94,3 @@ fn a_pool_full_of_bodies() {
 fn a_pool_full_of_small_bodies() {
     full_and_empty_again(9_000);
 }
-
-#[test]
-fn a_pool_full_of_index_rows() {
-    full_and_empty_again(1_000);
-}
