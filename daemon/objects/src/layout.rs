@@ -43,7 +43,7 @@ const RESERVE_BYTES_MAX: u64 = 32 * MIB;
 /// Share of the volume's address space that the index may grow into. The volume is thin: what the index doesn't use costs
 /// nothing, and with many small objects the index is most of what there is.
 const INDEX_SHARE: u64 = 4;
-const INDEX_BYTES_MIN: u64 = 4 * MIB;
+const INDEX_BYTES_MIN: u64 = 8 * MIB;
 const INDEX_BYTES_MAX: u64 = 4 << 40;
 
 /// Checksum of a sector, in its last four bytes.
@@ -87,7 +87,7 @@ impl Layout {
         }
         let reserve_len = (len.0 / RESERVE_SHARE / MIB * MIB).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
         let reserve = Region { at: RESERVE_AT, len: reserve_len };
-        // redb doubles its file, so a power of two leaves no part of the region unreachable; its own header comes on top.
+        // A power of two, because redb doubles its file; its own header comes on top.
         let index_len = (1 << (len.0 / INDEX_SHARE).ilog2()).clamp(INDEX_BYTES_MIN, INDEX_BYTES_MAX) + MIB;
         let index = Region { at: reserve.end(), len: index_len };
         Ok(Self { store_id, reserve, index, data_at: index.end() })

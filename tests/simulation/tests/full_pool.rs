@@ -45,12 +45,12 @@ fn check(store: &Store, range: std::ops::Range<usize>, len: usize) {
     }
 }
 
-fn full_and_empty_again(len: usize) {
-    let device = SimulatedDevice::new(ByteLen(48 << 20));
+fn full_and_empty_again(pool_mib: u64, volume_mib: u64, len: usize) {
+    let device = SimulatedDevice::new(ByteLen(pool_mib << 20));
     let pool =
         Pool::create(Arc::clone(&device) as Arc<dyn Device>, CreateOptions::default()).expect("a pool");
     let keyholder = Keyholder::new(DomainId(STORE.0), EPOCH);
-    let sectors = SectorCount((256 << 20) / 4096);
+    let sectors = SectorCount((volume_mib << 20) / 4096);
     let spec = VolumeSpec {
         id: STORE,
         sectors,
@@ -87,10 +87,21 @@ fn full_and_empty_again(len: usize) {
 
 #[test]
 fn a_pool_full_of_bodies() {
-    full_and_empty_again(300_000);
+    full_and_empty_again(48, 256, 300_000);
 }
 
 #[test]
 fn a_pool_full_of_small_bodies() {
-    full_and_empty_again(9_000);
+    full_and_empty_again(48, 256, 9_000);
+}
+
+#[test]
+fn a_pool_full_of_index_rows() {
+    full_and_empty_again(24, 256, 1_000);
+}
+
+/// The index reaches the end of its region before the pool is full.
+#[test]
+fn an_index_full_of_rows() {
+    full_and_empty_again(48, 64, 1_000);
 }

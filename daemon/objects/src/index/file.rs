@@ -18,9 +18,6 @@ use crate::volume::{BlockError, BlockErrorKind, BlockVolume};
 /// Steps in which the reserve is filled: a full pool is noticed within one.
 const RESERVE_STEP: u64 = 1 << 20;
 
-/// Largest step by which redb makes its file longer.
-const GROWTH_MAX: u64 = 4 << 30;
-
 /// What every handle on the index file shares.
 #[derive(Debug)]
 pub(crate) struct IndexFile {
@@ -55,15 +52,15 @@ impl IndexFile {
         lock(&self.length).bytes()
     }
 
-    /// Size that the index file may have.
+    /// Bytes of pages that rows may take. The region has room for twice as many, because redb makes its file longer by
+    /// doubling it, takes pages at the new end before it takes those in between, and may do so even for a delete.
     pub(crate) fn capacity(&self) -> u64 {
-        self.region.len
+        self.region.len / 2
     }
 
-    /// Whether redb will get the next length it asks for: twice the file, or 4 GiB more.
-    pub(crate) fn can_grow(&self) -> bool {
-        let len = self.len();
-        len + len.min(GROWTH_MAX) <= self.region.len
+    /// Whether the file is so short that the rows in it can't have reached the capacity.
+    pub(crate) fn is_below_capacity(&self) -> bool {
+        self.len() <= self.capacity()
     }
 
     /// Takes the first error since the last call.

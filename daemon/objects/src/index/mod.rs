@@ -36,7 +36,7 @@ pub(crate) use rows::{Changes, Snapshot, Step, UploadId};
 /// Rows that must be gone before it is worth looking whether the index file can be made smaller.
 const COMPACT_AFTER_REMOVALS: u64 = 256;
 
-/// Share of the index region that stays free for deletes once the region can't grow any more.
+/// Share of the index's capacity that stays free for deletes.
 const DELETE_SHARE: u64 = 8;
 
 /// Pages that a row may cost at worst, as a factor on its bytes: half-full leaves, branches, and the copies that a commit
@@ -58,8 +58,8 @@ pub(crate) struct Index {
     room: Mutex<Room>,
 }
 
-/// What is known about free pages in an index file that can't grow any more. Counting them walks the whole index, so it
-/// is done again only when the last count is used up.
+/// What is known about the pages of an index file that may have reached its capacity. Counting them walks the whole
+/// index, so it is done again only when the last count is used up.
 #[derive(Debug, Default)]
 struct Room {
     /// Bytes of rows that are certain to fit.
@@ -82,13 +82,16 @@ impl Index {
     /// Opens the index, making it if the file is empty.
     pub(crate) fn open(volume: Arc<dyn BlockVolume>, layout: &Layout) -> Result<Self, StoreError> {
         let length = IndexLength::read(&*volume)?;
+        let is_new = length.bytes() == 0;
         let file = Arc::new(IndexFile::new(volume, layout, length));
         file.measure_reserve()?;
         let database = open_database(&file)?;
         let room = Mutex::new(Room { changed: true, ..Room::default() });
         let index = Self { file, database: RwLock::new(Some(Arc::new(database))), room };
-        // Makes the tables of a new index; on an old one this is the first proof that it can be written.
-        index.write(|_| Ok(Verdict::Commit(())))?;
+        if is_new {
+            // Makes the tables.
+            index.write(|_| Ok(Verdict::Commit(())))?;
+        }
         Ok(index)
     }
 
@@ -189,10 +192,10 @@ impl Index {
         if !self.file.has_reserve() && self.compact_if_worthwhile()? {
             self.file.fill_reserve()?;
         }
-        Ok(self.file.has_reserve() && (self.file.can_grow() || self.counted_room()?))
+        Ok(self.file.has_reserve() && (self.file.is_below_capacity() || self.counted_room()?))
     }
 
-    /// Room in a file that can't grow: free pages beyond the share of deletes.
+    /// Whether the rows leave the share of deletes free.
     fn counted_room(&self) -> Result<bool, StoreError> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         if room.rows_left == 0 && room.changed {
@@ -202,7 +205,8 @@ impl Index {
                 transaction.abort().map_err(|error| self.fault(error.into()))?;
                 Ok(stats.allocated_pages() * stats.page_size() as u64)
             })?;
-            let free = self.file.len().saturating_sub(used + self.file.capacity() / DELETE_SHARE);
+            let capacity = self.file.capacity();
+            let free = capacity.saturating_sub(used + capacity / DELETE_SHARE);
             room.rows_left = free / PAGES_PER_ROW;
             room.changed = false;
         }
