@@ -303,6 +303,11 @@ pub(crate) enum NodeCommand {
         #[arg(long)]
         fingerprint: String,
     },
+    /// Change where a node is dialled, when keys are pushed to it, or how long its leases are
+    #[command(
+        after_help = "Examples:\n  nightlatch node change node-1 --key-address 192.0.2.9:7410 --admin-address 192.0.2.9:7411\n  nightlatch node change node-1 --push auto      security officer\n  nightlatch node change node-1 --lease-ms 60000\n\nThe node that answers at a new address must still have the pinned identity key."
+    )]
+    Change(NodeChange),
     /// Remove a node that holds no volumes
     Remove {
         /// The node
@@ -370,6 +375,42 @@ pub(crate) struct NodeAdd {
     /// Length of its leases in milliseconds
     #[arg(long, value_name = "MS")]
     pub(crate) lease_ms: Option<u64>,
+}
+
+/// What `node change` changes.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct NodeChangeWhat {
+    /// Where the keyholder dials it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) key_address: Option<Endpoint>,
+    /// Its administrative port
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) admin_address: Option<Endpoint>,
+    /// When keys are pushed to it
+    #[arg(long, value_enum)]
+    pub(crate) push: Option<PushArg>,
+    /// Length of its leases in milliseconds, from the next grant or renewal on
+    #[arg(long, value_name = "MS")]
+    pub(crate) lease_ms: Option<u64>,
+}
+
+/// `node change`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeChange {
+    /// The node
+    pub(crate) name: PeerName,
+    #[command(flatten)]
+    pub(crate) what: NodeChangeWhat,
+}
+
+/// When keys are pushed to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PushArg {
+    /// A person approves each push
+    Approve,
+    /// Whenever the node is there, unless something is latched
+    Auto,
 }
 
 /// `pool`.

@@ -88,6 +88,7 @@ fn help_shows_where_to_start_and_what_the_exit_statuses_mean() {
     failed(&nightlatch(&[]), 2, &["Usage"]);
     failed(&nightlatch(&["frobnicate"]), 2, &["unrecognized"]);
     failed(&nightlatch(&["push"]), 2, &["--all"]);
+    failed(&nightlatch(&["node", "change", "node-1"]), 2, &["--key-address", "--lease-ms"]);
     failed(&nightlatch(&["push", "--all", "--node", "x"]), 2, &["cannot be used with"]);
 }
 

@@ -31,8 +31,8 @@ fn nbd(site: &Site) -> Client {
 }
 
 impl Prepared {
-    fn new(spec: SiteSpec) -> Self {
-        let site = Site::serving(SiteSpec { plain: true, ..spec });
+    fn new(spec: &SiteSpec) -> Self {
+        let site = Site::serving(SiteSpec { plain: true, ..*spec });
         let key = site.create_user("tester");
         site.create_bucket("bucket");
         let address = site.node_config().listen.s3.expect("the site serves S3");
@@ -145,7 +145,7 @@ fn approved() -> SiteSpec {
 
 #[test]
 fn power_loss_forgets_and_a_new_push_restores_everything() {
-    let mut prepared = Prepared::new(approved());
+    let mut prepared = Prepared::new(&approved());
     for _ in 0..2 {
         let writer = Writer::start(&prepared.site);
         let mut idle = nbd(&prepared.site);
@@ -176,7 +176,7 @@ fn nbd_writes(site: &Site) -> u64 {
 /// QEMU holds what is in flight, reconnects, and sends it again: whoever copies sees a pause and no error.
 #[test]
 fn a_copy_that_power_loss_interrupts_goes_on_after_the_push() {
-    let prepared = Prepared::new(approved());
+    let prepared = Prepared::new(&approved());
     let site = &prepared.site;
     let source = site.dir().join("source");
     let words =
@@ -212,7 +212,7 @@ fn a_copy_that_power_loss_interrupts_goes_on_after_the_push() {
 
 #[test]
 fn after_power_loss_a_keyholder_with_an_automatic_policy_pushes_again_by_itself() {
-    let mut prepared = Prepared::new(SiteSpec::default());
+    let mut prepared = Prepared::new(&SiteSpec::default());
     let before = prepared.site.status().key_memory.generation;
     prepared.site.lose_power();
     wait_for("a wipe and a new push", PATIENCE, || {
@@ -226,7 +226,7 @@ fn after_power_loss_a_keyholder_with_an_automatic_policy_pushes_again_by_itself(
 
 #[test]
 fn an_operators_wipe_forgets_and_latches() {
-    let mut prepared = Prepared::new(approved());
+    let mut prepared = Prepared::new(&approved());
     let writer = Writer::start(&prepared.site);
     let wiped = prepared.site.wipe();
     assert_eq!(wiped.keys, 2);
@@ -245,7 +245,7 @@ fn an_operators_wipe_forgets_and_latches() {
 
 /// Revoke and lockdown: sealed at once, and no push comes by itself, not even to a node that starts anew.
 fn keyholder_takes_keys_back(act: &str, cause: &str) {
-    let mut prepared = Prepared::new(SiteSpec::default());
+    let mut prepared = Prepared::new(&SiteSpec::default());
     let writer = Writer::start(&prepared.site);
     let outcome = prepared.site.act(act);
     assert!(outcome.nodes.iter().all(|node| node.confirmed), "{outcome:?}");
@@ -285,7 +285,7 @@ fn a_lockdown_forgets_and_latches() {
 
 #[test]
 fn sigterm_lets_clients_finish_then_wipes_and_ends() {
-    let mut prepared = Prepared::new(approved());
+    let mut prepared = Prepared::new(&approved());
     let writer = Writer::start(&prepared.site);
     let mut client = nbd(&prepared.site);
     client.write(8 << 20, &block(5), false).expect("a write");
@@ -304,7 +304,7 @@ fn sigterm_lets_clients_finish_then_wipes_and_ends() {
 
 #[test]
 fn an_export_that_fails_on_seal_answers_eshutdown() {
-    let mut prepared = Prepared::new(SiteSpec { on_seal: OnSeal::Fail, ..approved() });
+    let mut prepared = Prepared::new(&SiteSpec { on_seal: OnSeal::Fail, ..approved() });
     let writer = Writer::start(&prepared.site);
     prepared.site.lose_power();
     let error = writer.ended();
@@ -316,7 +316,7 @@ fn an_export_that_fails_on_seal_answers_eshutdown() {
 
 #[test]
 fn a_writer_is_not_disturbed_by_renewals() {
-    let prepared = Prepared::new(SiteSpec { lease_ms: 1_000, ..SiteSpec::default() });
+    let prepared = Prepared::new(&SiteSpec { lease_ms: 1_000, ..SiteSpec::default() });
     let writer = Writer::start(&prepared.site);
     let first = prepared.site.status().seal.lease_deadline_boot_ns;
     // Several leases long: each renewal moves the deadline.

@@ -187,6 +187,18 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     let fingerprint = word(&node, "fingerprint");
     desk.until(&["node", "approve", "node-1", "--fingerprint", &fingerprint]);
 
+    // Leases of another length; a lease that no keyholder gives is refused, and a change of nothing.
+    let changed = desk.json(&["node", "change", "node-1", "--lease-ms", "20000"]);
+    assert_eq!(find(&changed, "lease_ms").and_then(Value::as_u64), Some(20_000), "{changed}");
+    let refused = desk.refused(&["node", "change", "node-1", "--lease-ms", "1"]);
+    assert!(refused.contains("lease"), "{refused}");
+    for push in ["approve", "auto"] {
+        let changed = desk.json(&["node", "change", "node-1", "--push", push]);
+        assert_eq!(word(&changed, "push"), push);
+    }
+    let operator = desk.refused(&["--as", "operator", "node", "change", "node-1", "--push", "auto"]);
+    assert!(operator.contains("security officer"), "{operator}");
+
     // 4. Volumes, buckets, users.
     desk.until(&["volume", "create", "db", "--node", "node-1", "--size", "1G"]);
     desk.run(&["volume", "create", "store", "--node", "node-1", "--kind", "objects", "--size", "64T"]);

@@ -8,11 +8,11 @@ use admin::api::{NodeStatus, Wiped};
 use config::{NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertificate};
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
-use keyholder::api::{AddNode, ApproveNode, Connection, Done as Removed, NodeEntry, PushPolicy};
+use keyholder::api::{AddNode, ApproveNode, ChangeNode, Connection, Done as Removed, NodeEntry, PushPolicy};
 use lease::KeyFingerprint;
 use units::{ByteLen, NodeId};
 
-use crate::args::{NodeAdd, NodeCommand, NodeInit};
+use crate::args::{NodeAdd, NodeChange, NodeCommand, NodeInit, PushArg};
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
@@ -35,6 +35,7 @@ pub(crate) fn run(
         NodeCommand::Add(add) => enrol(add, &connections()?, output),
         NodeCommand::List => list(&connections()?, output),
         NodeCommand::Approve { name, fingerprint } => approve(name, fingerprint, &connections()?, output),
+        NodeCommand::Change(change) => change_node(change, &connections()?, output),
         NodeCommand::Remove { name, yes } => remove(name, *yes, &connections()?, output),
         NodeCommand::Status { name } => status(name.as_ref(), &connections()?, output),
         NodeCommand::Wipe { name } => wipe(name.as_ref(), &connections()?, output),
@@ -304,6 +305,35 @@ fn approve(name: &PeerName, fingerprint: &str, connections: &Connections, output
     let entry: NodeEntry = wait(keyholder.post(&format!("/v1/nodes/{name}/approve"), &request))??;
     output
         .show(&entry, || format!("Pinned the key of {name}. Give it its keys: nightlatch push --node {name}"))
+}
+
+fn change_node(change: &NodeChange, connections: &Connections, output: Output) -> Done {
+    let NodeChange { name, what } = change;
+    let push = what.push.map(|push| match push {
+        PushArg::Approve => PushPolicy::Approve,
+        PushArg::Auto => PushPolicy::Auto,
+    });
+    // Doing without a person's approval is a security officer's to allow.
+    let ask = if push == Some(PushPolicy::Auto) { Ask::Decide } else { Ask::Either };
+    let request = ChangeNode {
+        key_address: what.key_address.clone(),
+        admin_address: what.admin_address.clone(),
+        push,
+        lease_ms: what.lease_ms,
+    };
+    let entry: NodeEntry = wait(connections.keyholder(ask)?.patch(&format!("/v1/nodes/{name}"), &request))??;
+    output.show(&entry, || {
+        let pushed = match entry.push {
+            PushPolicy::Approve => "when a person approves it",
+            PushPolicy::Auto => "whenever it is there",
+        };
+        format!(
+            "{name} is dialled at {} and administered at {}; keys are pushed {pushed}, for leases of {}.",
+            entry.key_address,
+            entry.admin_address,
+            duration_ms(entry.lease_ms)
+        )
+    })
 }
 
 fn remove(name: &PeerName, yes: bool, connections: &Connections, output: Output) -> Done {
