@@ -29,6 +29,7 @@ readonly programs=(
     nbdinfo:libnbd-bin
     nbdcopy:libnbd-bin
     fio:fio
+    strace:strace
     rclone:rclone
     openssl:openssl
     curl:curl

@@ -20,5 +20,5 @@ mod node;
 mod startup;
 mod wiper;
 
-pub use startup::run;
+pub use startup::{Prepared, prepare};
 pub use wiper::block_signals;

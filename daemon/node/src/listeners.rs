@@ -1,12 +1,12 @@
 //! Binding every port before anything is served, so that a port in use is found at once and named.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use config::NodeConfig;
 use serde::Serialize;
-use tokio::net::{TcpListener, UnixListener};
 
 /// Members of the socket's group may connect, and nobody else: the unix socket carries no certificate.
 const SOCKET_MODE: u32 = 0o660;
@@ -63,19 +63,19 @@ pub(crate) struct Ready {
 
 impl Listeners {
     /// Binds what the configuration names.
-    pub(crate) async fn bind(config: &NodeConfig) -> Result<Self, BindError> {
+    pub(crate) fn bind(config: &NodeConfig) -> Result<Self, BindError> {
         let listen = &config.listen;
         let nbd_unix = match &listen.nbd_unix {
             Some(path) => Some((bind_unix(path)?, path.clone())),
             None => None,
         };
         Ok(Self {
-            key: bind("key", listen.key).await?,
-            admin: bind("admin", listen.admin).await?,
-            metrics: bind("metrics", listen.metrics).await?,
-            nbd: bind_optional("nbd", listen.nbd).await?,
+            key: bind("key", listen.key)?,
+            admin: bind("admin", listen.admin)?,
+            metrics: bind("metrics", listen.metrics)?,
+            nbd: listen.nbd.map(|address| bind("nbd", address)).transpose()?,
             nbd_unix,
-            s3: bind_optional("s3", listen.s3).await?,
+            s3: listen.s3.map(|address| bind("s3", address)).transpose()?,
         })
     }
 
@@ -117,19 +117,13 @@ impl Ready {
     }
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
-    // tokio sets SO_REUSEADDR: a restart does not wait for the former connections to time out.
-    TcpListener::bind(address).await.map_err(|source| BindError { key, address: address.to_string(), source })
-}
-
-async fn bind_optional(
-    key: &'static str,
-    address: Option<SocketAddr>,
-) -> Result<Option<TcpListener>, BindError> {
-    match address {
-        Some(address) => bind(key, address).await.map(Some),
-        None => Ok(None),
-    }
+/// std sets SO_REUSEADDR: a restart does not wait for the former connections to time out.
+fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    let listener = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    listener.map_err(|source| BindError { key, address: address.to_string(), source })
 }
 
 /// Binds a unix socket. One that a killed node left behind is replaced; one that answers is another program's.
@@ -143,6 +137,7 @@ fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
         std::fs::remove_file(path).map_err(error)?;
     }
     let listener = UnixListener::bind(path).map_err(error)?;
+    listener.set_nonblocking(true).map_err(error)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE)).map_err(error)?;
     Ok(listener)
 }

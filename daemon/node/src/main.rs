@@ -6,8 +6,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use config::NodeConfig;
-use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
 
 /// Freed memory is zeroed: what clients sent and received does not stay behind in the heap.
 #[global_allocator]
@@ -69,21 +67,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     harden()?;
+    let node = node::prepare(config)?;
+    // Whatever the network brings is met without the rights that the start took.
+    node.confine()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("nightlatchd")
         .build()
         .context("the runtime could not be started")?;
-    let result = runtime.block_on(node::run(config));
+    let result = runtime.block_on(node.run());
     // A thread that waits for a dead device must not hold up the end: every key is gone by now.
     runtime.shutdown_background();
     result
 }
 
-/// Before any thread or key exists: no core file, no reading by other programs of the same user, no signal handler.
+/// Before any thread or key exists: no core file, no reading by other programs of the same user, no signal handler but
+/// those for faults.
 fn harden() -> anyhow::Result<()> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("core files could not be turned off")?;
-    prctl::set_dumpable(false).context("the process could not be made undumpable")?;
-    prctl::set_no_new_privs().context("new privileges could not be ruled out")?;
+    sandbox::before_threads()?;
     node::block_signals().context("signals could not be blocked")
 }

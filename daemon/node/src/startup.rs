@@ -1,6 +1,7 @@
 //! From a configuration to a running node, and from a signal to a clean end.
 //!
-//! Order at start: what can be refused is refused before anything is served (certificates, memory, pools, ports).
+//! Order at start: what can be refused is refused before anything is served (certificates, memory, pools, ports); then
+//! the rights that this took are given up; then threads start that listen.
 //! Order at the end: clients finish (as long as `drain_s`), pools flush, keys are wiped, sessions send their receipts,
 //! ports close.
 
@@ -23,6 +24,8 @@ use nbd_server::NbdServer;
 use pool::Pool;
 use prometheus_client::registry::Registry;
 use s3_server::S3Server;
+use sandbox::{Access, Enforcement, FileRules};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -42,18 +45,35 @@ const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// What clients wrote and never flushed is made durable after this long, as an operating system's write-back would.
 const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Runs a node until it is told to stop.
-pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+/// A node that has everything it needs, and serves nobody yet.
+#[derive(Debug)]
+pub struct Prepared {
+    config: NodeConfig,
+    node: Arc<Node>,
+    events: mpsc::UnboundedReceiver<Event>,
+    listeners: Listeners,
+    ready: Ready,
+    heads: Heads,
+    registry: Registry,
+    metrics: NodeMetrics,
+}
+
+/// Takes everything that can be refused: memory for keys, pools, certificates, ports. Starts one thread, the wiper's.
+pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
     prepare_state_dir(&config.state_dir)?;
     let (events_in, events) = mpsc::unbounded_channel();
     let keyring = open_keyring(&config)?;
+    let last_act = Arc::clone(&keyring);
+    faults::install(move || {
+        let _ = last_act.wipe(WipeCause::Fault);
+    })?;
     let wiper =
         Wiper::start(Arc::clone(&keyring), events_in).context("the wiper's thread could not be started")?;
     let pools = open_pools(&config)?;
     let heads = Heads::from_config(&config)?;
     let lease = open_lease(&config, &pools)?;
-    let listeners = Listeners::bind(&config).await?;
+    let listeners = Listeners::bind(&config)?;
     let ready = listeners.ready().context("the bound addresses could not be read")?;
 
     let mut registry = Registry::default();
@@ -76,15 +96,61 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         s3,
     };
     let node = Node::new(parts);
-    let stop = CancellationToken::new();
-    let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop);
-    announce(&ready, &config)?;
-    keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
-    tracing::info!("stopped");
-    stop.cancel();
-    let _ = tokio::time::timeout(RECEIPTS_TIMEOUT, servers.join_all()).await;
-    let _ = std::fs::remove_file(config.ready_file());
-    Ok(())
+    Ok(Prepared { config, node, events, listeners, ready, heads, registry, metrics })
+}
+
+impl Prepared {
+    /// Gives up, in this thread and those it starts, every right that serving does not need.
+    pub fn confine(&self) -> anyhow::Result<()> {
+        sandbox::drop_capabilities()?;
+        let files = sandbox::restrict_files(&self.file_rules())?;
+        if files != Enforcement::Full {
+            tracing::warn!(
+                enforcement = ?files,
+                "this kernel has no Landlock, or an old one: what the node may open is bounded by the service manager alone"
+            );
+        }
+        sandbox::restrict_calls(sandbox::Role::Node)?;
+        Ok(())
+    }
+
+    /// The node's own files, and what the hygiene probes read.
+    fn file_rules(&self) -> FileRules {
+        let config = &self.config;
+        let mut rules = FileRules::default()
+            .allow(&config.state_dir, Access::Change)
+            .allow("/proc", Access::Read)
+            .allow("/sys", Access::Read);
+        // The key may be written after the start, so its directory is what has to stay readable.
+        rules = allow_parent(rules, &config.keyholder_key_file(), Access::Read);
+        match &config.listen.nbd_unix {
+            // The socket is removed at the end.
+            Some(socket) => allow_parent(rules, socket, Access::Change),
+            None => rules,
+        }
+    }
+
+    /// Serves until the node is told to stop.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Self { config, node, events, listeners, ready, heads, registry, metrics } = self;
+        let stop = CancellationToken::new();
+        let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
+            .context("the bound ports could not be handed to the runtime")?;
+        announce(&ready, &config)?;
+        keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
+        tracing::info!("stopped");
+        stop.cancel();
+        let _ = tokio::time::timeout(RECEIPTS_TIMEOUT, servers.join_all()).await;
+        let _ = std::fs::remove_file(config.ready_file());
+        Ok(())
+    }
+}
+
+fn allow_parent(rules: FileRules, file: &Path, access: Access) -> FileRules {
+    match file.parent() {
+        Some(dir) if dir.is_dir() => rules.allow(dir, access),
+        _ => rules,
+    }
 }
 
 fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
@@ -161,6 +227,12 @@ struct Heads {
     s3: Option<TlsAcceptor>,
 }
 
+impl std::fmt::Debug for Heads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Heads").finish_non_exhaustive()
+    }
+}
+
 impl Heads {
     fn from_config(config: &NodeConfig) -> anyhow::Result<Self> {
         let tls = &config.tls;
@@ -190,14 +262,19 @@ fn serve(
     config: &NodeConfig,
     (registry, metrics): (Registry, NodeMetrics),
     stop: &CancellationToken,
-) -> JoinSet<()> {
+) -> std::io::Result<JoinSet<()>> {
     let mut servers = JoinSet::new();
     let control = Arc::new(Handle(Arc::clone(node)));
     servers.spawn(write_back(Arc::clone(node), stop.clone()));
     let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
-    servers.spawn(key_port::serve(Arc::clone(node), listeners.key, heads.key, stop.clone()));
+    servers.spawn(key_port::serve(
+        Arc::clone(node),
+        TcpListener::from_std(listeners.key)?,
+        heads.key,
+        stop.clone(),
+    ));
     servers.spawn(serve_https(
-        listeners.admin,
+        TcpListener::from_std(listeners.admin)?,
         heads.admin,
         config.tls.trust_domain.clone(),
         admin::control_router(Arc::clone(&control)),
@@ -206,20 +283,23 @@ fn serve(
     ));
     let measured = Arc::clone(node);
     let health = admin::health_router(control, registry, move || metrics.refresh(&measured));
-    servers.spawn(serve_http(listeners.metrics, health, ServeLimits::default(), stopped(stop)));
-    if let Some(listener) = listeners.nbd {
+    let health_port = TcpListener::from_std(listeners.metrics)?;
+    servers.spawn(serve_http(health_port, health, ServeLimits::default(), stopped(stop)));
+    if let Some(listener) = listeners.nbd.map(TcpListener::from_std).transpose()? {
         let nbd = node.nbd.clone();
         servers.spawn(async move { nbd.serve_tcp(listener, heads.nbd).await });
     }
-    if let Some((listener, _)) = listeners.nbd_unix {
+    if let Some(listener) =
+        listeners.nbd_unix.map(|(listener, _)| UnixListener::from_std(listener)).transpose()?
+    {
         let nbd = node.nbd.clone();
         servers.spawn(async move { nbd.serve_unix(listener, None).await });
     }
-    if let Some(listener) = listeners.s3 {
+    if let Some(listener) = listeners.s3.map(TcpListener::from_std).transpose()? {
         let s3 = node.s3.clone();
         servers.spawn(async move { s3.serve(listener, heads.s3).await });
     }
-    servers
+    Ok(servers)
 }
 
 /// Tells whoever waits (systemd, scripts) that the ports are bound.

@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::Context;
 use keyring::Keyring;
 use lease::message::{WipeCause, WipeRecord};
 use nix::errno::Errno;
@@ -73,7 +74,7 @@ impl Wiper {
     pub(crate) fn start(
         keyring: Arc<Keyring>,
         events: mpsc::UnboundedSender<Event>,
-    ) -> Result<Arc<Self>, std::io::Error> {
+    ) -> anyhow::Result<Arc<Self>> {
         let timer =
             TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         let wiper = Arc::new(Self {
@@ -86,11 +87,19 @@ impl Wiper {
         // Non-blocking: a read that waited for the next signal would sleep through the deadline.
         let signal_fd = SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let thread_wiper = Arc::clone(&wiper);
+        let (confined, outcome) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new().name("wiper".into()).spawn(move || {
             prefer_this_thread();
-            thread_wiper.watch(&signal_fd);
+            let is_confined = confine_this_thread();
+            let may_watch = is_confined.is_ok();
+            // Whoever starts the wiper waits for this.
+            let _ = confined.send(is_confined);
+            if may_watch {
+                thread_wiper.watch(&signal_fd);
+            }
             thread_wiper.watching.store(false, Ordering::SeqCst);
         })?;
+        outcome.recv().context("the wiper's thread ended at its start")??;
         Ok(wiper)
     }
 
@@ -170,6 +179,14 @@ impl Wiper {
             self.wipe(WipeCause::LeaseExpired);
         }
     }
+}
+
+/// The wiper opens no file and needs a handful of system calls.
+fn confine_this_thread() -> anyhow::Result<()> {
+    sandbox::drop_capabilities()?;
+    sandbox::restrict_files(&sandbox::FileRules::default())?;
+    sandbox::restrict_calls(sandbox::Role::Wiper)?;
+    Ok(())
 }
 
 /// Runs this thread before all normal ones where the machine lets us (root, or LimitRTPRIO in the unit).

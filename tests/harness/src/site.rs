@@ -260,9 +260,17 @@ impl Site {
     /// # Panics
     /// Where it does not come up.
     pub fn start_node(&mut self) {
+        self.start_node_by(self.node_command());
+    }
+
+    /// Starts the node by `command`, which runs or becomes the command of [`Self::node_command`].
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn start_node_by(&mut self, command: Command) {
         let ready = self.node_config.ready_file();
         let _ = std::fs::remove_file(&ready);
-        let mut process = Process::start("nightlatchd", self.node_command());
+        let mut process = Process::start("nightlatchd", command);
         wait_for("a started node", PATIENCE, || {
             assert!(process.try_wait().is_none(), "the node ended\n{}", process.tail());
             ready.is_file().then_some(()).ok_or_else(|| process.tail())

@@ -20,7 +20,6 @@
 mod file;
 mod rows;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase};
@@ -257,7 +256,7 @@ fn open_database(file: &Arc<IndexFile>) -> Result<Database, StoreError> {
 /// Runs what may panic on a damaged index; afterwards the index is not used any more.
 fn contained<R>(run: impl FnOnce() -> Result<R, StoreError>) -> Result<R, StoreError> {
     let damaged = StoreError::IndexDamaged { what: "a page can't be what it says it is" };
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(damaged))
+    faults::contain(run).unwrap_or(Err(damaged))
 }
 
 /// What lies behind redb's error: the volume's own first error, where it was one.

@@ -1,0 +1,307 @@
+//! seccomp: which system calls each role may make, and why.
+//!
+//! A table reads as "call, condition, reason". Arguments are looked at where a call can do more than the role needs.
+//! What is in no table raises SIGSYS, upon which the fault handlers wipe and end the process.
+
+use std::collections::BTreeMap;
+
+use libc::c_long;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// Why calls could not be restricted.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// This processor is none that the filters were written for.
+    #[error("there is no system call filter for {}", std::env::consts::ARCH)]
+    Architecture,
+    /// The tables make no filter.
+    #[error("the system call filter could not be built: {0}")]
+    Build(#[from] BackendError),
+    /// The kernel refused it.
+    #[error("the kernel refused the system call filter: {0}; it needs CONFIG_SECCOMP_FILTER")]
+    Refused(#[from] seccompiler::Error),
+}
+
+/// What a thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Waits for an event, wipes.
+    Wiper,
+    /// Everything else in a storage node: heads, pools, sessions, administration.
+    Node,
+}
+
+/// A condition on the arguments of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// None.
+    Any,
+    /// The argument with this index has none of these bits.
+    Without(u8, u64),
+    /// The argument with this index has all of these bits.
+    With(u8, u64),
+    /// The argument with this index is one of these.
+    OneOf(u8, &'static [u64]),
+}
+
+/// One allowed call.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Its name in the manual.
+    pub name: &'static str,
+    /// Its number.
+    pub number: c_long,
+    /// When.
+    pub only: Only,
+    /// What the role needs it for.
+    pub why: &'static str,
+    /// A machine or a moment that a test can't bring about needs it; the reason says which.
+    pub rare: bool,
+}
+
+macro_rules! rules {
+    ($($name:ident $(if $kind:ident($($argument:expr),+))? $(, $rare:ident)? => $why:literal;)+) => {
+        &[$(Rule {
+            name: stringify!($name),
+            number: libc::$name,
+            only: rules!(@only $($kind $($argument),+)?),
+            why: $why,
+            rare: rules!(@rare $($rare)?),
+        },)+]
+    };
+    (@only) => { Only::Any };
+    (@only $kind:ident $($argument:expr),+) => { Only::$kind($($argument),+) };
+    (@rare) => { false };
+    (@rare rare) => { true };
+}
+
+const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
+const THREAD: u64 = libc::CLONE_THREAD as u64;
+
+/// Every thread, the wiper's included.
+const ANY_THREAD: &[Rule] = rules! {
+    SYS_futex => "locks and channels wait and wake";
+    SYS_read => "event descriptors and timers, small files";
+    SYS_exit_group, rare => "a fault handler ends the process";
+    SYS_clock_gettime, rare => "on machines whose clock the kernel does not let programs read directly";
+    SYS_restart_syscall, rare => "the kernel resumes a sleep that SIGSTOP and SIGCONT interrupted";
+};
+
+/// The thread that wipes.
+const WIPER: &[Rule] = rules! {
+    SYS_write, rare => "the log, the last line of a fault, an idle executor that is to hear of an event";
+    SYS_madvise, rare => "the allocator gives memory back while an event is sent";
+    SYS_mmap if Without(2, EXECUTABLE), rare => "the allocator grows while an event is sent";
+    SYS_munmap, rare => "the allocator shrinks";
+    SYS_brk, rare => "the allocator grows";
+    SYS_mprotect if Without(2, EXECUTABLE), rare => "the allocator's own arena of this thread grows";
+};
+
+/// Storage, sockets, sessions.
+const NODE: &[Rule] = rules! {
+    // Disks. They were opened before; what is opened from here on is bounded by the file rules.
+    SYS_pread64 => "sectors";
+    SYS_pwrite64 => "sectors";
+    SYS_fdatasync => "a flush";
+    SYS_fallocate => "discards on a pool in a file";
+    SYS_ioctl if OneOf(1, &[BLKDISCARD, BLKGETSIZE64, BLKZEROOUT]), rare => "discards and growth of a pool on a block device";
+    SYS_flock => "the lock on a pool is given back at the end";
+    SYS_lseek => "the size of a pool in a file, when it may have grown";
+    // Sockets. They are bound already; none is made but for the service manager's notices.
+    SYS_accept4 => "clients and keyholders";
+    SYS_recvfrom => "requests";
+    SYS_sendto => "replies";
+    SYS_write => "events to other threads, the log, files";
+    SYS_writev => "replies of several pieces";
+    SYS_recvmsg, rare => "requests in pieces";
+    SYS_sendmsg, rare => "replies in pieces, notices to the service manager";
+    SYS_shutdown => "the end of a connection";
+    SYS_setsockopt => "no delay, keep-alive";
+    SYS_getsockopt, rare => "what went wrong on a socket";
+    SYS_getsockname, rare => "the local address of a connection";
+    SYS_getpeername, rare => "the address of a client";
+    SYS_socket if OneOf(0, &[libc::AF_UNIX as u64]), rare => "a notice to the service manager; no other family";
+    SYS_connect, rare => "a notice to the service manager; TCP is for the file rules to refuse";
+    SYS_epoll_ctl => "the executor";
+    SYS_socketpair if OneOf(0, &[libc::AF_UNIX as u64]) => "the executor starts: it wants a pair for signals, though none come";
+    SYS_epoll_create1 => "the executor starts";
+    SYS_eventfd2 => "the executor starts";
+    SYS_fcntl => "descriptors of new connections, sizes of pipes";
+    SYS_close => "connections and files end";
+    SYS_timerfd_settime => "a grant or a renewal sets the lease's deadline";
+    // Files: state, the pinned key, what the hygiene probes read.
+    SYS_openat => "what the file rules allow";
+    SYS_statx => "files of the state directory and the probes";
+    SYS_getdents64 => "directories that the probes look through";
+    SYS_readlinkat, rare => "links that the probes look through";
+    SYS_newfstatat, rare => "the C library looks at a file";
+    SYS_fstat, rare => "the C library looks at a file";
+    SYS_ftruncate, rare => "a pool in a file grows";
+    // Threads and memory. No new program, nothing executable.
+    SYS_clone if With(0, THREAD) => "threads; a process has no such flag";
+    SYS_clone3 => "refused with ENOSYS by the filter in front, so that the C library takes `clone`";
+    SYS_set_robust_list => "a thread starts";
+    SYS_rseq => "a thread starts";
+    SYS_exit => "a thread ends";
+    SYS_sigaltstack => "the stack that a thread's fault handler runs on";
+    SYS_rt_sigprocmask => "a thread starts or ends";
+    SYS_rt_sigreturn, rare => "the C library's own signals";
+    SYS_gettid => "a thread's name for itself";
+    SYS_getpid, rare => "the process's name for itself";
+    SYS_sched_getaffinity => "how many threads make sense";
+    SYS_sched_yield => "a worker makes way";
+    SYS_prctl if OneOf(0, &[libc::PR_SET_NAME as u64, PR_SET_VMA]) => "a thread's or a mapping's name";
+    SYS_mmap if Without(2, EXECUTABLE) => "buffers and stacks";
+    SYS_munmap => "buffers and stacks";
+    SYS_mprotect if Without(2, EXECUTABLE) => "guard pages, the allocator";
+    SYS_mremap, rare => "a large buffer grows";
+    SYS_madvise => "memory goes back to the kernel";
+    SYS_brk, rare => "the allocator grows";
+    SYS_getrandom => "keys, nonces, the seeds of maps";
+};
+
+/// `PR_SET_VMA`: glibc names the allocator's mappings where the kernel can. linux/prctl.h
+const PR_SET_VMA: u64 = 0x5356_4d41;
+/// linux/fs.h
+const BLKDISCARD: u64 = 0x1277;
+const BLKZEROOUT: u64 = 0x127f;
+const BLKGETSIZE64: u64 = 0x8008_1272;
+
+#[cfg(target_arch = "x86_64")]
+mod of_this_processor {
+    use super::{Only, Rule};
+
+    pub(super) const WIPER: &[Rule] = rules! {
+        SYS_poll => "waits for the next event";
+    };
+
+    pub(super) const NODE: &[Rule] = rules! {
+        SYS_epoll_wait => "the executor waits";
+        SYS_poll, rare => "std waits for a socket";
+        SYS_unlink => "the ready file and the socket go";
+        SYS_rename => "a file is replaced in one step";
+        SYS_readlink, rare => "links that the probes look through";
+    };
+}
+
+/// Where the newer forms of a call are the only ones.
+#[cfg(not(target_arch = "x86_64"))]
+mod of_this_processor {
+    use super::{Only, Rule};
+
+    pub(super) const WIPER: &[Rule] = rules! {
+        SYS_ppoll => "waits for the next event";
+    };
+
+    pub(super) const NODE: &[Rule] = rules! {
+        SYS_epoll_pwait => "the executor waits";
+        SYS_ppoll, rare => "std waits for a socket";
+        SYS_unlinkat => "the ready file and the socket go";
+        SYS_renameat => "a file is replaced in one step";
+    };
+}
+
+/// The rules of a role.
+pub fn rules(role: Role) -> impl Iterator<Item = &'static Rule> {
+    let (own, of_this_processor) = match role {
+        Role::Wiper => (WIPER, of_this_processor::WIPER),
+        Role::Node => (NODE, of_this_processor::NODE),
+    };
+    ANY_THREAD.iter().chain(own).chain(of_this_processor)
+}
+
+/// Restricts the calling thread, and every thread it starts, to the calls of `role`. Call after
+/// [`crate::before_threads`]: the kernel takes a filter only from threads without new privileges.
+pub fn restrict_calls(role: Role) -> Result<(), CallError> {
+    // A filter can't look into clone3's structure, so the C library is told that there is none. The most restrictive
+    // verdict of two filters counts.
+    let no_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    seccompiler::apply_filter(&program(no_clone3, SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?)?;
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for rule in rules(role) {
+        allowed.entry(rule.number).or_default().extend(conditions(rule.only)?);
+    }
+    seccompiler::apply_filter(&program(allowed, SeccompAction::Trap, SeccompAction::Allow)?)?;
+    Ok(())
+}
+
+const ENOSYS: u32 = libc::ENOSYS as u32;
+
+fn program(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<BpfProgram, CallError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| CallError::Architecture)?;
+    Ok(SeccompFilter::new(rules, otherwise, matched, arch)?.try_into()?)
+}
+
+/// One rule for each alternative; none means unconditionally.
+fn conditions(only: Only) -> Result<Vec<SeccompRule>, CallError> {
+    let compare = |index: u8, operator, value| {
+        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)?;
+        SeccompRule::new(vec![condition])
+    };
+    Ok(match only {
+        Only::Any => Vec::new(),
+        Only::Without(index, bits) => vec![compare(index, SeccompCmpOp::MaskedEq(bits), 0)?],
+        Only::With(index, bits) => vec![compare(index, SeccompCmpOp::MaskedEq(bits), bits)?],
+        Only::OneOf(index, values) => values
+            .iter()
+            .map(|value| compare(index, SeccompCmpOp::Eq, *value))
+            .collect::<Result<_, BackendError>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_role_has_a_call_twice_or_one_without_a_reason() {
+        for role in [Role::Wiper, Role::Node] {
+            let mut seen = BTreeSet::new();
+            for rule in rules(role) {
+                assert!(seen.insert(rule.number), "{role:?} {}", rule.name);
+                assert!(rule.why.len() > 5, "{role:?} {}", rule.name);
+            }
+        }
+    }
+
+    #[test]
+    fn no_role_may_start_a_program_trace_or_open_a_door() {
+        let forbidden = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_memfd_create,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_mount,
+            libc::SYS_bpf,
+            libc::SYS_userfaultfd,
+            libc::SYS_kexec_load,
+            libc::SYS_init_module,
+            libc::SYS_setuid,
+            libc::SYS_rt_sigaction,
+            libc::SYS_setrlimit,
+            libc::SYS_prlimit64,
+            libc::SYS_io_uring_setup,
+        ];
+        for role in [Role::Wiper, Role::Node] {
+            for rule in rules(role) {
+                assert!(!forbidden.contains(&rule.number), "{role:?} {}", rule.name);
+            }
+        }
+    }
+}

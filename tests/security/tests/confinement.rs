@@ -1,0 +1,130 @@
+//! What the kernel refuses a running node, and that nothing it allows is idle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use harness::client::client;
+use harness::site::{DISK, PATIENCE, Site, SiteSpec};
+use harness::{process::wait_for, s3::S3Client};
+use nbd_server::client::{Client, Endpoint};
+use nix::sys::signal::Signal;
+use sandbox::Role;
+
+/// The calls of each role as strace saw them, from the moment the role's filter was in place.
+fn calls_by_role(trace: &str) -> BTreeMap<Role, BTreeSet<&str>> {
+    let mut filters: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut node_is_confined = false;
+    let mut calls: BTreeMap<Role, BTreeSet<&str>> = BTreeMap::new();
+    for line in trace.lines() {
+        // 4711<tokio-rt-worker> futex(0x7f..., FUTEX_WAIT_PRIVATE, ...
+        let Some((thread, rest)) = line.split_once('>') else { continue };
+        let Some((_, name)) = thread.split_once('<') else { continue };
+        let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
+        if call.starts_with('<') {
+            // The second half of a call that another thread's came between.
+            continue;
+        }
+        let role = if name == "wiper" { Role::Wiper } else { Role::Node };
+        let is_confined = match role {
+            Role::Wiper => filters.get(thread).is_some_and(|filters| *filters == FILTERS),
+            Role::Node => node_is_confined,
+        };
+        if is_confined {
+            calls.entry(role).or_default().insert(call);
+        } else if rest.contains("SECCOMP_SET_MODE_FILTER") || rest.contains("SECCOMP_MODE_FILTER") {
+            let filters = filters.entry(thread).or_default();
+            *filters += 1;
+            node_is_confined |= role == Role::Node && *filters == FILTERS;
+        }
+    }
+    calls
+}
+
+/// Filters that a thread lays on itself; the last completes its role.
+const FILTERS: u32 = 2;
+
+/// Does with the node what a long life would.
+fn live(site: &mut Site) {
+    let key = site.create_user("tester");
+    site.create_bucket("bucket");
+    let address = site.node_config().listen.s3.expect("the site serves S3");
+    let mut s3 = S3Client::new(address, "bucket", &key.access_key, &key.secret_key);
+    s3.put("object", vec![7; 3 << 20]).expect("an object is stored");
+    let stored = s3.get("object").expect("an answer").expect("the object");
+    assert_eq!(stored.len(), 3 << 20);
+    s3.delete("object").expect("it goes");
+    let mut disk = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
+    disk.write(0, &vec![1; 8 << 20], true).expect("a durable write");
+    disk.read(0, &mut vec![0; 8 << 20]).expect("a read");
+    disk.trim(0, 8 << 20, false).expect("a trim");
+    disk.flush().expect("a flush");
+    let pool = site.status().pools[0].pool;
+    let _: serde_json::Value = site
+        .wait(site.node_admin().post(&format!("/v1/pools/{pool}/grow"), &serde_json::json!({})))
+        .expect("a pool that may grow");
+    site.signal_node(Signal::SIGPWR);
+    site.wait_sealed("power-loss");
+    site.push_until_serving();
+}
+
+#[test]
+fn every_rule_of_every_role_is_used() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let trace = dir.path().join("trace");
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.stop_node();
+    // -D: the tracer is the grandchild, so that the node stays this test's child and gets its signals.
+    let mut command = Command::new(client("strace").get_program());
+    command.args(["-D", "-f", "--decode-pids=comm", "-q", "-e", "signal=none", "-o"]).arg(&trace);
+    let node = site.node_command();
+    command.arg("--").arg(node.get_program()).args(node.get_args());
+    site.start_node_by(command);
+    site.push_until_serving();
+    live(&mut site);
+    site.stop_node();
+    // The tracer writes the last lines after the node has ended.
+    let text = wait_for("the end of the trace", PATIENCE, || {
+        let text = std::fs::read_to_string(&trace).map_err(|error| error.to_string())?;
+        if text.contains("exited with 0") { Ok(text) } else { Err("the trace goes on".to_owned()) }
+    });
+    let calls = calls_by_role(&text);
+    let mut idle = Vec::new();
+    for role in [Role::Wiper, Role::Node] {
+        let used = &calls[&role];
+        println!("{role:?}: {} calls used: {used:?}", used.len());
+        for rule in sandbox::rules(role).filter(|rule| !rule.rare) {
+            if !used.contains(rule.name.trim_start_matches("SYS_")) {
+                idle.push(format!("{role:?} {} ({})", rule.name, rule.why));
+            }
+        }
+    }
+    assert!(idle.is_empty(), "rules that nothing used: take them out\n  {}", idle.join("\n  "));
+}
+
+fn status_of(pid: u32, thread: &str, field: &str) -> String {
+    let path = format!("/proc/{pid}/task/{thread}/status");
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default().trim().to_owned()
+}
+
+#[test]
+fn no_thread_of_a_running_node_has_a_capability_a_core_file_or_an_open_filter() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    let pid = site.node().pid();
+    let mut threads = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running node") {
+        let thread = thread.expect("a thread").file_name().to_string_lossy().into_owned();
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(status_of(pid, &thread, set), "0000000000000000", "{set} of {thread}");
+        }
+        assert_eq!(status_of(pid, &thread, "NoNewPrivs:"), "1");
+        assert_eq!(status_of(pid, &thread, "Seccomp:"), "2", "2 is a filter");
+        threads += 1;
+    }
+    assert!(threads >= 3, "{threads} threads");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("readable by root");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert!(Path::new(&format!("/proc/{pid}/exe")).exists());
+}
