@@ -54,7 +54,11 @@ impl NodeControl for SealedNode {
                 generation: 0,
                 last_use_boot_ns: None,
             },
-            cipher: "portable".into(),
+            cipher: api::CipherStatus {
+                algorithm: "AES-256-XTS".into(),
+                kernel: "portable".into(),
+                mib_per_second: 1,
+            },
             pools: vec![],
             volumes: vec![],
             listening: vec![],

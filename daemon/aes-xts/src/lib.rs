@@ -6,15 +6,25 @@
 //! - Its words are relaxed atomics: another thread may zero them at any moment without a data race. The result is then
 //!   garbage, which the caller must find out and discard (the keyring's generation).
 //! - No table lookup and no branch depends on a key, a tweak or data.
-//! - On return neither registers nor the stack below the caller hold a round key, a tweak or cipher state.
+//! - On return neither registers nor the stack below the caller hold a round key, a tweak or cipher state, and the
+//!   scratch is zero. The kernels in machine code write the destination and the scratch and nothing else.
+//! - A [`Kernel`] that exists can run on this processor. Choosing one by name is the program's business: nothing here
+//!   reads the environment.
 //!
 //! It knows no volumes, addresses or leases. Only `keyring` expands schedules and only `sealing` encrypts with them.
 //! Ciphertext stealing is left out: sectors are whole blocks.
-#![expect(unsafe_code, reason = "views arena words as a schedule and clears registers")]
+#![expect(unsafe_code, reason = "kernels in machine code, and views of arena words")]
 
+mod batch;
+mod kernel;
+mod portable;
 mod schedule;
+mod scratch;
 mod scrub;
-mod xts;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
+pub use batch::{BLOCK_BYTES, BatchError, Cipher, Direction, SECTOR_BYTES_MAX, SECTOR_BYTES_MIN, Sectors};
+pub use kernel::{Kernel, KernelError};
 pub use schedule::{SCHEDULE_WORDS, XtsKeyError, XtsSchedule};
-pub use xts::{BLOCK_BYTES, decrypt, encrypt};
+pub use scratch::{SCRATCH_WORDS, Scratch};

@@ -6,6 +6,8 @@ use aes::hazmat;
 use zeroize::Zeroize;
 
 use crate::scrub;
+#[cfg(target_arch = "x86_64")]
+use crate::x86;
 
 /// Rounds of AES-256.
 pub(crate) const ROUNDS: usize = 14;
@@ -49,6 +51,12 @@ impl RoundKeys<'_> {
         u128::from(low) | u128::from(high) << 64
     }
 
+    /// Where they begin, for the kernels' machine code.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn as_ptr(self) -> *const u8 {
+        self.words.as_ptr().cast()
+    }
+
     fn store(self, round: usize, block: &hazmat::Block) {
         let [low, high] = &self.words[2 * round..][..2] else { unreachable!("a round key is two words") };
         let bytes = u128::from_le_bytes(block.0);
@@ -66,12 +74,33 @@ impl XtsSchedule {
 
     /// Expands cipher key `key[..32]` and tweak key `key[32..]` in place. Equal halves are refused and leave the schedule
     /// as it was. Call it on the key stack.
+    ///
+    /// # Errors
+    /// Equal halves.
     pub fn expand(&self, key: &[u8; 64]) -> Result<(), XtsKeyError> {
-        let (cipher_key, tweak_key) = key.split_at(32);
-        let difference = cipher_key.iter().zip(tweak_key).fold(0, |difference, (a, b)| difference | (a ^ b));
-        if std::hint::black_box(difference) == 0 {
-            return Err(XtsKeyError::EqualHalves);
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("aes") {
+            let (cipher_key, tweak_key) = halves(key)?;
+            let [cipher, inverse, tweak] =
+                [self.cipher_encrypt(), self.cipher_decrypt(), self.tweak_encrypt()].map(RoundKeys::as_ptr);
+            // SAFETY: the processor has AES-NI, the halves are 32 bytes each, and each direction has 240 bytes, whose
+            // contents may be changed through a shared reference.
+            unsafe { x86::expand::encryption(cipher_key.as_ptr(), cipher.cast_mut()) };
+            // SAFETY: as above.
+            unsafe { x86::expand::decryption(cipher, inverse.cast_mut()) };
+            // SAFETY: as above.
+            unsafe { x86::expand::encryption(tweak_key.as_ptr(), tweak.cast_mut()) };
+            return Ok(());
         }
+        self.expand_portably(key)
+    }
+
+    /// As [`XtsSchedule::expand`], without the processor's own instructions for it.
+    ///
+    /// # Errors
+    /// Equal halves.
+    pub fn expand_portably(&self, key: &[u8; 64]) -> Result<(), XtsKeyError> {
+        let (cipher_key, tweak_key) = halves(key)?;
         self.expand_halves(cipher_key, tweak_key);
         scrub::after_keys();
         Ok(())
@@ -107,6 +136,16 @@ impl XtsSchedule {
         let (directions, _) = self.words.as_chunks::<DIRECTION_WORDS>();
         RoundKeys { words: &directions[index] }
     }
+}
+
+/// Cipher key and tweak key, which must differ.
+fn halves(key: &[u8; 64]) -> Result<(&[u8], &[u8]), XtsKeyError> {
+    let (cipher_key, tweak_key) = key.split_at(32);
+    let difference = cipher_key.iter().zip(tweak_key).fold(0, |difference, (a, b)| difference | (a ^ b));
+    if std::hint::black_box(difference) == 0 {
+        return Err(XtsKeyError::EqualHalves);
+    }
+    Ok((cipher_key, tweak_key))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "takes the low half")]

@@ -13,6 +13,7 @@
 mod clock;
 mod error;
 mod gate;
+mod scratches;
 #[cfg(any(test, feature = "simulated"))]
 pub mod simulated;
 mod slots;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use aes_xts::{SCHEDULE_WORDS, XtsSchedule};
+use aes_xts::{Cipher, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, XtsSchedule};
 use key_hierarchy::{KeyCheck, Label, SECRET_BYTES};
 use lease::envelope::{self, PublicEnvelopeKey};
 use lease::message::WipeRecord;
@@ -40,14 +41,20 @@ use units::{BootInstant, DomainId, VolumeEpoch};
 use zeroize::Zeroize;
 
 use gate::Gate;
+use scratches::Scratches;
 use slots::Slots;
 
+pub use aes_xts::{Kernel, KernelError};
 pub use clock::Clock;
 pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
 pub use lease::message::WipeCause;
 
 /// Keys that fit the arena beside everything else in it, with room for what later joins them.
 pub const KEY_SLOTS: usize = 64;
+
+/// Uses of a key that may compute at the same time. Each needs scratch in the arena, which is small; a use beyond that
+/// waits for one to end, which is microseconds. Cores of one memory channel saturate it long before there are more.
+pub const SCRATCH_SPANS: usize = 4;
 
 /// Words of a 32-byte secret.
 const SECRET_WORDS: usize = SECRET_BYTES / 8;
@@ -58,7 +65,10 @@ const AFTER_PIN: (Layout, Span<SECRET_WORDS>) = AFTER_ENVELOPE.0.take();
 const ENVELOPE_SECRET: Span<SECRET_WORDS> = AFTER_ENVELOPE.1;
 /// Public key that grants are signed with: no secret, but nobody may change it. All zeros is no key.
 const GRANT_KEY_PIN: Span<SECRET_WORDS> = AFTER_PIN.1;
-const SCHEDULES: Spans<SCHEDULE_WORDS, KEY_SLOTS> = AFTER_PIN.0.take_many().1;
+const AFTER_SCRATCH: (Layout, Spans<SCRATCH_WORDS, SCRATCH_SPANS>) = AFTER_PIN.0.take_many();
+/// Where tweaks are while a batch runs: zero before and after, and wiped with the rest.
+const SCRATCH: Spans<SCRATCH_WORDS, SCRATCH_SPANS> = AFTER_SCRATCH.1;
+const SCHEDULES: Spans<SCHEDULE_WORDS, KEY_SLOTS> = AFTER_SCRATCH.0.take_many().1;
 
 const _: () =
     assert!(envelope::STACK_BYTES + 64 * 1024 <= KEY_STACK_BYTES, "the key stack has room for HPKE");
@@ -149,6 +159,8 @@ pub struct Keyring {
     clock: Clock,
     gate: Gate,
     slots: Slots<KEY_SLOTS>,
+    scratches: Scratches<SCRATCH_SPANS>,
+    kernel: Kernel,
     /// CLOCK_BOOTTIME nanoseconds at which every key is gone; zero where no lease is set.
     deadline: AtomicU64,
     /// One more than the generation that the one-time envelope key belongs to; zero where there is none.
@@ -178,12 +190,19 @@ impl Keyring {
 
     /// As [`Keyring::new`], leases counted by `clock`.
     pub fn with_clock(arena: Arena, stack: KeyStack, clock: Clock) -> Arc<Self> {
+        Self::with_kernel(arena, stack, clock, Kernel::fastest())
+    }
+
+    /// As [`Keyring::with_clock`], encrypting with `kernel`.
+    pub fn with_kernel(arena: Arena, stack: KeyStack, clock: Clock, kernel: Kernel) -> Arc<Self> {
         Arc::new(Self {
             arena,
             stack,
             clock,
             gate: Gate::new(),
             slots: Slots::new(),
+            scratches: Scratches::new(),
+            kernel,
             deadline: AtomicU64::new(0),
             envelope_key: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
@@ -294,12 +313,16 @@ impl Keyring {
 
     /// Lends the key to `use_key`. Its result is handed out only if the lease still ran and neither a wipe nor the key's
     /// withdrawal had begun when it was done; otherwise it is dropped, and what the closure wrote elsewhere is garbage
-    /// that the caller discards. Keep it short: a wipe's second stage waits for it.
-    pub fn with_key<R>(&self, key: KeyHandle, use_key: impl FnOnce(&XtsSchedule) -> R) -> Result<R, KeyGone> {
+    /// that the caller discards. Keep it short: a wipe's second stage waits for it, and so does a use that finds all
+    /// scratch taken. It must not lend a key within itself.
+    pub fn with_key<R>(&self, key: KeyHandle, use_key: impl FnOnce(Cipher<'_>) -> R) -> Result<R, KeyGone> {
         // Counted before the check, so that a wipe which this use does not see in its check sees this use.
         let _in_flight = InFlight::enter(&self.in_flight);
         self.check(key)?;
-        let result = use_key(self.schedule(key.slot));
+        let scratch = self.scratches.claim();
+        let result =
+            use_key(Cipher::new(self.kernel, self.schedule(key.slot), self.scratch(scratch.index())));
+        drop(scratch);
         let used = self.checked_at(key)?;
         self.last_use.fetch_max(used.0, Ordering::Relaxed);
         Ok(result)
@@ -401,6 +424,17 @@ impl Keyring {
             deadline: self.deadline(),
             last_use: Some(BootInstant(self.last_use.load(Ordering::Relaxed))).filter(|at| at.0 != 0),
         }
+    }
+
+    /// The cipher kernel in use.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    fn scratch(&self, index: usize) -> &Scratch {
+        // Indices come from `Scratches::claim`, which counts to SCRATCH_SPANS.
+        let span = SCRATCH.at(index).unwrap_or_else(|| unreachable!("scratch {index} of {SCRATCH_SPANS}"));
+        Scratch::over(self.arena.words(span))
     }
 
     fn schedule(&self, slot: u16) -> &XtsSchedule {

@@ -4,11 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aes_xts::{SCHEDULE_WORDS, XtsSchedule, encrypt};
+use aes_xts::{Direction, Kernel, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, Sectors, XtsSchedule};
 use units::{BootInstant, DomainId, SECTOR_BYTES, VolumeEpoch};
 
 use crate::simulated::{Keyholder, keyring, keyring_until};
 use crate::{AdmitError, KEY_SLOTS, KeyGone, KeyHandle, Keyring, SealedGrant, WipeCause};
+
+const SECTOR: Sectors = Sectors { first: 0, bytes: SECTOR_BYTES };
 
 fn keyholder(number: u8) -> Keyholder {
     Keyholder::new(DomainId([number; 16]), VolumeEpoch(1))
@@ -20,13 +22,15 @@ fn expected(keyholder: &Keyholder) -> Vec<u8> {
     let schedule = XtsSchedule::over(&words);
     schedule.expand(&keyholder.xts_key()).unwrap();
     let mut sector = vec![0; SECTOR_BYTES];
-    encrypt(schedule, 0, SECTOR_BYTES, &mut sector);
+    let scratch: [AtomicU64; SCRATCH_WORDS] = std::array::from_fn(|_| AtomicU64::new(0));
+    let kernel = Kernel::fastest();
+    kernel.apply(Direction::Encrypt, schedule, Scratch::over(&scratch), SECTOR, &mut sector).unwrap();
     sector
 }
 
 fn encrypted(keyring: &Keyring, key: KeyHandle) -> Result<Vec<u8>, KeyGone> {
     let mut sector = vec![0; SECTOR_BYTES];
-    keyring.with_key(key, |schedule| encrypt(schedule, 0, SECTOR_BYTES, &mut sector))?;
+    keyring.with_key(key, |cipher| cipher.apply(Direction::Encrypt, SECTOR, &mut sector).unwrap())?;
     Ok(sector)
 }
 

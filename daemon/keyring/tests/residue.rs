@@ -16,7 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use aes_xts::{SCHEDULE_WORDS, XtsSchedule, decrypt, encrypt};
+use aes_xts::{Direction, SCHEDULE_WORDS, Sectors, XtsSchedule};
 use keyring::WipeCause;
 use keyring::simulated::{Keyholder, keyring_in};
 use lease::envelope::PublicEnvelopeKey;
@@ -69,8 +69,11 @@ fn residue_child() {
                 let mut sectors = vec![0xab; 16 * SECTOR_BYTES];
                 for round in 0..50 {
                     let first = u128::from(Lba(thread * 1000 + round).0);
-                    keyring.with_key(handle, |key| encrypt(key, first, SECTOR_BYTES, &mut sectors)).unwrap();
-                    keyring.with_key(handle, |key| decrypt(key, first, SECTOR_BYTES, &mut sectors)).unwrap();
+                    for direction in [Direction::Encrypt, Direction::Decrypt] {
+                        let run = Sectors { first, bytes: SECTOR_BYTES };
+                        let done = keyring.with_key(handle, |key| key.apply(direction, run, &mut sectors));
+                        done.unwrap().unwrap();
+                    }
                 }
                 assert!(sectors.iter().all(|byte| *byte == 0xab));
                 ready.0.send(()).unwrap();

@@ -14,9 +14,6 @@ use units::{ByteLen, PoolId, VolumeId};
 use crate::boot_clock;
 use crate::node::{Node, OpenPool};
 
-/// The cipher implementation, as status names it.
-const CIPHER: &str = "AES-256-XTS, portable";
-
 /// The work of a request that waits for a device, off the executor.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ControlError> + Send + 'static,
@@ -305,7 +302,7 @@ impl NodeControl for Handle {
                 keys: wipe.keys,
             }),
             key_memory: node.key_memory(),
-            cipher: CIPHER.into(),
+            cipher: crate::cipher::status(node.keyring.kernel()),
             pools: node.pools.iter().map(pool_status).collect(),
             volumes: volumes.collect(),
             listening: node.listening.clone(),

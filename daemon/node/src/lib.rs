@@ -12,6 +12,7 @@
 //! - Nothing is served before every part of the configuration has been accepted ([`startup`]).
 
 mod boot_clock;
+mod cipher;
 mod control;
 mod key_port;
 mod listeners;

@@ -15,7 +15,7 @@ use anyhow::Context;
 use config::NodeConfig;
 use device::{Device, FileDevice, OpenOptions};
 use identity::{NodeKey, Role, ServeLimits, TlsFloor, serve_http, serve_https};
-use keyring::Keyring;
+use keyring::{Clock, Keyring};
 use lease::LocalSigner;
 use lease::message::{LeaseLimits, WipeCause};
 use lease::node::{NodeLease, NodeParams};
@@ -169,7 +169,7 @@ fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     let policy = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
     let arena = Arena::new(policy).context("no memory for keys")?;
     let stack = KeyStack::new(policy).context("no memory for opening keys")?;
-    Ok(Keyring::new(arena, stack))
+    Ok(Keyring::with_kernel(arena, stack, Clock::Boot, crate::cipher::chosen()?))
 }
 
 fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {

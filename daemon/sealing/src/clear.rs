@@ -3,6 +3,7 @@
 use std::fmt;
 use std::mem;
 
+use aes_xts::{BatchError, Direction, Sectors};
 use device::{Sealed, SectorBuf};
 use keyring::{KeyGone, KeyHandle, Keyring};
 use units::{Lba, SECTOR_BYTES, SectorCount};
@@ -47,8 +48,8 @@ impl Drop for Clear {
 /// A buffer that was being encrypted while the key went is neither plaintext nor ciphertext: it is zeroed and the
 /// answer is [`KeyGone`].
 pub fn seal(mut clear: Clear, keyring: &Keyring, key: KeyHandle, first: Lba) -> Result<Sealed, KeyGone> {
-    keyring.with_key(key, |schedule| {
-        aes_xts::encrypt(schedule, u128::from(first.0), SECTOR_BYTES, clear.as_mut_bytes())
+    keyring.with_key(key, |cipher| {
+        whole(cipher.apply(Direction::Encrypt, sectors_from(first), clear.as_mut_bytes()))
     })?;
     Ok(Sealed::from_cipher(mem::replace(&mut clear.0, SectorBuf::zeroed(SectorCount(0)))))
 }
@@ -66,11 +67,21 @@ pub fn unseal(
     first: Lba,
     out: &mut [u8],
 ) -> Result<(), KeyGone> {
-    out.copy_from_slice(sealed.as_bytes());
-    let lent =
-        keyring.with_key(key, |schedule| aes_xts::decrypt(schedule, u128::from(first.0), SECTOR_BYTES, out));
+    let lent = keyring.with_key(key, |cipher| {
+        whole(cipher.apply_into(Direction::Decrypt, sectors_from(first), (sealed.as_bytes(), &mut *out)))
+    });
     if lent.is_err() {
         out.zeroize();
     }
     lent.map(|_blocks| ())
+}
+
+/// The tweak is the sector's number in its key domain.
+fn sectors_from(first: Lba) -> Sectors {
+    Sectors { first: u128::from(first.0), bytes: SECTOR_BYTES }
+}
+
+/// A buffer of whole sectors is never refused; anything else is a bug of the caller.
+fn whole(done: Result<u64, BatchError>) -> u64 {
+    done.unwrap_or_else(|error| panic!("sectors for the cipher: {error}"))
 }

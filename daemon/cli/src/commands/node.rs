@@ -368,9 +368,11 @@ pub(crate) fn describe(status: &NodeStatus) -> String {
         )
     };
     text.push_str(&format!(
-        "  version {}, {}, keys in {} memory ({} of {} held)\n",
+        "  version {}, {} by {} at {} MiB/s a core, keys in {} memory ({} of {} held)\n",
         status.version,
-        status.cipher,
+        status.cipher.algorithm,
+        status.cipher.kernel,
+        status.cipher.mib_per_second,
         status.key_memory.memory,
         status.key_memory.keys,
         status.key_memory.key_slots

@@ -2,51 +2,33 @@
 //!
 //! The portable path: constant time on every processor, with AES instructions where the `aes` crate finds them. Rounds
 //! are called with a zero key and the round key is then loaded from the schedule and added, so that no copy of a
-//! schedule is ever made. Faster kernels may stand beside it; they have to agree with it.
+//! schedule is ever made. The only kernel in Rust throughout: Miri runs it, and the others have to agree with it.
 
 use aes::hazmat::{self, Block, Block8};
 use zeroize::Zeroize;
 
+use crate::batch::{BLOCK_BYTES, Job};
 use crate::schedule::{ROUNDS, RoundKeys, XtsSchedule};
 use crate::scrub;
-
-/// Bytes in an AES block.
-pub const BLOCK_BYTES: usize = 16;
 
 /// Blocks that go through the rounds together.
 const BATCH: usize = 8;
 
-/// Encrypts `data`, a run of sectors of `sector_bytes` numbered from `first_sector`, in place. Returns the blocks done.
-///
-/// IEEE 1619-2018 without ciphertext stealing; the tweak is the sector number as 128 bits, little-endian. Sector
-/// numbers wrap at 2^128.
-///
-/// # Panics
-/// If `sector_bytes` is not a positive multiple of 16 or `data` is not whole sectors: the caller's invariant.
-pub fn encrypt(schedule: &XtsSchedule, first_sector: u128, sector_bytes: usize, data: &mut [u8]) -> u64 {
-    transform::<true>(schedule, first_sector, sector_bytes, data)
-}
-
-/// Decrypts what [`encrypt`] made of the same sectors under the same key. Returns the blocks done.
-///
-/// # Panics
-/// As [`encrypt`].
-pub fn decrypt(schedule: &XtsSchedule, first_sector: u128, sector_bytes: usize, data: &mut [u8]) -> u64 {
-    transform::<false>(schedule, first_sector, sector_bytes, data)
-}
-
-fn transform<const ENCRYPT: bool>(
-    schedule: &XtsSchedule,
-    first_sector: u128,
-    sector_bytes: usize,
-    data: &mut [u8],
-) -> u64 {
-    assert!(sector_bytes > 0 && sector_bytes.is_multiple_of(BLOCK_BYTES), "a sector is whole blocks");
-    assert!(data.len().is_multiple_of(sector_bytes), "data is whole sectors");
-    let blocks = (data.len() / BLOCK_BYTES) as u64;
-    sectors::<ENCRYPT>(schedule, first_sector, sector_bytes, data);
+/// Runs `job`.
+pub(crate) fn run(job: &Job<'_>) {
+    let len = job.sectors * job.sector_bytes;
+    if !std::ptr::eq(job.source, job.target) {
+        // SAFETY: a job's source is readable and its target writable for its length, and they are apart.
+        unsafe { std::ptr::copy_nonoverlapping(job.source, job.target, len) };
+    }
+    // SAFETY: writable for as long, and nobody else's while the job runs.
+    let data = unsafe { std::slice::from_raw_parts_mut(job.target, len) };
+    if job.encrypt {
+        sectors::<true>(job.schedule, job.first_sector, job.sector_bytes, data);
+    } else {
+        sectors::<false>(job.schedule, job.first_sector, job.sector_bytes, data);
+    }
     scrub::after_keys();
-    blocks
 }
 
 /// A frame of its own, never inlined, so that everything below it can be scrubbed once it has returned.
