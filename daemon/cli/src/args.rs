@@ -278,6 +278,40 @@ pub(crate) enum Key {
         /// The file that `key backup` wrote
         file: PathBuf,
     },
+    /// Prove that shares, a ledger backup and copies of a node's disks give the data back
+    #[command(
+        after_help = "Example, on a machine with all three programs and no network to the real ones:\n  nightlatch key drill --backup ledger.backup --disk ./copy-of-disk.img \\\n    --share anna.share --officer-key anna.officer-key --share ben.share --officer-key ben.officer-key\n\nIt starts a keyholder and a node on loopback, opens every volume of the copied disks and reads all of it. The copies are\nwritten to; throw them away afterwards. The outcome goes to the keyholder of the profile, whose status shows its date."
+    )]
+    Drill(KeyDrill),
+}
+
+/// `key drill`.
+#[derive(Debug, Args)]
+pub(crate) struct KeyDrill {
+    /// The file that `key backup` wrote
+    #[arg(long, value_name = "FILE")]
+    pub(crate) backup: PathBuf,
+    /// A copy of a disk or pool file of the node; give it once for each
+    #[arg(long = "disk", value_name = "PATH", required = true)]
+    pub(crate) disks: Vec<PathBuf>,
+    /// An officer's share; give as many as it takes
+    #[arg(long = "share", value_name = "FILE", required = true)]
+    pub(crate) shares: Vec<PathBuf>,
+    /// The secret key file of an officer whose share is given
+    #[arg(long = "officer-key", value_name = "FILE", required = true)]
+    pub(crate) officer_keys: Vec<PathBuf>,
+    /// The node whose disks were copied; not needed where only one has volumes
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Read the first 64 MiB of each volume and bucket instead of everything
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Do not tell the profile's keyholder
+    #[arg(long)]
+    pub(crate) no_report: bool,
+    /// Do not ask whether the disks are copies
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 /// `node`.

@@ -14,7 +14,9 @@ mod args;
 mod commands;
 mod connect;
 mod demo;
+mod drill;
 pub mod failure;
+mod loopback;
 mod output;
 mod profile;
 

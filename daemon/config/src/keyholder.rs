@@ -30,6 +30,10 @@ pub struct KeyholderConfig {
     /// root and not wiped when the process is killed.
     #[serde(default)]
     pub allow_mlock: bool,
+    /// Dial nodes on this machine's loopback addresses only: for drills with a restored ledger, whose nodes are
+    /// somebody's real ones.
+    #[serde(default)]
+    pub dial_loopback_only: bool,
     /// Where to listen.
     pub listen: KeyholderListen,
     /// Certificates.

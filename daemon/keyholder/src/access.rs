@@ -54,6 +54,7 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Post, path: "/v1/unlatch", roles: OFFICER },
     Rule { verb: Verb::Get, path: "/v1/ledger/backup", roles: EITHER },
     Rule { verb: Verb::Post, path: "/v1/ledger/restore", roles: OFFICER },
+    Rule { verb: Verb::Post, path: "/v1/drills", roles: EITHER },
 ];
 
 /// Roles that may connect at all.

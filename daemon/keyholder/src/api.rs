@@ -23,6 +23,7 @@
 //! | POST /v1/unlatch | [`Target`] | [`Outcome`] |
 //! | GET /v1/ledger/backup | | [`LedgerBackup`] |
 //! | POST /v1/ledger/restore | [`LedgerBackup`] | [`KeyholderStatus`] |
+//! | POST /v1/drills | [`DrillReport`] | [`KeyholderStatus`] |
 
 use identity::Endpoint;
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,9 @@ pub struct KeyholderStatus {
     pub ledger_serial: Option<u64>,
     /// Serial of the ledger when it was last backed up; `None` where it never was.
     pub backup_serial: Option<u64>,
+    /// The last drill that was reported; `None` where none was.
+    #[serde(default)]
+    pub last_drill: Option<Drill>,
     /// Set while everything is locked down.
     pub lockdown: Option<Latch>,
     /// Nothing is granted for so long, because the record of earlier leases was lost; milliseconds.
@@ -73,6 +77,56 @@ pub struct KeyholderStatus {
     pub nodes: Vec<NodeEntry>,
     /// The volumes; empty while sealed.
     pub volumes: Vec<VolumeEntry>,
+}
+
+/// What a drill found: whether shares, a ledger backup and a copy of a disk give the data back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrillReport {
+    /// Serial of the ledger backup that was used.
+    pub ledger_serial: u64,
+    /// Officers whose shares were used.
+    pub officers: Vec<String>,
+    /// The node whose disks were copied.
+    pub node: String,
+    /// Its volumes, those that did not open included.
+    pub volumes: Vec<DrilledVolume>,
+}
+
+impl DrillReport {
+    /// Whether every volume opened and could be read.
+    pub fn passed(&self) -> bool {
+        !self.volumes.is_empty() && self.volumes.iter().all(|volume| volume.error.is_none())
+    }
+}
+
+/// One volume in a drill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrilledVolume {
+    /// Its label.
+    pub label: String,
+    /// Bytes of data that were read.
+    pub bytes_read: u64,
+    /// Objects that were read, in an object store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects_read: Option<u64>,
+    /// Why it did not open or could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A drill as it was reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drill {
+    /// When, seconds since 1970.
+    pub at_unix_s: u64,
+    /// Who reported it.
+    pub by: String,
+    /// Whether every volume could be read.
+    pub passed: bool,
+    /// What it found.
+    pub report: DrillReport,
 }
 
 /// Shares that are here and that are needed.

@@ -28,11 +28,12 @@ use units::{BootId, BootInstant, GrantId, NodeId, RootEpoch, VolumeId};
 pub(crate) use self::leases::{Judgement, PlannedGrant};
 pub(crate) use self::nodes::NodeTarget;
 use crate::api::{
-    CeremonyRequest, CeremonyResult, Connection, KeyState, KeyholderStatus, Latch, LedgerBackup, SealState,
-    ShareCount, UnsealProgress,
+    CeremonyRequest, CeremonyResult, Connection, Drill, DrillReport, KeyState, KeyholderStatus, Latch,
+    LedgerBackup, SealState, ShareCount, UnsealProgress,
 };
 use crate::audit::Audit;
 use crate::clock;
+use crate::drill;
 use crate::durable::{self, OldContent, StateDir};
 use crate::error::KeyholderError;
 use crate::ledger::{self, Header, LEDGER_BYTES_MAX, LatchCause, LatchRecord, Registry, SealedLedger};
@@ -111,6 +112,7 @@ pub(crate) struct Book {
     nodes: BTreeMap<NodeId, NodeNow>,
     volumes: BTreeMap<VolumeId, VolumeNow>,
     lease_ms_default: u64,
+    last_drill: Option<Drill>,
     audit: Audit,
 }
 
@@ -132,6 +134,7 @@ impl Book {
         if let Err(broken) = chain {
             tracing::error!("{broken}");
         }
+        let last_drill = drill::load(&dir.file(drill::FILE))?;
         audit.record("start", [("version", env!("CARGO_PKG_VERSION").into())])?;
         tracing::info!(audit = hex::encode(audit.last_hash()), "state directory opened");
         Ok(Self {
@@ -146,6 +149,7 @@ impl Book {
             nodes: BTreeMap::new(),
             volumes: BTreeMap::new(),
             lease_ms_default,
+            last_drill,
             audit,
         })
     }
@@ -174,6 +178,7 @@ impl Book {
             key_memory: memory_name(self.vault.memory()).to_owned(),
             ledger_serial: header.map(|header| header.serial),
             backup_serial: open.and_then(|open| open.registry.backup_serial),
+            last_drill: self.last_drill.clone(),
             lockdown: open.and_then(|open| open.registry.lockdown.as_ref()).map(latch_entry),
             grants_wait_ms: self.wait_until.map(|until| until.ms_since(now)).filter(|ms| *ms > 0),
             nodes: self.node_entries(),
@@ -330,6 +335,24 @@ impl Book {
         let serial = sealed.header.serial;
         self.sealed = Some(sealed);
         self.audit.record("ledger-restored", [("by", by.into()), ("serial", serial.into())])?;
+        Ok(())
+    }
+
+    /// Notes the outcome of a drill: in the trail for good, in status until the next.
+    pub(crate) fn note_drill(&mut self, report: &DrillReport, by: &str) -> Result<(), KeyholderError> {
+        let at_unix_s = clock::unix_s();
+        let drill = Drill { at_unix_s, by: by.to_owned(), passed: report.passed(), report: report.clone() };
+        let volumes = serde_json::json!(report.volumes);
+        let fields = [
+            ("by", by.into()),
+            ("node", report.node.as_str().into()),
+            ("serial", report.ledger_serial.into()),
+            ("passed", drill.passed.into()),
+            ("volumes", volumes),
+        ];
+        self.audit.record("drill", fields)?;
+        drill::save(&self.dir.file(drill::FILE), &drill)?;
+        self.last_drill = Some(drill);
         Ok(())
     }
 

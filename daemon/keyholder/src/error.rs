@@ -34,6 +34,14 @@ pub enum KeyholderError {
         #[source]
         source: std::io::Error,
     },
+    /// The configuration keeps this keyholder to its own machine.
+    #[error(
+        "{address} is not dialled: this keyholder keeps to loopback addresses; take dial_loopback_only out of its configuration"
+    )]
+    NotDialled {
+        /// Where the node is.
+        address: String,
+    },
     /// There is no ledger to work with.
     #[error("this keyholder has no ledger; hold a ceremony, or restore a ledger backup first")]
     NoLedger,
@@ -185,7 +193,9 @@ impl KeyholderError {
             Self::Latched { .. } => ("latched", 409),
             Self::OfficerOnly { .. } => ("forbidden", 403),
             Self::NodeRefused { .. } => ("node-refused", 502),
-            Self::NodeUnreachable { .. } | Self::Identity { .. } => ("node-unreachable", 502),
+            Self::NodeUnreachable { .. } | Self::Identity { .. } | Self::NotDialled { .. } => {
+                ("node-unreachable", 502)
+            }
             Self::Vault(VaultError::Envelope(_) | VaultError::Random(_))
             | Self::Storage(_)
             | Self::StateDir(_)

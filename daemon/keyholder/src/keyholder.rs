@@ -1,12 +1,13 @@
 //! The keyholder as a whole: the book, the vault, one dialler per node, and the acts that need all three.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use identity::{ClientError, Credentials, ExpectedPeer, HttpsClient, Role, Trust, control_client};
+use identity::{ClientError, Credentials, Endpoint, ExpectedPeer, HttpsClient, Role, Trust, control_client};
 use lease::message::{RevokeCause, Scope};
 use locked_memory::Policy;
 use tokio::sync::{mpsc, watch};
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use units::{BootInstant, NodeId, RootEpoch, VolumeId};
 
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, Connection, CreateVolume,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, Connection, CreateVolume, DrillReport,
     KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PushPolicy, ResizeVolume, SealState,
     Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
@@ -48,6 +49,8 @@ pub struct KeyholderParams {
     pub credentials: Credentials,
     /// The issuers it believes.
     pub trust: Trust,
+    /// Whether it dials nodes on this machine only, whatever its ledger says.
+    pub dial_loopback_only: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,7 @@ pub struct Keyholder {
     pub(crate) vault: Arc<Vault>,
     pub(crate) credentials: Credentials,
     pub(crate) trust: Trust,
+    pub(crate) dial_loopback_only: bool,
     book: Mutex<Book>,
     links: Mutex<BTreeMap<NodeId, Link>>,
     changed: watch::Sender<u64>,
@@ -81,6 +85,7 @@ impl Keyholder {
             vault,
             credentials: params.credentials,
             trust: params.trust,
+            dial_loopback_only: params.dial_loopback_only,
             book: Mutex::new(book),
             links: Mutex::new(BTreeMap::new()),
             changed: watch::Sender::new(0),
@@ -408,9 +413,25 @@ impl Keyholder {
         let target = target.ok_or_else(|| KeyholderError::NoSuchNode { name: node.to_string() })?;
         let peer = ExpectedPeer::named(Role::Node, target.name.clone());
         let name = target.name.to_string();
+        self.may_dial(&target.admin_address)?;
         let tls = control_client(&self.credentials, &self.trust, peer)
             .map_err(|source| KeyholderError::Identity { name: name.clone(), source: Box::new(source) })?;
         Ok((HttpsClient::new(target.admin_address, tls), name))
+    }
+
+    /// Whether this keyholder's configuration lets it connect to `address`.
+    pub(crate) fn may_dial(&self, address: &Endpoint) -> Result<(), KeyholderError> {
+        let is_loopback = address.host().parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if self.dial_loopback_only && !is_loopback {
+            return Err(KeyholderError::NotDialled { address: address.to_string() });
+        }
+        Ok(())
+    }
+
+    /// Notes the outcome of a drill.
+    pub fn note_drill(&self, report: &DrillReport, by: &str) -> Result<KeyholderStatus, KeyholderError> {
+        self.book(|book| book.note_drill(report, by))?;
+        Ok(self.status())
     }
 
     /// Begins to dial new nodes, and stops dialling those that are gone.

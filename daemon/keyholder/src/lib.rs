@@ -5,6 +5,7 @@ pub mod api;
 mod audit;
 mod book;
 mod clock;
+mod drill;
 mod durable;
 mod error;
 mod gf256;

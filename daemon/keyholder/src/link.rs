@@ -189,6 +189,7 @@ async fn connect(keyholder: &Keyholder, target: &NodeTarget) -> Result<TlsStream
     let tls = control_client(&keyholder.credentials, &keyholder.trust, peer)
         .map_err(|error| Ended::Connect(error.to_string()))?;
     let address = &target.key_address;
+    keyholder.may_dial(address)?;
     let host = ServerName::try_from(address.host().to_owned())
         .map_err(|error| Ended::Connect(format!("{address}: {error}")))?;
     let dial = async {

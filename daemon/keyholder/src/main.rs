@@ -85,6 +85,7 @@ async fn run(config: KeyholderConfig) -> Result<()> {
         memory,
         credentials,
         trust,
+        dial_loopback_only: config.dial_loopback_only,
     })?;
     let status = keyholder.status();
     tracing::info!(%address, name = status.name, state = ?status.state, memory = status.key_memory, "listening");

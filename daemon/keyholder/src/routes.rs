@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Rule, Verb, rule};
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CreateVolume, Done, KeyholderStatus,
-    LedgerBackup, Lockdown, NodeEntry, Outcome, PushPolicy, ResizeVolume, Target, UnsealProgress,
-    UnsealRequest, VolumeEntry, VolumeErased,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CreateVolume, Done, DrillReport,
+    KeyholderStatus, LedgerBackup, Lockdown, NodeEntry, Outcome, PushPolicy, ResizeVolume, Target,
+    UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
 use crate::error::KeyholderError;
 use crate::keyholder::Keyholder;
@@ -43,7 +43,7 @@ impl Keyholder {
     }
 }
 
-fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 18] {
+fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 19] {
     [
         (Verb::Get, "/v1/status", routing::get(status)),
         (Verb::Post, "/v1/ceremony", routing::post(ceremony)),
@@ -63,6 +63,7 @@ fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 18] {
         (Verb::Post, "/v1/unlatch", routing::post(unlatch)),
         (Verb::Get, "/v1/ledger/backup", routing::get(backup)),
         (Verb::Post, "/v1/ledger/restore", routing::post(restore)),
+        (Verb::Post, "/v1/drills", routing::post(note_drill)),
     ]
 }
 
@@ -278,4 +279,12 @@ async fn restore(
     Body(backup): Body<LedgerBackup>,
 ) -> Answer<KeyholderStatus> {
     Answer(keyholder.restore(&backup, &who(&peer)))
+}
+
+async fn note_drill(
+    State(keyholder): Shared,
+    Extension(peer): Peer,
+    Body(report): Body<DrillReport>,
+) -> Answer<KeyholderStatus> {
+    Answer(keyholder.note_drill(&report, &who(&peer)))
 }

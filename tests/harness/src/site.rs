@@ -774,6 +774,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
 
 fn keyholder_config(dir: &Path, authority: &Authority, spec: &SiteSpec) -> KeyholderConfig {
     KeyholderConfig {
+        dial_loopback_only: false,
         name: name("keyholder"),
         state_dir: dir.join("keyholder"),
         lease_ms: spec.lease_ms,

@@ -113,6 +113,43 @@ fn move_ports(config: &Path) -> toml::Table {
     table["listen"].as_table().expect("a table").clone()
 }
 
+/// Shares, backup and a copy of the disk give the data back; another disk does not, nor too few shares.
+fn prove_by_drill(desk: &Desk) {
+    let copy = |from: &str, to: &str| {
+        run(Command::new("cp").arg("--sparse=always").args([from, to].map(|name| desk.dir.join(name))))
+            .expect_success();
+    };
+    copy("pool.img", "copy.img");
+    desk.run(&["pool", "create", "foreign.img", "--size", "1G"]);
+    assert!(desk.run(&["key", "status"]).contains("no drill yet"));
+    let drill = |disk: &str, officers: &[&str]| -> Vec<String> {
+        let mut arguments: Vec<String> =
+            ["key", "drill", "--yes", "--backup", "ledger.backup", "--disk", disk].map(str::to_owned).into();
+        for officer in officers {
+            let (share, key) = (format!("shares/{officer}.share"), format!("{officer}.officer-key"));
+            arguments.extend(["--share".to_owned(), share, "--officer-key".to_owned(), key]);
+        }
+        arguments
+    };
+    fn words(arguments: &[String]) -> Vec<&str> {
+        arguments.iter().map(String::as_str).collect()
+    }
+    let few = desk.refused(&words(&drill("copy.img", &["ben"])));
+    assert!(few.contains("1 shares were given and 2 are needed"), "{few}");
+    let foreign = desk.refused(&words(&drill("foreign.img", &["ben", "clara"])));
+    assert!(foreign.contains("THE DRILL FAILED") && foreign.contains("db: FAILED"), "{foreign}");
+    assert!(desk.run(&["key", "status"]).contains("FAILED: repeat it"));
+
+    let before = std::fs::read(desk.dir.join("ledger.backup")).expect("the backup");
+    let report = desk.json(&words(&drill("copy.img", &["anna", "clara"])));
+    assert_eq!(find(&report, "objects_read").and_then(Value::as_u64), Some(1), "{report}");
+    assert_eq!(report["volumes"].as_array().map(Vec::len), Some(2), "{report}");
+    assert_eq!(std::fs::read(desk.dir.join("ledger.backup")).expect("the backup"), before);
+    let status = desk.json(&["key", "status"]);
+    assert_eq!(status["last_drill"]["passed"], true, "{status}");
+    assert!(desk.run(&["key", "status"]).contains("passed"));
+}
+
 #[test]
 fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     let parent = tempfile::tempdir().expect("a temporary directory");
@@ -237,6 +274,7 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     desk.until(&["key", "status"]);
     desk.run(&["key", "restore", "ledger.backup"]);
     desk.unseal();
+    prove_by_drill(&desk);
     let _daemon = desk.start("nightlatchd", &config);
     wait_for("the object again", PATIENCE, || {
         let answer = aws(&["s3", "cp", "s3://photos/one", &back.display().to_string()]);

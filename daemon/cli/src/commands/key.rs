@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::args::Key;
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
+use crate::drill;
 use crate::failure::{Done, Failure};
 use crate::output::Output;
 
@@ -116,6 +117,7 @@ pub(crate) fn run(command: &Key, connections: impl FnOnce() -> Done<Connections>
         Key::Status => status(&connections()?, output),
         Key::Backup { file } => backup(file, &connections()?, output),
         Key::Restore { file } => restore(file, &connections()?, output),
+        Key::Drill(arguments) => drill::run(arguments, connections, output),
     }
 }
 
@@ -124,7 +126,7 @@ fn unwritable(error: &serde_json::Error) -> Failure {
 }
 
 /// Reads a JSON file that is no secret.
-fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Done<T> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Done<T> {
     use std::io::Read;
     let mut text = Vec::new();
     fs::File::open(path)
@@ -265,6 +267,18 @@ pub(crate) fn describe(status: &KeyholderStatus) -> String {
         };
         lines.push(format!("  ledger serial {serial}, {backup}"));
     }
+    lines.push(match &status.last_drill {
+        Some(drill) if drill.passed => format!(
+            "  last drill {} with ledger serial {}: passed",
+            crate::output::moment(drill.at_unix_s),
+            drill.report.ledger_serial
+        ),
+        Some(drill) => format!(
+            "  LAST DRILL {} FAILED: repeat it (`nightlatch key drill`) until it passes",
+            crate::output::moment(drill.at_unix_s)
+        ),
+        None => "  no drill yet: prove that the backups open (`nightlatch key drill`)".to_owned(),
+    });
     if let Some(latch) = &status.lockdown {
         lines.push(format!(
             "  LOCKDOWN since {}{}: a security officer lifts it with `nightlatch unlatch --all`",

@@ -13,7 +13,7 @@ mod volume;
 
 use std::future::Future;
 
-pub(crate) use key::{OfficerKey, open_share};
+pub(crate) use key::{OfficerKey, open_share, read_json};
 pub(crate) use node::{PlannedNode, make_private_dir, random_id, to_toml};
 
 use crate::args::{Arguments, Command};

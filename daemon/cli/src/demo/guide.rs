@@ -6,6 +6,7 @@ use crate::demo::s3;
 use crate::demo::setup;
 use crate::demo::site::{BUCKET, REGION, Site, VOLUME};
 use crate::failure::{Done, Failure};
+use crate::loopback::at;
 
 /// The contract of `nightlatch demo --json`: programs build on these names, so none is changed or removed.
 #[derive(Serialize)]
@@ -36,8 +37,8 @@ impl Ready {
             region: REGION.to_owned(),
             access_key: key.access_key,
             secret_key: key.secret_key,
-            admin_url: format!("https://{}", Site::at(site.ports.admin)),
-            metrics_url: format!("http://{}/metrics", Site::at(site.ports.metrics)),
+            admin_url: format!("https://{}", at(site.ports.admin)),
+            metrics_url: format!("http://{}/metrics", at(site.ports.metrics)),
             node_pid: node.pid(),
             keyholder_pid: keyholder.pid(),
             dir: site.dir.display().to_string(),
@@ -46,7 +47,7 @@ impl Ready {
 }
 
 fn nbd_uri(site: &Site) -> String {
-    let address = Site::at(site.ports.nbd);
+    let address = at(site.ports.nbd);
     if site.nbd_plain {
         format!("nbd://{address}/{VOLUME}")
     } else {
@@ -76,7 +77,7 @@ pub(super) fn text(site: &Site) -> String {
     let (dir, socket) = (shell(&site.dir.to_string_lossy()), nbd_unix_uri(site));
     let tls = shell(&site.path("pki/nbd-client/demo").to_string_lossy());
     let qemu_tls = if site.nbd_plain {
-        format!("  qemu-img info nbd://{}/{VOLUME}\n", Site::at(site.ports.nbd))
+        format!("  qemu-img info nbd://{}/{VOLUME}\n", at(site.ports.nbd))
     } else {
         format!(
             "  qemu-img info --object tls-creds-x509,id=t,endpoint=client,dir={tls} \\\n    --image-opts \

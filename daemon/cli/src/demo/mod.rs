@@ -10,49 +10,32 @@
 
 mod disk;
 mod guide;
-mod ports;
-mod processes;
 mod s3;
 mod setup;
 mod site;
 mod story;
 mod traffic;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::args::DemoArgs;
-use crate::failure::{Done, Failure};
+use crate::failure::Done;
+use crate::loopback::{self, processes};
 use crate::output::Output;
 use site::Site;
 
 /// Runs the demonstration to its end, which is a signal.
 pub(crate) fn run(arguments: &DemoArgs, output: Output) -> Done {
-    // One thread, the main one: the children's parent-death signal is tied to the thread that starts them.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::local(format!("the runtime cannot be started: {error}"), ""))?;
-    let result = runtime.block_on(demonstrate(arguments, output));
-    runtime.shutdown_background();
-    result
-}
-
-async fn demonstrate(arguments: &DemoArgs, output: Output) -> Done {
-    // Before anything is started, so that no signal ends this program without its clean end.
-    let listen =
-        |kind| signal(kind).map_err(|error| Failure::local(format!("signals cannot be caught: {error}"), ""));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    processes::check_programs()?;
-    let mut site = Site::open(arguments)?;
-    let result = tokio::select! {
-        result = serve(&mut site, output) => result,
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
-    };
-    output.note("\nStopping: clients finish, keys are wiped.");
-    site.processes.stop().await;
-    site.close();
-    result
+    loopback::run(async |stopped| {
+        processes::check_programs()?;
+        let mut site = Site::open(arguments)?;
+        let result = tokio::select! {
+            result = serve(&mut site, output) => result,
+            () = stopped => Ok(()),
+        };
+        output.note("\nStopping: clients finish, keys are wiped.");
+        site.processes.stop().await;
+        site.close();
+        result
+    })
 }
 
 /// Sets up, tells the story or prints the contract, and serves until one of the programs ends.

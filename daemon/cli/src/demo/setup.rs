@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admin::api::{Bucket, CreateBucket, CreateUser, CreatedAccessKey, NodeStatus};
-use config::{ControlTls, KeyholderConfig, KeyholderListen, NodeConfig};
 use device::{Device, FileDevice, OpenOptions};
-use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
-use identity::{ClientError, Endpoint, HttpsClient, NodeKey, PeerName, PrivateFile, Role};
+use identity::pki::Authority;
+use identity::{ClientError, Endpoint, HttpsClient, NodeKey, PrivateFile};
 use keyholder::api::{
     AddNode, CeremonyRequest, CeremonyResult, CreateVolume, KeyState, KeyholderStatus, NodeEntry, OnSeal,
     Outcome, PushPolicy, ResizeVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry,
@@ -23,14 +22,16 @@ use pool::{CreateOptions, Pool};
 use serde::Deserialize;
 use units::ByteLen;
 
-use crate::commands::{OfficerKey, PlannedNode, make_private_dir, open_share, to_toml};
+use crate::commands::{OfficerKey, PlannedNode, make_private_dir, open_share};
 use crate::connect::{Ask, Connections};
 use crate::demo::disk;
-use crate::demo::processes::{KEYHOLDER_PROGRAM, NODE_PROGRAM, POLL, START_TIMEOUT};
 use crate::demo::site::{BUCKET, KEYHOLDER, NODE, OBJECTS, Site, USER, VOLUME, VOLUME_SIZE_DEFAULT};
 use crate::failure::{Done, Exit, Failure};
+use crate::loopback::at;
+use crate::loopback::install::{self, PlannedKeyholder, grant_signing_key, name, replace};
+use crate::loopback::processes::{POLL, START_TIMEOUT};
 use crate::output::Output;
-use crate::profile::{PROFILE_FILE, Profile, ProfileIdentity, ProfileNode};
+use crate::profile::{PROFILE_FILE, Profile};
 
 /// The officers, of whom any two unseal the keyholder.
 const OFFICERS: [&str; 3] = ["anna", "ben", "clara"];
@@ -49,7 +50,8 @@ const OBJECTS_BYTES: u64 = 64 << 40;
 pub(super) async fn run(site: &mut Site, output: Output) -> Done {
     let authority = make_authority(site, output)?;
     make_pool(site, output)?;
-    write_profile(site, &authority)?;
+    let profile = site.path(PROFILE_FILE);
+    install::write_profile(&profile, &authority, &site.ports, NODE)?;
     start_keyholder(site, &authority).await?;
     unseal_keyholder(site, output).await?;
     start_node(site, &authority).await?;
@@ -63,38 +65,13 @@ pub(super) fn connections(site: &Site) -> Done<Connections> {
     Ok(Connections::of(Profile::load(Some(&site.dir))?))
 }
 
-fn name(text: &str) -> Done<PeerName> {
-    Ok(text.parse().map_err(identity::IdentityError::Name)?)
-}
-
 fn make_authority(site: &Site, output: Output) -> Done<Authority> {
     let dir = site.path("pki");
     if dir.exists() {
         return Ok(Authority::open(&dir)?);
     }
     output.note("Making a certificate authority, and a certificate for each role.");
-    let new = site.path("pki.new");
-    if new.exists() {
-        fs::remove_dir_all(&new).map_err(|error| Failure::file("remove", &new, &error))?;
-    }
-    let trust_domain = "demo.nightlatch".parse().map_err(identity::IdentityError::Name)?;
-    let authority = Authority::create(&new, &trust_domain)?;
-    let holders = [
-        (Role::Operator, "operator"),
-        (Role::SecurityOfficer, "officer"),
-        (Role::Auditor, "auditor"),
-        (Role::Monitor, "monitor"),
-        (Role::Keyholder, KEYHOLDER),
-        (Role::Node, NODE),
-        (Role::NbdClient, "demo"),
-    ];
-    for (role, holder) in holders {
-        authority.issue(role, &name(holder)?, LEAF_DAYS_DEFAULT)?;
-    }
-    let hosts = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-    authority.issue_server(&name(NODE)?, &hosts, LEAF_DAYS_DEFAULT)?;
-    fs::rename(&new, &dir).map_err(|error| Failure::file("rename", &new, &error))?;
-    Ok(Authority::open(&dir)?)
+    install::make_authority(&dir, "demo.nightlatch", KEYHOLDER, NODE)
 }
 
 fn make_pool(site: &Site, output: Output) -> Done {
@@ -119,76 +96,16 @@ fn make_pool(site: &Site, output: Output) -> Done {
     Ok(())
 }
 
-fn write_profile(site: &Site, authority: &Authority) -> Done {
-    let trust = authority.trust_files();
-    let mut identities = Vec::new();
-    for (role, holder) in [
-        (Role::Operator, "operator"),
-        (Role::SecurityOfficer, "officer"),
-        (Role::Auditor, "auditor"),
-        (Role::Monitor, "monitor"),
-    ] {
-        let files = authority.leaf_files(role, &name(holder)?);
-        identities.push(ProfileIdentity { role, cert: files.cert, key: files.key });
-    }
-    let profile = Profile {
-        trust_domain: trust.trust_domain,
-        people_issuer: trust.people,
-        machines_issuer: trust.machines,
-        clients_issuer: trust.clients,
-        keyholder: Some(Endpoint::from(Site::at(site.ports.keyholder))),
-        identities,
-        nodes: vec![ProfileNode { name: NODE.to_owned(), admin: Endpoint::from(Site::at(site.ports.admin)) }],
-    };
-    replace(&site.path(PROFILE_FILE), &profile.to_text()?)
-}
-
-/// Writes a file of this directory in one step, in place of the last run's.
-fn replace(path: &Path, text: &str) -> Done {
-    let new = path.with_extension("new");
-    let _ = fs::remove_file(&new);
-    PrivateFile::create(&new, text.as_bytes())?;
-    fs::rename(&new, path).map_err(|error| Failure::file("rename", &new, &error))
-}
-
 async fn start_keyholder(site: &mut Site, authority: &Authority) -> Done {
-    let trust = authority.trust_files();
-    let files = authority.leaf_files(Role::Keyholder, &name(KEYHOLDER)?);
-    let dir = site.path("keyholder");
-    make_private_dir(&dir)?;
-    let config = KeyholderConfig {
-        name: name(KEYHOLDER)?,
-        state_dir: dir.join("state"),
+    let planned = PlannedKeyholder {
+        dir: &site.path("keyholder"),
+        name: KEYHOLDER,
+        authority,
+        admin: at(site.ports.keyholder),
         lease_ms: LEASE_MS,
-        allow_mlock: false,
-        listen: KeyholderListen { admin: Site::at(site.ports.keyholder) },
-        tls: ControlTls {
-            trust_domain: trust.trust_domain,
-            cert: files.cert,
-            key: files.key,
-            people_issuer: trust.people,
-            machines_issuer: trust.machines,
-            clients_issuer: trust.clients,
-        },
     };
-    let path = dir.join("keyholder.toml");
-    replace(&path, &to_toml(&config)?)?;
-    let mut running = site.processes.start(KEYHOLDER_PROGRAM, &path)?;
     let client = connections(site)?.keyholder(Ask::Read)?;
-    let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        running.check()?;
-        let answer: Result<KeyholderStatus, ClientError> = client.get("/v1/status").await;
-        match answer {
-            Ok(_) => break,
-            Err(ClientError::Unreachable { .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(POLL).await;
-            }
-            Err(error) => return Err(Failure::from(error).during("waiting for the keyholder")),
-        }
-    }
-    site.processes.keyholder = Some(running);
-    Ok(())
+    install::start_keyholder(&mut site.processes, &planned, &client).await
 }
 
 async fn unseal_keyholder(site: &Site, output: Output) -> Done {
@@ -279,39 +196,8 @@ async fn start_node(site: &mut Site, authority: &Authority) -> Done {
         listen: site.listen(),
         drain_s: 2,
     };
-    let config = planned.config();
-    make_private_dir(&config.state_dir)?;
-    if !config.identity_key_file().exists() {
-        NodeKey::create(&config.identity_key_file())?;
-    }
-    // The heads may be wanted with or without TLS from one run to the next.
-    replace(&planned.config_file(), &to_toml(&config)?)?;
-    pin_keyholder(site, &config).await?;
-    let ready = config.ready_file();
-    let _ = fs::remove_file(&ready);
-    let mut running = site.processes.start(NODE_PROGRAM, &planned.config_file())?;
-    let deadline = Instant::now() + START_TIMEOUT;
-    while !ready.exists() {
-        running.check()?;
-        if Instant::now() >= deadline {
-            return Err(Failure::local(
-                "the node does not come up",
-                format!("look at {}", site.path("logs").display()),
-            ));
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    site.processes.node = Some(running);
-    Ok(())
-}
-
-/// Writes the grant-signing key where the node pins it.
-async fn pin_keyholder(site: &Site, config: &NodeConfig) -> Done {
-    let status: KeyholderStatus = connections(site)?.keyholder(Ask::Read)?.get("/v1/status").await?;
-    let key = status
-        .grant_signing_key
-        .ok_or_else(|| Failure::local("the keyholder shows no grant-signing key", "look at its log"))?;
-    replace(&config.keyholder_key_file(), &format!("{key}\n"))
+    let pin = grant_signing_key(&connections(site)?.keyholder(Ask::Read)?).await?;
+    install::start_node(&mut site.processes, &planned, &pin).await
 }
 
 async fn enrol_node(site: &Site, output: Output) -> Done {
@@ -325,8 +211,8 @@ async fn enrol_node(site: &Site, output: Output) -> Done {
     let request = AddNode {
         name: NODE.to_owned(),
         node: site.node,
-        key_address: Endpoint::from(Site::at(site.ports.key)),
-        admin_address: Endpoint::from(Site::at(site.ports.admin)),
+        key_address: Endpoint::from(at(site.ports.key)),
+        admin_address: Endpoint::from(at(site.ports.admin)),
         identity_key: Some(hex::encode(key.public())),
         // As for every node without a TPM: a person approves each push, which here is a step of the story.
         push: PushPolicy::Approve,

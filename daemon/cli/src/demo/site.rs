@@ -13,7 +13,6 @@
 //! ```
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use config::NodeListen;
@@ -24,9 +23,10 @@ use units::{ByteLen, NodeId};
 
 use crate::args::DemoArgs;
 use crate::commands::random_id;
-use crate::demo::ports::{Ports, Reservation};
-use crate::demo::processes::Processes;
 use crate::failure::{Done, Failure};
+use crate::loopback::ports::{Ports, Reservation};
+use crate::loopback::processes::Processes;
+use crate::loopback::{at, temporary_dir};
 
 /// Version of demo.json.
 const PLAN_VERSION: u32 = 1;
@@ -141,32 +141,19 @@ impl Site {
         self.dir.join(name)
     }
 
-    /// An address of this machine that nobody else reaches.
-    pub(super) fn at(port: u16) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-    }
-
     pub(super) fn listen(&self) -> NodeListen {
         NodeListen {
-            key: Self::at(self.ports.key),
-            admin: Self::at(self.ports.admin),
-            metrics: Self::at(self.ports.metrics),
-            nbd: Some(Self::at(self.ports.nbd)),
+            key: at(self.ports.key),
+            admin: at(self.ports.admin),
+            metrics: at(self.ports.metrics),
+            nbd: Some(at(self.ports.nbd)),
             nbd_unix: Some(self.nbd_socket.clone()),
-            s3: Some(Self::at(self.ports.s3)),
+            s3: Some(at(self.ports.s3)),
             s3_region: REGION.to_owned(),
             nbd_plain: self.nbd_plain,
             s3_plain: self.s3_plain,
         }
     }
-}
-
-/// A directory with a name that nobody could have foreseen.
-fn temporary_dir() -> Done<PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
-    let dir = std::env::temp_dir().join(format!("nightlatch-{}", hex::encode(&random_id()?[..6])));
-    fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| Failure::file("make", &dir, &error))?;
-    Ok(dir)
 }
 
 /// Makes sure that the directory is a demonstration's or empty, and that no other program is using it.

@@ -7,12 +7,13 @@ use nix::sys::signal::Signal;
 use units::ByteLen;
 
 use crate::commands::random_id;
-use crate::demo::processes::POLL;
-use crate::demo::s3::S3;
+use crate::demo::s3;
 use crate::demo::site::{BUCKET, Site, VOLUME};
 use crate::demo::traffic::{self, PIECE};
 use crate::demo::{disk, setup};
 use crate::failure::{Done, Failure};
+use crate::loopback::processes::POLL;
+use crate::loopback::s3::S3;
 use crate::output::{Output, duration_ms};
 
 /// Written to the volume; less where the volume is smaller.
@@ -37,12 +38,12 @@ pub(super) async fn tell(site: &mut Site, output: Output) -> Done {
             "give --volume-size 1G, or --json for no story",
         ));
     }
-    let s3 = S3::new(site)?;
+    let client = s3::client(site)?;
     seal_as_found(site, run, pieces, output).await?;
     say("1. The disk as a thief finds it")?;
     show_disk(site)?;
     say("2. The node is sealed: it runs, and serves nothing")?;
-    show_refusals(site, &s3).await?;
+    show_refusals(site, &client).await?;
 
     say("3. The keyholder pushes the keys")?;
     show_push(site).await?;
@@ -52,12 +53,12 @@ pub(super) async fn tell(site: &mut Site, output: Output) -> Done {
     let volume_sum = traffic::write_volume(site, run, pieces, written).await?;
     line(&format!("volume {VOLUME}: {} written and flushed, SHA-256 {}", size(pieces), short(&volume_sum)))?;
     let sent = output.progress(OBJECT_PIECES * PIECE as u64, "S3 object");
-    let object_sum = s3.put(OBJECT, run, OBJECT_PIECES, sent).await?;
+    let object_sum = s3::put(&client, OBJECT, run, OBJECT_PIECES, sent).await?;
     line(&format!("s3://{BUCKET}/{OBJECT}: {} stored, SHA-256 {}", size(OBJECT_PIECES), short(&object_sum)))?;
 
     say("5. The power fails (SIGPWR)")?;
     lose_power(site).await?;
-    show_refusals(site, &s3).await?;
+    show_refusals(site, &client).await?;
 
     say("6. The disk again: it holds all of that, and nothing of it")?;
     show_disk(site)?;
@@ -68,7 +69,7 @@ pub(super) async fn tell(site: &mut Site, output: Output) -> Done {
     let volume_again = traffic::read_volume(site, pieces, read).await?;
     compare(&format!("volume {VOLUME}"), &volume_sum, &volume_again)?;
     let got = output.progress(OBJECT_PIECES * PIECE as u64, "S3 object");
-    let object_again = s3.get(OBJECT, &got).await??;
+    let object_again = s3::get(&client, OBJECT, &got).await??;
     compare(&format!("s3://{BUCKET}/{OBJECT}"), &object_sum, &object_again)
 }
 
@@ -122,12 +123,12 @@ fn show_disk(site: &Site) -> Done {
     Ok(())
 }
 
-async fn show_refusals(site: &Site, s3: &S3) -> Done {
+async fn show_refusals(site: &Site, client: &S3) -> Done {
     let status = setup::node_status(site).await?;
     let cause = status.seal.cause.as_deref().unwrap_or("cause unknown");
     line(&format!("status: sealed ({cause}), keys held: {}", status.key_memory.keys))?;
     line(&format!("NBD: {}", traffic::refused_volume(site).await?))?;
-    match s3.get(OBJECT, &indicatif::ProgressBar::hidden()).await? {
+    match s3::get(client, OBJECT, &indicatif::ProgressBar::hidden()).await? {
         Err(refusal) => line(&format!(
             "S3: {}{}",
             refusal.status,

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use keyholder::api::{KeyState, KeyholderStatus, LedgerBackup, SealState, ShareCount, UnsealRequest};
+use keyholder::api::{
+    AddNode, KeyState, KeyholderStatus, LedgerBackup, NodeEntry, SealState, ShareCount, UnsealRequest,
+};
 use keyholder::shares::{SealedShare, Share, ShareError};
 use keyholder::{Keyholder, KeyholderError};
 
-use crate::site::{LEASE_MS, Site, ceremony_request, officer_secret, refusal};
+use crate::site::{LEASE_MS, Site, add_node, ceremony_request, officer_secret, refusal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shares_restore_the_root_and_each_bad_one_is_named() {
@@ -151,4 +153,32 @@ async fn ceremonies_with_impossible_numbers_are_refused_and_a_second_one_only_wh
     site.node(1).await;
     let refused = site.refused(&site.officer(), "/v1/ceremony", &ceremony_request(1, 1)).await;
     assert_eq!(refused, (409, "exists".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyholder_kept_to_its_machine_dials_nobody_else_and_says_so() {
+    let mut site = Site::new().await;
+    let made = site.ceremony().await;
+    let node = site.fake_node(1).await;
+    let elsewhere = AddNode {
+        // TEST-NET-1: nobody answers there, and a dial would time out instead of being refused at once.
+        key_address: "192.0.2.1:7410".parse().unwrap(),
+        ..add_node(1, &node)
+    };
+    site.operator().post::<NodeEntry>("/v1/nodes", &elsewhere).await.unwrap();
+    site.stop().await;
+    site.dial_loopback_only = true;
+    site.start().await;
+    site.submit(&made.shares, 1).await.unwrap();
+    site.submit(&made.shares, 2).await.unwrap();
+    let begun = Instant::now();
+    loop {
+        let nodes: Vec<NodeEntry> = site.operator().get("/v1/nodes").await.unwrap();
+        if let Some(error) = &nodes[0].last_error {
+            assert!(error.contains("192.0.2.1") && error.contains("dial_loopback_only"), "{error}");
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4), "a refused dial takes no time: {nodes:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

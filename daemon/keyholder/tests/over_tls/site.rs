@@ -41,6 +41,8 @@ pub(crate) struct Site {
     authority: Authority,
     running: Option<Running>,
     admin: SocketAddr,
+    /// For the next start.
+    pub(crate) dial_loopback_only: bool,
 }
 
 struct Running {
@@ -60,7 +62,8 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let domain = "test.example".parse().unwrap();
         let authority = Authority::create(&dir.path().join("pki"), &domain).unwrap();
-        let mut site = Self { dir, authority, running: None, admin: ([127, 0, 0, 1], 0).into() };
+        let admin = ([127, 0, 0, 1], 0).into();
+        let mut site = Self { dir, authority, running: None, admin, dial_loopback_only: false };
         site.start().await;
         site
     }
@@ -83,6 +86,7 @@ impl Site {
 
     pub(crate) fn params(&self, state_dir: &Path) -> KeyholderParams {
         KeyholderParams {
+            dial_loopback_only: self.dial_loopback_only,
             name: "compute-1".to_owned(),
             state_dir: state_dir.to_owned(),
             lease_ms: LEASE_MS,

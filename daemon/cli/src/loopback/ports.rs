@@ -13,8 +13,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use serde::{Deserialize, Serialize};
 
 use crate::commands::random_id;
-use crate::demo::site::Site;
 use crate::failure::{Done, Failure};
+use crate::loopback::at;
 
 /// Ports in a block; six are used.
 const BLOCK: u32 = 8;
@@ -31,22 +31,22 @@ const EPHEMERAL_DEFAULT: Range<u32> = 32_768..61_000;
 /// The loopback ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Ports {
-    pub(super) keyholder: u16,
-    pub(super) key: u16,
-    pub(super) admin: u16,
-    pub(super) metrics: u16,
-    pub(super) nbd: u16,
-    pub(super) s3: u16,
+pub(crate) struct Ports {
+    pub(crate) keyholder: u16,
+    pub(crate) key: u16,
+    pub(crate) admin: u16,
+    pub(crate) metrics: u16,
+    pub(crate) nbd: u16,
+    pub(crate) s3: u16,
 }
 
 /// Keeps other demonstrations off a block for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Reservation(#[expect(dead_code, reason = "holding it is all it is for")] UnixListener);
+pub(crate) struct Reservation(#[expect(dead_code, reason = "holding it is all it is for")] UnixListener);
 
 impl Ports {
     /// Takes a block that no demonstration has reserved and whose ports nobody has bound.
-    pub(super) fn take() -> Done<(Self, Reservation)> {
+    pub(crate) fn take() -> Done<(Self, Reservation)> {
         let range = outside(&ephemeral());
         let blocks = (range.end - range.start) / BLOCK;
         let random = u32::from_le_bytes(random_id()?.first_chunk().copied().unwrap_or_default());
@@ -74,7 +74,7 @@ impl Ports {
     }
 
     /// Reserves the block; `None` where another demonstration has it.
-    pub(super) fn reserve(self) -> Option<Reservation> {
+    pub(crate) fn reserve(self) -> Option<Reservation> {
         let name = format!("nightlatch-demo-ports-{}", self.keyholder);
         let address = SocketAddr::from_abstract_name(name.as_bytes()).ok()?;
         UnixListener::bind_addr(&address).ok().map(Reservation)
@@ -83,7 +83,7 @@ impl Ports {
     fn are_free(self) -> bool {
         [self.keyholder, self.key, self.admin, self.metrics, self.nbd, self.s3]
             .into_iter()
-            .all(|port| TcpListener::bind(Site::at(port)).is_ok())
+            .all(|port| TcpListener::bind(at(port)).is_ok())
     }
 }
 

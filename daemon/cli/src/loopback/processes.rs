@@ -13,24 +13,24 @@ use tokio::process::{Child, Command};
 use crate::failure::{Done, Failure};
 
 /// The programs, which lie beside this one.
-pub(super) const KEYHOLDER_PROGRAM: &str = "nightlatch-keyholder";
-pub(super) const NODE_PROGRAM: &str = "nightlatchd";
+pub(crate) const KEYHOLDER_PROGRAM: &str = "nightlatch-keyholder";
+pub(crate) const NODE_PROGRAM: &str = "nightlatchd";
 
 /// How long a program gets after SIGTERM: the node drains for two seconds, then flushes and wipes.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long one may take to come up: longer than recovery of a large pool on a busy machine.
-pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
-pub(super) const POLL: Duration = Duration::from_millis(25);
+pub(crate) const POLL: Duration = Duration::from_millis(25);
 
 /// How much of a log is shown when its program ends by itself.
 const LOG_TAIL_BYTES: i64 = 2000;
 
 /// A running program.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(crate) struct Running {
     name: &'static str,
     child: Child,
     pid: i32,
@@ -39,10 +39,10 @@ pub(super) struct Running {
 
 /// Both programs.
 #[derive(Debug)]
-pub(super) struct Processes {
+pub(crate) struct Processes {
     logs: PathBuf,
-    pub(super) keyholder: Option<Running>,
-    pub(super) node: Option<Running>,
+    pub(crate) keyholder: Option<Running>,
+    pub(crate) node: Option<Running>,
 }
 
 fn own_path() -> Done<PathBuf> {
@@ -51,7 +51,7 @@ fn own_path() -> Done<PathBuf> {
 }
 
 /// Checks that both programs are there, before anything is made.
-pub(super) fn check_programs() -> Done {
+pub(crate) fn check_programs() -> Done {
     let own = own_path()?;
     for name in [KEYHOLDER_PROGRAM, NODE_PROGRAM] {
         if !own.with_file_name(name).is_file() {
@@ -65,13 +65,13 @@ pub(super) fn check_programs() -> Done {
 }
 
 impl Processes {
-    pub(super) fn new(logs: &Path) -> Done<Self> {
+    pub(crate) fn new(logs: &Path) -> Done<Self> {
         fs::create_dir_all(logs).map_err(|error| Failure::file("make", logs, &error))?;
         Ok(Self { logs: logs.to_owned(), keyholder: None, node: None })
     }
 
-    /// Starts a program with `--config`. Call it from the main thread only, see [`crate::demo::run`].
-    pub(super) fn start(&self, name: &'static str, config: &Path) -> Done<Running> {
+    /// Starts a program with `--config`. Call it from the main thread only, see [`crate::loopback::run`].
+    pub(crate) fn start(&self, name: &'static str, config: &Path) -> Done<Running> {
         let own = own_path()?;
         let program = own.with_file_name(name);
         let log = self.logs.join(format!("{name}.log"));
@@ -102,7 +102,7 @@ impl Processes {
     }
 
     /// Waits until one of the programs ends, which neither should.
-    pub(super) async fn ended(&mut self) -> Failure {
+    pub(crate) async fn ended(&mut self) -> Failure {
         let (Some(keyholder), Some(node)) = (&mut self.keyholder, &mut self.node) else {
             return Failure::local("the programs are not running", "");
         };
@@ -113,7 +113,7 @@ impl Processes {
     }
 
     /// Stops both: the node first, so that its last receipts find the keyholder.
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         for running in [self.node.take(), self.keyholder.take()].into_iter().flatten() {
             running.stop().await;
         }
@@ -122,18 +122,18 @@ impl Processes {
 
 impl Running {
     /// The process id.
-    pub(super) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
     /// Sends a signal.
-    pub(super) fn signal(&self, signal: Signal) -> Done {
+    pub(crate) fn signal(&self, signal: Signal) -> Done {
         kill(Pid::from_raw(self.pid), signal)
             .map_err(|error| Failure::local(format!("cannot send {signal} to {}: {error}", self.name), ""))
     }
 
     /// Fails, with the end of its log, when the program has ended.
-    pub(super) fn check(&mut self) -> Done {
+    pub(crate) fn check(&mut self) -> Done {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => Err(self.failure(&status.to_string())),
