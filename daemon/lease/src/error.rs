@@ -9,6 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use units::{Fence, GrantId, NodeId};
 
+use crate::message::WipeCause;
+
 /// Why a session ends. The node reports [`SessionError::refusal`] to the keyholder before it closes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
@@ -286,6 +288,9 @@ pub enum GrantRefusal {
     /// The volume could not be opened with the key.
     #[error("the node took the key but could not open the volume; look at the node's log and pool status")]
     VolumeFailed,
+    /// A trigger stands that would take the key at once.
+    #[error("at the node {0} still stands, for which it gives up keys; it takes them when that has passed")]
+    TriggerStanding(WipeCause),
 }
 
 /// The first eight bytes of a public key's SHA-256, as people compare them.

@@ -7,6 +7,7 @@
 //! - [`node`]: what a node holds and until when, and its end of a connection.
 //! - [`keyholder`]: the keyholder's end of a connection.
 //! - [`message`], [`frame`], [`limits`]: the wire.
+//! - [`trigger`]: what makes keys go and how they come back.
 //! - [`envelope`]: the HPKE envelope in which a key travels.
 //!
 //! Not here: policy, records, persistence (the `keyholder` crate), keys (`keyring`), sockets (the programs).
@@ -19,6 +20,7 @@ pub mod limits;
 pub mod message;
 pub mod node;
 mod transcript;
+pub mod trigger;
 
 pub use error::{GrantRefusal, KeyFingerprint, SessionError, SessionRefusal};
 pub use transcript::{

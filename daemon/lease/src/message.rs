@@ -357,36 +357,80 @@ impl Body for Revoke {
     const KIND: Kind = Kind::Revoke;
 }
 
-/// What made a key go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WipeCause {
-    /// The power line, the UPS or SIGPWR.
-    PowerLoss,
+macro_rules! causes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// What made a key go. TRIGGERS.md says for each what is done and how keys come back.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum WipeCause { $($(#[$doc])* $name,)* }
+
+        impl WipeCause {
+            /// Every cause, in the order of their numbers on the wire.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its name in logs, statuses and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+causes! {
+    /// SIGPWR.
+    PowerLoss = "power-loss";
     /// The program was told to stop.
-    PlannedStop,
+    PlannedStop = "planned-stop";
     /// The lease ran out.
-    LeaseExpired,
+    LeaseExpired = "lease-expired";
     /// The keyholder revoked it.
-    Revoked,
+    Revoked = "revoked";
     /// The keyholder locked everything down.
-    Lockdown,
+    Lockdown = "lockdown";
     /// An administrator on the node asked for it.
-    Admin,
+    Admin = "admin";
     /// The chassis was opened.
-    Intrusion,
+    Intrusion = "intrusion";
     /// A watchdog fired.
-    Watchdog,
+    Watchdog = "watchdog";
     /// The machine's memory hygiene got worse.
-    Hygiene,
+    Hygiene = "hygiene";
     /// The program found itself broken.
-    Fault,
+    Fault = "fault";
     /// The clock was stopped or changed under the program.
-    Clock,
+    Clock = "clock";
     /// The volume was deleted.
-    Deleted,
+    Deleted = "deleted";
     /// The grant was not named in a renewal, or a newer session replaced the one it came by.
-    NotRenewed,
+    NotRenewed = "not-renewed";
+    /// The power-fail line went active.
+    PowerLine = "power-line";
+    /// The machine's supplies lost mains.
+    PowerSupply = "power-supply";
+    /// A kernel event that the node's configuration names.
+    KernelEvent = "kernel-event";
+    /// The UPS runs on its battery.
+    UpsOnBattery = "ups-on-battery";
+    /// The UPS's battery is nearly empty.
+    UpsLowBattery = "ups-low-battery";
+    /// The UPS's master ordered everyone down.
+    UpsForcedShutdown = "ups-forced-shutdown";
+    /// The machine shuts down or restarts.
+    MachineShutdown = "machine-shutdown";
+    /// The machine goes to sleep.
+    MachineSleep = "machine-sleep";
+    /// The management controller reported the power going.
+    BmcPower = "bmc-power";
+    /// A source of triggers could not be heard any more.
+    SourceLost = "source-lost";
+}
+
+impl WipeCause {
+    /// What follows a wipe for this cause, by the trigger table.
+    pub fn repush_rule(self) -> RepushRule {
+        // A cause without a row cannot be (a test counts them); latched is the safe answer.
+        crate::trigger::row(self).map_or(RepushRule::Latched, |row| row.repush)
+    }
 }
 
 /// Whether a key comes back by itself.
@@ -396,44 +440,6 @@ pub enum RepushRule {
     Policy,
     /// Not before a security officer has unlatched it.
     Latched,
-}
-
-impl WipeCause {
-    /// What follows a wipe for this cause (the trigger table of DESIGN section 7).
-    pub const fn repush_rule(self) -> RepushRule {
-        match self {
-            Self::PowerLoss | Self::PlannedStop | Self::LeaseExpired | Self::Fault | Self::NotRenewed => {
-                RepushRule::Policy
-            }
-            Self::Revoked
-            | Self::Lockdown
-            | Self::Admin
-            | Self::Intrusion
-            | Self::Watchdog
-            | Self::Hygiene
-            | Self::Clock
-            | Self::Deleted => RepushRule::Latched,
-        }
-    }
-
-    /// Its name in logs, statuses and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PowerLoss => "power-loss",
-            Self::PlannedStop => "planned-stop",
-            Self::LeaseExpired => "lease-expired",
-            Self::Revoked => "revoked",
-            Self::Lockdown => "lockdown",
-            Self::Admin => "admin",
-            Self::Intrusion => "intrusion",
-            Self::Watchdog => "watchdog",
-            Self::Hygiene => "hygiene",
-            Self::Fault => "fault",
-            Self::Clock => "clock",
-            Self::Deleted => "deleted",
-            Self::NotRenewed => "not-renewed",
-        }
-    }
 }
 
 impl std::fmt::Display for WipeCause {

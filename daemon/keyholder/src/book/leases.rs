@@ -354,7 +354,12 @@ impl Book {
         now.key = Some(KeyState::Refused);
         now.grant = None;
         now.reason = Some(refused.reason.to_string());
-        now.attempts = if passing { now.attempts.saturating_add(1) } else { ATTEMPTS_MAX };
+        now.attempts = match refused.reason {
+            // A power cut lasts as long as it lasts, and keys are wanted after it.
+            GrantRefusal::TriggerStanding(_) => now.attempts,
+            _ if passing => now.attempts.saturating_add(1),
+            _ => ATTEMPTS_MAX,
+        };
         now.approved_until = now.approved_until.filter(|_| passing);
         let fields = [
             ("volume", refused.volume.to_string().into()),
@@ -444,7 +449,8 @@ fn is_passing(reason: &GrantRefusal) -> bool {
         | GrantRefusal::Unopenable
         | GrantRefusal::AlreadyHeld { .. }
         | GrantRefusal::Replayed
-        | GrantRefusal::Wiped => true,
+        | GrantRefusal::Wiped
+        | GrantRefusal::TriggerStanding(_) => true,
         GrantRefusal::WrongVolume
         | GrantRefusal::WrongDomain
         | GrantRefusal::WrongCheck

@@ -392,11 +392,11 @@ fn altered_evidence_is_refused_by_the_keyholder() {
 fn another_version_is_named_and_both_sides_understand_the_refusal() {
     let mut pair = Pair::new(ms(0), node_lease(), keyholder_params());
     let mut hello = unframe(&pair.keyholder.start().unwrap());
-    hello[0] = 2;
+    hello[0] = 1;
     let error = pair.deliver(ms(0), &hello).unwrap_err();
-    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 2, ours: 1 });
+    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 2 });
     let event = pair.keyholder.on_frame(ms(0), &unframe(&NodeSession::refusal(&error))).unwrap();
-    let reason = SessionRefusal::UnsupportedVersion { supported: 1 };
+    let reason = SessionRefusal::UnsupportedVersion { supported: 2 };
     assert_eq!(event, Some(KeyholderEvent::NodeRefused(reason)));
 }
 

@@ -106,3 +106,16 @@ fn a_node_takes_the_committed_hello_and_grant() {
     envelope::open(&ENVELOPE_SECRET, &admit.info, &admit.aad, &admit.envelope, &mut prk).unwrap();
     assert_eq!(prk, PRK);
 }
+
+#[test]
+fn the_trigger_table_of_the_document_is_the_programs() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("TRIGGERS.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let table = lease::trigger::markdown();
+    if std::env::var_os("NIGHTLATCH_BLESS").is_some() {
+        let start = text.find("| cause |").unwrap_or(text.len());
+        std::fs::write(&path, format!("{}{table}", &text[..start])).unwrap();
+    }
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.ends_with(&table), "the table is to be\n{table}");
+}
