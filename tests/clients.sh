@@ -2,7 +2,7 @@
 # Installs what `make test` (or `make lint`) needs beside Rust and a C compiler: the real clients that the system
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
-#   tests/clients.sh test     NBD, S3 and TLS clients, a Python venv, cargo-nextest
+#   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a Python venv, cargo-nextest
 #   tests/clients.sh lint     cargo-deny
 #
 # System packages come through apt, as root or with sudo. Everything else lands under target/tools and goes with
@@ -34,6 +34,7 @@ readonly programs=(
     openssl:openssl
     curl:curl
     python3:python3
+    dbus-daemon:dbus-daemon
 )
 
 as_root() {
@@ -67,6 +68,26 @@ install_packages() {
     apt_get install -y --no-install-recommends "${wanted[@]}" >/dev/null
 }
 
+# UPS daemons, which lie outside the PATH. Debian's apcupsd and NUT exclude each other (only one may shut a machine
+# down), and neither is to look after this machine: apcupsd is unpacked, not installed.
+install_ups_daemons() {
+    local package
+    [ -x /lib/nut/upsd ] || {
+        say "installing nut-server"
+        apt_get update >/dev/null
+        apt_get install -y --no-install-recommends nut-server >/dev/null
+    }
+    [ -x /sbin/apcupsd ] || [ -x "$tools/apcupsd/sbin/apcupsd" ] || {
+        say "unpacking apcupsd"
+        apt_get install -y --no-install-recommends libusb-0.1-4 >/dev/null
+        mkdir -p "$tools/apcupsd"
+        (cd "$tools/apcupsd" && apt-get -q -o APT::Sandbox::User=root download apcupsd >/dev/null)
+        package=$(echo "$tools"/apcupsd/apcupsd_*.deb)
+        dpkg -x "$package" "$tools/apcupsd"
+        rm "$package"
+    }
+}
+
 # The distribution's interpreter where there is one: its venv does not depend on a user's version manager.
 system_python() {
     if [ -x /usr/bin/python3 ]; then /usr/bin/python3 "$@"; else python3 "$@"; fi
@@ -93,6 +114,7 @@ cargo_tool() {
 case "${1:-}" in
     test)
         install_packages
+        install_ups_daemons
         install_python
         cargo_tool cargo-nextest "$nextest_version"
         ;;

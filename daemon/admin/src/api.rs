@@ -75,6 +75,8 @@ pub struct NodeStatus {
     pub volumes: Vec<VolumeStatus>,
     /// Bound addresses of the heads, as in `nbd` or `s3`.
     pub listening: Vec<Listening>,
+    /// Where the node hears that power, trust or the machine is going.
+    pub sources: Vec<SourceStatus>,
     /// What the machine does with memory.
     pub hygiene: Vec<HygieneFinding>,
 }
@@ -88,6 +90,29 @@ pub struct CipherStatus {
     pub kernel: String,
     /// Its speed on one core, in 4 KiB sectors, measured when the node started.
     pub mib_per_second: u64,
+}
+
+/// One source of triggers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its kind, as in `gpio`.
+    pub kind: String,
+    /// It is heard.
+    pub up: bool,
+    /// It reads recorded events, not the machine's.
+    pub recorded: bool,
+    /// The conditions that are on.
+    pub active: Vec<String>,
+    /// How often a condition came on since the start.
+    pub fired: u64,
+    /// Messages that were not what they claimed to be, since the start.
+    pub refused: u64,
+    /// When it was last heard, on CLOCK_BOOTTIME, nanoseconds.
+    pub heard_boot_ns: Option<BootInstant>,
+    /// Why it is not heard.
+    pub trouble: Option<String>,
 }
 
 /// One bound address.

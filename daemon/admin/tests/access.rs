@@ -62,6 +62,7 @@ impl NodeControl for SealedNode {
             pools: vec![],
             volumes: vec![],
             listening: vec![],
+            sources: Vec::new(),
             hygiene: vec![],
         }
     }

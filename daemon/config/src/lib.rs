@@ -13,11 +13,16 @@ mod error;
 mod keyholder;
 mod locate;
 mod node;
+mod sources;
 mod tls;
 
 pub use error::{ConfigError, ConfigErrorKind};
 pub use keyholder::{KeyholderConfig, KeyholderListen};
 pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig};
+pub use sources::{
+    ApcupsdConfig, ChassisConfig, GpioConfig, KernelEventConfig, LineBias, LineLevel, LogindConfig,
+    NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+};
 pub use tls::{ControlTls, NodeTls, ServerCertificate};
 
 use std::path::Path;

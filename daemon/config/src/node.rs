@@ -10,6 +10,7 @@ use units::NodeId;
 
 use crate::error::{ConfigError, Invalid};
 use crate::keyholder::LEASE_MS;
+use crate::sources::SourcesConfig;
 use crate::tls::{NodeTls, resolve};
 use crate::{Validate, load, parse};
 
@@ -51,6 +52,9 @@ pub struct NodeConfig {
     pub keys: NodeKeys,
     /// The devices that hold pools.
     pub pools: Vec<PoolConfig>,
+    /// Where the node hears that power, trust or the machine is going.
+    #[serde(default, skip_serializing_if = "SourcesConfig::is_empty")]
+    pub sources: SourcesConfig,
 }
 
 /// The `[listen]` table.
@@ -153,6 +157,7 @@ impl Validate for NodeConfig {
         for pool in &mut self.pools {
             resolve(&mut pool.path, dir);
         }
+        self.sources.resolve(dir);
     }
 
     fn validate(&self) -> Result<(), Invalid> {
@@ -172,6 +177,7 @@ impl Validate for NodeConfig {
         }
         self.validate_pools()?;
         self.listen.validate()?;
+        self.sources.validate()?;
         if self.needs_server_certificate() && self.tls.server.is_empty() {
             return Err(Invalid::new(
                 "tls.server",

@@ -63,6 +63,67 @@ fn what_the_examples_call_defaults_are_the_defaults() {
     assert!(!minimal.allow_mlock);
 }
 
+/// The example writes every reaction out as it would be if it were left out.
+#[test]
+fn reactions_that_are_left_out_are_those_of_the_example() {
+    let full = node(NODE).unwrap().sources;
+    let mut bare = String::new();
+    let mut skipping = false;
+    for line in NODE.lines() {
+        if line.starts_with('[') {
+            skipping = line.contains(".on_");
+        }
+        if !skipping {
+            bare.push_str(line);
+            bare.push('\n');
+        }
+    }
+    assert!(bare.len() < NODE.len());
+    assert_eq!(node(&bare).unwrap().sources, full);
+    assert!(node(MINIMAL_NODE).unwrap().sources.is_empty());
+}
+
+#[test]
+fn sources_that_make_no_sense_are_refused() {
+    let gpio = "[[sources.gpio]]\nname = \"line\"\nchip = \"chip\"\nline = 3\nactive = \"low\"\n";
+    let event = "[[sources.kernel_event]]\nname = \"line\"\n[sources.kernel_event.match]\nACTION = \"add\"\n";
+    let nut = "[[sources.nut]]\nname = \"ups-a\"\nups = \"rack\"\n";
+    let parse = |text: &str| node(&format!("{MINIMAL_NODE}{text}"));
+    let good = parse(gpio).unwrap();
+    assert_eq!(good.sources.gpio[0].chip, PathBuf::from("/etc/nightlatch/chip"));
+    let cases = [
+        (format!("{gpio}{event}"), "sources.kernel_event[0].name"),
+        (gpio.replace("\"line\"", "\"Power line\""), "sources.gpio[0].name"),
+        (gpio.replace("line = 3", "line = 1024"), "sources.gpio[0].line"),
+        (
+            format!("{gpio}[sources.gpio.on_active]\naction = \"drain\"\ndrain_s = 0\n"),
+            "sources.gpio[0].on_active.drain_s",
+        ),
+        (
+            format!("{gpio}[sources.gpio.on_lost]\naction = \"wipe\"\ndebounce_ms = 600001\n"),
+            "sources.gpio[0].on_lost.debounce_ms",
+        ),
+        (
+            format!("{event}[sources.kernel_event.on_event]\naction = \"wipe\"\ndebounce_ms = 1\n"),
+            "sources.kernel_event[0].on_event.debounce_ms",
+        ),
+        (event.replace("ACTION = \"add\"\n", ""), "sources.kernel_event[0].match"),
+        (format!("{nut}server = \"localhost\"\n"), "sources.nut[0].server"),
+        (format!("{nut}server = \"localhost:0\"\n"), "sources.nut[0].server"),
+        (format!("{nut}user = \"node\"\n"), "sources.nut[0].user"),
+        (format!("{nut}interval_ms = 60001\n"), "sources.nut[0].interval_ms"),
+        (nut.replace("ups-a", "chassis"), "sources.nut[0].name"),
+        ("[[sources.apcupsd]]\nname = \"b\"\nserver = \":3551\"\n".to_owned(), "sources.apcupsd[0].server"),
+        ("[sources.power_supply]\ninterval_ms = 99\n".to_owned(), "sources.power_supply.interval_ms"),
+    ];
+    for (text, key) in cases {
+        let error = parse(&text).unwrap_err();
+        assert_eq!((error.kind(), error.key()), (ConfigErrorKind::Invalid, Some(key)), "{error}");
+    }
+    assert!(parse(&gpio.replace("active = \"low\"", "active = \"down\"")).is_err());
+    assert!(parse("[sources.gipo]\n").is_err());
+}
+
 #[test]
 fn relative_paths_start_at_the_file() {
     let config = node(MINIMAL_NODE).unwrap();

@@ -9,6 +9,7 @@ use lease::message::WipeCause;
 use locked_memory::MemoryKind;
 use objects::{NewAccessKey, Store, StoreError};
 use pool::{PoolError, PoolErrorKind, VolumeInfo, VolumeSpec};
+use sources::SourceState;
 use units::{ByteLen, PoolId, VolumeId};
 
 use crate::boot_clock;
@@ -241,6 +242,20 @@ fn pool_status(open: &OpenPool) -> api::PoolStatus {
     }
 }
 
+fn source_status(source: &SourceState) -> api::SourceStatus {
+    api::SourceStatus {
+        name: source.name().to_owned(),
+        kind: source.kind().to_owned(),
+        up: !source.is_lost(),
+        recorded: source.is_twin(),
+        active: source.active().map(|condition| condition.name().to_owned()).collect(),
+        fired: source.fired(),
+        refused: source.refused(),
+        heard_boot_ns: source.heard(),
+        trouble: source.trouble(),
+    }
+}
+
 fn hygiene_findings() -> Vec<api::HygieneFinding> {
     let word = |verdict| match verdict {
         Verdict::Good => "good",
@@ -306,6 +321,7 @@ impl NodeControl for Handle {
             pools: node.pools.iter().map(pool_status).collect(),
             volumes: volumes.collect(),
             listening: node.listening.clone(),
+            sources: node.sources.iter().map(|source| source_status(source)).collect(),
             hygiene: hygiene_findings(),
         }
     }

@@ -4,6 +4,7 @@
 //!   key_port (lease sessions) ──┐                    ┌── NBD, S3
 //!   control (administration) ───┼── node (state) ────┤
 //!   wiper (thread) ── events ───┘                    └── pools
+//!     └ sources of triggers
 //! ```
 //!
 //! Invariants:
@@ -18,6 +19,7 @@ mod key_port;
 mod listeners;
 mod metrics;
 mod node;
+mod sources;
 mod startup;
 mod wiper;
 

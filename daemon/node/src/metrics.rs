@@ -16,6 +16,12 @@ struct PoolLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabel {
     version: &'static str,
 }
@@ -31,6 +37,10 @@ pub(crate) struct NodeMetrics {
     pool_capacity_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     pool_used_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     pool_failed: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    source_up: Family<SourceLabel, Gauge<i64, AtomicI64>>,
+    source_active: Family<SourceLabel, Gauge<i64, AtomicI64>>,
+    source_fired: Family<SourceLabel, Gauge<i64, AtomicI64>>,
+    source_refused: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
 }
 
@@ -67,12 +77,32 @@ impl NodeMetrics {
             metrics.pool_used_bytes.clone(),
         );
         pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
+        metrics.register_sources(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
         metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics
     }
 
+    fn register_sources(&self, node: &mut Registry) {
+        let source = node.sub_registry_with_prefix("source");
+        source.register("up", "1 while the source of triggers is heard", self.source_up.clone());
+        source.register("active", "Conditions that are on", self.source_active.clone());
+        source.register("fired", "Conditions that came on since the start", self.source_fired.clone());
+        source.register(
+            "refused",
+            "Messages that were not what they claimed to be since the start",
+            self.source_refused.clone(),
+        );
+    }
+
     pub(crate) fn refresh(&self, node: &Node) {
+        for source in &node.sources {
+            let label = SourceLabel { source: source.name().to_owned(), kind: source.kind() };
+            self.source_up.get_or_create(&label).set(i64::from(!source.is_lost()));
+            self.source_active.get_or_create(&label).set(count(source.active().count()));
+            self.source_fired.get_or_create(&label).set(count(source.fired()));
+            self.source_refused.get_or_create(&label).set(count(source.refused()));
+        }
         let keyring = node.keyring.status();
         self.sealed.set(i64::from(node.is_sealed()));
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));

@@ -22,10 +22,12 @@ use objects::Store;
 use pool::{Pool, PoolErrorKind, PoolVolume};
 use s3_server::S3Server;
 use sealing::Volume;
+use sources::SourceState;
 use tokio::sync::broadcast;
 use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
 use crate::boot_clock;
+use crate::sources::cause;
 use crate::wiper::{Wipe, Wiper};
 
 /// Sessions and waiting wipes are few; a session that lags behind this many wipes has been void for long.
@@ -82,6 +84,7 @@ pub(crate) struct Parts {
     pub(crate) keyholder_key_file: PathBuf,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) wiper: Arc<Wiper>,
+    pub(crate) sources: Vec<Arc<SourceState>>,
     pub(crate) lease: NodeLease,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
@@ -97,6 +100,7 @@ pub(crate) struct Node {
     keyholder_key_file: PathBuf,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) wiper: Arc<Wiper>,
+    pub(crate) sources: Vec<Arc<SourceState>>,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
     pub(crate) s3: S3Server,
@@ -120,8 +124,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { id, name, boot, listening, keyholder_key_file, keyring, wiper, lease, pools, nbd, s3 } =
-            parts;
+        let Parts {
+            id,
+            name,
+            boot,
+            listening,
+            keyholder_key_file,
+            keyring,
+            wiper,
+            sources,
+            lease,
+            pools,
+            nbd,
+            s3,
+        } = parts;
         let (wipes, _) = broadcast::channel(WIPE_BACKLOG);
         Arc::new(Self {
             id,
@@ -131,6 +147,7 @@ impl Node {
             keyholder_key_file,
             keyring,
             wiper,
+            sources,
             pools,
             nbd,
             s3,
@@ -234,6 +251,10 @@ impl Node {
     /// Takes a key in and serves its volume. Blocks on the pool.
     pub(crate) fn admit(&self, grant: &GrantToAdmit) -> Result<(), GrantRefusal> {
         let (open, volume) = self.find_volume(grant.volume).ok_or(GrantRefusal::WrongVolume)?;
+        // What fires from here on wipes the envelope key too, and the grant then does not open.
+        if let Some(condition) = self.sources.iter().find_map(|source| source.standing()) {
+            return Err(GrantRefusal::TriggerStanding(cause(condition)));
+        }
         // 1. The fence is durable before the key is opened: after a crash no older grant can come in.
         raise_fence(&open.pool, grant.volume, grant.fence)?;
         // 2. The key is checked against the volume's check value and kept.

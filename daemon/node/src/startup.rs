@@ -25,6 +25,7 @@ use pool::Pool;
 use prometheus_client::registry::Registry;
 use s3_server::S3Server;
 use sandbox::{Access, Enforcement, FileRules};
+use sources::{Action, SourceState, Stop};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -36,7 +37,8 @@ use crate::control::Handle;
 use crate::listeners::{Listeners, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
-use crate::wiper::{Event, Wiper};
+use crate::sources::Sources;
+use crate::wiper::{Event, Notice, Wiper};
 use crate::{boot_clock, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
@@ -51,6 +53,7 @@ pub struct Prepared {
     config: NodeConfig,
     node: Arc<Node>,
     events: mpsc::UnboundedReceiver<Event>,
+    stop_sources: Arc<Stop>,
     listeners: Listeners,
     ready: Ready,
     heads: Heads,
@@ -58,7 +61,8 @@ pub struct Prepared {
     metrics: NodeMetrics,
 }
 
-/// Takes everything that can be refused: memory for keys, pools, certificates, ports. Starts one thread, the wiper's.
+/// Takes everything that can be refused: memory for keys, pools, certificates, ports. Starts the wiper's thread and those of
+/// the sources of triggers; each confines itself.
 pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
     prepare_state_dir(&config.state_dir)?;
@@ -68,8 +72,7 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     faults::install(move || {
         let _ = last_act.wipe(WipeCause::Fault);
     })?;
-    let wiper =
-        Wiper::start(Arc::clone(&keyring), events_in).context("the wiper's thread could not be started")?;
+    let Hearing { wiper, sources, stop: stop_sources } = start_hearing(&config, &keyring, events_in)?;
     let pools = open_pools(&config)?;
     let heads = Heads::from_config(&config)?;
     let lease = open_lease(&config, &pools)?;
@@ -90,13 +93,14 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
         keyholder_key_file: config.keyholder_key_file(),
         keyring,
         wiper,
+        sources,
         lease,
         pools,
         nbd,
         s3,
     };
     let node = Node::new(parts);
-    Ok(Prepared { config, node, events, listeners, ready, heads, registry, metrics })
+    Ok(Prepared { config, node, events, stop_sources, listeners, ready, heads, registry, metrics })
 }
 
 impl Prepared {
@@ -132,7 +136,7 @@ impl Prepared {
 
     /// Serves until the node is told to stop.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, node, events, listeners, ready, heads, registry, metrics } = self;
+        let Self { config, node, events, stop_sources, listeners, ready, heads, registry, metrics } = self;
         let stop = CancellationToken::new();
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
@@ -140,6 +144,7 @@ impl Prepared {
         keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
         tracing::info!("stopped");
         stop.cancel();
+        stop_sources.stop();
         let _ = tokio::time::timeout(RECEIPTS_TIMEOUT, servers.join_all()).await;
         let _ = std::fs::remove_file(config.ready_file());
         Ok(())
@@ -151,6 +156,30 @@ fn allow_parent(rules: FileRules, file: &Path, access: Access) -> FileRules {
         Some(dir) if dir.is_dir() => rules.allow(dir, access),
         _ => rules,
     }
+}
+
+/// The wiper, and what it hears.
+struct Hearing {
+    wiper: Arc<Wiper>,
+    sources: Vec<Arc<SourceState>>,
+    /// Ends the slow sources' threads.
+    stop: Arc<Stop>,
+}
+
+/// Starts the wiper with the sources that it reads, and a thread for each that must be asked.
+fn start_hearing(
+    config: &NodeConfig,
+    keyring: &Arc<Keyring>,
+    events: mpsc::UnboundedSender<Event>,
+) -> anyhow::Result<Hearing> {
+    let opened = Sources::open(&config.sources, keyring);
+    let sources = opened.states();
+    let wiper = Wiper::start(Arc::clone(keyring), opened.fast, events)
+        .context("the wiper's thread could not be started")?;
+    let stop = Arc::new(Stop::default());
+    crate::sources::start_slow(opened.slow, &wiper, &stop)
+        .context("a source's thread could not be started")?;
+    Ok(Hearing { wiper, sources, stop })
 }
 
 fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
@@ -318,6 +347,7 @@ async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Even
         tokio::select! {
             event = events.recv() => match event {
                 Some(Event::Wiped(wipe)) => after_wipe(node, wipe).await,
+                Some(Event::Fired(notice)) => on_fired(node, &notice),
                 Some(Event::Stop) | None => break,
             },
             () = tick(&mut watchdog) => {
@@ -333,8 +363,29 @@ async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Even
         () = wiped_meanwhile(node, &mut events) => {}
     }
     node.wiper.wipe(WipeCause::PlannedStop);
-    if let Some(Event::Wiped(wipe)) = events.recv().await {
-        after_wipe(node, wipe).await;
+    // What a source said meanwhile may stand before it.
+    wiped_meanwhile(node, &mut events).await;
+}
+
+/// A source has fired. Its wipe, where it asked for one, has happened, and its drain will end without our help.
+fn on_fired(node: &Arc<Node>, notice: &Notice) {
+    let Notice { source, condition, action, trouble } = notice;
+    let condition = condition.name();
+    match action {
+        Action::Wipe => tracing::warn!(source, condition, trouble, "a source fired: wiped"),
+        Action::Report => tracing::warn!(source, condition, trouble, "a source fired: reported only"),
+        Action::Drain(limit) => {
+            tracing::warn!(
+                source,
+                condition,
+                trouble,
+                drain_s = limit.as_secs(),
+                "a source fired: wiping soon"
+            );
+            // What clients wrote and never flushed is safe before the keys go.
+            let node = Arc::clone(node);
+            tokio::spawn(async move { flush_pools(&node).await });
+        }
     }
 }
 
@@ -348,9 +399,10 @@ async fn after_wipe(node: &Arc<Node>, wipe: crate::wiper::Wipe) {
 
 async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {
     while let Some(event) = events.recv().await {
-        if let Event::Wiped(wipe) = event {
-            after_wipe(node, wipe).await;
-            return;
+        match event {
+            Event::Wiped(wipe) => return after_wipe(node, wipe).await,
+            Event::Fired(notice) => on_fired(node, &notice),
+            Event::Stop => {}
         }
     }
 }

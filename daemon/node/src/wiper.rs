@@ -1,8 +1,9 @@
 //! The thread that forgets.
 //!
-//! One thread waits on a signal descriptor and on a CLOCK_BOOTTIME timer set to the lease's deadline, and wipes in
-//! place: no executor, no allocation and no lock stands between the event and the zeroed arena. Whoever else has to
-//! wipe (a revoke, a lockdown, an administrator) calls [`Wiper::wipe`] in its own thread, which is as direct.
+//! One thread waits on a signal descriptor, on two CLOCK_BOOTTIME timers (the lease's deadline and the end of a drain) and
+//! on every fast source of triggers, and wipes in place: no executor, no allocation and no lock stands between the event
+//! and the zeroed arena. Whoever else has to wipe (a slow source, a revoke, a lockdown, an administrator) calls
+//! [`Wiper::wipe`] in its own thread, which is as direct.
 //!
 //! Invariants:
 //! - The keys are gone before anyone is told. What follows a wipe (closing heads, dropping caches, saving the cause)
@@ -10,30 +11,48 @@
 //! - Every signal the node reacts to is blocked in every thread, so no handler ever runs and no signal frame can hold
 //!   a cipher thread's registers. [`block_signals`] must run before any thread is started.
 //! - The timer is a second enforcement: each use of a key checks the deadline by itself.
+//! - A drain that a source began ends in a wipe at its time, by this thread's timer, whatever the executor does. The
+//!   earliest end of several holds; a wipe for another reason ends them all.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use keyring::Keyring;
 use lease::message::{WipeCause, WipeRecord};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use sources::{Action, Condition, Fired, SourceState};
 use tokio::sync::mpsc;
 use units::BootInstant;
 
 use crate::boot_clock;
+use crate::sources::{Watched, cause};
+
+/// Descriptors that one wait returns; more are returned by the next.
+const EVENTS_PER_WAIT: usize = 16;
+
+/// What a descriptor of the wait is, before the sources' own numbers.
+mod token {
+    pub(super) const SIGNALS: u64 = 0;
+    pub(super) const DEADLINE: u64 = 1;
+    pub(super) const DRAIN: u64 = 2;
+    pub(super) const SOURCES: u64 = 3;
+}
 
 /// What the rest of the node has to know of, in the order it happened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// The keys are gone.
     Wiped(Wipe),
+    /// A source has fired; what it asks for has been done or begun.
+    Fired(Notice),
     /// SIGTERM or SIGINT: drain, wipe, end.
     Stop,
 }
@@ -49,11 +68,25 @@ pub(crate) struct Wipe {
     pub(crate) keys: usize,
 }
 
+/// What a source said.
+#[derive(Clone, Debug)]
+pub(crate) struct Notice {
+    pub(crate) source: String,
+    pub(crate) condition: Condition,
+    pub(crate) action: Action,
+    pub(crate) trouble: Option<String>,
+}
+
 /// Wipes, and keeps the lease's timer.
 #[derive(Debug)]
 pub(crate) struct Wiper {
     keyring: Arc<Keyring>,
     timer: TimerFd,
+    drain_timer: TimerFd,
+    /// When the drain that was begun ends, CLOCK_BOOTTIME in nanoseconds; the end of time where there is none.
+    drain_end: AtomicU64,
+    /// Its cause, by its place in [`WipeCause::ALL`].
+    drain_cause: AtomicUsize,
     events: mpsc::UnboundedSender<Event>,
     last: Mutex<Option<Wipe>>,
     watching: AtomicBool,
@@ -70,22 +103,27 @@ pub fn block_signals() -> Result<(), Errno> {
 }
 
 impl Wiper {
-    /// Starts the thread. Signals must be blocked already.
+    /// Starts the thread, which hears `fast` too. Signals must be blocked already.
     pub(crate) fn start(
         keyring: Arc<Keyring>,
+        fast: Vec<Watched>,
         events: mpsc::UnboundedSender<Event>,
     ) -> anyhow::Result<Arc<Self>> {
         let timer =
-            TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+            || TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK);
         let wiper = Arc::new(Self {
             keyring,
-            timer,
+            timer: timer()?,
+            drain_timer: timer()?,
+            drain_end: AtomicU64::new(u64::MAX),
+            drain_cause: AtomicUsize::new(0),
             events,
             last: Mutex::new(None),
             watching: AtomicBool::new(true),
         });
         // Non-blocking: a read that waited for the next signal would sleep through the deadline.
         let signal_fd = SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let ears = Ears::open(&wiper, signal_fd, fast)?;
         let thread_wiper = Arc::clone(&wiper);
         let (confined, outcome) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new().name("wiper".into()).spawn(move || {
@@ -95,7 +133,7 @@ impl Wiper {
             // Whoever starts the wiper waits for this.
             let _ = confined.send(is_confined);
             if may_watch {
-                thread_wiper.watch(&signal_fd);
+                thread_wiper.watch(ears);
             }
             thread_wiper.watching.store(false, Ordering::SeqCst);
         })?;
@@ -107,6 +145,7 @@ impl Wiper {
     pub(crate) fn wipe(&self, cause: WipeCause) -> Wipe {
         let report = self.keyring.wipe(cause);
         let wipe = Wipe { record: report.record(), nanos: report.nanos, keys: report.keys };
+        self.drain_end.store(u64::MAX, Ordering::SeqCst);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(wipe);
         // The receiver is gone only when the node has ended.
         let _ = self.events.send(Event::Wiped(wipe));
@@ -131,19 +170,56 @@ impl Wiper {
             return self.timer.unset();
         };
         self.keyring.set_deadline(deadline);
-        let at = TimeSpec::from_duration(std::time::Duration::from_nanos(deadline.0));
+        let at = TimeSpec::from_duration(Duration::from_nanos(deadline.0));
         self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
     }
 
-    /// The thread: waits for a signal or the deadline, for as long as the process lives.
-    fn watch(&self, signal_fd: &SignalFd) {
+    /// Does what a source's policy asks for, in this thread; then tells the node.
+    pub(crate) fn on_fired(&self, source: &SourceState, fired: Fired) {
+        match fired.action {
+            Action::Wipe => {
+                self.wipe(cause(fired.condition));
+            }
+            Action::Drain(limit) => self.begin_drain(cause(fired.condition), limit),
+            Action::Report => {}
+        }
+        let notice = Notice {
+            source: source.name().to_owned(),
+            condition: fired.condition,
+            action: fired.action,
+            trouble: source.trouble(),
+        };
+        let _ = self.events.send(Event::Fired(notice));
+    }
+
+    /// Wipes after `limit` at the latest, unless an earlier end stands.
+    fn begin_drain(&self, cause: WipeCause, limit: Duration) {
+        let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let end = boot_clock::now().0.saturating_add(nanos);
+        if self.drain_end.fetch_min(end, Ordering::SeqCst) <= end {
+            return;
+        }
+        let place = WipeCause::ALL.iter().position(|known| *known == cause).unwrap_or_default();
+        self.drain_cause.store(place, Ordering::SeqCst);
+        let at = TimeSpec::from_duration(Duration::from_nanos(end));
+        if let Err(errno) =
+            self.drain_timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
+        {
+            // Without its timer a drain would have no end.
+            self.wipe(cause);
+            tracing::error!(%errno, "the end of a drain could not be set; wiped at once");
+        }
+    }
+
+    /// The thread: waits for a signal, a timer or a source, for as long as the process lives.
+    fn watch(&self, mut ears: Ears) {
+        let mut ready = [EpollEvent::empty(); EVENTS_PER_WAIT];
+        // What was on before anyone listened.
+        self.act_on(&mut ears, boot_clock::now());
         loop {
-            let mut ready = [
-                PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.timer.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut ready, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
+            let count = match ears.epoll.wait(&mut ready, ears.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
                 Err(errno) => {
                     // Without this thread nothing would wipe at power loss: better sealed than unwatched.
                     self.wipe(WipeCause::Fault);
@@ -151,12 +227,28 @@ impl Wiper {
                     let _ = self.events.send(Event::Stop);
                     return;
                 }
+            };
+            let now = boot_clock::now();
+            for event in &ready[..count] {
+                match event.data() {
+                    token::SIGNALS => {
+                        while let Ok(Some(info)) = ears.signals.read_signal() {
+                            self.on_signal(info.ssi_signo);
+                        }
+                    }
+                    token::DEADLINE => self.on_deadline(),
+                    token::DRAIN => self.on_drain_end(),
+                    source => ears.read(source, now),
+                }
             }
-            while let Ok(Some(info)) = signal_fd.read_signal() {
-                self.on_signal(info.ssi_signo);
-            }
-            if ready[1].any().unwrap_or(false) {
-                self.on_timer();
+            self.act_on(&mut ears, now);
+        }
+    }
+
+    fn act_on(&self, ears: &mut Ears, now: BootInstant) {
+        for watched in &mut ears.sources {
+            while let Some(fired) = watched.monitor.next_fired(now) {
+                self.on_fired(watched.monitor.state(), fired);
             }
         }
     }
@@ -172,11 +264,66 @@ impl Wiper {
         }
     }
 
-    fn on_timer(&self) {
-        // Reading disarms the poll; a renewal may have moved the deadline between expiry and here.
+    fn on_deadline(&self) {
+        // Reading disarms the wait; a renewal may have moved the deadline between expiry and here.
         let _ = self.timer.wait();
         if self.keyring.deadline().is_some_and(|deadline| deadline <= boot_clock::now()) {
             self.wipe(WipeCause::LeaseExpired);
+        }
+    }
+
+    fn on_drain_end(&self) {
+        // A wipe may have come between; then the end has moved out of reach.
+        let _ = self.drain_timer.wait();
+        if self.drain_end.load(Ordering::SeqCst) <= boot_clock::now().0 {
+            let place = self.drain_cause.load(Ordering::SeqCst);
+            self.wipe(WipeCause::ALL.get(place).copied().unwrap_or(WipeCause::Fault));
+        }
+    }
+}
+
+/// What the thread waits for. Everything is made before the first wait: waiting and reading allocate nothing.
+#[derive(Debug)]
+struct Ears {
+    epoll: Epoll,
+    signals: SignalFd,
+    sources: Vec<Watched>,
+}
+
+impl Ears {
+    fn open(wiper: &Wiper, signals: SignalFd, sources: Vec<Watched>) -> Result<Self, Errno> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+        epoll.add(signals.as_fd(), readable(token::SIGNALS))?;
+        epoll.add(wiper.timer.as_fd(), readable(token::DEADLINE))?;
+        epoll.add(wiper.drain_timer.as_fd(), readable(token::DRAIN))?;
+        for (watched, token) in sources.iter().zip(token::SOURCES..) {
+            if let Some(fast) = &watched.fast {
+                epoll.add(fast.fd(), readable(token))?;
+            }
+        }
+        Ok(Self { epoll, signals, sources })
+    }
+
+    /// Until the first debounce is over.
+    fn timeout(&self) -> EpollTimeout {
+        let Some(due) = self.sources.iter().filter_map(|watched| watched.monitor.due()).min() else {
+            return EpollTimeout::NONE;
+        };
+        // Rounded up: a wait that ends too early would be repeated without rest.
+        let ms = due.0.saturating_sub(boot_clock::now().0).div_ceil(1_000_000);
+        i32::try_from(ms).ok().and_then(|ms| EpollTimeout::try_from(ms).ok()).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn read(&mut self, token: u64, now: BootInstant) {
+        let index = usize::try_from(token.saturating_sub(token::SOURCES)).unwrap_or(usize::MAX);
+        let Some(watched) = self.sources.get_mut(index) else { return };
+        watched.read(now);
+        if watched.has_ended()
+            && let Some(fast) = watched.fast.take()
+        {
+            // A descriptor that has ended is ready for ever.
+            let _ = self.epoll.delete(fast.fd());
         }
     }
 }

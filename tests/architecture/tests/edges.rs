@@ -51,7 +51,7 @@ const RULES: &[(Rule, (&str, &str))] = &[
     ),
     (
         Rule::Unreachable {
-            from: &["admin", "config", "identity", "units", "hygiene"],
+            from: &["admin", "config", "identity", "units", "hygiene", "sources"],
             to: KEY_SIDE,
             why: "state, configuration and identity are told about keys and never see one",
         },
@@ -91,9 +91,9 @@ const RULES: &[(Rule, (&str, &str))] = &[
     ),
     (
         Rule::Unreachable {
-            from: &["device", "pool", "sealing", "keyring", "locked-memory", "objects"],
+            from: &["device", "pool", "sealing", "keyring", "locked-memory", "objects", "sources"],
             to: &["tokio"],
-            why: "storage is synchronous: no executor thread ever waits for a device",
+            why: "storage and sources of triggers are synchronous: no executor thread ever waits for a device",
         },
         ("pool", "tokio"),
     ),

@@ -13,7 +13,7 @@ const UNSAFE_CRATES: &[&str] = &["daemon/aes-xts", "daemon/locked-memory", "daem
 /// Crates that become programs: threads, runtimes, arguments, environment and exit codes are theirs.
 const PROGRAMS: &[&str] = &["daemon/node", "daemon/keyholder", "daemon/cli"];
 
-/// Crates that speak to a network.
+/// Crates that speak to a network, or to a UPS's daemon over one.
 const SOCKETS: &[&str] = &[
     "daemon/node",
     "daemon/keyholder",
@@ -21,6 +21,7 @@ const SOCKETS: &[&str] = &[
     "daemon/identity",
     "daemon/nbd-server",
     "daemon/s3-server",
+    "hardware/sources",
 ];
 
 /// A pattern of tokens that only some packages may contain.

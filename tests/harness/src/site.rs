@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use config::{
     ControlTls, KeyholderConfig, KeyholderListen, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig,
-    ServerCertificate,
+    ServerCertificate, SourcesConfig,
 };
 use device::{FileDevice, OpenOptions};
 use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
@@ -769,6 +769,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         },
         keys: NodeKeys::default(),
         pools: vec![PoolConfig { path: disk_dir.join("pool") }],
+        sources: SourcesConfig::default(),
     }
 }
 

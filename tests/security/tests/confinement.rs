@@ -25,9 +25,13 @@ fn calls_by_role(trace: &str) -> BTreeMap<Role, BTreeSet<&str>> {
             // The second half of a call that another thread's came between.
             continue;
         }
-        let role = if name == "wiper" { Role::Wiper } else { Role::Node };
+        let role = match name {
+            "wiper" => Role::Wiper,
+            name if name.starts_with("source ") => Role::Source,
+            _ => Role::Node,
+        };
         let is_confined = match role {
-            Role::Wiper => filters.get(thread).is_some_and(|filters| *filters == FILTERS),
+            Role::Wiper | Role::Source => filters.get(thread).is_some_and(|filters| *filters == FILTERS),
             Role::Node => node_is_confined,
         };
         if is_confined {
@@ -68,12 +72,27 @@ fn live(site: &mut Site) {
     site.push_until_serving();
 }
 
+/// A UPS whose daemon is away, and a chassis: between them they do what sources do.
+fn sources(dir: &Path) -> config::SourcesConfig {
+    let hwmon = dir.join("hwmon/hwmon0");
+    std::fs::create_dir_all(&hwmon).expect("a recorded tree");
+    std::fs::write(hwmon.join("intrusion0_alarm"), "0\n").expect("a recorded tree");
+    let text = format!(
+        "[[apcupsd]]\nname = \"ups\"\nserver = \"{}\"\n[chassis]\ndirectory = \"{}\"\n",
+        harness::site::free_port(),
+        dir.join("hwmon").display()
+    );
+    toml::from_str(&text).expect("two sources")
+}
+
 #[test]
 fn every_rule_of_every_role_is_used() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let trace = dir.path().join("trace");
     let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
     site.stop_node();
+    site.expect_log("a source fired");
+    site.change_node_config(|config| config.sources = sources(dir.path()));
     // -D: the tracer is the grandchild, so that the node stays this test's child and gets its signals.
     let mut command = Command::new(client("strace").get_program());
     command.args(["-D", "-f", "--decode-pids=comm", "-q", "-e", "signal=none", "-o"]).arg(&trace);
@@ -90,7 +109,7 @@ fn every_rule_of_every_role_is_used() {
     });
     let calls = calls_by_role(&text);
     let mut idle = Vec::new();
-    for role in [Role::Wiper, Role::Node] {
+    for role in [Role::Wiper, Role::Source, Role::Node] {
         let used = &calls[&role];
         println!("{role:?}: {} calls used: {used:?}", used.len());
         for rule in sandbox::rules(role).filter(|rule| !rule.rare) {

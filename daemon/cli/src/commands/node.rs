@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
-use config::{NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertificate};
+use config::{NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertificate, SourcesConfig};
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
 use keyholder::api::{AddNode, ApproveNode, ChangeNode, Connection, Done as Removed, NodeEntry, PushPolicy};
@@ -88,6 +88,7 @@ impl PlannedNode<'_> {
             },
             keys: NodeKeys::default(),
             pools: self.pools.iter().map(|path| PoolConfig { path: path.clone() }).collect(),
+            sources: SourcesConfig::default(),
         }
     }
 
@@ -388,12 +389,30 @@ pub(crate) fn describe(status: &NodeStatus) -> String {
             wipe.wipe_ns / 1000
         ));
     }
+    text.push_str(&source_lines(status));
     text.push_str(&pool_lines(status));
     text.push_str(&volume_lines(status));
     for finding in status.hygiene.iter().filter(|finding| finding.verdict != "good") {
         text.push_str(&format!("  {}: {}; {}\n", finding.probe, finding.found, finding.advice));
     }
     text
+}
+
+fn source_lines(status: &NodeStatus) -> String {
+    let line = |source: &admin::api::SourceStatus| {
+        let state = match &source.trouble {
+            Some(trouble) => format!("NOT HEARD: {trouble}"),
+            None if source.active.is_empty() => "quiet".to_owned(),
+            None => source.active.join(", ").to_uppercase(),
+        };
+        let recorded = if source.recorded { " (recorded events, not the machine's)" } else { "" };
+        let refused = match source.refused {
+            0 => String::new(),
+            refused => format!("; refused {refused} messages that were not what they claimed to be"),
+        };
+        format!("  source {} [{}]{recorded}: {state}{refused}\n", source.name, source.kind)
+    };
+    status.sources.iter().map(line).collect()
 }
 
 fn pool_lines(status: &NodeStatus) -> String {

@@ -1,0 +1,373 @@
+//! The node's sources of triggers: made from the configuration, run, and shown.
+//!
+//! Invariants:
+//! - A source that cannot be opened is lost, not left out: it is in status and metrics, and its policy for that applies.
+//! - Nothing here wipes: fast sources are read by the wiper's own thread, slow ones call [`Wiper::on_fired`] from theirs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::{
+    ApcupsdConfig, ChassisConfig, GpioConfig, KernelEventConfig, LineBias, LineLevel, LogindConfig,
+    NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+};
+use keyring::Keyring;
+use lease::message::WipeCause;
+use sandbox::{Access, FileRules};
+use sources::{
+    Action, ActiveLevel, Apcupsd, ApcupsdSpec, Bias, Chassis, Condition, Fast, Gate, GpioLine, KernelEvents,
+    LineSpec, Logind, Monitor, Nut, NutLogin, NutSpec, Pattern, Policy, Slow, SourceError, SourceState, Stop,
+    SupplyEvents, SupplyFiles,
+};
+use units::BootInstant;
+
+use crate::boot_clock;
+use crate::wiper::Wiper;
+
+/// A source for the wiper's own thread; `fast` is gone once it cannot be read.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) fast: Option<Box<dyn Fast>>,
+    pub(crate) monitor: Monitor,
+}
+
+/// A source that a thread of its own asks.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    slow: Box<dyn Slow>,
+    monitor: Monitor,
+    reach: Reach,
+}
+
+/// What a source's thread may reach once it is confined.
+#[derive(Clone, Debug, Default)]
+struct Reach {
+    files: Vec<PathBuf>,
+    port: Option<u16>,
+}
+
+/// Where the C library looks names up.
+const NAME_FILES: [&str; 7] = [
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/run/systemd/resolve",
+];
+
+impl Reach {
+    fn files(files: &[&Path]) -> Self {
+        Self { files: files.iter().map(|file| file.to_path_buf()).collect(), port: None }
+    }
+
+    /// A server by its `host:port`.
+    fn server(server: &str) -> Self {
+        let port = server.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        Self { files: NAME_FILES.map(PathBuf::from).to_vec(), port }
+    }
+
+    /// Gives up in this thread what the source does not need.
+    fn confine(self) -> anyhow::Result<()> {
+        sandbox::drop_capabilities()?;
+        // What is not there now cannot be allowed; the source then says that it cannot read it.
+        let there = self.files.into_iter().filter(|file| file.exists());
+        let rules = there.fold(FileRules::default(), |rules, file| rules.allow(file, Access::Read));
+        sandbox::restrict_files(&self.port.into_iter().fold(rules, FileRules::dial))?;
+        sandbox::restrict_calls(sandbox::Role::Source)?;
+        Ok(())
+    }
+}
+
+/// What the configuration asks to be heard.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    pub(crate) fast: Vec<Watched>,
+    pub(crate) slow: Vec<Asked>,
+}
+
+/// The cause of a wipe that follows a condition.
+pub(crate) const fn cause(condition: Condition) -> WipeCause {
+    match condition {
+        Condition::PowerLine => WipeCause::PowerLine,
+        Condition::PowerSupply => WipeCause::PowerSupply,
+        Condition::KernelEvent => WipeCause::KernelEvent,
+        Condition::UpsOnBattery => WipeCause::UpsOnBattery,
+        Condition::UpsLowBattery => WipeCause::UpsLowBattery,
+        Condition::UpsForcedShutdown => WipeCause::UpsForcedShutdown,
+        Condition::Shutdown => WipeCause::MachineShutdown,
+        Condition::Sleep => WipeCause::MachineSleep,
+        Condition::Intrusion => WipeCause::Intrusion,
+        Condition::BmcPower => WipeCause::BmcPower,
+        Condition::Hygiene => WipeCause::Hygiene,
+        Condition::Lost => WipeCause::SourceLost,
+    }
+}
+
+fn policy(reaction: &Reaction) -> Policy {
+    let action = match reaction.action {
+        ReactionKind::Wipe => Action::Wipe,
+        ReactionKind::Drain => Action::Drain(Duration::from_secs(reaction.drain_s)),
+        ReactionKind::Report => Action::Report,
+    };
+    Policy { action, debounce: Duration::from_millis(reaction.debounce_ms) }
+}
+
+impl Sources {
+    /// Opens what the configuration names.
+    pub(crate) fn open(config: &SourcesConfig, keyring: &Arc<Keyring>) -> Self {
+        let mut sources = Self::default();
+        config.gpio.iter().for_each(|gpio| sources.add_gpio(gpio));
+        config.kernel_event.iter().for_each(|event| sources.add_kernel_event(event));
+        config.power_supply.iter().for_each(|supply| sources.add_power_supply(supply));
+        config.nut.iter().for_each(|nut| sources.add_nut(nut));
+        config.apcupsd.iter().for_each(|ups| sources.add_apcupsd(ups));
+        config.logind.iter().for_each(|logind| sources.add_logind(logind, keyring));
+        config.chassis.iter().for_each(|chassis| sources.add_chassis(chassis));
+        sources
+    }
+
+    fn add_gpio(&mut self, gpio: &GpioConfig) {
+        let policies =
+            [(Condition::PowerLine, policy(&gpio.on_active)), (Condition::Lost, policy(&gpio.on_lost))];
+        let monitor = Monitor::new(&gpio.name, "gpio", gpio.recorded, &policies);
+        let active = match gpio.active {
+            LineLevel::High => ActiveLevel::High,
+            LineLevel::Low => ActiveLevel::Low,
+        };
+        let bias = match gpio.bias {
+            LineBias::AsIs => Bias::AsIs,
+            LineBias::Disabled => Bias::Disabled,
+            LineBias::PullUp => Bias::PullUp,
+            LineBias::PullDown => Bias::PullDown,
+        };
+        let spec = LineSpec { line: gpio.line, active, bias };
+        self.add_fast(monitor, |monitor| {
+            if gpio.recorded {
+                GpioLine::recorded(&gpio.chip).map(boxed)
+            } else {
+                GpioLine::request(&gpio.chip, spec, monitor).map(boxed)
+            }
+        });
+    }
+
+    fn add_kernel_event(&mut self, event: &KernelEventConfig) {
+        let policies =
+            [(Condition::KernelEvent, policy(&event.on_event)), (Condition::Lost, policy(&event.on_lost))];
+        let monitor = Monitor::new(&event.name, "kernel-event", false, &policies);
+        let pairs = event.pairs.clone().into_iter().collect();
+        let pattern = Pattern { pairs, synthetic: event.synthetic };
+        self.add_fast(monitor, |_| KernelEvents::open(pattern).map(boxed));
+    }
+
+    fn add_power_supply(&mut self, supply: &PowerSupplyConfig) {
+        let policies = [
+            (Condition::PowerSupply, policy(&supply.on_offline)),
+            (Condition::Lost, policy(&supply.on_lost)),
+        ];
+        let monitor = |name: &str| Monitor::new(name, "power-supply", false, &policies);
+        self.add_fast(monitor("power-supply"), |monitor| {
+            SupplyEvents::open(&supply.directory, &supply.supplies, monitor).map(boxed)
+        });
+        let interval = Duration::from_millis(supply.interval_ms);
+        let files = SupplyFiles::new(&supply.directory, &supply.supplies, interval);
+        // The class is links into the tree of devices.
+        let reach = Reach::files(&[&supply.directory, Path::new("/sys")]);
+        self.add_slow(files, monitor("power-supply-files"), reach);
+    }
+
+    fn add_nut(&mut self, nut: &NutConfig) {
+        let policies = [
+            (Condition::UpsForcedShutdown, policy(&nut.on_forced_shutdown)),
+            (Condition::UpsLowBattery, policy(&nut.on_low_battery)),
+            (Condition::UpsOnBattery, policy(&nut.on_battery)),
+            (Condition::Lost, policy(&nut.on_lost)),
+        ];
+        let login = nut.user.clone().zip(nut.password_file.clone());
+        let spec = NutSpec {
+            server: nut.server.clone(),
+            ups: nut.ups.clone(),
+            login: login.map(|(user, password_file)| NutLogin { user, password_file }),
+            interval: Duration::from_millis(nut.interval_ms),
+        };
+        let mut reach = Reach::server(&nut.server);
+        reach.files.extend(nut.password_file.clone());
+        self.add_slow(Nut::new(spec), Monitor::new(&nut.name, "nut", false, &policies), reach);
+    }
+
+    fn add_apcupsd(&mut self, ups: &ApcupsdConfig) {
+        let policies = [
+            (Condition::UpsForcedShutdown, policy(&ups.on_forced_shutdown)),
+            (Condition::UpsLowBattery, policy(&ups.on_low_battery)),
+            (Condition::UpsOnBattery, policy(&ups.on_battery)),
+            (Condition::Lost, policy(&ups.on_lost)),
+        ];
+        let interval = Duration::from_millis(ups.interval_ms);
+        let spec = ApcupsdSpec { server: ups.server.clone(), interval };
+        let monitor = Monitor::new(&ups.name, "apcupsd", false, &policies);
+        self.add_slow(Apcupsd::new(spec), monitor, Reach::server(&ups.server));
+    }
+
+    fn add_logind(&mut self, logind: &LogindConfig, keyring: &Arc<Keyring>) {
+        let reactions = [
+            (Condition::Shutdown, policy(&logind.on_shutdown)),
+            (Condition::Sleep, policy(&logind.on_sleep)),
+            (Condition::Lost, policy(&logind.on_lost)),
+        ];
+        // The machine need not wait for a line in the log.
+        let wipes = reactions[..2].iter().any(|(_, policy)| policy.action != Action::Report);
+        let gate = wipes.then(|| Box::new(SealedGate(Arc::clone(keyring))) as Box<dyn Gate>);
+        let monitor = Monitor::new("logind", "logind", false, &reactions);
+        self.add_slow(Logind::new(&logind.bus, gate), monitor, Reach::default());
+    }
+
+    fn add_chassis(&mut self, chassis: &ChassisConfig) {
+        let policies = [
+            (Condition::Intrusion, policy(&chassis.on_intrusion)),
+            (Condition::Lost, policy(&chassis.on_lost)),
+        ];
+        let source = Chassis::new(&chassis.directory, Duration::from_millis(chassis.interval_ms));
+        let monitor = Monitor::new("chassis", "chassis", false, &policies);
+        self.add_slow(source, monitor, Reach::files(&[&chassis.directory, Path::new("/sys")]));
+    }
+
+    fn add_slow(&mut self, slow: impl Slow + 'static, monitor: Monitor, reach: Reach) {
+        self.slow.push(Asked { slow: Box::new(slow), monitor, reach });
+    }
+
+    fn add_fast(
+        &mut self,
+        mut monitor: Monitor,
+        open: impl FnOnce(&mut Monitor) -> Result<Box<dyn Fast>, SourceError>,
+    ) {
+        let fast = open(&mut monitor)
+            .inspect_err(|error| {
+                tracing::error!(source = monitor.state().name(), %error, "a source of triggers is not heard");
+                monitor.on_trouble(boot_clock::now(), Some(error.to_string()));
+            })
+            .ok();
+        self.fast.push(Watched { fast, monitor });
+    }
+
+    /// What everyone may see of each.
+    pub(crate) fn states(&self) -> Vec<Arc<SourceState>> {
+        let fast = self.fast.iter().map(|watched| &watched.monitor);
+        let slow = self.slow.iter().map(|asked| &asked.monitor);
+        fast.chain(slow).map(|monitor| Arc::clone(monitor.state())).collect()
+    }
+}
+
+/// Starts a thread for each slow source.
+pub(crate) fn start_slow(slow: Vec<Asked>, wiper: &Arc<Wiper>, stop: &Arc<Stop>) -> std::io::Result<()> {
+    for Asked { mut slow, mut monitor, reach } in slow {
+        let (wiper, stop) = (Arc::clone(wiper), Arc::clone(stop));
+        let name = format!("source {}", monitor.state().name());
+        std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(error) = reach.confine() {
+                tracing::error!(source = monitor.state().name(), %error, "a source's thread cannot be confined, and does not run");
+                monitor.on_trouble(boot_clock::now(), Some(error.to_string()));
+                slow = Box::new(Unconfined);
+            }
+            let mut act = |state: &SourceState, fired| wiper.on_fired(state, fired);
+            sources::watch(slow.as_mut(), &mut monitor, &stop, &boot_clock::now, &mut act);
+        })?;
+    }
+    Ok(())
+}
+
+/// In place of a source whose thread cannot be confined: lost from the start.
+#[derive(Debug)]
+struct Unconfined;
+
+impl Slow for Unconfined {
+    fn interval(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    fn poll(&mut self, _: BootInstant, _: &mut Monitor) -> Result<(), SourceError> {
+        Err(SourceError::Unconfined)
+    }
+}
+
+/// Lets the machine go on to its end once no key is held.
+struct SealedGate(Arc<Keyring>);
+
+impl Gate for SealedGate {
+    fn is_open(&self) -> bool {
+        self.0.status().keys == 0
+    }
+}
+
+fn boxed<F: Fast + 'static>(fast: F) -> Box<dyn Fast> {
+    Box::new(fast)
+}
+
+impl Watched {
+    /// Reads the source; one that has ended is lost from now on.
+    pub(crate) fn read(&mut self, now: BootInstant) {
+        let Some(fast) = &mut self.fast else { return };
+        if let Err(errno) = fast.read(now, &mut self.monitor) {
+            let trouble = format!("it has ended ({errno}); mend it and restart the node");
+            self.monitor.on_trouble(now, Some(trouble));
+        }
+    }
+
+    /// Whether it cannot be read any more, though it still could be waited for.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.fast.is_some() && self.monitor.state().is_lost()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The defaults of the configuration are those of the trigger table.
+    #[test]
+    fn what_is_not_configured_follows_the_trigger_table() {
+        let table =
+            |condition| lease::trigger::row(cause(condition)).map(|row| (row.action, row.configurable));
+        let gpio = r#"name = "a"
+            chip = "c"
+            line = 1
+            active = "low""#;
+        let gpio: config::GpioConfig = toml::from_str(gpio).unwrap();
+        let supply: config::PowerSupplyConfig = toml::from_str("").unwrap();
+        let event: config::KernelEventConfig = toml::from_str("name = \"a\"\nmatch = {}").unwrap();
+        let nut: config::NutConfig = toml::from_str("name = \"a\"\nups = \"a\"").unwrap();
+        let apcupsd: config::ApcupsdConfig = toml::from_str("name = \"a\"").unwrap();
+        let logind: config::LogindConfig = toml::from_str("").unwrap();
+        let chassis: config::ChassisConfig = toml::from_str("").unwrap();
+        let defaults = [
+            (Condition::UpsOnBattery, nut.on_battery),
+            (Condition::UpsLowBattery, nut.on_low_battery),
+            (Condition::UpsForcedShutdown, nut.on_forced_shutdown),
+            (Condition::Lost, nut.on_lost),
+            (Condition::UpsOnBattery, apcupsd.on_battery),
+            (Condition::UpsLowBattery, apcupsd.on_low_battery),
+            (Condition::UpsForcedShutdown, apcupsd.on_forced_shutdown),
+            (Condition::Lost, apcupsd.on_lost),
+            (Condition::Shutdown, logind.on_shutdown),
+            (Condition::Sleep, logind.on_sleep),
+            (Condition::Lost, logind.on_lost),
+            (Condition::Intrusion, chassis.on_intrusion),
+            (Condition::Lost, chassis.on_lost),
+            (Condition::PowerLine, gpio.on_active),
+            (Condition::Lost, gpio.on_lost),
+            (Condition::PowerSupply, supply.on_offline),
+            (Condition::Lost, supply.on_lost),
+            (Condition::KernelEvent, event.on_event),
+            (Condition::Lost, event.on_lost),
+        ];
+        for (condition, reaction) in defaults {
+            let action = match reaction.action {
+                ReactionKind::Wipe => lease::trigger::Action::Wipe,
+                ReactionKind::Drain => lease::trigger::Action::DrainThenWipe,
+                ReactionKind::Report => lease::trigger::Action::Report,
+            };
+            assert_eq!(table(condition), Some((action, true)), "{condition:?}");
+        }
+    }
+}
