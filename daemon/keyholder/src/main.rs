@@ -1,18 +1,20 @@
 //! `nightlatch-keyholder`: reads its configuration, serves its administrative port, dials its nodes, ends on SIGTERM.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use config::KeyholderConfig;
-use identity::{ServeLimits, control_server, serve_https};
+use identity::{ServeLimits, TrustDomain, control_server, serve_https};
 use keyholder::{Keyholder, KeyholderParams, access};
 use locked_memory::Policy;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use sandbox::{Access, Enforcement, FileRules};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use zeroizing_alloc::ZeroAlloc;
 
@@ -42,63 +44,105 @@ fn main() -> ExitCode {
     }
 }
 
+/// Everything that can be refused, and that takes rights: then they are given up, then the threads start that the network
+/// can reach.
 fn start(args: &Args) -> Result<()> {
-    harden().context("cannot protect this process's memory")?;
+    umask(Mode::from_bits_truncate(0o077));
+    sandbox::before_threads().context("cannot protect this process's memory")?;
+    // Read by a thread of their own, so that no handler ever runs; blocked here for every thread to come.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block().context("signals could not be blocked")?;
     let config = KeyholderConfig::load(&args.config)?;
+    let prepared = prepare(&config)?;
+    let last_act = Arc::clone(&prepared.keyholder);
+    faults::install(move || last_act.last_act())?;
+    // The C library installs its own handlers with the first thread, which the filter would refuse.
+    let _ = std::thread::spawn(|| {}).join();
+    confine(&config)?;
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        // Waiting fails for no set that the kernel has taken above.
+        let _ = signals.wait();
+        asked.cancel();
+    })?;
     // Files and the vault block their threads, so more than one is needed whatever the machine has.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(4, |count| count.get().max(4)))
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(run(config))
+        .block_on(run(prepared, stop))
 }
 
-/// No core file, no ptrace and no /proc/PID/mem by the same user, no file that others can read.
-fn harden() -> Result<(), nix::Error> {
-    umask(Mode::from_bits_truncate(0o077));
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    nix::sys::prctl::set_dumpable(false)
+/// A keyholder that has everything it needs, and serves nobody yet.
+struct Prepared {
+    keyholder: Arc<Keyholder>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    trust_domain: TrustDomain,
 }
 
-async fn run(config: KeyholderConfig) -> Result<()> {
-    // First, so that a signal during the start is not lost.
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-
+fn prepare(config: &KeyholderConfig) -> Result<Prepared> {
     let credentials = config.tls.credentials()?;
     let trust = config.tls.trust()?;
     let tls = control_server(&credentials, &trust, access::ACCEPTED_ROLES)?;
     let trust_domain = trust.trust_domain().clone();
     let memory = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
-    let listener = TcpListener::bind(config.listen.admin).await.with_context(|| {
+    let bound = TcpListener::bind(config.listen.admin).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    let listener = bound.with_context(|| {
         format!(
             "cannot listen on {}; is another keyholder running, or the port taken? Choose another `listen.admin`",
             config.listen.admin
         )
     })?;
-    let address = listener.local_addr().context("cannot read the bound address")?;
     let keyholder = Keyholder::open(KeyholderParams {
         name: config.name.to_string(),
-        state_dir: config.state_dir,
+        state_dir: config.state_dir.clone(),
         lease_ms: config.lease_ms,
         memory,
         credentials,
         trust,
         dial_loopback_only: config.dial_loopback_only,
     })?;
+    Ok(Prepared { keyholder, listener, tls, trust_domain })
+}
+
+/// Gives up every right that serving does not need.
+fn confine(config: &KeyholderConfig) -> Result<()> {
+    sandbox::drop_capabilities()?;
+    let files = FileRules::default()
+        .allow(&config.state_dir, Access::Change)
+        .allow("/proc", Access::Read)
+        // Where names of nodes are looked up.
+        .allow("/etc", Access::Read)
+        .dial_anywhere();
+    let files = sandbox::restrict_files(&files)?;
+    if files != Enforcement::Full {
+        tracing::warn!(
+            enforcement = ?files,
+            "this kernel has no Landlock, or an old one: what the keyholder may open is bounded by the service manager alone"
+        );
+    }
+    sandbox::restrict_calls(sandbox::Role::Keyholder)?;
+    Ok(())
+}
+
+async fn run(prepared: Prepared, stop: CancellationToken) -> Result<()> {
+    let Prepared { keyholder, listener, tls, trust_domain } = prepared;
+    let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve the bound port")?;
+    let address = listener.local_addr().context("cannot read the bound address")?;
     let status = keyholder.status();
     tracing::info!(%address, name = status.name, state = ?status.state, memory = status.key_memory, "listening");
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+    let stopping = async {
+        stop.cancelled().await;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     };
-    serve_https(listener, tls, trust_domain, keyholder.router(), ServeLimits::default(), stop).await;
+    serve_https(listener, tls, trust_domain, keyholder.router(), ServeLimits::default(), stopping).await;
     keyholder.shut_down().await;
     tracing::info!("the root is forgotten; nodes keep their keys until their leases end");
     Ok(())

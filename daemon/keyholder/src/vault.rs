@@ -181,6 +181,12 @@ impl Vault {
         }
     }
 
+    /// Zeroes the memory that the root lives in, and nothing else: for a program that is about to end. Takes no lock and
+    /// allocates nothing.
+    pub(crate) fn zero(&self) {
+        self.arena.zero();
+    }
+
     /// Forgets everything.
     pub(crate) fn wipe(&self) {
         let mut contents = self.lock();

@@ -55,6 +55,7 @@ impl Access {
 pub struct FileRules {
     paths: Vec<(PathBuf, Access)>,
     dialled: Vec<u16>,
+    dials_anywhere: bool,
 }
 
 impl FileRules {
@@ -62,6 +63,13 @@ impl FileRules {
     #[must_use]
     pub fn allow(mut self, path: impl Into<PathBuf>, access: Access) -> Self {
         self.paths.push((path.into(), access));
+        self
+    }
+
+    /// Allows TCP connections to every port.
+    #[must_use]
+    pub fn dial_anywhere(mut self) -> Self {
+        self.dials_anywhere = true;
         self
     }
 
@@ -78,7 +86,11 @@ pub fn restrict_files(rules: &FileRules) -> Result<Enforcement, FileError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(RIGHTS))?
-        .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?
+        .handle_access(if rules.dials_anywhere {
+            AccessNet::BindTcp.into()
+        } else {
+            AccessNet::BindTcp | AccessNet::ConnectTcp
+        })?
         .scope(Scope::AbstractUnixSocket | Scope::Signal)?
         .create()?;
     for (path, access) in &rules.paths {

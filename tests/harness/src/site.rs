@@ -290,8 +290,21 @@ impl Site {
     /// # Panics
     /// Where it does not come up.
     pub fn start_keyholder(&mut self) {
+        self.start_keyholder_by(self.keyholder_command());
+    }
+
+    /// The command that starts the keyholder.
+    pub fn keyholder_command(&self) -> Command {
         let mut command = Command::new(program("nightlatch-keyholder"));
         command.arg("--config").arg(self.keyholder_config_file());
+        command
+    }
+
+    /// Starts the keyholder by `command`, which runs or becomes the command of [`Self::keyholder_command`].
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn start_keyholder_by(&mut self, command: Command) {
         let mut process = Process::start("nightlatch-keyholder", command);
         wait_for("a started keyholder", PATIENCE, || {
             assert!(process.try_wait().is_none(), "the keyholder ended\n{}", process.tail());

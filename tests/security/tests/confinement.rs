@@ -1,4 +1,4 @@
-//! What the kernel refuses a running node, and that nothing it allows is idle.
+//! What the kernel refuses the running programs, and that nothing it allows is idle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,14 +7,15 @@ use std::process::Command;
 use harness::client::client;
 use harness::site::{DISK, PATIENCE, Site, SiteSpec};
 use harness::{process::wait_for, s3::S3Client};
+use keyholder::api::VolumeKind;
 use nbd_server::client::{Client, Endpoint};
 use nix::sys::signal::Signal;
 use sandbox::Role;
 
 /// The calls of each role as strace saw them, from the moment the role's filter was in place.
-fn calls_by_role(trace: &str) -> BTreeMap<Role, BTreeSet<&str>> {
+fn calls_by_role(trace: &str, program: Role) -> BTreeMap<Role, BTreeSet<&str>> {
     let mut filters: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut node_is_confined = false;
+    let mut program_is_confined = false;
     let mut calls: BTreeMap<Role, BTreeSet<&str>> = BTreeMap::new();
     for line in trace.lines() {
         // 4711<tokio-rt-worker> futex(0x7f..., FUTEX_WAIT_PRIVATE, ...
@@ -28,18 +29,18 @@ fn calls_by_role(trace: &str) -> BTreeMap<Role, BTreeSet<&str>> {
         let role = match name {
             "wiper" => Role::Wiper,
             name if name.starts_with("source ") => Role::Source,
-            _ => Role::Node,
+            _ => program,
         };
         let is_confined = match role {
             Role::Wiper | Role::Source => filters.get(thread).is_some_and(|filters| *filters == FILTERS),
-            Role::Node => node_is_confined,
+            Role::Node | Role::Keyholder => program_is_confined,
         };
         if is_confined {
             calls.entry(role).or_default().insert(call);
         } else if rest.contains("SECCOMP_SET_MODE_FILTER") || rest.contains("SECCOMP_MODE_FILTER") {
             let filters = filters.entry(thread).or_default();
             *filters += 1;
-            node_is_confined |= role == Role::Node && *filters == FILTERS;
+            program_is_confined |= role == program && *filters == FILTERS;
         }
     }
     calls
@@ -85,40 +86,67 @@ fn sources(dir: &Path) -> config::SourcesConfig {
     toml::from_str(&text).expect("two sources")
 }
 
-#[test]
-fn every_rule_of_every_role_is_used() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let trace = dir.path().join("trace");
-    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
-    site.stop_node();
-    site.expect_log("a source fired");
-    site.change_node_config(|config| config.sources = sources(dir.path()));
-    // -D: the tracer is the grandchild, so that the node stays this test's child and gets its signals.
-    let mut command = Command::new(client("strace").get_program());
-    command.args(["-D", "-f", "--decode-pids=comm", "-q", "-e", "signal=none", "-o"]).arg(&trace);
-    let node = site.node_command();
-    command.arg("--").arg(node.get_program()).args(node.get_args());
-    site.start_node_by(command);
-    site.push_until_serving();
-    live(&mut site);
-    site.stop_node();
-    // The tracer writes the last lines after the node has ended.
-    let text = wait_for("the end of the trace", PATIENCE, || {
-        let text = std::fs::read_to_string(&trace).map_err(|error| error.to_string())?;
+/// `command` under strace, which writes to `trace`. The tracer is the grandchild (-D), so that the program stays this
+/// test's child and gets its signals.
+fn traced(command: &Command, trace: &Path) -> Command {
+    let mut traced = Command::new(client("strace").get_program());
+    traced.args(["-D", "-f", "--decode-pids=comm", "-q", "-e", "signal=none", "-o"]).arg(trace);
+    traced.arg("--").arg(command.get_program()).args(command.get_args());
+    traced
+}
+
+/// The whole trace, whose last lines are written after the program has ended.
+fn ended(trace: &Path) -> String {
+    wait_for("the end of the trace", PATIENCE, || {
+        let text = std::fs::read_to_string(trace).map_err(|error| error.to_string())?;
         if text.contains("exited with 0") { Ok(text) } else { Err("the trace goes on".to_owned()) }
-    });
-    let calls = calls_by_role(&text);
+    })
+}
+
+/// Every rule of `roles` was used in `trace`, but for those that wait for what a test can't bring about.
+fn assert_used(trace: &str, program: Role, roles: &[Role]) {
+    let calls = calls_by_role(trace, program);
     let mut idle = Vec::new();
-    for role in [Role::Wiper, Role::Source, Role::Node] {
-        let used = &calls[&role];
+    for role in roles {
+        let used = &calls[role];
         println!("{role:?}: {} calls used: {used:?}", used.len());
-        for rule in sandbox::rules(role).filter(|rule| !rule.rare) {
+        for rule in sandbox::rules(*role).filter(|rule| !rule.rare) {
             if !used.contains(rule.name.trim_start_matches("SYS_")) {
                 idle.push(format!("{role:?} {} ({})", rule.name, rule.why));
             }
         }
     }
     assert!(idle.is_empty(), "rules that nothing used: take them out\n  {}", idle.join("\n  "));
+}
+
+#[test]
+fn every_rule_of_every_role_of_a_node_is_used() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let trace = dir.path().join("trace");
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.stop_node();
+    site.expect_log("a source fired");
+    site.change_node_config(|config| config.sources = sources(dir.path()));
+    site.start_node_by(traced(&site.node_command(), &trace));
+    site.push_until_serving();
+    live(&mut site);
+    site.stop_node();
+    assert_used(&ended(&trace), Role::Node, &[Role::Wiper, Role::Source, Role::Node]);
+}
+
+#[test]
+fn every_rule_of_a_keyholder_is_used() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let trace = dir.path().join("trace");
+    let mut site = Site::installed(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.start_keyholder_by(traced(&site.keyholder_command(), &trace));
+    site.hold_ceremony();
+    site.start_node();
+    site.enrol_node();
+    site.create_volume(DISK, VolumeKind::Block, 64 << 20);
+    site.push_until_serving();
+    site.stop_keyholder();
+    assert_used(&ended(&trace), Role::Keyholder, &[Role::Keyholder]);
 }
 
 fn status_of(pid: u32, thread: &str, field: &str) -> String {
@@ -128,22 +156,23 @@ fn status_of(pid: u32, thread: &str, field: &str) -> String {
 }
 
 #[test]
-fn no_thread_of_a_running_node_has_a_capability_a_core_file_or_an_open_filter() {
+fn no_thread_of_a_running_program_has_a_capability_a_core_file_or_an_open_filter() {
     let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
-    let pid = site.node().pid();
-    let mut threads = 0;
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running node") {
-        let thread = thread.expect("a thread").file_name().to_string_lossy().into_owned();
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-            assert_eq!(status_of(pid, &thread, set), "0000000000000000", "{set} of {thread}");
+    for pid in [site.node().pid(), site.keyholder().pid()] {
+        let mut threads = 0;
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running program") {
+            let thread = thread.expect("a thread").file_name().to_string_lossy().into_owned();
+            let name = status_of(pid, &thread, "Name:");
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+                assert_eq!(status_of(pid, &thread, set), "0000000000000000", "{set} of {name}");
+            }
+            assert_eq!(status_of(pid, &thread, "NoNewPrivs:"), "1", "{name}");
+            assert_eq!(status_of(pid, &thread, "Seccomp:"), "2", "2 is a filter: {name}");
+            threads += 1;
         }
-        assert_eq!(status_of(pid, &thread, "NoNewPrivs:"), "1");
-        assert_eq!(status_of(pid, &thread, "Seccomp:"), "2", "2 is a filter");
-        threads += 1;
+        assert!(threads >= 3, "{threads} threads");
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("readable by root");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     }
-    assert!(threads >= 3, "{threads} threads");
-    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("readable by root");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    assert!(Path::new(&format!("/proc/{pid}/exe")).exists());
 }
