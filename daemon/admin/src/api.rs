@@ -131,11 +131,11 @@ pub struct Listening {
 pub struct HygieneFinding {
     /// The probe.
     pub probe: String,
-    /// `good`, `weak` or `unknown`.
+    /// `good`, `weak`, `broken` or `unknown`.
     pub verdict: String,
     /// What was found.
     pub found: String,
-    /// How to mend it.
+    /// Why it matters and how to mend it; empty where it is good.
     pub advice: String,
 }
 

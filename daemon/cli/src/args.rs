@@ -98,6 +98,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  nightlatch unlatch --all\n  nightlatch unlatch --volume db && nightlatch push --volume db"
     )]
     Unlatch(TargetArgs),
+    /// Say what this machine has and lacks for keeping keys, why it matters and how to mend it
+    #[command(
+        after_help = "Examples:\n  nightlatch doctor\n  nightlatch doctor --config /etc/nightlatch/node.toml    as the node's user: its files and devices too\n  nightlatch doctor --json | jq -r '.findings[] | select(.verdict == \"broken\") | .mend'\n\nExit status: 0 all good; 1 something could be better or cannot be told; 2 a requirement is broken (or a wrong command\nline); 3 no report could be made. The node sends the same report to its keyholder as evidence."
+    )]
+    Doctor(DoctorArgs),
     /// Print shell completions
     #[command(after_help = "Example:\n  nightlatch completions bash > /etc/bash_completion.d/nightlatch")]
     Completions {
@@ -122,6 +127,14 @@ pub(crate) enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<std::ffi::OsString>,
     },
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// A node's configuration: its files, pools and sources are looked at too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// `demo`.

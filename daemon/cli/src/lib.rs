@@ -31,6 +31,9 @@ use crate::output::Output;
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output::new(arguments.global.json);
+    if let args::Command::Doctor(doctor) = &arguments.command {
+        return commands::doctor::run(doctor, output);
+    }
     match commands::run(arguments, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -18,10 +18,10 @@ mod tls;
 
 pub use error::{ConfigError, ConfigErrorKind};
 pub use keyholder::{KeyholderConfig, KeyholderListen};
-pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig};
+pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig, memory_overwrite_default};
 pub use sources::{
-    ApcupsdConfig, ChassisConfig, GpioConfig, KernelEventConfig, LineBias, LineLevel, LogindConfig,
-    NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+    ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
+    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
 };
 pub use tls::{ControlTls, NodeTls, ServerCertificate};
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use hygiene::Installation;
 use identity::PeerName;
 use serde::{Deserialize, Serialize};
 use units::NodeId;
@@ -22,6 +23,10 @@ const DRAIN_S: RangeInclusive<u64> = 0..=300;
 
 /// Longest path of a unix socket (`sun_path` of unix(7) less its terminating zero).
 const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// Where the kernel shows the variable (TCG Platform Reset Attack Mitigation Specification).
+const MEMORY_OVERWRITE: &str =
+    "/sys/firmware/efi/efivars/MemoryOverwriteRequestControl-e20939be-32d4-41be-a150-897f85d49829";
 
 /// What the node needs to know before it starts. It knows no keyholder's address: keyholders dial it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +60,9 @@ pub struct NodeConfig {
     /// Where the node hears that power, trust or the machine is going.
     #[serde(default, skip_serializing_if = "SourcesConfig::is_empty")]
     pub sources: SourcesConfig,
+    /// The firmware's variable that asks for memory to be cleared after a sudden reset.
+    #[serde(default = "memory_overwrite_default")]
+    pub memory_overwrite: PathBuf,
 }
 
 /// The `[listen]` table.
@@ -115,6 +123,11 @@ fn drain_s_default() -> u64 {
     10
 }
 
+/// Where the kernel shows the firmware's memory-overwrite request.
+pub fn memory_overwrite_default() -> PathBuf {
+    MEMORY_OVERWRITE.into()
+}
+
 fn s3_region_default() -> String {
     "us-east-1".to_owned()
 }
@@ -140,6 +153,22 @@ impl NodeConfig {
         self.keys.keyholder.clone().unwrap_or_else(|| self.state_dir.join("keyholder.pub"))
     }
 
+    /// What the doctor looks at of this configuration.
+    pub fn installation(&self) -> Installation {
+        let passwords = self.sources.nut.iter().filter_map(|nut| nut.password_file.clone());
+        let heads = self.tls.server.iter().map(|server| server.key.clone());
+        Installation {
+            state_dir: self.state_dir.clone(),
+            key_files: [self.identity_key_file(), self.tls.key.clone()]
+                .into_iter()
+                .chain(heads)
+                .chain(passwords)
+                .collect(),
+            pools: self.pools.iter().map(|pool| pool.path.clone()).collect(),
+            sources: self.sources.checks(),
+        }
+    }
+
     /// Where the node writes its bound addresses once it listens.
     pub fn ready_file(&self) -> PathBuf {
         self.state_dir.join("ready.json")
@@ -158,6 +187,7 @@ impl Validate for NodeConfig {
             resolve(&mut pool.path, dir);
         }
         self.sources.resolve(dir);
+        resolve(&mut self.memory_overwrite, dir);
     }
 
     fn validate(&self) -> Result<(), Invalid> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use hygiene::SourceCheck;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Invalid;
@@ -323,6 +324,36 @@ fn hwmon_directory() -> PathBuf {
     "/sys/class/hwmon".into()
 }
 
+/// The `[sources.hygiene]` table: whether memory hygiene gets worse while keys are held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HygieneConfig {
+    /// How often the kernel's files are read.
+    #[serde(default = "hygiene_interval_ms_default")]
+    pub interval_ms: u64,
+    /// Below which directory they are; another than `/` is a recorded tree, for tests and drills.
+    #[serde(default = "root_default")]
+    pub root: PathBuf,
+    /// When something that was good is not any more.
+    #[serde(default = "Reaction::wipe")]
+    pub on_regression: Reaction,
+}
+
+impl Default for HygieneConfig {
+    fn default() -> Self {
+        let (interval_ms, root) = (hygiene_interval_ms_default(), root_default());
+        Self { interval_ms, root, on_regression: Reaction::wipe() }
+    }
+}
+
+fn hygiene_interval_ms_default() -> u64 {
+    5_000
+}
+
+fn root_default() -> PathBuf {
+    "/".into()
+}
+
 /// The `[sources]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -348,6 +379,9 @@ pub struct SourcesConfig {
     /// The chassis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chassis: Option<ChassisConfig>,
+    /// Memory hygiene; watched unless told otherwise.
+    #[serde(default)]
+    pub hygiene: HygieneConfig,
 }
 
 impl SourcesConfig {
@@ -362,6 +396,7 @@ impl SourcesConfig {
         self.nut.iter_mut().filter_map(|nut| nut.password_file.as_mut()).for_each(|file| resolve(file, dir));
         self.logind.iter_mut().for_each(|logind| resolve(&mut logind.bus, dir));
         self.chassis.iter_mut().for_each(|chassis| resolve(&mut chassis.directory, dir));
+        resolve(&mut self.hygiene.root, dir);
     }
 
     /// Each table's place in the file, with its reactions.
@@ -409,6 +444,8 @@ impl SourcesConfig {
             let reactions = vec![("on_intrusion", &chassis.on_intrusion), ("on_lost", &chassis.on_lost)];
             all.push(("sources.chassis".to_owned(), reactions));
         }
+        let hygiene = vec![("on_regression", &self.hygiene.on_regression)];
+        all.push(("sources.hygiene".to_owned(), hygiene));
         all
     }
 
@@ -420,6 +457,7 @@ impl SourcesConfig {
             .chain(apcupsd.map(|(index, ups)| (format!("sources.apcupsd[{index}]"), ups.interval_ms)))
             .chain(self.power_supply.iter().map(|s| ("sources.power_supply".to_owned(), s.interval_ms)))
             .chain(self.chassis.iter().map(|chassis| ("sources.chassis".to_owned(), chassis.interval_ms)))
+            .chain([("sources.hygiene".to_owned(), self.hygiene.interval_ms)])
             .collect()
     }
 
@@ -454,6 +492,20 @@ impl SourcesConfig {
         Ok(())
     }
 
+    /// The sources that are configured, with the files that they read.
+    pub(crate) fn checks(&self) -> Vec<SourceCheck> {
+        let check =
+            |name: &str, path: Option<&PathBuf>| SourceCheck { name: name.into(), path: path.cloned() };
+        let gpio = self.gpio.iter().map(|gpio| check(&gpio.name, Some(&gpio.chip)));
+        let events = self.kernel_event.iter().map(|event| check(&event.name, None));
+        let supply = self.power_supply.iter().map(|supply| check("power-supply", Some(&supply.directory)));
+        let nut = self.nut.iter().map(|nut| check(&nut.name, nut.password_file.as_ref()));
+        let apcupsd = self.apcupsd.iter().map(|ups| check(&ups.name, None));
+        let logind = self.logind.iter().map(|logind| check("logind", Some(&logind.bus)));
+        let chassis = self.chassis.iter().map(|chassis| check("chassis", Some(&chassis.directory)));
+        gpio.chain(events).chain(supply).chain(nut).chain(apcupsd).chain(logind).chain(chassis).collect()
+    }
+
     /// The names of the sources that have one, with their place in the file.
     fn names(&self) -> Vec<(String, &str)> {
         fn of<'a, T>(kind: &str, all: &'a [T], name: impl Fn(&'a T) -> &'a str) -> Vec<(String, &'a str)> {
@@ -485,7 +537,7 @@ impl SourcesConfig {
             }
         }
         // The kind stands for the one that there is of its kind.
-        let mut seen = BTreeSet::from(["power-supply", "power-supply-files", "logind", "chassis"]);
+        let mut seen = BTreeSet::from(["power-supply", "power-supply-files", "logind", "chassis", "hygiene"]);
         for (key, name) in self.names() {
             let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(allowed) {

@@ -256,19 +256,17 @@ fn source_status(source: &SourceState) -> api::SourceStatus {
     }
 }
 
-fn hygiene_findings() -> Vec<api::HygieneFinding> {
-    let word = |verdict| match verdict {
-        Verdict::Good => "good",
-        Verdict::Weak => "weak",
-        Verdict::Unknown => "unknown",
-    };
-    let findings = Report::probe().findings.into_iter();
+fn hygiene_findings(report: Report) -> Vec<api::HygieneFinding> {
+    let findings = report.findings.into_iter();
     findings
         .map(|finding| api::HygieneFinding {
-            probe: finding.probe,
-            verdict: word(finding.verdict).to_owned(),
+            probe: finding.probe.name().to_owned(),
+            verdict: finding.verdict.name().to_owned(),
             found: finding.found,
-            advice: finding.advice,
+            advice: match finding.verdict {
+                Verdict::Good => String::new(),
+                _ => format!("{} {}", finding.probe.why(), finding.probe.mend()),
+            },
         })
         .collect()
 }
@@ -322,7 +320,7 @@ impl NodeControl for Handle {
             volumes: volumes.collect(),
             listening: node.listening.clone(),
             sources: node.sources.iter().map(|source| source_status(source)).collect(),
-            hygiene: hygiene_findings(),
+            hygiene: hygiene_findings(node.subject.report()),
         }
     }
 

@@ -15,6 +15,7 @@
 mod boot_clock;
 mod cipher;
 mod control;
+mod hygiene_watch;
 mod key_port;
 mod listeners;
 mod metrics;

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin::api::Listening;
-use hygiene::Report;
+use hygiene::Subject;
 use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
 use lease::GrantRefusal;
 use lease::message::{OnSeal, VolumeKind, VolumePresent, WipeCause};
 use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
+use memory_overwrite::MemoryOverwrite;
 use nbd_server::{Export, NbdServer};
 use objects::Store;
 use pool::{Pool, PoolErrorKind, PoolVolume};
@@ -27,6 +28,7 @@ use tokio::sync::broadcast;
 use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
 use crate::boot_clock;
+use crate::hygiene_watch::HygieneWatch;
 use crate::sources::cause;
 use crate::wiper::{Wipe, Wiper};
 
@@ -85,6 +87,9 @@ pub(crate) struct Parts {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) wiper: Arc<Wiper>,
     pub(crate) sources: Vec<Arc<SourceState>>,
+    pub(crate) subject: Subject,
+    pub(crate) hygiene_watch: Arc<HygieneWatch>,
+    pub(crate) memory_overwrite: Option<MemoryOverwrite>,
     pub(crate) lease: NodeLease,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
@@ -101,6 +106,9 @@ pub(crate) struct Node {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) wiper: Arc<Wiper>,
     pub(crate) sources: Vec<Arc<SourceState>>,
+    pub(crate) subject: Subject,
+    hygiene_watch: Arc<HygieneWatch>,
+    memory_overwrite: Option<MemoryOverwrite>,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
     pub(crate) s3: S3Server,
@@ -133,6 +141,9 @@ impl Node {
             keyring,
             wiper,
             sources,
+            subject,
+            hygiene_watch,
+            memory_overwrite,
             lease,
             pools,
             nbd,
@@ -148,6 +159,9 @@ impl Node {
             keyring,
             wiper,
             sources,
+            subject,
+            hygiene_watch,
+            memory_overwrite,
             pools,
             nbd,
             s3,
@@ -244,7 +258,11 @@ impl Node {
     /// What a session sends as evidence. Blocks for the making of a key pair.
     pub(crate) fn evidence(&self) -> Result<EvidenceInput, EnvelopeKeyError> {
         let envelope_key = self.keyring.fresh_envelope_key()?;
-        let hygiene = serde_json::to_string(&Report::probe()).unwrap_or_default();
+        if self.is_sealed() {
+            // What the keyholder now judges is what may not get worse.
+            self.hygiene_watch.accept();
+        }
+        let hygiene = serde_json::to_string(&self.subject.report()).unwrap_or_default();
         Ok(EvidenceInput { hygiene, envelope_key })
     }
 
@@ -255,6 +273,8 @@ impl Node {
         if let Some(condition) = self.sources.iter().find_map(|source| source.standing()) {
             return Err(GrantRefusal::TriggerStanding(cause(condition)));
         }
+        // Before the key is there: a reset from here on makes the firmware clear memory.
+        self.ask_for_memory_overwrite(true);
         // 1. The fence is durable before the key is opened: after a crash no older grant can come in.
         raise_fence(&open.pool, grant.volume, grant.fence)?;
         // 2. The key is checked against the volume's check value and kept.
@@ -330,6 +350,14 @@ impl Node {
         WipeReport { record, stage: WIPE_STAGE, nanos: at.0.saturating_sub(started.0) }
     }
 
+    /// Asks the firmware to clear memory after a sudden reset, or takes that back.
+    fn ask_for_memory_overwrite(&self, clear: bool) {
+        let Some(variable) = &self.memory_overwrite else { return };
+        if let Err(error) = variable.request(clear) {
+            tracing::error!(%error, clear, "the firmware's memory-overwrite request could not be changed");
+        }
+    }
+
     fn stop_serving(&self, served: &Served) {
         match served.kind {
             VolumeKind::Block => self.nbd.seal(&served.label),
@@ -365,6 +393,10 @@ impl Node {
         drop(lease);
         self.apply_deadline();
         tracing::warn!(%cause, keys = wipe.keys, wipe_ns = wipe.nanos, volumes = served.len(), "wiped: the node is sealed");
+        // Only now, and only where no push has come in between.
+        if self.is_sealed() {
+            self.ask_for_memory_overwrite(false);
+        }
         let report = WipeReport { record: wipe.record, stage: WIPE_STAGE, nanos: wipe.nanos };
         // No session is listening before the first keyholder has dialled.
         let _ = self.wipes.send(WipeNotice { report, ended });

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::{
-    ApcupsdConfig, ChassisConfig, GpioConfig, KernelEventConfig, LineBias, LineLevel, LogindConfig,
-    NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+    ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
+    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
 };
 use keyring::Keyring;
 use lease::message::WipeCause;
@@ -23,6 +23,7 @@ use sources::{
 use units::BootInstant;
 
 use crate::boot_clock;
+use crate::hygiene_watch::{HygieneSource, HygieneWatch};
 use crate::wiper::Wiper;
 
 /// A source for the wiper's own thread; `fast` is gone once it cannot be read.
@@ -117,7 +118,11 @@ fn policy(reaction: &Reaction) -> Policy {
 
 impl Sources {
     /// Opens what the configuration names.
-    pub(crate) fn open(config: &SourcesConfig, keyring: &Arc<Keyring>) -> Self {
+    pub(crate) fn open(
+        config: &SourcesConfig,
+        keyring: &Arc<Keyring>,
+        hygiene_watch: &Arc<HygieneWatch>,
+    ) -> Self {
         let mut sources = Self::default();
         config.gpio.iter().for_each(|gpio| sources.add_gpio(gpio));
         config.kernel_event.iter().for_each(|event| sources.add_kernel_event(event));
@@ -126,6 +131,7 @@ impl Sources {
         config.apcupsd.iter().for_each(|ups| sources.add_apcupsd(ups));
         config.logind.iter().for_each(|logind| sources.add_logind(logind, keyring));
         config.chassis.iter().for_each(|chassis| sources.add_chassis(chassis));
+        sources.add_hygiene(&config.hygiene, hygiene_watch);
         sources
     }
 
@@ -231,6 +237,15 @@ impl Sources {
         let source = Chassis::new(&chassis.directory, Duration::from_millis(chassis.interval_ms));
         let monitor = Monitor::new("chassis", "chassis", false, &policies);
         self.add_slow(source, monitor, Reach::files(&[&chassis.directory, Path::new("/sys")]));
+    }
+
+    fn add_hygiene(&mut self, hygiene: &HygieneConfig, watch: &Arc<HygieneWatch>) {
+        let root = hygiene.root.as_path();
+        let policies = [(Condition::Hygiene, policy(&hygiene.on_regression))];
+        let monitor = Monitor::new("hygiene", "hygiene", root != Path::new("/"), &policies);
+        let reach = Reach::files(&[&root.join("proc"), &root.join("sys")]);
+        let source = HygieneSource::new(Arc::clone(watch), Duration::from_millis(hygiene.interval_ms));
+        self.add_slow(source, monitor, reach);
     }
 
     fn add_slow(&mut self, slow: impl Slow + 'static, monitor: Monitor, reach: Reach) {
@@ -353,6 +368,7 @@ mod tests {
             (Condition::Sleep, logind.on_sleep),
             (Condition::Lost, logind.on_lost),
             (Condition::Intrusion, chassis.on_intrusion),
+            (Condition::Hygiene, HygieneConfig::default().on_regression),
             (Condition::Lost, chassis.on_lost),
             (Condition::PowerLine, gpio.on_active),
             (Condition::Lost, gpio.on_lost),

@@ -14,12 +14,14 @@ use std::time::Duration;
 use anyhow::Context;
 use config::NodeConfig;
 use device::{Device, FileDevice, OpenOptions};
+use hygiene::{Live, Subject};
 use identity::{NodeKey, Role, ServeLimits, TlsFloor, serve_http, serve_https};
 use keyring::{Clock, Keyring};
 use lease::LocalSigner;
 use lease::message::{LeaseLimits, WipeCause};
 use lease::node::{NodeLease, NodeParams};
 use locked_memory::{Arena, KeyStack, Policy};
+use memory_overwrite::MemoryOverwrite;
 use nbd_server::NbdServer;
 use pool::Pool;
 use prometheus_client::registry::Registry;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use units::BootId;
 
 use crate::control::Handle;
+use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
@@ -72,7 +75,11 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     faults::install(move || {
         let _ = last_act.wipe(WipeCause::Fault);
     })?;
-    let Hearing { wiper, sources, stop: stop_sources } = start_hearing(&config, &keyring, events_in)?;
+    let live = Live::read();
+    let subject = Subject::this_machine().with_installation(&config.installation());
+    let hygiene_watch = HygieneWatch::new(&config.sources.hygiene.root, live);
+    let Hearing { wiper, sources, stop: stop_sources } =
+        start_hearing(&config, &keyring, &hygiene_watch, events_in)?;
     let pools = open_pools(&config)?;
     let heads = Heads::from_config(&config)?;
     let lease = open_lease(&config, &pools)?;
@@ -94,6 +101,9 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
         keyring,
         wiper,
         sources,
+        subject,
+        hygiene_watch,
+        memory_overwrite: open_memory_overwrite(&config.memory_overwrite),
         lease,
         pools,
         nbd,
@@ -170,9 +180,10 @@ struct Hearing {
 fn start_hearing(
     config: &NodeConfig,
     keyring: &Arc<Keyring>,
+    hygiene_watch: &Arc<HygieneWatch>,
     events: mpsc::UnboundedSender<Event>,
 ) -> anyhow::Result<Hearing> {
-    let opened = Sources::open(&config.sources, keyring);
+    let opened = Sources::open(&config.sources, keyring, hygiene_watch);
     let sources = opened.states();
     let wiper = Wiper::start(Arc::clone(keyring), opened.fast, events)
         .context("the wiper's thread could not be started")?;
@@ -180,6 +191,19 @@ fn start_hearing(
     crate::sources::start_slow(opened.slow, &wiper, &stop)
         .context("a source's thread could not be started")?;
     Ok(Hearing { wiper, sources, stop })
+}
+
+/// The firmware's request to clear memory, where there is one that this program may write.
+fn open_memory_overwrite(path: &Path) -> Option<MemoryOverwrite> {
+    match MemoryOverwrite::open(path) {
+        Ok(variable) => Some(variable),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => {
+            let path = path.display();
+            tracing::info!(%path, %error, "the firmware will not be asked to clear memory after a sudden reset");
+            None
+        }
+    }
 }
 
 fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! The commands, one module for each noun. Each prints its result and returns; none exits the process itself.
 
 mod attached;
+pub(crate) mod doctor;
 mod generate;
 mod key;
 mod keys_out;
@@ -41,6 +42,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Done {
         Command::Revoke(target) => keys_out::revoke(&target, &connections()?, output),
         Command::Lockdown => keys_out::lockdown(&connections()?, output),
         Command::Unlatch(target) => keys_out::unlatch(&target, &connections()?, output),
+        Command::Doctor(_) => Ok(()),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::manual(dir.as_deref(), output),
         Command::RunAttached { parent, command } => attached::run(parent, &command),

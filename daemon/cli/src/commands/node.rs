@@ -5,7 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
-use config::{NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertificate, SourcesConfig};
+use config::{
+    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertificate, SourcesConfig,
+    memory_overwrite_default,
+};
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
 use keyholder::api::{AddNode, ApproveNode, ChangeNode, Connection, Done as Removed, NodeEntry, PushPolicy};
@@ -89,6 +92,7 @@ impl PlannedNode<'_> {
             keys: NodeKeys::default(),
             pools: self.pools.iter().map(|path| PoolConfig { path: path.clone() }).collect(),
             sources: SourcesConfig::default(),
+            memory_overwrite: memory_overwrite_default(),
         }
     }
 
@@ -392,8 +396,14 @@ pub(crate) fn describe(status: &NodeStatus) -> String {
     text.push_str(&source_lines(status));
     text.push_str(&pool_lines(status));
     text.push_str(&volume_lines(status));
-    for finding in status.hygiene.iter().filter(|finding| finding.verdict != "good") {
-        text.push_str(&format!("  {}: {}; {}\n", finding.probe, finding.found, finding.advice));
+    for finding in status.hygiene.iter().filter(|finding| finding.verdict == "broken") {
+        text.push_str(&format!("  BROKEN {}: {}. {}\n", finding.probe, finding.found, finding.advice));
+    }
+    let count = |verdict| status.hygiene.iter().filter(|finding| finding.verdict == verdict).count();
+    let (weak, unknown) = (count("weak"), count("unknown"));
+    if weak + unknown > 0 {
+        let explained = "`nightlatch doctor` on the node explains";
+        text.push_str(&format!("  hygiene: {weak} could be better, {unknown} cannot be told; {explained}\n"));
     }
     text
 }

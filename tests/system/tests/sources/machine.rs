@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use config::{ChassisConfig, LogindConfig, Reaction, ReactionKind, SourcesConfig};
+use config::{ChassisConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind, SourcesConfig};
 use harness::client::{client, python_client};
 use harness::process::{Process, wait_for};
 use harness::site::PATIENCE;
@@ -143,4 +143,55 @@ fn an_opened_chassis_wipes_and_latches_until_the_alarm_is_cleared_and_an_officer
     site.expect_latched();
     site.act("/v1/unlatch");
     site.push_until_serving();
+}
+
+#[test]
+fn hygiene_that_gets_worse_while_keys_are_held_wipes_and_latches() {
+    let mut swaps = PathBuf::new();
+    let mut site = site_with(|dir| {
+        let root = dir.join("root");
+        swaps = root.join("proc/swaps");
+        std::fs::create_dir_all(root.join("proc")).expect("a recorded tree");
+        std::fs::create_dir_all(root.join("sys")).expect("a recorded tree");
+        std::fs::write(&swaps, "Filename\tType\n").expect("a recorded tree");
+        let hygiene = HygieneConfig { interval_ms: 100, root, on_regression: Reaction::wipe() };
+        SourcesConfig { hygiene, ..SourcesConfig::default() }
+    });
+    site.expect_log("memory hygiene got worse");
+    assert!(source(&site, "hygiene").recorded, "a twin says that it is one");
+    std::fs::write(&swaps, "Filename\tType\n/dev/sda2\tpartition\n").expect("a recorded tree");
+    site.wait_sealed("hygiene");
+    site.expect_latched();
+    // An officer who has seen the evidence may push all the same: what is there now is the new measure.
+    site.act("/v1/unlatch");
+    site.push_until_serving();
+}
+
+#[test]
+fn the_firmware_is_to_clear_memory_exactly_while_keys_are_held() {
+    let mut variable = PathBuf::new();
+    let mut site = site_with(|dir| {
+        variable = dir.join("memory-overwrite");
+        std::fs::write(&variable, [7, 0, 0, 0, 0]).expect("a recorded variable");
+        SourcesConfig::default()
+    });
+    let wait_value = |wanted: u8| {
+        wait_for("the firmware's variable", PATIENCE, || {
+            let bytes = std::fs::read(&variable).expect("the variable");
+            if bytes == [7, 0, 0, 0, wanted] { Ok(()) } else { Err(format!("{bytes:?}")) }
+        });
+    };
+    wait_value(1);
+    site.lose_power();
+    site.wait_sealed("power-loss");
+    wait_value(0);
+    site.wait_serving();
+    wait_value(1);
+    // Nothing takes it back when the program dies: then it is wanted.
+    site.kill_node();
+    wait_value(1);
+    site.start_node();
+    site.wait_serving();
+    site.stop_node();
+    wait_value(0);
 }
