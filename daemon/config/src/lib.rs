@@ -21,7 +21,7 @@ pub use keyholder::{KeyholderConfig, KeyholderListen};
 pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig, memory_overwrite_default};
 pub use sources::{
     ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
-    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,
 };
 pub use tls::{ControlTls, NodeTls, ServerCertificate};
 

@@ -11,7 +11,7 @@ use units::NodeId;
 
 use crate::error::{ConfigError, Invalid};
 use crate::keyholder::LEASE_MS;
-use crate::sources::SourcesConfig;
+use crate::sources::{SourcesConfig, WatchdogConfig};
 use crate::tls::{NodeTls, resolve};
 use crate::{Validate, load, parse};
 
@@ -60,6 +60,9 @@ pub struct NodeConfig {
     /// Where the node hears that power, trust or the machine is going.
     #[serde(default, skip_serializing_if = "SourcesConfig::is_empty")]
     pub sources: SourcesConfig,
+    /// A hardware watchdog to feed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogConfig>,
     /// The firmware's variable that asks for memory to be cleared after a sudden reset.
     #[serde(default = "memory_overwrite_default")]
     pub memory_overwrite: PathBuf,
@@ -188,6 +191,7 @@ impl Validate for NodeConfig {
         }
         self.sources.resolve(dir);
         resolve(&mut self.memory_overwrite, dir);
+        self.watchdog.iter_mut().for_each(|watchdog| watchdog.resolve(dir));
     }
 
     fn validate(&self) -> Result<(), Invalid> {
@@ -208,6 +212,7 @@ impl Validate for NodeConfig {
         self.validate_pools()?;
         self.listen.validate()?;
         self.sources.validate()?;
+        self.watchdog.iter().try_for_each(WatchdogConfig::validate)?;
         if self.needs_server_certificate() && self.tls.server.is_empty() {
             return Err(Invalid::new(
                 "tls.server",

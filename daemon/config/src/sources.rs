@@ -354,6 +354,44 @@ fn root_default() -> PathBuf {
     "/".into()
 }
 
+/// The `[watchdog]` table: a hardware watchdog that the node feeds while its wiper answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchdogConfig {
+    /// The device.
+    pub device: PathBuf,
+    /// After how many seconds without food it resets the machine.
+    #[serde(default = "watchdog_timeout_s_default")]
+    pub timeout_s: u64,
+    /// `device` is no watchdog but a file: for tests and drills.
+    #[serde(default)]
+    pub recorded: bool,
+}
+
+/// Below, a busy machine would be reset; above, a hung one would hold its keys for long.
+const WATCHDOG_TIMEOUT_S: RangeInclusive<u64> = 4..=300;
+
+fn watchdog_timeout_s_default() -> u64 {
+    30
+}
+
+impl WatchdogConfig {
+    pub(crate) fn resolve(&mut self, dir: &Path) {
+        resolve(&mut self.device, dir);
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Invalid> {
+        if WATCHDOG_TIMEOUT_S.contains(&self.timeout_s) {
+            return Ok(());
+        }
+        Err(Invalid::new(
+            "watchdog.timeout_s",
+            format!("{} s are out of range", self.timeout_s),
+            format!("give {} to {} s", WATCHDOG_TIMEOUT_S.start(), WATCHDOG_TIMEOUT_S.end()),
+        ))
+    }
+}
+
 /// The `[sources]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -537,7 +575,14 @@ impl SourcesConfig {
             }
         }
         // The kind stands for the one that there is of its kind.
-        let mut seen = BTreeSet::from(["power-supply", "power-supply-files", "logind", "chassis", "hygiene"]);
+        let mut seen = BTreeSet::from([
+            "power-supply",
+            "power-supply-files",
+            "logind",
+            "chassis",
+            "hygiene",
+            "watchdog",
+        ]);
         for (key, name) in self.names() {
             let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(allowed) {

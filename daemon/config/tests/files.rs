@@ -113,6 +113,7 @@ fn sources_that_make_no_sense_are_refused() {
         (format!("{nut}user = \"node\"\n"), "sources.nut[0].user"),
         (format!("{nut}interval_ms = 60001\n"), "sources.nut[0].interval_ms"),
         ("[sources.hygiene]\ninterval_ms = 99\n".to_owned(), "sources.hygiene.interval_ms"),
+        ("[watchdog]\ndevice = \"dog\"\ntimeout_s = 3\n".to_owned(), "watchdog.timeout_s"),
         (nut.replace("ups-a", "chassis"), "sources.nut[0].name"),
         ("[[sources.apcupsd]]\nname = \"b\"\nserver = \":3551\"\n".to_owned(), "sources.apcupsd[0].server"),
         ("[sources.power_supply]\ninterval_ms = 99\n".to_owned(), "sources.power_supply.interval_ms"),

@@ -6,11 +6,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use config::{
     ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
-    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,
 };
 use keyring::Keyring;
 use lease::message::WipeCause;
@@ -18,7 +19,7 @@ use sandbox::{Access, FileRules};
 use sources::{
     Action, ActiveLevel, Apcupsd, ApcupsdSpec, Bias, Chassis, Condition, Fast, Gate, GpioLine, KernelEvents,
     LineSpec, Logind, Monitor, Nut, NutLogin, NutSpec, Pattern, Policy, Slow, SourceError, SourceState, Stop,
-    SupplyEvents, SupplyFiles,
+    SupplyEvents, SupplyFiles, Vital, Watchdog,
 };
 use units::BootInstant;
 
@@ -276,20 +277,23 @@ impl Sources {
 
 /// Starts a thread for each slow source.
 pub(crate) fn start_slow(slow: Vec<Asked>, wiper: &Arc<Wiper>, stop: &Arc<Stop>) -> std::io::Result<()> {
-    for Asked { mut slow, mut monitor, reach } in slow {
-        let (wiper, stop) = (Arc::clone(wiper), Arc::clone(stop));
-        let name = format!("source {}", monitor.state().name());
-        std::thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = reach.confine() {
-                tracing::error!(source = monitor.state().name(), %error, "a source's thread cannot be confined, and does not run");
-                monitor.on_trouble(boot_clock::now(), Some(error.to_string()));
-                slow = Box::new(Unconfined);
-            }
-            let mut act = |state: &SourceState, fired| wiper.on_fired(state, fired);
-            sources::watch(slow.as_mut(), &mut monitor, &stop, &boot_clock::now, &mut act);
-        })?;
-    }
-    Ok(())
+    slow.into_iter().try_for_each(|asked| start_one(asked, wiper, stop).map(drop))
+}
+
+fn start_one(asked: Asked, wiper: &Arc<Wiper>, stop: &Arc<Stop>) -> std::io::Result<JoinHandle<()>> {
+    let Asked { mut slow, mut monitor, reach } = asked;
+    let (wiper, stop) = (Arc::clone(wiper), Arc::clone(stop));
+    let name = format!("source {}", monitor.state().name());
+    std::thread::Builder::new().name(name).spawn(move || {
+        if let Err(error) = reach.confine() {
+            let source = monitor.state().name();
+            tracing::error!(source, %error, "a source's thread cannot be confined, and does not run");
+            slow.stopped();
+            slow = Box::new(Unconfined);
+        }
+        let mut act = |state: &SourceState, fired| wiper.on_fired(state, fired);
+        sources::watch(slow.as_mut(), &mut monitor, &stop, &boot_clock::now, &mut act);
+    })
 }
 
 /// In place of a source whose thread cannot be confined: lost from the start.
@@ -313,6 +317,65 @@ impl Gate for SealedGate {
     fn is_open(&self) -> bool {
         self.0.status().keys == 0
     }
+}
+
+/// The wiper, as the watchdog asks it.
+struct AskedWiper(Arc<Wiper>);
+
+impl Vital for AskedWiper {
+    fn answers(&self) -> bool {
+        self.0.answers()
+    }
+}
+
+/// The thread that feeds the watchdog. Dropping this disarms it.
+#[derive(Debug)]
+pub(crate) struct Feeder {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<Stop>,
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        self.stop.stop();
+        // The process must not end before the watchdog is disarmed; a turn takes a second at most.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Arms the watchdog and starts to feed it. Last of all: from here on a node that dies resets the machine.
+pub(crate) fn start_watchdog(
+    config: &WatchdogConfig,
+    mut monitor: Monitor,
+    wiper: &Arc<Wiper>,
+) -> std::io::Result<Feeder> {
+    let timeout = Duration::from_secs(config.timeout_s);
+    let vital = Box::new(AskedWiper(Arc::clone(wiper)));
+    let armed = if config.recorded {
+        Watchdog::recorded(&config.device, timeout, vital)
+    } else {
+        Watchdog::arm(&config.device, timeout, vital)
+    };
+    let stop = Arc::new(Stop::default());
+    let thread = match armed {
+        Ok(watchdog) => {
+            let asked = Asked { slow: Box::new(watchdog), monitor, reach: Reach::default() };
+            Some(start_one(asked, wiper, &stop)?)
+        }
+        Err(error) => {
+            tracing::error!(%error, "the watchdog is not armed");
+            monitor.on_trouble(boot_clock::now(), Some(error.to_string()));
+            None
+        }
+    };
+    Ok(Feeder { thread, stop })
+}
+
+/// How status shows the watchdog.
+pub(crate) fn watchdog_monitor(config: &WatchdogConfig) -> Monitor {
+    Monitor::new("watchdog", "watchdog", config.recorded, &[(Condition::Lost, Policy::REPORT)])
 }
 
 fn boxed<F: Fast + 'static>(fast: F) -> Box<dyn Fast> {

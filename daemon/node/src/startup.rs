@@ -40,7 +40,7 @@ use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
-use crate::sources::Sources;
+use crate::sources::{Feeder, Sources};
 use crate::wiper::{Event, Notice, Wiper};
 use crate::{boot_clock, key_port};
 
@@ -57,6 +57,8 @@ pub struct Prepared {
     node: Arc<Node>,
     events: mpsc::UnboundedReceiver<Event>,
     stop_sources: Arc<Stop>,
+    /// Disarms the watchdog when the node ends in order, or could not begin.
+    feeder: Option<Feeder>,
     listeners: Listeners,
     ready: Ready,
     heads: Heads,
@@ -86,6 +88,10 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     let listeners = Listeners::bind(&config)?;
     let ready = listeners.ready().context("the bound addresses could not be read")?;
 
+    let watchdog = config.watchdog.as_ref().map(crate::sources::watchdog_monitor);
+    let mut sources = sources;
+    sources.extend(watchdog.iter().map(|monitor| Arc::clone(monitor.state())));
+
     let mut registry = Registry::default();
     let nbd = NbdServer::new(nbd_server::Limits::default());
     let s3 = S3Server::new(config.listen.s3_region.clone());
@@ -110,7 +116,12 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
         s3,
     };
     let node = Node::new(parts);
-    Ok(Prepared { config, node, events, stop_sources, listeners, ready, heads, registry, metrics })
+    let armed = config.watchdog.as_ref().zip(watchdog);
+    let feeder = armed
+        .map(|(config, monitor)| crate::sources::start_watchdog(config, monitor, &node.wiper))
+        .transpose()
+        .context("the watchdog's thread could not be started")?;
+    Ok(Prepared { config, node, events, stop_sources, feeder, listeners, ready, heads, registry, metrics })
 }
 
 impl Prepared {
@@ -146,7 +157,8 @@ impl Prepared {
 
     /// Serves until the node is told to stop.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, node, events, stop_sources, listeners, ready, heads, registry, metrics } = self;
+        let Self { config, node, events, stop_sources, feeder, listeners, ready, heads, registry, metrics } =
+            self;
         let stop = CancellationToken::new();
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
@@ -157,6 +169,7 @@ impl Prepared {
         stop_sources.stop();
         let _ = tokio::time::timeout(RECEIPTS_TIMEOUT, servers.join_all()).await;
         let _ = std::fs::remove_file(config.ready_file());
+        drop(feeder);
         Ok(())
     }
 }

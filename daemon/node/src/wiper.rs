@@ -23,7 +23,9 @@ use anyhow::Context;
 use keyring::Keyring;
 use lease::message::{WipeCause, WipeRecord};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
@@ -38,12 +40,16 @@ use crate::sources::{Watched, cause};
 /// Descriptors that one wait returns; more are returned by the next.
 const EVENTS_PER_WAIT: usize = 16;
 
+/// How long the thread may take to show that it lives: it runs before all others.
+const ANSWER_MS: u16 = 1_000;
+
 /// What a descriptor of the wait is, before the sources' own numbers.
 mod token {
     pub(super) const SIGNALS: u64 = 0;
     pub(super) const DEADLINE: u64 = 1;
     pub(super) const DRAIN: u64 = 2;
-    pub(super) const SOURCES: u64 = 3;
+    pub(super) const QUESTION: u64 = 3;
+    pub(super) const SOURCES: u64 = 4;
 }
 
 /// What the rest of the node has to know of, in the order it happened.
@@ -83,6 +89,9 @@ pub(crate) struct Wiper {
     keyring: Arc<Keyring>,
     timer: TimerFd,
     drain_timer: TimerFd,
+    /// Somebody asks whether the thread lives, and its answer.
+    question: EventFd,
+    answer: EventFd,
     /// When the drain that was begun ends, CLOCK_BOOTTIME in nanoseconds; the end of time where there is none.
     drain_end: AtomicU64,
     /// Its cause, by its place in [`WipeCause::ALL`].
@@ -111,10 +120,13 @@ impl Wiper {
     ) -> anyhow::Result<Arc<Self>> {
         let timer =
             || TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wiper = Arc::new(Self {
             keyring,
             timer: timer()?,
             drain_timer: timer()?,
+            question: EventFd::from_value_and_flags(0, flags)?,
+            answer: EventFd::from_value_and_flags(0, flags)?,
             drain_end: AtomicU64::new(u64::MAX),
             drain_cause: AtomicUsize::new(0),
             events,
@@ -155,6 +167,17 @@ impl Wiper {
     /// Whether the thread still waits for its events.
     pub(crate) fn is_watching(&self) -> bool {
         self.watching.load(Ordering::SeqCst)
+    }
+
+    /// Asks the thread for a sign of life; for one asker.
+    pub(crate) fn answers(&self) -> bool {
+        // An answer that came too late for the last question is none to this one.
+        let _ = self.answer.read();
+        if self.question.write(1).is_err() {
+            return false;
+        }
+        let mut ready = [PollFd::new(self.answer.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut ready, PollTimeout::from(ANSWER_MS)), Ok(1..)) && self.answer.read().is_ok()
     }
 
     /// The last wipe of this run.
@@ -238,6 +261,10 @@ impl Wiper {
                     }
                     token::DEADLINE => self.on_deadline(),
                     token::DRAIN => self.on_drain_end(),
+                    token::QUESTION => {
+                        let _ = self.question.read();
+                        let _ = self.answer.write(1);
+                    }
                     source => ears.read(source, now),
                 }
             }
@@ -297,6 +324,7 @@ impl Ears {
         epoll.add(signals.as_fd(), readable(token::SIGNALS))?;
         epoll.add(wiper.timer.as_fd(), readable(token::DEADLINE))?;
         epoll.add(wiper.drain_timer.as_fd(), readable(token::DRAIN))?;
+        epoll.add(wiper.question.as_fd(), readable(token::QUESTION))?;
         for (watched, token) in sources.iter().zip(token::SOURCES..) {
             if let Some(fast) = &watched.fast {
                 epoll.add(fast.fd(), readable(token))?;

@@ -7,6 +7,7 @@
 //!                │
 //!            Monitor (debounce, policy) ── Fired ── the node's wiper
 //!                └── SourceState ── status and metrics
+//!   watchdog: fed by a slow source's thread while the wiper answers
 //! ```
 //!
 //! Invariants:
@@ -19,7 +20,10 @@
 //!
 //! What it is not: it knows no key, wipes nothing and starts no thread.
 
-#![expect(unsafe_code, reason = "the ioctls of GPIO lines, and descriptors that the kernel hands over")]
+#![expect(
+    unsafe_code,
+    reason = "the ioctls of GPIO lines and watchdogs, and descriptors that the kernel hands over"
+)]
 
 mod apcupsd;
 mod chassis;
@@ -32,6 +36,7 @@ mod nut;
 mod power_supply;
 mod slow;
 mod uevent;
+mod watchdog;
 
 pub use apcupsd::{Apcupsd, ApcupsdSpec};
 pub use chassis::{Chassis, intrusion_alarms};
@@ -43,6 +48,7 @@ pub use nut::{Nut, NutLogin, NutSpec};
 pub use power_supply::{SupplyEvents, SupplyFiles};
 pub use slow::{Slow, SourceError, Stop, watch};
 pub use uevent::{KernelEvents, Pattern};
+pub use watchdog::{Vital, Watchdog};
 
 use std::os::fd::BorrowedFd;
 

@@ -37,6 +37,9 @@ pub enum SourceError {
     /// The thread that was to ask could not give up its rights.
     #[error("the thread that asks cannot be confined; the log says why")]
     Unconfined,
+    /// The thread that wipes does not answer.
+    #[error("the thread that wipes does not answer; the watchdog is not fed, and will reset the machine")]
+    WiperSilent,
     /// No supply can be watched.
     #[error(
         "{} shows no supply that brings mains; this machine cannot tell: use a UPS or a power-fail line",
@@ -104,6 +107,9 @@ pub trait Slow: fmt::Debug + Send {
     /// # Errors
     /// Where there was no answer.
     fn poll(&mut self, now: BootInstant, monitor: &mut Monitor) -> Result<(), SourceError>;
+
+    /// Called once at an orderly stop.
+    fn stopped(&mut self) {}
 }
 
 /// Ends waits early.
@@ -155,6 +161,7 @@ pub fn watch(
         let until_due = monitor.due().map(|due| Duration::from_nanos(due.0.saturating_sub(now.0)));
         let until_poll = next_poll.saturating_duration_since(Instant::now());
         if stop.wait(until_due.map_or(until_poll, |due| due.min(until_poll))) {
+            source.stopped();
             return;
         }
     }

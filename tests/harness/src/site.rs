@@ -783,6 +783,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         keys: NodeKeys::default(),
         pools: vec![PoolConfig { path: disk_dir.join("pool") }],
         sources: SourcesConfig::default(),
+        watchdog: None,
         memory_overwrite: dir.join("memory-overwrite"),
     }
 }

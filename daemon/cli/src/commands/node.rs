@@ -92,6 +92,7 @@ impl PlannedNode<'_> {
             keys: NodeKeys::default(),
             pools: self.pools.iter().map(|path| PoolConfig { path: path.clone() }).collect(),
             sources: SourcesConfig::default(),
+            watchdog: None,
             memory_overwrite: memory_overwrite_default(),
         }
     }

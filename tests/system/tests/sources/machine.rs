@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use config::{ChassisConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind, SourcesConfig};
+use config::{
+    ChassisConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,
+};
 use harness::client::{client, python_client};
 use harness::process::{Process, wait_for};
 use harness::site::PATIENCE;
@@ -194,4 +196,26 @@ fn the_firmware_is_to_clear_memory_exactly_while_keys_are_held() {
     site.wait_serving();
     site.stop_node();
     wait_value(0);
+}
+
+#[test]
+fn a_watchdog_is_fed_while_the_wiper_answers_and_disarmed_when_the_node_stops() {
+    let mut device = PathBuf::new();
+    let mut site = site_with(|dir| {
+        device = dir.join("watchdog");
+        std::fs::write(&device, "").expect("a recorded watchdog");
+        SourcesConfig::default()
+    });
+    site.stop_node();
+    let path = device.clone();
+    site.change_node_config(|config| {
+        config.watchdog = Some(WatchdogConfig { device: path, timeout_s: 4, recorded: true });
+    });
+    site.start_node();
+    site.wait_serving();
+    let fed = || std::fs::read(&device).expect("the recorded watchdog");
+    wait_for("three feeds", PATIENCE, || if fed().len() >= 3 { Ok(()) } else { Err(format!("{:?}", fed())) });
+    assert!(source(&site, "watchdog").up && fed().iter().all(|byte| *byte == 0), "{:?}", fed());
+    site.stop_node();
+    assert_eq!(fed().last(), Some(&b'V'));
 }
