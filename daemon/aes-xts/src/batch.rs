@@ -53,6 +53,14 @@ pub enum BatchError {
         /// Bytes in a sector.
         sector: usize,
     },
+    /// There is not one sequence and one record for every sector.
+    #[error("{given} sequences or records were given for {sectors} sectors: give one for each")]
+    Records {
+        /// Number given.
+        given: usize,
+        /// Number of sectors.
+        sectors: usize,
+    },
     /// Source and destination differ in length.
     #[error("the source has {from} bytes and the destination {into}: give the same number")]
     Lengths {
@@ -82,6 +90,21 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// `count` sectors from the one at `begin`.
+    ///
+    /// # Safety
+    /// The job has them.
+    pub(crate) unsafe fn part(&self, begin: usize, count: usize) -> Self {
+        let at = begin * self.sector_bytes;
+        Self {
+            first_sector: self.first_sector.wrapping_add(begin as u128),
+            sectors: count,
+            source: self.source.wrapping_add(at),
+            target: self.target.wrapping_add(at),
+            ..*self
+        }
+    }
+
     /// Round keys of the data in the order of use, for the kernels' machine code.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn data_keys(&self) -> *const u8 {
@@ -97,7 +120,7 @@ impl Job<'_> {
 #[derive(Clone, Copy)]
 #[expect(missing_debug_implementations, reason = "a key has nothing to print")]
 pub struct Cipher<'a> {
-    kernel: Kernel,
+    pub(crate) kernel: Kernel,
     schedule: &'a XtsSchedule,
     scratch: &'a Scratch,
 }
@@ -106,6 +129,35 @@ impl<'a> Cipher<'a> {
     /// Puts the three together. The scratch is this use's alone.
     pub fn new(kernel: Kernel, schedule: &'a XtsSchedule, scratch: &'a Scratch) -> Self {
         Self { kernel, schedule, scratch }
+    }
+
+    /// A batch from what was asked, if its lengths are right. `source` is readable and `target` writable for `len`, the same
+    /// or apart: every caller has slices of that length.
+    pub(crate) fn job(
+        self,
+        direction: Direction,
+        sectors: Sectors,
+        (source, target, len): (*const u8, *mut u8, usize),
+    ) -> Result<Job<'a>, BatchError> {
+        if !sectors.bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(BatchError::BrokenBlock(sectors.bytes));
+        }
+        if !(SECTOR_BYTES_MIN..=SECTOR_BYTES_MAX).contains(&sectors.bytes) {
+            return Err(BatchError::SectorSize(sectors.bytes));
+        }
+        if !len.is_multiple_of(sectors.bytes) {
+            return Err(BatchError::BrokenSector { bytes: len, sector: sectors.bytes });
+        }
+        Ok(Job {
+            schedule: self.schedule,
+            scratch: self.scratch,
+            encrypt: direction == Direction::Encrypt,
+            first_sector: sectors.first,
+            sector_bytes: sectors.bytes,
+            sectors: len / sectors.bytes,
+            source,
+            target,
+        })
     }
 
     /// As [`Kernel::apply`].
@@ -179,30 +231,12 @@ impl Kernel {
         schedule: &XtsSchedule,
         scratch: &Scratch,
         sectors: Sectors,
-        (source, target, len): (*const u8, *mut u8, usize),
+        ends: (*const u8, *mut u8, usize),
     ) -> Result<u64, BatchError> {
-        if !sectors.bytes.is_multiple_of(BLOCK_BYTES) {
-            return Err(BatchError::BrokenBlock(sectors.bytes));
-        }
-        if !(SECTOR_BYTES_MIN..=SECTOR_BYTES_MAX).contains(&sectors.bytes) {
-            return Err(BatchError::SectorSize(sectors.bytes));
-        }
-        if !len.is_multiple_of(sectors.bytes) {
-            return Err(BatchError::BrokenSector { bytes: len, sector: sectors.bytes });
-        }
-        let job = Job {
-            schedule,
-            scratch,
-            encrypt: direction == Direction::Encrypt,
-            first_sector: sectors.first,
-            sector_bytes: sectors.bytes,
-            sectors: len / sectors.bytes,
-            source,
-            target,
-        };
+        let job = Cipher::new(self, schedule, scratch).job(direction, sectors, ends)?;
         if job.sectors > 0 {
             self.run(&job);
         }
-        Ok((len / BLOCK_BYTES) as u64)
+        Ok((ends.2 / BLOCK_BYTES) as u64)
     }
 }

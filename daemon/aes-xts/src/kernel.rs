@@ -6,6 +6,8 @@ use crate::batch::{Direction, Job, Sectors};
 use crate::portable;
 use crate::schedule::{SCHEDULE_WORDS, XtsSchedule};
 use crate::scratch::{SCRATCH_WORDS, Scratch};
+#[cfg(target_arch = "x86_64")]
+use crate::x86;
 
 /// A kernel that this processor can run: whoever holds one may use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -158,20 +160,32 @@ impl Kernel {
         u64::try_from(BYTES as u128 * 1_000_000_000 / shortest.as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// Whether cipher and tag of such sectors run in one loop.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_fused_tag(self, sector_bytes: usize) -> bool {
+        self.0 == Kind::Vaes512 && sector_bytes.is_multiple_of(x86::TAGGED_TURN_BYTES)
+    }
+
+    /// Whether POLYVAL may use the processor's carry-less multiplication.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_clmul(self) -> bool {
+        self.0 != Kind::Portable && is_x86_feature_detected!("pclmulqdq")
+    }
+
     pub(crate) fn run(self, job: &Job<'_>) {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Kernel` exists only where `is_supported` said yes.
-            Kind::Vaes512 => unsafe { crate::x86::vaes512(job) },
+            Kind::Vaes512 => unsafe { x86::vaes512(job) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Vaes256 => unsafe { crate::x86::vaes256(job) },
+            Kind::Vaes256 => unsafe { x86::vaes256(job) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Vaes256Avx2 => unsafe { crate::x86::vaes256_avx2(job) },
+            Kind::Vaes256Avx2 => unsafe { x86::vaes256_avx2(job) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::AesNi => unsafe { crate::x86::aesni(job) },
+            Kind::AesNi => unsafe { x86::aesni(job) },
             Kind::Portable => portable::run(job),
         }
     }

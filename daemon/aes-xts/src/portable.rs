@@ -143,3 +143,15 @@ fn add_round_key(keys: RoundKeys<'_>, round: usize, state: &mut Block8) {
 fn add(block: &mut Block, value: u128) {
     block.0 = (u128::from_le_bytes(block.0) ^ value).to_le_bytes();
 }
+
+/// One block, for the tag.
+pub(crate) fn encrypt_block(keys: RoundKeys<'_>, block: u128) -> [u8; BLOCK_BYTES] {
+    let mut state = Block8::default();
+    state[0].0 = block.to_le_bytes();
+    encrypt_batch(keys, &mut state);
+    let encrypted = state[0].0;
+    for block in &mut state {
+        block.0.zeroize();
+    }
+    encrypted
+}

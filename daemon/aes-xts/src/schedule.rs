@@ -13,7 +13,7 @@ use crate::x86;
 pub(crate) const ROUNDS: usize = 14;
 
 /// Words of one direction's round keys.
-const DIRECTION_WORDS: usize = 2 * (ROUNDS + 1);
+pub(crate) const DIRECTION_WORDS: usize = 2 * (ROUNDS + 1);
 
 /// Words of an expanded XTS key: cipher key both ways, tweak key for encryption.
 pub const SCHEDULE_WORDS: usize = 3 * DIRECTION_WORDS;
@@ -42,7 +42,16 @@ pub(crate) struct RoundKeys<'a> {
     words: &'a [AtomicU64; DIRECTION_WORDS],
 }
 
-impl RoundKeys<'_> {
+impl<'a> RoundKeys<'a> {
+    /// Those at the beginning of `words`.
+    ///
+    /// # Panics
+    /// Where there are fewer words than one direction takes.
+    pub(crate) fn first_of(words: &'a [AtomicU64]) -> Self {
+        let (directions, _) = words.as_chunks::<DIRECTION_WORDS>();
+        Self { words: &directions[0] }
+    }
+
     /// Round key `round` as the little-endian number that its 16 bytes are.
     #[inline(always)]
     pub(crate) fn load(self, round: usize) -> u128 {
@@ -154,7 +163,7 @@ fn low_half(number: u128) -> u64 {
 }
 
 /// FIPS 197, 5.2, for 256-bit keys: eight columns at a time, held as bytes in memory order.
-fn expand_encryption(keys: RoundKeys<'_>, key: &[u8]) {
+pub(crate) fn expand_encryption(keys: RoundKeys<'_>, key: &[u8]) {
     let mut columns = [[0u8; 4]; 8];
     for (column, bytes) in columns.iter_mut().zip(key.chunks_exact(4)) {
         column.copy_from_slice(bytes);

@@ -20,10 +20,7 @@ const FIRSTS_GROUP: usize = 8;
 /// # Safety
 /// The processor must have AES-NI.
 pub(crate) unsafe fn run(job: &Job<'_>) {
-    if is_x86_feature_detected!("avx") {
-        // SAFETY: the processor has AVX.
-        unsafe { clean_upper_halves() };
-    }
+    clean_upper_halves();
     let rounds = if job.encrypt { encrypt_sector } else { decrypt_sector };
     let blocks = (job.sector_bytes / BLOCK_BYTES) as u64;
     let keys = job.data_keys();
@@ -47,9 +44,11 @@ pub(crate) unsafe fn run(job: &Job<'_>) {
 
 /// Legacy instructions keep the upper halves of the registers: where the caller left anything there, each waits for the
 /// one before it on the same register, and the loop takes twice as long.
-#[target_feature(enable = "avx")]
-fn clean_upper_halves() {
-    core::arch::x86_64::_mm256_zeroupper();
+pub(super) fn clean_upper_halves() {
+    if is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has AVX.
+        unsafe { core::arch::x86_64::_mm256_zeroupper() };
+    }
 }
 
 macro_rules! round8 {

@@ -382,7 +382,7 @@ macro_rules! evex_firsts {
     ($(#[$attribute:meta])* $name:ident: $v:literal $w:literal) => {
         $(#[$attribute])*
         #[inline(never)]
-        unsafe fn $name(keys: *const u8, list: *mut u8, groups: u64) {
+        pub(super) unsafe fn $name(keys: *const u8, list: *mut u8, groups: u64) {
             // SAFETY: see UNSAFE.md, "kernels". Reads 15 round keys, rewrites `groups` times eight vectors of the list.
             unsafe {
                 core::arch::asm!(

@@ -7,19 +7,29 @@
 mod evex;
 mod aesni;
 pub(crate) mod expand;
+mod polyval;
+mod tagged512;
 mod vaes256;
 mod vaes256_avx2;
 mod vaes512;
 
 use std::marker::PhantomData;
 
-use crate::batch::Job;
+use crate::batch::{BLOCK_BYTES, Job};
 use crate::scratch::GROUP_SECTORS;
+use crate::tag::{HEADER_BYTES, LAST_POWERS_WORD, Record, TagSchedule};
+use tagged512::Tagged;
 
 pub(crate) use aesni::run as aesni;
 pub(crate) use vaes256::run as vaes256;
 pub(crate) use vaes256_avx2::run as vaes256_avx2;
 pub(crate) use vaes512::run as vaes512;
+
+/// Sectors whose tag is made in the cipher's loop are multiples of this.
+pub(crate) const TAGGED_TURN_BYTES: usize = 1024;
+
+/// A header for each sector of a group, and one more.
+type Headers = [[u8; HEADER_BYTES]; GROUP_SECTORS + 1];
 
 /// What the rounds of a kernel run over: chunks of whole sectors.
 struct Stream<'a> {
@@ -79,4 +89,92 @@ unsafe fn run_chunked(job: &Job<'_>, kernel: Chunked, keys: *const u8) {
         done += group;
     }
     job.scratch.zero(job.sectors.min(GROUP_SECTORS));
+}
+
+/// Encrypts or decrypts a group of sectors and makes their tags in the same loop.
+///
+/// # Safety
+/// The processor must have what the kernel `vaes512` asks for; sectors are whole turns, at most a group of them.
+pub(crate) unsafe fn tagged512(
+    group: &Job<'_>,
+    key: &TagSchedule,
+    headers: &Headers,
+    records: &mut [Record],
+) {
+    let turns_a_sector = (group.sector_bytes / TAGGED_TURN_BYTES) as u64;
+    group.scratch.number(group.first_sector, group.sectors);
+    let list = group.scratch.firsts().cast_mut();
+    // SAFETY: as the caller says; the list has room for whole groups.
+    unsafe {
+        vaes512::firsts(group.schedule.tweak_encrypt().as_ptr(), list, group.sectors.div_ceil(32) as u64)
+    };
+    let mut call = Tagged {
+        chunks_a_sector: 2 * turns_a_sector,
+        turns_a_sector,
+        hashes: list,
+        headers: headers.as_ptr().cast(),
+        keys: group.data_keys(),
+        source: group.source,
+        target: group.target,
+        firsts: list,
+        ring: group.scratch.ring(),
+        powers: key.powers(),
+        turns: turns_a_sector * group.sectors as u64,
+        call: PhantomData,
+    };
+    // Hashes take the places of tweaks that have been used. When sealing, the first goes to what comes before the first.
+    let hashes = if group.encrypt {
+        // SAFETY: as above.
+        unsafe { tagged512::seal(&mut call) };
+        list.wrapping_add(BLOCK_BYTES)
+    } else {
+        // SAFETY: as above.
+        unsafe { tagged512::open(&mut call) };
+        list
+    };
+    // SAFETY: the list has room for whole groups of eight after its first entry.
+    unsafe { finish_tags(key, hashes, records) };
+    // Tags were made in groups of eight, the first of which may begin at the second entry.
+    group.scratch.zero(group.sectors + 8);
+}
+
+/// Makes the tags of the ciphertext at `at`, a group of sectors, apart from the cipher.
+///
+/// # Safety
+/// The processor must have AES-NI and PCLMULQDQ; `at` is readable for the group's length.
+pub(crate) unsafe fn tags(
+    at: *const u8,
+    group: &Job<'_>,
+    key: &TagSchedule,
+    headers: &Headers,
+    records: &mut [Record],
+) {
+    let list = group.scratch.firsts().cast_mut();
+    aesni::clean_upper_halves();
+    let powers = key.powers().wrapping_add(8 * LAST_POWERS_WORD);
+    for (index, header) in headers[..group.sectors].iter().enumerate() {
+        let sum = list.wrapping_add(index * BLOCK_BYTES);
+        // SAFETY: the scratch is zero before each use; header and sector are as long as said.
+        unsafe { polyval::update(powers, sum, header.as_ptr(), HEADER_BYTES / BLOCK_BYTES) };
+        let sector = at.wrapping_add(index * group.sector_bytes);
+        // SAFETY: as above.
+        unsafe { polyval::update(powers, sum, sector, group.sector_bytes / BLOCK_BYTES) };
+    }
+    // SAFETY: the list has room for whole groups of eight.
+    unsafe { finish_tags(key, list, records) };
+    group.scratch.zero(group.sectors);
+}
+
+/// AES over each hash of the list, into the records.
+///
+/// # Safety
+/// The processor must have AES-NI; the list is writable for the records in groups of eight.
+unsafe fn finish_tags(key: &TagSchedule, list: *mut u8, records: &mut [Record]) {
+    // SAFETY: as the caller says.
+    unsafe { aesni::firsts(key.prf().as_ptr(), list, records.len().div_ceil(8) as u64) };
+    for (index, record) in records.iter_mut().enumerate() {
+        let tag = list.wrapping_add(index * BLOCK_BYTES).cast::<[u8; BLOCK_BYTES]>();
+        // SAFETY: an entry of the list, which nobody but this call writes; a wipe's zeros make a tag that is discarded.
+        record.tag.0 = unsafe { tag.read_volatile() };
+    }
 }

@@ -1,0 +1,388 @@
+//! AES-256-XTS and the sector tag's POLYVAL in one pass, on 512-bit vectors.
+//!
+//! `evex.rs` explains the cipher's loop. What is added to it between the rounds:
+//! - Each vector of ciphertext is multiplied by a power of the hash key, three `vpclmulqdq` (Karatsuba) without a
+//!   reduction; eight vectors share one. The four blocks of a vector are four sums of their own, which meet once a
+//!   sector. So eleven powers are enough, whatever the length.
+//! - When sealing, the ciphertext of the turn before is hashed, which is in the first-level cache; when opening, that of
+//!   this turn, before it is overwritten.
+//! - `vpclmulqdq` is then the scarcest port: tweaks are reduced by three shifts instead.
+//!
+//! A sector is whole turns of 1 KiB here. TAG.md has what is hashed.
+
+use std::marker::PhantomData;
+
+use super::evex::Counts;
+
+static COUNTS: Counts = Counts::new(4);
+
+/// x^127+x^126+x^121 (and 1), the reduction of POLYVAL (RFC 8452, 3).
+#[repr(C, align(64))]
+struct Reduction([u64; 8]);
+
+static REDUCTION: Reduction = Reduction({
+    const HIGH: u64 = 0xC200_0000_0000_0000;
+    [HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH]
+});
+
+/// What the loop keeps in memory: pointers and counts, nothing secret.
+#[repr(C)]
+pub(super) struct Tagged<'a> {
+    /// Chunks of 512 bytes in a sector.
+    pub(super) chunks_a_sector: u64,
+    /// Turns of 1 KiB in a sector.
+    pub(super) turns_a_sector: u64,
+    /// Where the next sector's hash goes: a list in the scratch. When sealing, the first entry is skipped.
+    pub(super) hashes: *mut u8,
+    /// The next sector's header, 64 bytes each.
+    pub(super) headers: *const u8,
+    pub(super) keys: *const u8,
+    pub(super) source: *const u8,
+    pub(super) target: *mut u8,
+    pub(super) firsts: *const u8,
+    pub(super) ring: *mut u8,
+    /// Powers of the hash key, as `tag.rs` lays them out.
+    pub(super) powers: *const u8,
+    pub(super) turns: u64,
+    pub(super) call: PhantomData<&'a ()>,
+}
+
+/// One vector of tweaks, as in `evex.rs`, reduced without a multiplication: k1 selects the bits that fell out.
+macro_rules! tweak {
+    ($first:literal $j:literal: $b:literal $s:literal) => {
+        concat!(
+            "vpsrlvq zmm24,",
+            $s,
+            ",[rip+{counts}+512+64*",
+            $j,
+            "]\n",
+            "vpsllvq zmm23,",
+            $b,
+            ",[rip+{counts}+64*",
+            $j,
+            "]\n",
+            "vpsllq zmm25{{k1}}{{z}},zmm24,1\n",
+            "vpternlogq zmm23,zmm24,zmm25,0x96\n",
+            "vpsllq zmm25{{k1}}{{z}},zmm24,2\n",
+            "vpsllq zmm24{{k1}}{{z}},zmm24,7\n",
+            "vpternlogq zmm23,zmm24,zmm25,0x96\n",
+            "vmovdqu64 [{next}+64*(",
+            $first,
+            "+",
+            $j,
+            ")],zmm23\n",
+        )
+    };
+}
+macro_rules! even {
+    ($j:literal) => { tweak!("0" $j: "zmm19" "zmm20") };
+}
+macro_rules! odd {
+    ($j:literal) => { tweak!("8" $j: "zmm21" "zmm22") };
+}
+
+/// The base of the chunk after the one with base `$pb`.
+macro_rules! advance_base {
+    ($pb:literal $ps:literal -> $b:literal $s:literal) => {
+        concat!(
+            "dec {left}\n",
+            "jnz 30f\n",
+            "vbroadcasti32x4 ",
+            $b,
+            ",[{firsts}]\n",
+            "add {firsts},16\n",
+            "mov {left},[{call}]\n",
+            "jmp 31f\n",
+            "30:\n",
+            "vpsrlq zmm24,",
+            $ps,
+            ",32\n",
+            "vpsllq ",
+            $b,
+            ",",
+            $pb,
+            ",32\n",
+            "vpsllq zmm25{{k1}}{{z}},zmm24,1\n",
+            "vpternlogq ",
+            $b,
+            ",zmm24,zmm25,0x96\n",
+            "vpsllq zmm25{{k1}}{{z}},zmm24,2\n",
+            "vpsllq zmm24{{k1}}{{z}},zmm24,7\n",
+            "vpternlogq ",
+            $b,
+            ",zmm24,zmm25,0x96\n",
+            "31:\n",
+            "vpshufd ",
+            $s,
+            ",",
+            $b,
+            ",0x4e\n",
+        )
+    };
+}
+
+/// Products of the vectors in zmm29 and zmm30 with powers `$p` and `$q`, by Karatsuba: low, high and middle ones are
+/// summed by `$sum`. A power is three words, each of which a load spreads over the register for nothing.
+macro_rules! products {
+    ($p:literal $q:literal $sum:literal) => {
+        concat!(
+            "vpbroadcastq zmm31,[{powers}+24*",
+            $p,
+            "]\n",
+            "vpclmulqdq zmm23,zmm29,zmm31,0x00\n",
+            "vpbroadcastq zmm31,[{powers}+24*",
+            $q,
+            "]\n",
+            "vpclmulqdq zmm24,zmm30,zmm31,0x00\n",
+            "vpternlogq zmm26,zmm23,zmm24,",
+            $sum,
+            "\n",
+            "vpbroadcastq zmm31,[{powers}+24*",
+            $p,
+            "+8]\n",
+            "vpclmulqdq zmm23,zmm29,zmm31,0x01\n",
+            "vpbroadcastq zmm31,[{powers}+24*",
+            $q,
+            "+8]\n",
+            "vpclmulqdq zmm24,zmm30,zmm31,0x01\n",
+            "vpternlogq zmm28,zmm23,zmm24,",
+            $sum,
+            "\n",
+            "vpshufd zmm23,zmm29,0x4e\n",
+            "vpxorq zmm29,zmm29,zmm23\n",
+            "vpshufd zmm24,zmm30,0x4e\n",
+            "vpxorq zmm30,zmm30,zmm24\n",
+            "vpbroadcastq zmm31,[{powers}+24*",
+            $p,
+            "+16]\n",
+            "vpclmulqdq zmm29,zmm29,zmm31,0x00\n",
+            "vpbroadcastq zmm31,[{powers}+24*",
+            $q,
+            "+16]\n",
+            "vpclmulqdq zmm30,zmm30,zmm31,0x00\n",
+            "vpternlogq zmm27,zmm29,zmm30,",
+            $sum,
+            "\n",
+        )
+    };
+}
+
+/// Begins eight vectors: the sum so far by the highest power, and vector `$i` by the next.
+macro_rules! hash_begin {
+    ($i:literal) => {
+        concat!(
+            "vmovdqa64 zmm29,zmm18\n",
+            "vmovdqu64 zmm30,[{hashed}+64*", $i, "]\n",
+            products!("7" "6" "0x66"),
+        )
+    };
+}
+
+/// Vectors `$i` and `$j` of the hashed turn by powers `$p` and `$q`.
+macro_rules! hash {
+    ($i:literal $j:literal: $p:literal $q:literal) => {
+        concat!(
+            "vmovdqu64 zmm29,[{hashed}+64*", $i, "]\n",
+            "vmovdqu64 zmm30,[{hashed}+64*", $j, "]\n",
+            products!($p $q "0x96"),
+        )
+    };
+}
+
+/// Reduces the three sums into zmm18.
+macro_rules! hash_reduce {
+    () => {
+        concat!(
+            "vpternlogq zmm27,zmm26,zmm28,0x96\n",
+            "vpslldq zmm29,zmm27,8\n",
+            "vpsrldq zmm31,zmm27,8\n",
+            "vpxorq zmm26,zmm26,zmm29\n",
+            "vpxorq zmm28,zmm28,zmm31\n",
+            "vpclmulqdq zmm30,zmm26,[rip+{reduction}],0x00\n",
+            "vpshufd zmm29,zmm26,0x4e\n",
+            "vpxorq zmm26,zmm29,zmm30\n",
+            "vpclmulqdq zmm30,zmm26,[rip+{reduction}],0x00\n",
+            "vpshufd zmm29,zmm26,0x4e\n",
+            "vpternlogq zmm28,zmm29,zmm30,0x96\n",
+            "vmovdqa64 zmm18,zmm28\n",
+        )
+    };
+}
+
+/// Ends eight vectors: the last one, `$i`, has power zero.
+macro_rules! hash_end {
+    ($i:literal) => {
+        concat!(hash_reduce!(), "vpxorq zmm18,zmm18,[{hashed}+64*", $i, "]\n")
+    };
+}
+
+/// When a sector's last turn was hashed: the four sums by H^4, H^3, H^2 and H meet, go to the list, and the next header
+/// begins the next sum.
+macro_rules! sector_end {
+    () => {
+        concat!(
+            "dec {hash_left}\n",
+            "jnz 32f\n",
+            "vmovdqu64 zmm30,[{powers}+192]\n",
+            "vpclmulqdq zmm26,zmm18,zmm30,0x00\n",
+            "vpclmulqdq zmm28,zmm18,zmm30,0x11\n",
+            "vpshufd zmm31,zmm18,0x4e\n",
+            "vpxorq zmm31,zmm31,zmm18\n",
+            "vpshufd zmm29,zmm30,0x4e\n",
+            "vpxorq zmm30,zmm30,zmm29\n",
+            "vpclmulqdq zmm27,zmm31,zmm30,0x00\n",
+            hash_reduce!(),
+            "vextracti64x4 ymm29,zmm18,1\n",
+            "vpxorq ymm29,ymm29,ymm18\n",
+            "vextracti32x4 xmm30,ymm29,1\n",
+            "vpxorq xmm29,xmm29,xmm30\n",
+            "mov {hash_left},[{call}+16]\n",
+            "vmovdqu64 [{hash_left}],xmm29\n",
+            "add {hash_left},16\n",
+            "mov [{call}+16],{hash_left}\n",
+            "mov {hash_left},[{call}+24]\n",
+            "vmovdqu64 zmm18,[{hash_left}]\n",
+            "add {hash_left},64\n",
+            "mov [{call}+24],{hash_left}\n",
+            "mov {hash_left},[{call}+8]\n",
+            "32:\n",
+        )
+    };
+}
+
+macro_rules! load {
+    ($($i:literal)*) => {
+        concat!(
+            "vbroadcasti32x4 zmm29,[{keys}]\n",
+            "vbroadcasti32x4 zmm16,[{keys}+16]\n",
+            $(
+                "vmovdqu64 zmm", $i, ",[{source}+64*", $i, "]\n",
+                "vpternlogq zmm", $i, ",zmm29,[{this}+64*", $i, "],0x96\n",
+            )*
+        )
+    };
+}
+
+macro_rules! store {
+    ($last:literal: $($i:literal)*) => {
+        concat!(
+            $(
+                "vpxorq zmm29,zmm17,[{this}+64*", $i, "]\n",
+                $last, " zmm", $i, ",zmm", $i, ",zmm29\n",
+                "vmovdqu64 [{target}+64*", $i, "],zmm", $i, "\n",
+            )*
+        )
+    };
+}
+
+/// `$hashed` is where a turn finds what it hashes; `$first` what it is in the first turn; `$after` what is left to hash
+/// when all is encrypted.
+macro_rules! tagged_rounds {
+    ($name:ident: $op:literal $last:literal, $first:literal, $step:expr, $header:expr, $after:expr) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,vaes,vpclmulqdq")]
+        #[inline(never)]
+        pub(super) unsafe fn $name(call: &mut Tagged<'_>) {
+            // SAFETY: see UNSAFE.md, "kernels". Reads `turns` KiB of source, the schedules, the list and as many headers as
+            // sectors, and one more; writes as much of the target, the ring and the list.
+            unsafe {
+                core::arch::asm!(
+                    "mov {left:e},0x55",
+                    "kmovd k1,{left:e}",
+                    "mov {left},[{call}]",
+                    "vbroadcasti32x4 zmm19,[{firsts}]",
+                    "vpshufd zmm20,zmm19,0x4e",
+                    "add {firsts},16",
+                    $header,
+                    advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
+                    even!("0"), odd!("0"), even!("1"), odd!("1"), even!("2"), odd!("2"), even!("3"), odd!("3"),
+                    even!("4"), odd!("4"), even!("5"), odd!("5"), even!("6"), odd!("6"), even!("7"), odd!("7"),
+                    concat!("mov {hashed},", $first),
+                    ".p2align 6",
+                    "2:",
+                    "xchg {this},{next}",
+                    load!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
+                    round16!("zmm" $op "1" "16" "17":
+                        hash_begin!("0"), advance_base!("zmm21" "zmm22" -> "zmm19" "zmm20"), "", even!("0")),
+                    round16!("zmm" $op "2" "17" "16":
+                        "", advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"), even!("1"), odd!("0")),
+                    round16!("zmm" $op "3" "16" "17": hash!("1" "2": "5" "4"), "", "", odd!("1")),
+                    round16!("zmm" $op "4" "17" "16": "", even!("2"), "", odd!("2")),
+                    round16!("zmm" $op "5" "16" "17": hash!("3" "4": "3" "2"), "", even!("3"), ""),
+                    round16!("zmm" $op "6" "17" "16": "", odd!("3"), hash!("5" "6": "1" "0"), ""),
+                    round16!("zmm" $op "7" "16" "17": even!("4"), "", odd!("4"), hash_end!("7")),
+                    round16!("zmm" $op "8" "17" "16": "", hash_begin!("8"), "", even!("5")),
+                    round16!("zmm" $op "9" "16" "17": odd!("5"), "", hash!("9" "10": "5" "4"), ""),
+                    round16!("zmm" $op "10" "17" "16": "", even!("6"), "", odd!("6")),
+                    round16!("zmm" $op "11" "16" "17": hash!("11" "12": "3" "2"), "", even!("7"), ""),
+                    round16!("zmm" $op "12" "17" "16": "", odd!("7"), hash!("13" "14": "1" "0"), ""),
+                    round16!("zmm" $op "13" "16" "17": "", hash_end!("15"), "", sector_end!()),
+                    store!($last: "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
+                    $step,
+                    "add {source},1024",
+                    "add {target},1024",
+                    "dec {turns}",
+                    "jnz 2b",
+                    $after,
+                    clear_registers!(),
+                    call = in(reg) call,
+                    keys = in(reg) call.keys,
+                    source = inout(reg) call.source => _,
+                    target = inout(reg) call.target => _,
+                    firsts = inout(reg) call.firsts => _,
+                    this = inout(reg) call.ring => _,
+                    next = inout(reg) call.ring.wrapping_add(1024) => _,
+                    left = out(reg) _,
+                    turns = inout(reg) call.turns => _,
+                    hash_left = inout(reg) 1_u64 => _,
+                    hashed = out(reg) _,
+                    powers = in(reg) call.powers,
+                    counts = sym COUNTS,
+                    reduction = sym REDUCTION,
+                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+                    out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                    out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
+                    out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
+                    out("zmm30") _, out("zmm31") _, out("k1") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+/// Hashes the turn at `hashed` at once.
+macro_rules! hash_turn {
+    () => {
+        concat!(
+            hash_begin!("0"),
+            hash!("1" "2": "5" "4"), hash!("3" "4": "3" "2"), hash!("5" "6": "1" "0"),
+            hash_end!("7"),
+            hash_begin!("8"),
+            hash!("9" "10": "5" "4"), hash!("11" "12": "3" "2"), hash!("13" "14": "1" "0"),
+            hash_end!("15"),
+        )
+    };
+}
+
+// A turn behind: the first turn hashes what is nothing yet, and ends a sector that was none.
+tagged_rounds!(
+    seal: "vaesenc" "vaesenclast",
+    "{target}",
+    "mov {hashed},{target}",
+    "vpxorq zmm18,zmm18,zmm18",
+    concat!(hash_turn!(), sector_end!())
+);
+tagged_rounds!(
+    open: "vaesdec" "vaesdeclast",
+    "{source}",
+    "lea {hashed},[{source}+1024]",
+    concat!(
+        "mov {hash_left},[{call}+24]\n",
+        "vmovdqu64 zmm18,[{hash_left}]\n",
+        "add {hash_left},64\n",
+        "mov [{call}+24],{hash_left}\n",
+        "mov {hash_left},[{call}+8]\n",
+    ),
+    ""
+);
