@@ -54,8 +54,8 @@ advisories: ## Known vulnerabilities in what the lock file names (fetches the ad
 
 bench: bench-cipher bench-index ## Every bench; each writes target/bench/NAME.json
 
-bench-cipher: ## The portable AES-256-XTS path beside the xts-mode crate
-	cargo run --locked --release -p benches --bin cipher
+bench-cipher: ## Every cipher kernel beside AWS-LC, OpenSSL (the system's and the newest), GCM, hashes and the bound
+	cargo run --locked --release -p benches --features rivals --bin cipher
 
 bench-index: ## The index engine (redb) beside sled: durable puts in batches, gets, scan
 	cargo run --locked --release -p benches --bin index

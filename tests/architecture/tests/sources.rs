@@ -8,7 +8,8 @@ use architecture_tests::source::{Source, workspace_sources};
 use architecture_tests::workspace_root;
 
 /// Crates that may hold `unsafe`, each for what its first lines say. Everything under `hardware/` may as well.
-const UNSAFE_CRATES: &[&str] = &["daemon/aes-xts", "daemon/locked-memory", "daemon/device", "daemon/faults"];
+const UNSAFE_CRATES: &[&str] =
+    &["daemon/aes-xts", "daemon/locked-memory", "daemon/device", "daemon/faults", "benches"];
 
 /// Crates that become programs: threads, runtimes, arguments, environment and exit codes are theirs.
 const PROGRAMS: &[&str] = &["daemon/node", "daemon/keyholder", "daemon/cli"];
@@ -148,7 +149,7 @@ fn unsafe_breaches(sources: &[Source]) -> Vec<String> {
     let mut marked: BTreeMap<&str, bool> = BTreeMap::new();
     for source in sources {
         let says_why = !source.lines("expect(unsafe_code, reason").is_empty();
-        *marked.entry(&source.package).or_default() |= says_why && source.path.ends_with("src/lib.rs");
+        *marked.entry(&source.package).or_default() |= says_why && (source.path.ends_with("src/lib.rs") || source.path.ends_with("main.rs"));
     }
     for source in sources {
         for line in source.lines("unsafe") {
