@@ -149,7 +149,8 @@ fn unsafe_breaches(sources: &[Source]) -> Vec<String> {
     let mut marked: BTreeMap<&str, bool> = BTreeMap::new();
     for source in sources {
         let says_why = !source.lines("expect(unsafe_code, reason").is_empty();
-        *marked.entry(&source.package).or_default() |= says_why && (source.path.ends_with("src/lib.rs") || source.path.ends_with("main.rs"));
+        *marked.entry(&source.package).or_default() |=
+            says_why && (source.path.ends_with("src/lib.rs") || source.path.ends_with("main.rs"));
     }
     for source in sources {
         for line in source.lines("unsafe") {

@@ -54,7 +54,10 @@ fn bar(body: &mut String, y: usize, row: &Measured) {
     let colour = if row.name == ours::FASTEST { "#0b6e4f" } else { "#8c959f" };
     let (text_y, label_x, name) = (y + 14, LABELS - 8, &row.name);
     let _ = writeln!(body, r##"<text x="{label_x}" y="{text_y}" text-anchor="end">{name}</text>"##);
-    let _ = writeln!(body, r##"<rect x="{LABELS}" y="{y}" width="{length:.1}" height="{BAR}" fill="{colour}"/>"##);
+    let _ = writeln!(
+        body,
+        r##"<rect x="{LABELS}" y="{y}" width="{length:.1}" height="{BAR}" fill="{colour}"/>"##
+    );
     #[expect(clippy::cast_precision_loss, reason = "some hundred pixels")]
     let value_x = LABELS as f64 + length + 6.0;
     let _ = writeln!(

@@ -11,7 +11,8 @@ use crate::{Subject, Task};
 
 type New = unsafe extern "C" fn() -> *mut c_void;
 type Cipher = unsafe extern "C" fn() -> *const c_void;
-type Init = unsafe extern "C" fn(*mut c_void, *const c_void, *mut c_void, *const u8, *const u8, c_int) -> c_int;
+type Init =
+    unsafe extern "C" fn(*mut c_void, *const c_void, *mut c_void, *const u8, *const u8, c_int) -> c_int;
 type Update = unsafe extern "C" fn(*mut c_void, *mut u8, *mut c_int, *const u8, c_int) -> c_int;
 type Version = unsafe extern "C" fn(c_int) -> *const std::ffi::c_char;
 
@@ -30,10 +31,18 @@ impl Evp {
         // SAFETY: opaque pointers as `void *` and a null engine: the same calls to the machine.
         unsafe {
             Self {
-                new: std::mem::transmute::<*const c_void, New>(aws_lc_sys::EVP_CIPHER_CTX_new as *const c_void),
-                cipher: std::mem::transmute::<*const c_void, Cipher>(aws_lc_sys::EVP_aes_256_xts as *const c_void),
-                init: std::mem::transmute::<*const c_void, Init>(aws_lc_sys::EVP_CipherInit_ex as *const c_void),
-                update: std::mem::transmute::<*const c_void, Update>(aws_lc_sys::EVP_CipherUpdate as *const c_void),
+                new: std::mem::transmute::<*const c_void, New>(
+                    aws_lc_sys::EVP_CIPHER_CTX_new as *const c_void,
+                ),
+                cipher: std::mem::transmute::<*const c_void, Cipher>(
+                    aws_lc_sys::EVP_aes_256_xts as *const c_void,
+                ),
+                init: std::mem::transmute::<*const c_void, Init>(
+                    aws_lc_sys::EVP_CipherInit_ex as *const c_void,
+                ),
+                update: std::mem::transmute::<*const c_void, Update>(
+                    aws_lc_sys::EVP_CipherUpdate as *const c_void,
+                ),
             }
         }
     }
@@ -42,7 +51,8 @@ impl Evp {
     pub(crate) fn openssl(path: &Path) -> Result<(Self, String)> {
         // SAFETY: OpenSSL's constructors only prepare its tables, and it is never unloaded.
         let library = unsafe { libloading::Library::new(path) };
-        let library = library.with_context(|| format!("loading {}; `make bench-cipher` builds it", path.display()))?;
+        let library =
+            library.with_context(|| format!("loading {}; `make bench-cipher` builds it", path.display()))?;
         let library: &'static libloading::Library = Box::leak(Box::new(library));
         // SAFETY: the signatures are those of OpenSSL's headers.
         unsafe {
@@ -62,7 +72,8 @@ impl Evp {
     /// Both directions as subjects.
     pub(crate) fn subjects(self, name: &str) -> Result<[Subject<'static>; 2]> {
         let [encrypt, decrypt] = [self.keyed(true)?, self.keyed(false)?];
-        let subject = |task, context| Subject::new(name, task, move |data, bytes| self.run(context, data, bytes));
+        let subject =
+            |task, context| Subject::new(name, task, move |data, bytes| self.run(context, data, bytes));
         Ok([subject(Task::Encrypt, encrypt), subject(Task::Decrypt, decrypt)])
     }
 
@@ -71,7 +82,10 @@ impl Evp {
         // SAFETY: a fresh context, a cipher of the same library, a key of its length, no tweak yet.
         let (context, keyed) = unsafe {
             let context = (self.new)();
-            (context, (self.init)(context, (self.cipher)(), null_mut(), KEY.as_ptr(), null(), c_int::from(encrypt)))
+            (
+                context,
+                (self.init)(context, (self.cipher)(), null_mut(), KEY.as_ptr(), null(), c_int::from(encrypt)),
+            )
         };
         ensure!(keyed == 1, "the library refused the key");
         Ok(context)
@@ -84,7 +98,8 @@ impl Evp {
             // SAFETY: a keyed context, a tweak of 16 bytes, and a sector of `len` bytes in place.
             let done = unsafe {
                 (self.init)(context, null(), null_mut(), null(), tweak.as_ptr(), -1) == 1
-                    && (self.update)(context, sector.as_mut_ptr(), &raw mut written, sector.as_ptr(), len) == 1
+                    && (self.update)(context, sector.as_mut_ptr(), &raw mut written, sector.as_ptr(), len)
+                        == 1
             };
             assert!(done && written == len, "the library refused a sector");
         }

@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicU64;
 
 use aes_xts::{
-    Binding, Cipher, Direction, Kernel, Record, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, Sectors, TAG_WORDS, TagSchedule,
-    XtsSchedule,
+    Binding, Cipher, Direction, Kernel, Record, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, Sectors, TAG_WORDS,
+    TagSchedule, XtsSchedule,
 };
 use anyhow::{Result, anyhow};
 
@@ -40,7 +40,9 @@ pub(crate) struct Keys {
 impl Keys {
     pub(crate) fn new() -> Result<Self> {
         let new = Self { schedule: Aligned::boxed(), tags: Aligned::boxed(), scratch: Aligned::boxed() };
-        XtsSchedule::over(&new.schedule.0).expand(&KEY).map_err(|error| anyhow!("a key that is fine: {error}"))?;
+        XtsSchedule::over(&new.schedule.0)
+            .expand(&KEY)
+            .map_err(|error| anyhow!("a key that is fine: {error}"))?;
         TagSchedule::over(&new.tags.0).expand(&[3; 16], &[4; 32]);
         Ok(new)
     }

@@ -130,7 +130,9 @@ fn aws_lc_raw() -> Result<Vec<Subject<'static>>> {
                 let (source, target) = (sector.as_ptr(), sector.as_mut_ptr());
                 let tweak = number.to_le_bytes();
                 // SAFETY: the processor has AVX-512 and VAES; a sector in place, keys expanded for this direction.
-                unsafe { routine(source, target, bytes, &raw const key, &raw const tweak_key, tweak.as_ptr()) };
+                unsafe {
+                    routine(source, target, bytes, &raw const key, &raw const tweak_key, tweak.as_ptr())
+                };
             }
         }))
     };
@@ -155,7 +157,9 @@ fn expanded(key: &[u8], encrypt: bool) -> Result<aws_lc_sys::AES_KEY> {
 /// AES-256-GCM by AWS-LC, a message and a tag for each sector.
 fn gcm() -> Result<[Subject<'static>; 2]> {
     let key = || -> Result<_> {
-        Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY[..32]).map_err(|_| anyhow!("a key of 32 bytes"))?))
+        Ok(LessSafeKey::new(
+            UnboundKey::new(&AES_256_GCM, &KEY[..32]).map_err(|_| anyhow!("a key of 32 bytes"))?,
+        ))
     };
     let (sealing, opening) = (key()?, key()?);
     let nonce = |number: usize| {
@@ -194,7 +198,8 @@ fn sums() -> Vec<Subject<'static>> {
     sums.into_iter()
         .map(|(name, sum)| {
             Subject::new(name, Task::Pass, move |data: &mut [u8], bytes| {
-                let total = data.chunks_exact(bytes).fold(0_u64, |total, sector| total.wrapping_add(sum(sector)));
+                let total =
+                    data.chunks_exact(bytes).fold(0_u64, |total, sector| total.wrapping_add(sum(sector)));
                 std::hint::black_box(total);
             })
         })
