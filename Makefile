@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories bench bench-index bench-cipher
+.PHONY: help demo build test soak clients lint fmt advisories miri fuzz bench bench-index bench-cipher
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -15,6 +15,8 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # Extra arguments, as in `make demo DEMO="--json"` or `make test TEST="-E 'package(pool)'"`.
 DEMO ?=
 TEST ?=
+# Seconds that the cipher is fuzzed under `make fuzz`.
+FUZZ_SECONDS ?= 60
 # Seconds that each randomised suite takes under `make soak`.
 SOAK_SECONDS ?= 1800
 
@@ -35,6 +37,12 @@ test: clients build ## Install the test clients and run every test
 soak: clients build ## Every test, the randomised and crash suites for as long as SOAK_SECONDS each (half an hour)
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
 		cargo nextest run --locked --workspace --profile soak $(TEST)
+
+miri: ## The portable cipher under Miri (wants a nightly toolchain with the miri component)
+	MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p aes-xts --test portable
+
+fuzz: ## Random batches on every cipher kernel against three other ciphers, for FUZZ_SECONDS (a minute)
+	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked --release -p aes-xts --test oracles -- --nocapture every_kernel
 
 clients: ## Install the real clients that the system tests drive (idempotent)
 	tests/clients.sh test
