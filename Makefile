@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories miri fuzz bench bench-index bench-cipher
+.PHONY: help demo build test soak clients lint fmt advisories fuzz bench bench-index bench-cipher
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -38,11 +38,8 @@ soak: clients build ## Every test, the randomised and crash suites for as long a
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
 		cargo nextest run --locked --workspace --profile soak $(TEST)
 
-miri: ## The portable cipher under Miri (wants a nightly toolchain with the miri component)
-	MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p aes-xts --test portable
-
 fuzz: ## Random batches on every cipher kernel against three other ciphers, for FUZZ_SECONDS (a minute)
-	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked --release -p aes-xts --test oracles -- --nocapture every_kernel
+	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked -p aes-xts --test oracles -- --nocapture every_kernel
 
 clients: ## Install the real clients that the system tests drive (idempotent)
 	tests/clients.sh test

@@ -2,7 +2,7 @@
 //!
 //! The portable path: constant time on every processor, with AES instructions where the `aes` crate finds them. Rounds
 //! are called with a zero key and the round key is then loaded from the schedule and added, so that no copy of a
-//! schedule is ever made. The only kernel in Rust throughout: Miri runs it, and the others have to agree with it.
+//! schedule is ever made. The only kernel in Rust throughout: the others have to agree with it.
 
 use aes::hazmat::{self, Block, Block8};
 use zeroize::Zeroize;

@@ -1,5 +1,4 @@
-//! The portable kernel alone, small enough for Miri: `make miri`.
-#![expect(clippy::unwrap_used, reason = "a test")]
+//! The portable kernel alone, small enough for an interpreter of Rust.
 
 use std::sync::atomic::AtomicU64;
 
