@@ -160,10 +160,16 @@ impl Kernel {
         u64::try_from(BYTES as u128 * 1_000_000_000 / shortest.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Whether cipher and tag of such sectors run in one loop.
+    /// Whether cipher, tag and checksum of such sectors run in one loop.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_fused_tag(self, sector_bytes: usize) -> bool {
         self.0 == Kind::Vaes512 && sector_bytes.is_multiple_of(x86::TAGGED_TURN_BYTES)
+    }
+
+    /// As on x86-64, where there is such a loop.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn has_fused_tag(self, _sector_bytes: usize) -> bool {
+        false
     }
 
     /// Whether POLYVAL may use the processor's carry-less multiplication.

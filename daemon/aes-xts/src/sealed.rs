@@ -87,11 +87,12 @@ impl Cipher<'_> {
         for (index, header) in headers[..group.sectors].iter_mut().enumerate() {
             *header = binding.header(group.first_sector, index, group.sector_bytes);
         }
-        if !group.encrypt {
+        let fused = self.kernel.has_fused_tag(group.sector_bytes);
+        if !group.encrypt && !fused {
             checksum(group.source, group.sector_bytes, records);
         }
         self.kernel.tag(group, tag_key, &headers, records);
-        if group.encrypt {
+        if group.encrypt && !fused {
             checksum(group.target, group.sector_bytes, records);
         }
     }

@@ -108,6 +108,8 @@ pub(crate) unsafe fn tagged512(
     unsafe {
         vaes512::firsts(group.schedule.tweak_encrypt().as_ptr(), list, group.sectors.div_ceil(32) as u64)
     };
+    // As the hashes, but not secret.
+    let mut checksums = [0_u32; GROUP_SECTORS + 1];
     let mut call = Tagged {
         chunks_a_sector: 2 * turns_a_sector,
         turns_a_sector,
@@ -120,18 +122,23 @@ pub(crate) unsafe fn tagged512(
         ring: group.scratch.ring(),
         powers: key.powers(),
         turns: turns_a_sector * group.sectors as u64,
+        hash_left: if group.encrypt { 1 } else { turns_a_sector },
+        checksums: checksums.as_mut_ptr(),
         call: PhantomData,
     };
     // Hashes take the places of tweaks that have been used. When sealing, the first goes to what comes before the first.
-    let hashes = if group.encrypt {
+    let (hashes, checksums) = if group.encrypt {
         // SAFETY: as above.
         unsafe { tagged512::seal(&mut call) };
-        list.wrapping_add(BLOCK_BYTES)
+        (list.wrapping_add(BLOCK_BYTES), &checksums[1..])
     } else {
         // SAFETY: as above.
         unsafe { tagged512::open(&mut call) };
-        list
+        (list, &checksums[..])
     };
+    for (record, checksum) in records.iter_mut().zip(checksums) {
+        record.checksum = *checksum;
+    }
     // SAFETY: the list has room for whole groups of eight after its first entry.
     unsafe { finish_tags(key, hashes, records) };
     // Tags were made in groups of eight, the first of which may begin at the second entry.

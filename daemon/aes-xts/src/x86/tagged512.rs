@@ -25,6 +25,13 @@ static REDUCTION: Reduction = Reduction({
     [HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH]
 });
 
+/// x^(8n-33) modulo the polynomial of CRC-32C, reflected: a carry-less product with it and `crc32` of that appends n zero
+/// bytes, here 768, 512 and 256.
+#[repr(C, align(16))]
+struct Shifts([u64; 6]);
+
+static SHIFTS: Shifts = Shifts([0xD7A4_825C, 0, 0xDD7E_3B0C, 0, 0xB9E0_2B86, 0]);
+
 /// What the loop keeps in memory: pointers and counts, nothing secret.
 #[repr(C)]
 pub(super) struct Tagged<'a> {
@@ -44,6 +51,10 @@ pub(super) struct Tagged<'a> {
     /// Powers of the hash key, as `tag.rs` lays them out.
     pub(super) powers: *const u8,
     pub(super) turns: u64,
+    /// Turns until the hashed sector ends.
+    pub(super) hash_left: u64,
+    /// Where the next sector's checksum goes, as `hashes`.
+    pub(super) checksums: *mut u32,
     pub(super) call: PhantomData<&'a ()>,
 }
 
@@ -87,10 +98,11 @@ macro_rules! advance_base {
         concat!(
             "dec {left}\n",
             "jnz 30f\n",
+            "mov {left},[{call}+56]\n",
             "vbroadcasti32x4 ",
             $b,
-            ",[{firsts}]\n",
-            "add {firsts},16\n",
+            ",[{left}]\n",
+            "add qword ptr [{call}+56],16\n",
             "mov {left},[{call}]\n",
             "jmp 31f\n",
             "30:\n",
@@ -221,7 +233,7 @@ macro_rules! hash_end {
 macro_rules! sector_end {
     () => {
         concat!(
-            "dec {hash_left}\n",
+            "dec qword ptr [{call}+88]\n",
             "jnz 32f\n",
             "vmovdqu64 zmm30,[{powers}+192]\n",
             "vpclmulqdq zmm26,zmm18,zmm30,0x00\n",
@@ -236,16 +248,57 @@ macro_rules! sector_end {
             "vpxorq ymm29,ymm29,ymm18\n",
             "vextracti32x4 xmm30,ymm29,1\n",
             "vpxorq xmm29,xmm29,xmm30\n",
-            "mov {hash_left},[{call}+16]\n",
-            "vmovdqu64 [{hash_left}],xmm29\n",
-            "add {hash_left},16\n",
-            "mov [{call}+16],{hash_left}\n",
-            "mov {hash_left},[{call}+24]\n",
-            "vmovdqu64 zmm18,[{hash_left}]\n",
-            "add {hash_left},64\n",
-            "mov [{call}+24],{hash_left}\n",
-            "mov {hash_left},[{call}+8]\n",
+            "mov {b},[{call}+16]\n",
+            "vmovdqu64 [{b}],xmm29\n",
+            "add {b},16\n",
+            "mov [{call}+16],{b}\n",
+            "mov {b},[{call}+24]\n",
+            "vmovdqu64 zmm18,[{b}]\n",
+            "add {b},64\n",
+            "mov [{call}+24],{b}\n",
+            "mov {b},[{call}+8]\n",
+            "mov [{call}+88],{b}\n",
+            "not {a:e}\n",
+            "mov {b},[{call}+96]\n",
+            "mov [{b}],{a:e}\n",
+            "add qword ptr [{call}+96],4\n",
+            "mov {a:e},-1\n",
+            "xor {b:e},{b:e}\n",
             "32:\n",
+        )
+    };
+}
+
+/// Words `$i` of the four quarters of the hashed turn, each by a checksum of its own: one alone would wait for itself.
+macro_rules! crc {
+    ($($i:literal)*) => {
+        concat!($(
+            "crc32 {a},qword ptr [{hashed}+8*", $i, "]\n",
+            "crc32 {b},qword ptr [{hashed}+256+8*", $i, "]\n",
+            "crc32 {c},qword ptr [{hashed}+512+8*", $i, "]\n",
+            "crc32 {d},qword ptr [{hashed}+768+8*", $i, "]\n",
+        )*)
+    };
+}
+
+/// The four checksums as one, in `a`, which goes on with the next turn.
+macro_rules! crc_join {
+    () => {
+        concat!(
+            "vmovd xmm29,{a:e}\n",
+            "vmovd xmm30,{b:e}\n",
+            "vmovd xmm31,{c:e}\n",
+            "vpclmulqdq xmm29,xmm29,[rip+{shifts}],0x00\n",
+            "vpclmulqdq xmm30,xmm30,[rip+{shifts}+16],0x00\n",
+            "vpclmulqdq xmm31,xmm31,[rip+{shifts}+32],0x00\n",
+            "vpternlogq xmm29,xmm30,xmm31,0x96\n",
+            "vmovq {c},xmm29\n",
+            "xor {a:e},{a:e}\n",
+            "crc32 {a},{c}\n",
+            "xor {a:e},{d:e}\n",
+            "xor {b:e},{b:e}\n",
+            "xor {c:e},{c:e}\n",
+            "xor {d:e},{d:e}\n",
         )
     };
 }
@@ -289,9 +342,14 @@ macro_rules! tagged_rounds {
                     "mov {left:e},0x55",
                     "kmovd k1,{left:e}",
                     "mov {left},[{call}]",
-                    "vbroadcasti32x4 zmm19,[{firsts}]",
+                    "mov {hashed},[{call}+56]",
+                    "vbroadcasti32x4 zmm19,[{hashed}]",
                     "vpshufd zmm20,zmm19,0x4e",
-                    "add {firsts},16",
+                    "add qword ptr [{call}+56],16",
+                    "mov {a:e},-1",
+                    "xor {b:e},{b:e}",
+                    "xor {c:e},{c:e}",
+                    "xor {d:e},{d:e}",
                     $header,
                     advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
                     even!("0"), odd!("0"), even!("1"), odd!("1"), even!("2"), odd!("2"), even!("3"), odd!("3"),
@@ -302,25 +360,75 @@ macro_rules! tagged_rounds {
                     "xchg {this},{next}",
                     load!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     round16!("zmm" $op "1" "16" "17":
-                        hash_begin!("0"), advance_base!("zmm21" "zmm22" -> "zmm19" "zmm20"), "", even!("0")),
+                        concat!(crc!("0"), hash_begin!("0")),
+                        advance_base!("zmm21" "zmm22" -> "zmm19" "zmm20"),
+                        crc!("1"),
+                        concat!(crc!("2"), even!("0"))),
                     round16!("zmm" $op "2" "17" "16":
-                        "", advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"), even!("1"), odd!("0")),
-                    round16!("zmm" $op "3" "16" "17": hash!("1" "2": "5" "4"), "", "", odd!("1")),
-                    round16!("zmm" $op "4" "17" "16": "", even!("2"), "", odd!("2")),
-                    round16!("zmm" $op "5" "16" "17": hash!("3" "4": "3" "2"), "", even!("3"), ""),
-                    round16!("zmm" $op "6" "17" "16": "", odd!("3"), hash!("5" "6": "1" "0"), ""),
-                    round16!("zmm" $op "7" "16" "17": even!("4"), "", odd!("4"), hash_end!("7")),
-                    round16!("zmm" $op "8" "17" "16": "", hash_begin!("8"), "", even!("5")),
-                    round16!("zmm" $op "9" "16" "17": odd!("5"), "", hash!("9" "10": "5" "4"), ""),
-                    round16!("zmm" $op "10" "17" "16": "", even!("6"), "", odd!("6")),
-                    round16!("zmm" $op "11" "16" "17": hash!("11" "12": "3" "2"), "", even!("7"), ""),
-                    round16!("zmm" $op "12" "17" "16": "", odd!("7"), hash!("13" "14": "1" "0"), ""),
-                    round16!("zmm" $op "13" "16" "17": "", hash_end!("15"), "", sector_end!()),
+                        crc!("3"),
+                        advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
+                        concat!(crc!("4"), even!("1")),
+                        concat!(crc!("5"), odd!("0"))),
+                    round16!("zmm" $op "3" "16" "17":
+                        concat!(crc!("6"), hash!("1" "2": "5" "4")),
+                        "",
+                        crc!("7"),
+                        concat!(crc!("8"), odd!("1"))),
+                    round16!("zmm" $op "4" "17" "16":
+                        crc!("9"),
+                        even!("2"),
+                        crc!("10"),
+                        concat!(crc!("11"), odd!("2"))),
+                    round16!("zmm" $op "5" "16" "17":
+                        concat!(crc!("12"), hash!("3" "4": "3" "2")),
+                        "",
+                        concat!(crc!("13"), even!("3")),
+                        crc!("14")),
+                    round16!("zmm" $op "6" "17" "16":
+                        crc!("15"),
+                        odd!("3"),
+                        concat!(crc!("16"), hash!("5" "6": "1" "0")),
+                        crc!("17")),
+                    round16!("zmm" $op "7" "16" "17":
+                        concat!(crc!("18"), even!("4")),
+                        "",
+                        concat!(crc!("19"), odd!("4")),
+                        concat!(crc!("20"), hash_end!("7"))),
+                    round16!("zmm" $op "8" "17" "16":
+                        crc!("21"),
+                        hash_begin!("8"),
+                        crc!("22"),
+                        concat!(crc!("23"), even!("5"))),
+                    round16!("zmm" $op "9" "16" "17":
+                        concat!(crc!("24"), odd!("5")),
+                        "",
+                        concat!(crc!("25"), hash!("9" "10": "5" "4")),
+                        ""),
+                    round16!("zmm" $op "10" "17" "16":
+                        crc!("26"),
+                        even!("6"),
+                        crc!("27"),
+                        odd!("6")),
+                    round16!("zmm" $op "11" "16" "17":
+                        concat!(crc!("28"), hash!("11" "12": "3" "2")),
+                        "",
+                        concat!(crc!("29"), even!("7")),
+                        ""),
+                    round16!("zmm" $op "12" "17" "16":
+                        crc!("30"),
+                        odd!("7"),
+                        concat!(crc!("31"), hash!("13" "14": "1" "0")),
+                        ""),
+                    round16!("zmm" $op "13" "16" "17":
+                        "",
+                        concat!(hash_end!("15"), crc_join!()),
+                        "",
+                        sector_end!()),
                     store!($last: "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     $step,
                     "add {source},1024",
                     "add {target},1024",
-                    "dec {turns}",
+                    "dec qword ptr [{call}+80]",
                     "jnz 2b",
                     $after,
                     clear_registers!(),
@@ -328,16 +436,18 @@ macro_rules! tagged_rounds {
                     keys = in(reg) call.keys,
                     source = inout(reg) call.source => _,
                     target = inout(reg) call.target => _,
-                    firsts = inout(reg) call.firsts => _,
                     this = inout(reg) call.ring => _,
                     next = inout(reg) call.ring.wrapping_add(1024) => _,
                     left = out(reg) _,
-                    turns = inout(reg) call.turns => _,
-                    hash_left = inout(reg) 1_u64 => _,
+                    a = out(reg) _,
+                    b = out(reg) _,
+                    c = out(reg) _,
+                    d = out(reg) _,
                     hashed = out(reg) _,
                     powers = in(reg) call.powers,
                     counts = sym COUNTS,
                     reduction = sym REDUCTION,
+                    shifts = sym SHIFTS,
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
                     out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
                     out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
@@ -371,18 +481,22 @@ tagged_rounds!(
     "{target}",
     "mov {hashed},{target}",
     "vpxorq zmm18,zmm18,zmm18",
-    concat!(hash_turn!(), sector_end!())
+    concat!(
+        hash_turn!(),
+        crc!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
+        crc!("16" "17" "18" "19" "20" "21" "22" "23" "24" "25" "26" "27" "28" "29" "30" "31"),
+        crc_join!(),
+        sector_end!(),
+    )
 );
 tagged_rounds!(
     open: "vaesdec" "vaesdeclast",
     "{source}",
     "lea {hashed},[{source}+1024]",
     concat!(
-        "mov {hash_left},[{call}+24]\n",
-        "vmovdqu64 zmm18,[{hash_left}]\n",
-        "add {hash_left},64\n",
-        "mov [{call}+24],{hash_left}\n",
-        "mov {hash_left},[{call}+8]\n",
+        "mov {hashed},[{call}+24]\n",
+        "vmovdqu64 zmm18,[{hashed}]\n",
+        "add qword ptr [{call}+24],64\n",
     ),
     ""
 );
