@@ -32,6 +32,7 @@ readonly programs=(
     strace:strace
     rclone:rclone
     openssl:openssl
+    objdump:binutils
     curl:curl
     python3:python3
     dbus-daemon:dbus-daemon
