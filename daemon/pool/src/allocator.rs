@@ -1,83 +1,219 @@
-//! Which extents of the device are free. In memory only: it follows from the extent table.
+//! Which extents of the device are free, whose the others are, and who may have more. In memory only: it follows from
+//! the tables.
+//!
+//! Every extent in use is counted for an account: that of a volume with its snapshots, or the pool's own. An account
+//! may have a quota, and a reserve that nobody else is given.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Hands out free extents, the lowest first, so that the tables stay short.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    bits: Mutex<Bits>,
+    state: Mutex<State>,
+}
+
+/// Who an extent is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Account(u32);
+
+impl Account {
+    /// The pool's own, without limits.
+    pub(crate) const POOL: Self = Self(0);
+}
+
+/// Why there is no extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shortage {
+    /// None is free, or those that are free are reserved for others.
+    Space,
+    /// The account has all it may have.
+    Quota,
 }
 
 #[derive(Debug)]
-struct Bits {
+struct State {
     /// One bit an extent, set where it is in use; bits past the end are set.
     used: Vec<u64>,
     extents: u32,
     allocated: u32,
     /// Every word before this one is full.
     first_not_full: usize,
+    /// Free extents that are reserved for accounts which have fewer than their reserve.
+    promised: u64,
+    accounts: Vec<AccountState>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct AccountState {
+    open: bool,
+    owned: u32,
+    quota: Option<u32>,
+    reserve: u32,
+}
+
+impl AccountState {
+    fn promised(&self) -> u64 {
+        u64::from(self.reserve.saturating_sub(self.owned))
+    }
 }
 
 impl Allocator {
     pub(crate) fn new(extents: u32) -> Arc<Self> {
-        let mut bits = Bits { used: Vec::new(), extents: 0, allocated: 0, first_not_full: 0 };
-        bits.extend_to(extents);
-        Arc::new(Self { bits: Mutex::new(bits) })
+        let pool = AccountState { open: true, ..AccountState::default() };
+        let mut state = State {
+            used: Vec::new(),
+            extents: 0,
+            allocated: 0,
+            first_not_full: 0,
+            promised: 0,
+            accounts: vec![pool],
+        };
+        state.extend_to(extents);
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
-    fn bits(&self) -> MutexGuard<'_, Bits> {
-        self.bits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lowest free extent, now in use.
-    pub(crate) fn allocate(&self) -> Option<u32> {
-        let mut bits = self.bits();
-        let from = bits.first_not_full;
-        let word = from + bits.used[from..].iter().position(|word| *word != u64::MAX)?;
-        bits.first_not_full = word;
-        let bit = bits.used[word].trailing_ones();
-        bits.used[word] |= 1 << bit;
-        bits.allocated += 1;
-        u32::try_from(word * 64).ok()?.checked_add(bit)
+    /// A new account without limits.
+    pub(crate) fn open_account(&self) -> Account {
+        let mut state = self.state();
+        let fresh = AccountState { open: true, ..AccountState::default() };
+        let unused = state.accounts.iter().position(|account| !account.open && account.owned == 0);
+        let index = unused.unwrap_or(state.accounts.len());
+        match unused {
+            Some(index) => state.accounts[index] = fresh,
+            None => state.accounts.push(fresh),
+        }
+        Account(u32::try_from(index).unwrap_or(u32::MAX))
     }
 
-    /// Marks an extent in use; `false` where it already is, or there is no such extent.
-    pub(crate) fn mark(&self, extent: u32) -> bool {
-        let mut bits = self.bits();
-        if extent >= bits.extents || bits.is_used(extent) {
+    /// Gives the account's reserve up. Extents that it has stay counted for it until they are free.
+    pub(crate) fn close_account(&self, account: Account) {
+        let mut state = self.state();
+        state.change(account, |account| {
+            account.open = false;
+            account.reserve = 0;
+            account.quota = None;
+        });
+    }
+
+    /// Sets an account's limits, in extents. `false`, and nothing has changed, where there is no room for the reserve.
+    pub(crate) fn set_limits(&self, account: Account, quota: Option<u32>, reserve: u32) -> bool {
+        let mut state = self.state();
+        let of = &state.accounts[account.0 as usize];
+        let others = state.promised - of.promised();
+        let mine = u64::from(reserve.saturating_sub(of.owned));
+        // A smaller reserve is always taken: a pool that has lost space must be able to let go.
+        if others + mine > state.free() && reserve > of.reserve {
             return false;
         }
-        bits.used[extent as usize / 64] |= 1 << (extent % 64);
-        bits.allocated += 1;
+        state.change(account, |account| {
+            account.quota = quota;
+            account.reserve = reserve;
+        });
         true
     }
 
-    fn release(&self, extent: u32) {
-        let mut bits = self.bits();
-        debug_assert!(bits.is_used(extent), "extent {extent} is freed twice");
+    /// The lowest free extent, now in use.
+    pub(crate) fn allocate(&self, account: Account) -> Result<u32, Shortage> {
+        let mut state = self.state();
+        let of = state.accounts[account.0 as usize];
+        if of.quota.is_some_and(|quota| of.owned >= quota) {
+            return Err(Shortage::Quota);
+        }
+        if of.owned >= of.reserve && state.free() <= state.promised {
+            return Err(Shortage::Space);
+        }
+        let index = state.lowest_free().ok_or(Shortage::Space)?;
+        state.take(index, account);
+        Ok(index)
+    }
+
+    /// Marks an extent in use; `false` where it already is, or there is no such extent.
+    pub(crate) fn mark(&self, extent: u32, account: Account) -> bool {
+        let mut state = self.state();
+        if extent >= state.extents || state.is_used(extent) {
+            return false;
+        }
+        state.take(extent, account);
+        true
+    }
+
+    fn release(&self, extent: u32, account: Account) {
+        let mut state = self.state();
+        debug_assert!(state.is_used(extent), "extent {extent} is freed twice");
         let word = extent as usize / 64;
-        bits.used[word] &= !(1 << (extent % 64));
-        bits.allocated -= 1;
-        bits.first_not_full = bits.first_not_full.min(word);
+        state.used[word] &= !(1 << (extent % 64));
+        state.allocated -= 1;
+        state.first_not_full = state.first_not_full.min(word);
+        state.change(account, |account| account.owned -= 1);
     }
 
     pub(crate) fn is_used(&self, extent: u32) -> bool {
-        self.bits().is_used(extent)
+        self.state().is_used(extent)
     }
 
     /// Adds the extents that a longer device has.
     pub(crate) fn extend_to(&self, extents: u32) {
-        self.bits().extend_to(extents);
+        self.state().extend_to(extents);
     }
 
-    /// Extents in use, and extents there are.
-    pub(crate) fn counts(&self) -> (u32, u32) {
-        let bits = self.bits();
-        (bits.allocated, bits.extents)
+    pub(crate) fn counts(&self) -> Counts {
+        let state = self.state();
+        Counts {
+            extents: state.extents,
+            allocated: state.allocated,
+            pool: state.accounts[Account::POOL.0 as usize].owned,
+            promised: state.promised,
+        }
+    }
+
+    /// Extents that the account has.
+    pub(crate) fn owned(&self, account: Account) -> u32 {
+        self.state().accounts[account.0 as usize].owned
     }
 }
 
-impl Bits {
+/// How many extents there are, and what of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) extents: u32,
+    /// In use, the pool's own among them.
+    pub(crate) allocated: u32,
+    /// The pool's own.
+    pub(crate) pool: u32,
+    /// Free, and reserved for somebody.
+    pub(crate) promised: u64,
+}
+
+impl State {
+    fn free(&self) -> u64 {
+        u64::from(self.extents - self.allocated)
+    }
+
+    fn lowest_free(&mut self) -> Option<u32> {
+        let from = self.first_not_full;
+        let word = from + self.used[from..].iter().position(|word| *word != u64::MAX)?;
+        self.first_not_full = word;
+        u32::try_from(word * 64).ok()?.checked_add(self.used[word].trailing_ones())
+    }
+
+    fn take(&mut self, extent: u32, account: Account) {
+        self.used[extent as usize / 64] |= 1 << (extent % 64);
+        self.allocated += 1;
+        self.change(account, |account| account.owned += 1);
+    }
+
+    /// Changes an account and what is promised to it.
+    fn change(&mut self, account: Account, change: impl FnOnce(&mut AccountState)) {
+        let of = &mut self.accounts[account.0 as usize];
+        let before = of.promised();
+        change(of);
+        self.promised = self.promised - before + of.promised();
+    }
+
     fn is_used(&self, extent: u32) -> bool {
         self.used.get(extent as usize / 64).is_none_or(|word| word >> (extent % 64) & 1 == 1)
     }
@@ -109,15 +245,16 @@ fn tail_mask(extents: u32) -> u64 {
 
 /// An extent in use. Dropping it frees the extent, so whoever may still touch it holds it.
 #[derive(Debug)]
-pub(crate) struct AllocatedExtent {
+pub(crate) struct Allocated {
     index: u32,
+    account: Account,
     allocator: Arc<Allocator>,
 }
 
-impl AllocatedExtent {
-    /// The extent `index`, already marked in use.
-    pub(crate) fn new(index: u32, allocator: &Arc<Allocator>) -> Self {
-        Self { index, allocator: Arc::clone(allocator) }
+impl Allocated {
+    /// The extent `index`, already in use for `account`.
+    pub(crate) fn new(index: u32, account: Account, allocator: &Arc<Allocator>) -> Self {
+        Self { index, account, allocator: Arc::clone(allocator) }
     }
 
     pub(crate) fn index(&self) -> u32 {
@@ -125,9 +262,9 @@ impl AllocatedExtent {
     }
 }
 
-impl Drop for AllocatedExtent {
+impl Drop for Allocated {
     fn drop(&mut self) {
-        self.allocator.release(self.index);
+        self.allocator.release(self.index, self.account);
     }
 }
 
@@ -135,19 +272,23 @@ impl Drop for AllocatedExtent {
 mod tests {
     use super::*;
 
+    const POOL: Account = Account::POOL;
+
+    fn take(allocator: &Arc<Allocator>, account: Account) -> Result<Allocated, Shortage> {
+        allocator.allocate(account).map(|index| Allocated::new(index, account, allocator))
+    }
+
     #[test]
     fn every_extent_is_handed_out_once_lowest_first_and_again_when_freed() {
         for extents in [1, 63, 64, 65, 1000] {
             let allocator = Allocator::new(extents);
-            let all: Vec<_> = (0..extents)
-                .map(|_| AllocatedExtent::new(allocator.allocate().unwrap(), &allocator))
-                .collect();
-            assert!(all.iter().map(AllocatedExtent::index).eq(0..extents));
-            assert_eq!(allocator.allocate(), None);
-            assert_eq!(allocator.counts(), (extents, extents));
+            let all: Vec<_> = (0..extents).map(|_| take(&allocator, POOL).unwrap()).collect();
+            assert!(all.iter().map(Allocated::index).eq(0..extents));
+            assert_eq!(allocator.allocate(POOL), Err(Shortage::Space));
+            assert_eq!((allocator.counts().allocated, allocator.owned(POOL)), (extents, extents));
             drop(all);
-            assert_eq!(allocator.counts(), (0, extents));
-            assert_eq!(allocator.allocate(), Some(0));
+            assert_eq!(allocator.counts().allocated, 0);
+            assert_eq!(allocator.allocate(POOL), Ok(0));
         }
     }
 
@@ -155,24 +296,46 @@ mod tests {
     fn growth_adds_free_extents_behind_full_ones() {
         let allocator = Allocator::new(70);
         for _ in 0..70 {
-            allocator.allocate().unwrap();
+            allocator.allocate(POOL).unwrap();
         }
         allocator.extend_to(72);
-        assert_eq!(
-            (allocator.allocate(), allocator.allocate(), allocator.allocate()),
-            (Some(70), Some(71), None)
-        );
+        let next = [allocator.allocate(POOL), allocator.allocate(POOL), allocator.allocate(POOL)];
+        assert_eq!(next, [Ok(70), Ok(71), Err(Shortage::Space)]);
         allocator.extend_to(200);
-        assert_eq!(allocator.allocate(), Some(72));
+        assert_eq!(allocator.allocate(POOL), Ok(72));
     }
 
     #[test]
     fn marking_twice_or_past_the_end_is_noticed() {
         let allocator = Allocator::new(10);
-        assert!(allocator.mark(3));
-        assert!(!allocator.mark(3));
-        assert!(!allocator.mark(10));
-        assert!(!allocator.mark(u32::MAX));
+        assert!(allocator.mark(3, POOL));
+        assert!(!allocator.mark(3, POOL));
+        assert!(!allocator.mark(10, POOL));
+        assert!(!allocator.mark(u32::MAX, POOL));
         assert!(allocator.is_used(3) && !allocator.is_used(4));
+    }
+
+    #[test]
+    fn a_reserve_is_there_for_its_account_alone_and_a_quota_ends_it() {
+        let allocator = Allocator::new(10);
+        let (first, second) = (allocator.open_account(), allocator.open_account());
+        assert!(allocator.set_limits(first, Some(5), 4));
+        assert!(!allocator.set_limits(second, None, 7), "six are left to promise");
+        let others: Vec<_> = (0..6).map(|_| take(&allocator, second).unwrap()).collect();
+        assert_eq!(take(&allocator, second).unwrap_err(), Shortage::Space);
+        assert_eq!(allocator.counts().promised, 4);
+        let mut own: Vec<_> = (0..4).map(|_| take(&allocator, first).unwrap()).collect();
+        assert_eq!(take(&allocator, first).unwrap_err(), Shortage::Space);
+        drop(others);
+        own.push(take(&allocator, first).unwrap());
+        assert_eq!(take(&allocator, first).unwrap_err(), Shortage::Quota);
+        // What falls below the reserve is promised again.
+        own.truncate(1);
+        assert_eq!((allocator.owned(first), allocator.counts().promised), (1, 3));
+        allocator.close_account(first);
+        assert_eq!(allocator.counts().promised, 0);
+        assert_ne!(allocator.open_account(), first, "it still has an extent");
+        drop(own);
+        assert_eq!(allocator.open_account(), first);
     }
 }

@@ -3,6 +3,7 @@
 use device::Device;
 use units::PoolId;
 
+use crate::extent::ExtentKind;
 use crate::load::{Loaded, Problem};
 use crate::{Pool, PoolError, RepairedSuperblock};
 
@@ -11,6 +12,7 @@ use crate::{Pool, PoolError, RepairedSuperblock};
 pub struct CheckReport {
     pub pool: PoolId,
     pub volumes: u64,
+    pub snapshots: u64,
     /// Extents that belong to a volume.
     pub mapped_extents: u64,
     /// Sectors that hold something.
@@ -19,6 +21,8 @@ pub struct CheckReport {
     pub stale_entries: u64,
     /// Extents past the end of their volume, from a shrinking that did not finish. Opening the pool frees them.
     pub unfinished_unmaps: u64,
+    /// Extents that hold the hole table: the pool's own.
+    pub hole_table_extents: u64,
     /// A copy of the superblock that is damaged. Opening the pool writes it again.
     pub damaged_superblock: Option<RepairedSuperblock>,
     /// Everything that is wrong, up to a limit, and how many more there are.
@@ -33,16 +37,23 @@ impl CheckReport {
     }
 
     fn of(loaded: &Loaded) -> Self {
-        let superblock = loaded.superblocks.current;
-        let sectors = superblock.layout.extent_sectors();
-        let mapped = || loaded.maps.values().flatten();
+        let sectors = loaded.superblocks.current.layout.extent_sectors();
+        let data = loaded.extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
+        let (past_end, mapped): (Vec<_>, Vec<_>) =
+            data.partition(|extent| loaded.is_past_end(&extent.mapping));
+        let volumes = loaded.volume_count();
         Self {
-            pool: superblock.pool,
-            volumes: loaded.volumes.values().filter(|entry| entry.volume.is_some()).count() as u64,
-            mapped_extents: mapped().count() as u64,
-            present_sectors: mapped().map(|extent| u64::from(extent.presence.count(sectors))).sum(),
+            pool: loaded.superblocks.current.pool,
+            volumes,
+            snapshots: loaded.records().count() as u64 - volumes,
+            mapped_extents: mapped.len() as u64,
+            present_sectors: mapped
+                .iter()
+                .map(|extent| u64::from(extent.mapping.sectors.count(sectors)))
+                .sum(),
             stale_entries: loaded.stale_entries,
-            unfinished_unmaps: loaded.outside.len() as u64,
+            unfinished_unmaps: past_end.len() as u64,
+            hole_table_extents: loaded.hole_chunks.len() as u64,
             damaged_superblock: loaded.superblocks.damaged(),
             problems: loaded.problems.clone(),
             problems_unlisted: loaded.problems_unlisted,
@@ -64,11 +75,12 @@ impl Pool {
         let loaded = self.core.load_again()?;
         let mut report = CheckReport::of(&loaded);
         // Whatever the table names is held until the unmapping is durable: a free one would be given out twice.
-        for extent in loaded.maps.values().flatten() {
-            if !self.core.allocator.is_used(extent.index) {
+        let data = loaded.extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
+        for index in data.map(|extent| &extent.index).chain(&loaded.hole_chunks) {
+            if !self.core.allocator.is_used(*index) {
                 report.problems.push(Problem {
                     damage: crate::Damage::ExtentFree,
-                    at: loaded.superblocks.current.layout.sector_at(extent.index, 0),
+                    at: loaded.superblocks.current.layout.sector_at(*index, 0),
                 });
             }
         }

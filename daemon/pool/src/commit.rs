@@ -4,6 +4,7 @@
 //! - What a flush covers is decided by one snapshot, taken before the device is flushed: presence is set only after the
 //!   data write has returned, so everything in the snapshot has its data covered by that flush.
 //! - One round runs at a time and serves everyone who asked before it started.
+//! - An unmapping is in a snapshot whole or not at all: its holes and the presence it takes away go together.
 //! - An extent taken out of a map is held until the round that logged it has ended, and by every reader that found
 //!   it before; only then is it free.
 //! - The first error ends the pool: every later call fails with it.
@@ -13,20 +14,22 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use device::{Device, DeviceErrorKind, Metadata, SectorBuf};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
-use crate::allocator::Allocator;
-use crate::entry::{Mapping, VolumeEntry, encode_extent, encode_volume};
-use crate::extent::Extent;
+use crate::allocator::{Account, Allocated, Allocator, Shortage};
+use crate::branch::{Branch, Taken};
+use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry, encode_extent, encode_volume};
+use crate::extent::{Extent, ExtentKind, Retired};
+use crate::holes::HoleTable;
 use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
 use crate::load::{Loaded, Logged, read_pages};
 use crate::log::{Log, Packer, Record};
+use crate::presence::Presence;
 use crate::superblock::{Superblock, superblock_at};
-use crate::volume::VolumeState;
-use crate::{CrashStep, PoolError, StepHook};
+use crate::{CrashStep, FORMAT_VERSION, Limits, PoolError, StepHook};
 
 /// What every part of an open pool shares.
 pub(crate) struct Core {
@@ -34,7 +37,10 @@ pub(crate) struct Core {
     pub(crate) layout: Layout,
     pub(crate) pool: PoolId,
     pub(crate) allocator: Arc<Allocator>,
+    pub(crate) holes: HoleTable,
     pub(crate) dirty: Mutex<Dirty>,
+    /// Shared by those who unmap, taken alone by the snapshot of a flush.
+    unmapping: RwLock<()>,
     /// Held by the round that runs, and by `grow` and `check`.
     writer: Mutex<Writer>,
     rounds: Mutex<Rounds>,
@@ -54,20 +60,16 @@ pub(crate) struct Core {
 /// What has changed since the last snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
-    /// Extents whose presence changed or that are new, by volume and place in it. Each extent at most once.
-    pub(crate) extents: Vec<(Arc<VolumeState>, u64)>,
+    /// Extents and holes that changed or are new, by branch and place in it. Each at most once.
+    pub(crate) extents: Vec<(Arc<Branch>, Place, ExtentKind)>,
     /// Volume entries, the last state of each slot.
     pub(crate) volumes: BTreeMap<u32, VolumeEntry>,
+    /// Extents that the hole table has grown by.
+    chunks: Vec<Record>,
     /// Extents taken out of their map by deleting or shrinking a volume.
-    pub(crate) retired: Vec<Retired>,
-}
-
-/// An extent that no map holds any more.
-#[derive(Debug)]
-pub(crate) struct Retired {
-    pub(crate) extent: Arc<Extent>,
-    /// Whether the table may name its volume and must be told.
-    pub(crate) needs_record: bool,
+    pub(crate) cut: Vec<Retired>,
+    /// Extents that nobody sees any more, in the order in which they must be freed.
+    pub(crate) unseen: Vec<Retired>,
 }
 
 /// The disk's side: only who holds it writes metadata.
@@ -94,6 +96,18 @@ struct Snapshot {
     retired: Vec<Arc<Extent>>,
 }
 
+impl Snapshot {
+    fn free(&mut self, Retired { extent, needs_record }: Retired) {
+        if needs_record {
+            self.records.push(match extent.kind() {
+                ExtentKind::Data => Record::Extent { index: extent.index(), mapping: None },
+                ExtentKind::Holes => Record::Holes { index: extent.index(), mapping: None },
+            });
+        }
+        self.retired.push(extent);
+    }
+}
+
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core").field("pool", &self.pool).field("device", &self.device).finish_non_exhaustive()
@@ -111,7 +125,7 @@ impl Core {
         superblock: Superblock,
         log: Log,
         logged: Logged,
-        allocator: Arc<Allocator>,
+        (allocator, holes): (Arc<Allocator>, HoleTable),
         on_step: Option<StepHook>,
     ) -> Self {
         Self {
@@ -119,7 +133,9 @@ impl Core {
             layout: superblock.layout,
             pool: superblock.pool,
             allocator,
+            holes,
             dirty: Mutex::default(),
+            unmapping: RwLock::default(),
             writer: Mutex::new(Writer { superblock, log, logged, flushed_writes: 0 }),
             rounds: Mutex::default(),
             round_ended: Condvar::new(),
@@ -168,17 +184,83 @@ impl Core {
         self.unmaps.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A free extent. Where there is none but unmappings wait to become durable, makes them so first: at 100% a trim
-    /// followed by a write works.
-    pub(crate) fn allocate(&self) -> Result<u32, PoolError> {
-        if let Some(index) = self.allocator.allocate() {
-            return Ok(index);
+    /// A free extent for `account`. Where there is none but unmappings wait to become durable, makes them so first: at
+    /// 100% a trim followed by a write works.
+    fn allocate(&self, account: Account) -> Result<u32, PoolError> {
+        loop {
+            // Before trying, so that what is reclaimed in between is not missed.
+            let reclaimed = self.unmaps_reclaimed.load(Ordering::Acquire);
+            match self.allocator.allocate(account) {
+                Ok(index) => return Ok(index),
+                Err(_) if self.unmaps.load(Ordering::Acquire) != reclaimed => self.flush()?,
+                Err(Shortage::Space) => return Err(PoolError::NoSpace),
+                Err(Shortage::Quota) => return Err(PoolError::Quota),
+            }
         }
-        if self.unmaps.load(Ordering::Acquire) == self.unmaps_reclaimed.load(Ordering::Acquire) {
-            return Err(PoolError::NoSpace);
+    }
+
+    /// A free extent for a volume's data, with room in the hole table should it ever be hidden.
+    pub(crate) fn allocate_for_data(&self, account: Account) -> Result<u32, PoolError> {
+        if self.holes.in_use() {
+            self.reserve_holes(2)?;
         }
-        self.flush()?;
-        self.allocator.allocate().ok_or(PoolError::NoSpace)
+        self.allocate(account)
+    }
+
+    /// Sees to it that the hole table has room for every extent in use twice, once for a rollback, and `more`.
+    pub(crate) fn reserve_holes(&self, more: u64) -> Result<(), PoolError> {
+        let enough = || {
+            let extents = 2 * u64::from(self.allocator.counts().allocated) + more;
+            self.holes.in_use() && self.holes.has_room_for(extents)
+        };
+        if enough() {
+            return Ok(());
+        }
+        let _growing = lock(&self.holes.growing);
+        while !enough() {
+            self.add_hole_chunk()?;
+        }
+        Ok(())
+    }
+
+    /// Does what may need holes, and does it again with more room where the table had none.
+    pub(crate) fn with_room_for_holes<T>(
+        &self,
+        unmap: impl Fn() -> Result<Option<T>, PoolError>,
+    ) -> Result<T, PoolError> {
+        loop {
+            let whole = self.unmapping.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(done) = unmap()? {
+                return Ok(done);
+            }
+            drop(whole);
+            let _growing = lock(&self.holes.growing);
+            self.add_hole_chunk()?;
+        }
+    }
+
+    fn add_hole_chunk(&self) -> Result<(), PoolError> {
+        let index = self.allocate(Account::POOL)?;
+        let space = Allocated::new(index, Account::POOL, &self.allocator);
+        // Under the dirty list's lock, so that no entry of the new chunk is logged before the chunk itself.
+        let mut dirty = lock(&self.dirty);
+        let place = Place::new(self.holes.add_chunk(space), Moment(0));
+        let mapping = Mapping {
+            branch: BranchId::HOLE_TABLE,
+            place,
+            epoch: units::VolumeEpoch(0),
+            sectors: Presence::All,
+        };
+        dirty.chunks.push(Record::Extent { index, mapping: Some(mapping) });
+        Ok(())
+    }
+
+    /// Sets an account's limits; whole extents, a quota rounded down and a reserve up.
+    pub(crate) fn set_limits(&self, account: Account, limits: Limits) -> Result<(), PoolError> {
+        let extent = self.layout.extent_len().0;
+        let quota = limits.quota.map(|quota| u32::try_from(quota.0 / extent).unwrap_or(u32::MAX));
+        let reserve = u32::try_from(limits.reserve.0.div_ceil(extent)).unwrap_or(u32::MAX);
+        if self.allocator.set_limits(account, quota, reserve) { Ok(()) } else { Err(PoolError::NoSpace) }
     }
 
     /// Makes everything durable that was acknowledged before the call.
@@ -228,36 +310,45 @@ impl Core {
     }
 
     /// Takes what is dirty, as records in the order in which they must become durable, for there may be more than fit one
-    /// batch: volumes first, so that no extent ever names one that is not there; freed extents before used ones, so
-    /// that no place in a volume ever has two.
+    /// batch:
+    ///
+    /// 1. volumes and the hole table's extents, so that nothing ever names one that is not there;
+    /// 2. extents that were cut out of a map, so that no place ever has two;
+    /// 3. holes, so that what they hide does not show when what is above them goes;
+    /// 4. extents in use;
+    /// 5. what nobody sees any more, behind what hides it, holes behind what they hid;
+    /// 6. extents that have become empty, behind what was below them and unseen.
     fn snapshot(&self) -> Snapshot {
-        let dirty = std::mem::take(&mut *lock(&self.dirty));
-        let mut records: Vec<Record> =
-            dirty.volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry }).collect();
-        let mut retired = Vec::new();
-        let mut used = Vec::new();
-        for Retired { extent, needs_record } in dirty.retired {
-            if needs_record {
-                records.push(Record::Extent { index: extent.index(), mapping: None });
-            }
-            retired.push(extent);
-        }
-        for (volume, logical) in dirty.extents {
-            match volume.take_dirty(logical) {
-                None => {}
-                Some(Taken::Used { index, mapping }) => {
+        let _alone = self.unmapping.write().unwrap_or_else(PoisonError::into_inner);
+        let Dirty { extents, volumes, chunks, cut, unseen } = std::mem::take(&mut *lock(&self.dirty));
+        let volumes =
+            volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry: Box::new(entry) });
+        let mut snapshot = Snapshot { records: volumes.chain(chunks).collect(), retired: Vec::new() };
+        cut.into_iter().for_each(|retired| snapshot.free(retired));
+        let (mut holes, mut used, mut emptied, mut hidden) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (branch, place, kind) in extents {
+            match (branch.take_dirty(place, kind), kind) {
+                (None, _) => {}
+                (Some(Taken::Used { index, mapping }), ExtentKind::Holes) => {
+                    holes.push(Record::Holes { index, mapping: Some(mapping) });
+                }
+                (Some(Taken::Used { index, mapping }), ExtentKind::Data) => {
                     used.push(Record::Extent { index, mapping: Some(mapping) });
                 }
-                Some(Taken::Emptied(Retired { extent, needs_record })) => {
-                    if needs_record {
-                        records.push(Record::Extent { index: extent.index(), mapping: None });
-                    }
-                    retired.push(extent);
-                }
+                (Some(Taken::Emptied(retired)), _) => emptied.push(retired),
             }
+            // What it holds now may be the last that was needed to hide something older.
+            hidden.extend(branch.collect(place.logical()));
         }
-        records.append(&mut used);
-        Snapshot { records, retired }
+        snapshot.records.append(&mut holes);
+        snapshot.records.append(&mut used);
+        unseen.into_iter().chain(emptied).for_each(|retired| snapshot.free(retired));
+        if !hidden.is_empty() {
+            // For the next round: what hides it may have come after this snapshot.
+            lock(&self.dirty).unseen.append(&mut hidden);
+            self.unmapped();
+        }
+        snapshot
     }
 
     fn log_records(&self, writer: &mut Writer, records: Vec<Record>) -> Result<(), PoolError> {
@@ -296,6 +387,7 @@ impl Core {
         self.step(CrashStep::TableWrite);
         let volume_pages = self.write_volume_table(writer)?;
         let extent_pages = self.write_extent_table(writer)?;
+        let hole_pages = self.write_hole_table(writer)?;
         self.step(CrashStep::TableFlush);
         self.device.flush()?;
         let end = writer.log.end();
@@ -304,6 +396,7 @@ impl Core {
             log_link: end.link,
             volume_pages,
             extent_pages,
+            hole_pages,
             ..writer.superblock
         };
         self.write_superblock(writer, superblock)?;
@@ -354,16 +447,33 @@ impl Core {
 
     /// Brings the extent table up to date; how many of its pages are written now.
     fn write_extent_table(&self, writer: &Writer) -> Result<u64, PoolError> {
-        let logged = &writer.logged.extents;
+        self.write_entries(&writer.logged.extents, writer.superblock.extent_pages, |page| {
+            Some(self.layout.extent_page_at(page))
+        })
+    }
+
+    /// Brings the hole table up to date; how many of its pages are written now.
+    fn write_hole_table(&self, writer: &Writer) -> Result<u64, PoolError> {
+        let chunks = self.holes.chunks();
+        self.write_entries(&writer.logged.holes, writer.superblock.hole_pages, |page| {
+            self.layout.hole_page_at(&chunks, page)
+        })
+    }
+
+    fn write_entries(
+        &self,
+        logged: &BTreeMap<u32, Option<Mapping>>,
+        written: u64,
+        at: impl Fn(u64) -> Option<ByteOffset>,
+    ) -> Result<u64, PoolError> {
         let per_page = self.layout.extent_entries_per_page();
-        let pages = Pages {
-            written: writer.superblock.extent_pages,
-            changed: logged.keys().map(|index| u64::from(index / per_page)).collect(),
-        };
+        let pages =
+            Pages { written, changed: logged.keys().map(|index| u64::from(index / per_page)).collect() };
         pages.write(
             &*self.device,
-            |page| self.layout.extent_page_at(page),
-            |page, wanted| self.layout.contiguous_extent_pages(page, wanted),
+            // A logged entry lies in a page that there is, so this is a page that there is.
+            |page| at(page).unwrap_or(ByteOffset(u64::MAX)),
+            |page, wanted| self.layout.contiguous_pages(page, wanted),
             |page, bytes, fresh| {
                 let entries = bytes.chunks_exact_mut(self.layout.extent_entry_bytes());
                 for (index, entry) in entries_of(page, per_page).zip(entries) {
@@ -383,7 +493,7 @@ impl Core {
             // No map holds them, so a count of one cannot rise again.
             let mut unread: Vec<u32> = retired
                 .iter()
-                .filter(|extent| Arc::strong_count(extent) == 1)
+                .filter(|extent| extent.kind() == ExtentKind::Data && Arc::strong_count(extent) == 1)
                 .map(|extent| extent.index())
                 .collect();
             unread.sort_unstable();
@@ -443,6 +553,20 @@ impl Core {
         ByteLen(self.used_len_bytes.load(Ordering::Acquire))
     }
 
+    /// Brings a pool of an older version up to date. The tables of version 1 are tables of version 2 in which nothing
+    /// was ever snapshotted, so what changes is the superblock alone, in the order of every other change of it.
+    pub(crate) fn migrate(&self) -> Result<(), PoolError> {
+        let mut writer = self.writer()?;
+        let from = writer.superblock.version;
+        if from == FORMAT_VERSION {
+            return Ok(());
+        }
+        let superblock = Superblock { version: FORMAT_VERSION, ..writer.superblock };
+        self.write_superblock(&mut writer, superblock).map_err(|error| self.fail(error))?;
+        tracing::info!(pool = %self.pool, from, to = FORMAT_VERSION, "brought the pool to the present format version");
+        Ok(())
+    }
+
     /// Reads the metadata back while nobody writes any.
     pub(crate) fn load_again(&self) -> Result<Loaded, PoolError> {
         let _writer = self.writer()?;
@@ -452,13 +576,6 @@ impl Core {
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.get().is_some()
     }
-}
-
-/// What became of a dirty extent.
-#[derive(Debug)]
-pub(crate) enum Taken {
-    Used { index: u32, mapping: Mapping },
-    Emptied(Retired),
 }
 
 /// Ends its round even when the commit panics; the waiters then find the writer poisoned and fail.

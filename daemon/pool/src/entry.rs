@@ -1,22 +1,70 @@
-//! Entries of the two tables, as they are on disk and as log records carry them.
+//! Entries of the three tables, as they are on disk and as log records carry them.
 //!
-//! An entry says all there is to say of one volume or one extent, so writing it twice, or after a later one has been
-//! read back from the log, changes nothing.
+//! An entry says all there is to say of one volume, one snapshot, one extent or the holes of one place, so writing it
+//! twice, or after a later one has been read back from the log, changes nothing.
 
 use units::{DomainId, Fence, PoolId, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::bytes::{Decoder, Encoder};
 use crate::layout::{EXTENT_ENTRY_HEADER_BYTES, Layout, VOLUME_ENTRY_BYTES};
 use crate::presence::Presence;
-use crate::{VolumeKind, VolumeSpec};
+use crate::{LEVELS_MAX, Limits, VolumeKind, VolumeSpec};
 
-/// Tells one life of a volume slot from the next. Never reused: extents that name a serial no live volume has are
-/// free, so deleting a volume is writing one entry. Zero is no volume's.
+/// A line of history that extents are born into: that of a volume since it was made, cloned or rolled back. Numbers
+/// are never reused: extents that name a branch which no volume or snapshot looks at are free, so deleting a volume is
+/// writing one entry. Zero is no branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct VolumeSerial(pub(crate) u64);
+pub(crate) struct BranchId(pub(crate) u64);
 
-impl VolumeSerial {
+impl BranchId {
     const NONE: Self = Self(0);
+    /// The owner of the extents that hold the hole table.
+    pub(crate) const HOLE_TABLE: Self = Self(u64::MAX);
+}
+
+/// A point in a branch's history; a snapshot ends one and begins the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Moment(pub(crate) u32);
+
+impl Moment {
+    pub(crate) const MAX: Self = Self((1 << MOMENT_BITS) - 1);
+    const _FITS: () = assert!(MOMENT_BITS + LOGICAL_BITS == 64);
+
+    pub(crate) fn next(self) -> Option<Self> {
+        (self < Self::MAX).then_some(Self(self.0 + 1))
+    }
+}
+
+const MOMENT_BITS: u32 = 24;
+const LOGICAL_BITS: u32 = 40;
+
+/// Which extent of a volume, and the moment it was born in. In order: all of one extent's history together, oldest
+/// first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    pub(crate) fn new(logical: u64, moment: Moment) -> Self {
+        debug_assert!(logical < 1 << LOGICAL_BITS && moment <= Moment::MAX);
+        Self(logical << MOMENT_BITS | u64::from(moment.0))
+    }
+
+    pub(crate) fn logical(self) -> u64 {
+        self.0 >> MOMENT_BITS
+    }
+
+    pub(crate) fn moment(self) -> Moment {
+        Moment(u32::try_from(self.0 & u64::from(Moment::MAX.0)).unwrap_or(0))
+    }
+
+    /// On disk the moment comes on top, so that an entry of version 1, which has none, reads as the first.
+    fn to_disk(self) -> u64 {
+        self.0.rotate_right(MOMENT_BITS)
+    }
+
+    fn from_disk(bits: u64) -> Self {
+        Self(bits.rotate_left(MOMENT_BITS))
+    }
 }
 
 /// The checksum of an entry covers the pool and the entry's number, so that one in the wrong place is noticed.
@@ -36,17 +84,18 @@ fn put_checksum(pool: PoolId, index: u32, entry: &mut [u8]) {
     entry[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// What the table says of an extent that is in use.
+/// What the extent table says of an extent in use, and the hole table of an entry in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
-    pub(crate) volume: VolumeSerial,
-    /// Which extent of the volume this is.
-    pub(crate) logical: u64,
+    pub(crate) branch: BranchId,
+    pub(crate) place: Place,
     pub(crate) epoch: VolumeEpoch,
-    pub(crate) presence: Presence,
+    /// In the extent table the sectors that hold something, in the hole table those that are holes although something
+    /// older is below.
+    pub(crate) sectors: Presence,
 }
 
-/// Writes the entry of extent `index` into `out`, which has the length of an entry. `None` is a free extent.
+/// Writes entry `index` into `out`, which has the length of an entry. `None` is a free one.
 pub(crate) fn encode_extent(
     layout: Layout,
     pool: PoolId,
@@ -59,14 +108,14 @@ pub(crate) fn encode_extent(
         Encoder::new(out)
             .u32(0)
             .u32(mapping.epoch.0)
-            .u64(mapping.volume.0)
-            .u64(mapping.logical)
-            .bytes(&mapping.presence.to_bitmap(layout.extent_sectors()));
+            .u64(mapping.branch.0)
+            .u64(mapping.place.to_disk())
+            .bytes(&mapping.sectors.to_bitmap(layout.extent_sectors()));
     }
     put_checksum(pool, index, out);
 }
 
-/// Reads the entry of extent `index`; `None` where its checksum is wrong.
+/// Reads entry `index`; `None` where its checksum is wrong.
 pub(crate) fn decode_extent(
     layout: Layout,
     pool: PoolId,
@@ -75,13 +124,13 @@ pub(crate) fn decode_extent(
 ) -> Option<Option<Mapping>> {
     let mut fields = Decoder::new(verified(pool, index, entry)?);
     let epoch = VolumeEpoch(fields.u32()?);
-    let volume = VolumeSerial(fields.u64()?);
-    let logical = fields.u64()?;
-    if volume == VolumeSerial::NONE {
+    let branch = BranchId(fields.u64()?);
+    let place = Place::from_disk(fields.u64()?);
+    if branch == BranchId::NONE {
         return Some(None);
     }
-    let presence = Presence::from_bitmap(fields.bytes(layout.bitmap_bytes())?, layout.extent_sectors());
-    Some(Some(Mapping { volume, logical, epoch, presence }))
+    let sectors = Presence::from_bitmap(fields.bytes(layout.bitmap_bytes())?, layout.extent_sectors());
+    Some(Some(Mapping { branch, place, epoch, sectors }))
 }
 
 /// Bytes of an extent entry without the padding at its end: what a log record carries.
@@ -90,24 +139,46 @@ pub(crate) fn extent_record_bytes(layout: Layout) -> usize {
 }
 
 /// What the table says of a slot that has been used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeEntry {
-    /// Kept when the volume is deleted: the next serial is above every serial in the table.
-    pub(crate) serial: VolumeSerial,
+    /// Never used for another life of this slot or any other. A volume's is its branch. Kept when it is deleted: the
+    /// next one is above every one in the table.
+    pub(crate) serial: BranchId,
     /// `None` once deleted.
     pub(crate) volume: Option<VolumeRecord>,
 }
 
-/// A live volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A volume or a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeRecord {
     pub(crate) spec: VolumeSpec,
-    pub(crate) fence: Fence,
+    pub(crate) role: Role,
+    /// What it shows: of each branch everything born up to a moment, the first level that has a sector before those
+    /// below. At least one, at most [`LEVELS_MAX`], newer branches first. A volume's first level is its own branch and
+    /// the moment that new extents are born in.
+    pub(crate) levels: Vec<Level>,
+    /// A snapshot's volume, a clone's snapshot.
+    pub(crate) origin: Option<VolumeId>,
+    /// Seconds since 1970, zero where nobody said.
+    pub(crate) created_s: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    pub(crate) branch: BranchId,
+    pub(crate) moment: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Volume { fence: Fence, limits: Limits },
+    Snapshot,
 }
 
 const STATE_UNUSED: u8 = 0;
-const STATE_LIVE: u8 = 1;
+const STATE_VOLUME: u8 = 1;
 const STATE_DELETED: u8 = 2;
+const STATE_SNAPSHOT: u8 = 3;
 const KIND_BLOCK: u8 = 1;
 const KIND_OBJECTS: u8 = 2;
 
@@ -119,26 +190,46 @@ pub(crate) fn encode_volume(pool: PoolId, slot: u32, entry: Option<&VolumeEntry>
         Some(VolumeEntry { serial, volume: None }) => {
             Encoder::new(out).u32(0).u8(STATE_DELETED).bytes(&[0; 3]).u64(serial.0);
         }
-        Some(VolumeEntry { serial, volume: Some(VolumeRecord { spec, fence }) }) => {
-            let kind = match spec.kind {
-                VolumeKind::Block => KIND_BLOCK,
-                VolumeKind::Objects => KIND_OBJECTS,
-            };
-            Encoder::new(out)
-                .u32(0)
-                .u8(STATE_LIVE)
-                .u8(kind)
-                .bytes(&[0; 2])
-                .u64(serial.0)
-                .bytes(&spec.id.0)
-                .bytes(&spec.domain.0)
-                .bytes(&spec.check)
-                .u64(spec.sectors.0)
-                .u64(fence.0)
-                .u32(spec.epoch.0);
-        }
+        Some(VolumeEntry { serial, volume: Some(record) }) => encode_record(*serial, record, out),
     }
     put_checksum(pool, slot, out);
+}
+
+fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
+    let VolumeRecord { spec, role, levels, origin, created_s } = record;
+    let kind = match spec.kind {
+        VolumeKind::Block => KIND_BLOCK,
+        VolumeKind::Objects => KIND_OBJECTS,
+    };
+    let (state, fence, limits) = match role {
+        Role::Volume { fence, limits } => (STATE_VOLUME, *fence, *limits),
+        Role::Snapshot => (STATE_SNAPSHOT, Fence(0), Limits::default()),
+    };
+    // A volume's own branch is its serial, so that an entry of version 1 reads as one that was never snapshotted.
+    let (moment, below) = match (role, &levels[..]) {
+        (Role::Volume { .. }, [own, below @ ..]) => (own.moment.0, below),
+        (_, levels) => (0, levels),
+    };
+    let mut out = Encoder::new(out);
+    out.u32(0)
+        .u8(state)
+        .u8(kind)
+        .bytes(&[0; 2])
+        .u64(serial.0)
+        .bytes(&spec.id.0)
+        .bytes(&spec.domain.0)
+        .bytes(&spec.check)
+        .u64(spec.sectors.0)
+        .u64(fence.0)
+        .u32(spec.epoch.0)
+        .u32(moment)
+        .bytes(&origin.map_or([0; 16], |origin| origin.0))
+        .u64(*created_s)
+        .u64(limits.quota.map_or(0, |quota| quota.0))
+        .u64(limits.reserve.0);
+    for level in below {
+        out.u64(level.branch.0).u32(level.moment.0);
+    }
 }
 
 /// Why a volume entry cannot be used.
@@ -163,11 +254,11 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let state = fields.u8()?;
     let kind = fields.u8()?;
     let _reserved = fields.array::<2>()?;
-    let serial = VolumeSerial(fields.u64()?);
+    let serial = BranchId(fields.u64()?);
     match state {
         STATE_UNUSED => return Some(None),
         STATE_DELETED => return Some(Some(VolumeEntry { serial, volume: None })),
-        STATE_LIVE => {}
+        STATE_VOLUME | STATE_SNAPSHOT => {}
         _ => return None,
     }
     let kind = match kind {
@@ -179,7 +270,95 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let sectors = SectorCount(fields.u64()?);
     let fence = Fence(fields.u64()?);
     let epoch = VolumeEpoch(fields.u32()?);
+    let moment = Moment(fields.u32()?);
+    let origin = fields.array()?;
+    let created_s = fields.u64()?;
+    let limits = Limits::from_disk(fields.u64()?, fields.u64()?);
     let spec = VolumeSpec { id, sectors, domain, epoch, check, kind };
-    let sound = serial != VolumeSerial::NONE && spec.size_is_allowed();
-    sound.then_some(Some(VolumeEntry { serial, volume: Some(VolumeRecord { spec, fence }) }))
+    let (role, own) = match state {
+        STATE_VOLUME => (Role::Volume { fence, limits }, Some(Level { branch: serial, moment })),
+        _ => (Role::Snapshot, None),
+    };
+    let levels = decode_levels(serial, own, fields)?;
+    let origin = (origin != [0; 16]).then_some(VolumeId(origin));
+    let sound = serial != BranchId::NONE && serial != BranchId::HOLE_TABLE && spec.size_is_allowed();
+    let record = VolumeRecord { spec, role, levels, origin, created_s };
+    sound.then_some(Some(VolumeEntry { serial, volume: Some(record) }))
+}
+
+/// Reads levels up to the first empty one. Each is older than the one above, so there is no circle.
+fn decode_levels(serial: BranchId, own: Option<Level>, fields: &mut Decoder<'_>) -> Option<Vec<Level>> {
+    let mut levels: Vec<Level> = own.into_iter().collect();
+    while levels.len() < LEVELS_MAX {
+        let level = Level { branch: BranchId(fields.u64()?), moment: Moment(fields.u32()?) };
+        if level.branch == BranchId::NONE {
+            break;
+        }
+        levels.push(level);
+    }
+    let older = |pair: &[Level]| pair[1].branch < pair[0].branch;
+    let sound = levels.first().is_some_and(|first| first.branch <= serial)
+        && levels.windows(2).all(older)
+        && levels.iter().all(|level| level.moment <= Moment::MAX);
+    sound.then_some(levels)
+}
+
+#[cfg(test)]
+mod tests {
+    use units::ByteLen;
+
+    use super::*;
+
+    const POOL: PoolId = PoolId([3; 16]);
+
+    fn entry(state: Role, levels: usize) -> VolumeEntry {
+        let spec = VolumeSpec {
+            id: VolumeId([1; 16]),
+            sectors: SectorCount(77),
+            domain: DomainId([2; 16]),
+            epoch: VolumeEpoch(5),
+            check: [6; 16],
+            kind: VolumeKind::Objects,
+        };
+        let levels = (0..levels as u64)
+            .map(|nth| Level { branch: BranchId(100 - nth), moment: Moment::MAX })
+            .collect();
+        let record =
+            VolumeRecord { spec, role: state, levels, origin: Some(VolumeId([9; 16])), created_s: 8 };
+        VolumeEntry { serial: BranchId(100), volume: Some(record) }
+    }
+
+    #[test]
+    fn a_volume_and_a_snapshot_are_read_back_with_up_to_the_most_levels() {
+        let limits = Limits { quota: Some(ByteLen(1 << 40)), reserve: ByteLen(1 << 30) };
+        for role in [Role::Volume { fence: Fence(7), limits }, Role::Snapshot] {
+            for levels in 1..=LEVELS_MAX {
+                let entry = entry(role, levels);
+                let mut bytes = [0; VOLUME_ENTRY_BYTES];
+                encode_volume(POOL, 4, Some(&entry), &mut bytes);
+                assert_eq!(decode_volume(POOL, 4, &bytes), Ok(Some(entry)));
+            }
+        }
+    }
+
+    #[test]
+    fn levels_that_could_go_in_a_circle_are_refused() {
+        let mut circle = entry(Role::Snapshot, 3);
+        if let Some(record) = &mut circle.volume {
+            record.levels[2] = record.levels[0];
+        }
+        let mut bytes = [0; VOLUME_ENTRY_BYTES];
+        encode_volume(POOL, 4, Some(&circle), &mut bytes);
+        assert_eq!(decode_volume(POOL, 4, &bytes), Err(VolumeEntryFault::Fields));
+    }
+
+    #[test]
+    fn places_are_in_the_order_of_an_extents_history_and_version_1_is_the_first_moment() {
+        let last = Place::new((1 << LOGICAL_BITS) - 1, Moment::MAX);
+        assert!(Place::new(1, Moment::MAX) < Place::new(2, Moment(0)));
+        assert!(Place::new(1, Moment(1)) < Place::new(1, Moment(2)));
+        assert_eq!((last.logical(), last.moment()), ((1 << LOGICAL_BITS) - 1, Moment::MAX));
+        assert_eq!(Place::from_disk(last.to_disk()), last);
+        assert_eq!(Place::from_disk(12345), Place::new(12345, Moment(0)));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use device::{DeviceError, DeviceErrorKind};
 use units::{ByteLen, ByteOffset, Fence, Lba, PoolId, SectorCount, VolumeEpoch, VolumeId};
 
-use crate::{DEVICE_EXTENTS_MAX, FORMAT_VERSION, VOLUMES_MAX};
+use crate::{DEVICE_EXTENTS_MAX, FORMAT_VERSION, LEVELS_MAX, VOLUMES_MAX};
 
 /// An error of a pool or of a volume in it.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,37 @@ pub enum PoolError {
     /// Every extent is in use.
     #[error("the pool is full: delete or trim volumes, or enlarge the device and run `nightlatch pool grow`")]
     NoSpace,
+
+    #[error(
+        "the volume has all the space that its quota allows: raise the quota, trim it, or delete snapshots of it"
+    )]
+    Quota,
+
+    #[error("{0} is a snapshot, and snapshots take no writes: clone it and write to the clone")]
+    ReadOnly(VolumeId),
+
+    #[error("{0} is a snapshot: this is done to volumes. `nightlatch volume list` shows those there are")]
+    NotAVolume(VolumeId),
+
+    #[error("there is no snapshot {0} in the pool: `nightlatch snapshot list` shows those there are")]
+    NoSuchSnapshot(VolumeId),
+
+    #[error(
+        "{snapshot} is no snapshot of {volume}: a volume is rolled back to its own; clone this one instead"
+    )]
+    ForeignSnapshot { volume: VolumeId, snapshot: VolumeId },
+
+    #[error(
+        "{snapshot} already is a clone of a clone, {} deep, which is the most: copy what is in it to a volume of its own",
+        LEVELS_MAX
+    )]
+    TooManyLevels { snapshot: VolumeId },
+
+    #[error(
+        "the volume has had 16777216 snapshots in its life, which is the most: roll it back to a last one, or go on with \
+         a clone"
+    )]
+    TooManySnapshots,
 
     #[error("{device} is empty: make a pool on it with `nightlatch pool create`")]
     NoPool { device: String },
@@ -104,7 +135,9 @@ pub enum PoolError {
     #[error("there is no volume {0} in the pool: `nightlatch volume list` shows those there are")]
     NoSuchVolume(VolumeId),
 
-    #[error("the pool holds {VOLUMES_MAX} volumes, which is the most: delete one, or use another pool")]
+    #[error(
+        "the pool holds {VOLUMES_MAX} volumes and snapshots, which is the most: delete one, or use another pool"
+    )]
     TooManyVolumes,
 
     #[error("{} sectors is no volume size: choose 4 KiB to 1 PiB", .0.0)]
@@ -156,6 +189,8 @@ pub enum Damage {
     VolumeTwice,
     #[error("two extents for the same place in a volume")]
     ExtentTwice,
+    #[error("a hole table that lacks a part")]
+    HoleTable,
     #[error("a log block that was written whole once, for later ones follow it")]
     LogBlock,
     #[error("a log record that cannot be")]
@@ -169,9 +204,10 @@ impl PoolError {
     pub fn kind(&self) -> PoolErrorKind {
         match self {
             Self::Failed(_) => PoolErrorKind::Failed,
-            Self::NoSpace => PoolErrorKind::NoSpace,
+            Self::NoSpace | Self::Quota => PoolErrorKind::NoSpace,
             Self::OutOfRange { .. } => PoolErrorKind::OutOfRange,
-            Self::NoSuchVolume(_) => PoolErrorKind::NoSuchVolume,
+            Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) => PoolErrorKind::NoSuchVolume,
+            Self::ReadOnly(_) => PoolErrorKind::ReadOnly,
             Self::StaleFence { .. } => PoolErrorKind::StaleFence,
             Self::Device(error) => match error.kind() {
                 DeviceErrorKind::NoSpace => PoolErrorKind::NoSpace,
@@ -195,12 +231,14 @@ impl From<DeviceError> for PoolError {
 pub enum PoolErrorKind {
     /// Final: the pool takes nothing more until it is opened again.
     Failed,
-    /// No extent is free, or the file system below is full.
+    /// No extent is free, the quota is used up, or the file system below is full.
     NoSpace,
     /// Past the end of the volume.
     OutOfRange,
     /// Never was, or has been deleted.
     NoSuchVolume,
+    /// A snapshot.
+    ReadOnly,
     /// A grant older than one already seen.
     StaleFence,
     /// The device failed this transfer.

@@ -34,7 +34,7 @@ const LOG_AT: u64 = 2 << 20;
 const _: () = assert!(VOLUME_TABLE_AT + VOLUME_TABLE_BYTES <= LOG_AT);
 const _: () = assert!(SUPERBLOCK_SECTORS[1] * SECTOR < VOLUME_TABLE_AT);
 
-/// An extent entry without its presence bitmap: checksum, epoch, volume serial, logical extent.
+/// An extent entry without its presence bitmap: checksum, epoch, branch, place.
 pub(crate) const EXTENT_ENTRY_HEADER_BYTES: usize = 24;
 
 const EXTENT_BYTES_MIN: u64 = 64 << 10;
@@ -156,9 +156,26 @@ impl Layout {
         ByteOffset(self.group_at(group) + in_group * SECTOR)
     }
 
-    /// How many pages from `page` on, at most `wanted`, lie one after another.
-    pub(crate) fn contiguous_extent_pages(self, page: u64, wanted: u64) -> u64 {
+    /// How many pages of the extent or hole table from `page` on, at most `wanted`, lie one after another.
+    pub(crate) fn contiguous_pages(self, page: u64, wanted: u64) -> u64 {
         wanted.min(self.table_pages_per_group() - page % self.table_pages_per_group()).min(PAGES_PER_TRANSFER)
+    }
+
+    /// Entries that an extent of the hole table has room for.
+    pub(crate) fn hole_entries_per_chunk(self) -> u32 {
+        // At most 64 MiB / 4096 B, or 64 KiB / 32 B.
+        u32::try_from(self.extents_per_group()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn hole_pages_per_chunk(self) -> u64 {
+        self.table_pages_per_group()
+    }
+
+    /// Where page `page` of the hole table lies, whose chunks are these extents.
+    pub(crate) fn hole_page_at(self, chunks: &[u32], page: u64) -> Option<ByteOffset> {
+        let (chunk, in_chunk) = (page / self.hole_pages_per_chunk(), page % self.hole_pages_per_chunk());
+        let extent = *chunks.get(usize::try_from(chunk).ok()?)?;
+        Some(ByteOffset(self.sector_at(extent, 0).0 + in_chunk * SECTOR))
     }
 
     /// Where page `page` of the volume table lies.

@@ -1,33 +1,39 @@
-//! A pool: thin volumes of ciphertext on one device, without any key.
+//! A pool: thin volumes of ciphertext, their snapshots and clones, on one device, without any key.
 //!
 //! Invariants:
 //! - A sector is a hole until a write of it has returned, on disk until that write and its presence are durable. What an
 //!   extent held before is never shown.
 //! - `flush` covers every write that was replied to before it. A failed one is final for the pool and its volumes.
+//! - Making a snapshot or a clone copies and walks nothing. What it shows never changes.
 //! - An extent is given out again only when its unmapping is durable and its last reader gone.
-//! - Metadata has its space from the first day: deleting, trimming and shrinking work on a full pool.
+//! - Metadata has its space from the first day: deleting, trimming, shrinking and rolling back work on
+//!   a full pool.
 //! - After a power cut at any step ([`CrashStep`]) the pool opens as it was at its last flush, or newer.
 //! - What is wrong on the device is an error that says what to do next; nothing is written before all of it is read.
 //!
 //! FORMAT.md draws the bytes. This crate cannot hold a key, and volumes have no names here but their random ids.
 
 mod allocator;
+mod branch;
 mod bytes;
 mod check;
 mod commit;
 mod entry;
 mod error;
 mod extent;
+mod holes;
 mod layout;
 mod load;
 mod log;
 mod pool;
 mod presence;
 mod probe;
+mod snapshot;
 mod steps;
 mod superblock;
 mod volume;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,11 +48,16 @@ pub use steps::CrashStep;
 pub use volume::{Piece, PoolVolume};
 
 /// The version of the on-disk format that this crate reads and writes (FORMAT.md).
-pub const FORMAT_VERSION: u32 = 1;
-/// Most volumes in a pool.
+pub const FORMAT_VERSION: u32 = 2;
+/// The oldest version that it reads, and brings to the present one by opening.
+pub const FORMAT_VERSION_MIN: u32 = 1;
+/// Most volumes and snapshots in a pool.
 pub const VOLUMES_MAX: u32 = 4096;
 /// Most extents on a device.
 pub const DEVICE_EXTENTS_MAX: u32 = 1 << 28;
+
+/// Most branches that one volume or snapshot is made of: clones of snapshots of clones.
+pub const LEVELS_MAX: usize = 10;
 
 /// What a volume is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +78,22 @@ pub struct VolumeSpec {
     /// The key-check value of (domain, epoch): tells a right key from a wrong one, and tells nothing about it.
     pub check: [u8; 16],
     pub kind: VolumeKind,
+}
+
+/// How much space a volume may have, its snapshots counted with it. In whole extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// No more than this; rounded down.
+    pub quota: Option<ByteLen>,
+    /// Kept free for it, whatever others write; rounded up.
+    pub reserve: ByteLen,
+}
+
+impl Limits {
+    /// Zero is no quota.
+    fn from_disk(quota: u64, reserve: u64) -> Self {
+        Self { quota: (quota != 0).then_some(ByteLen(quota)), reserve: ByteLen(reserve) }
+    }
 }
 
 /// How to make a pool.
@@ -117,7 +144,10 @@ pub struct PoolInfo {
     pub capacity: ByteLen,
     /// What is allocated to them.
     pub allocated: ByteLen,
+    /// What of the rest is reserved for some of them.
+    pub reserved: ByteLen,
     pub volumes: u64,
+    pub snapshots: u64,
     /// The copy of the superblock that was damaged when the pool was opened, and was written again from the other.
     pub repaired: Option<RepairedSuperblock>,
     /// Whether a flush or metadata write has failed.
@@ -143,6 +173,47 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// The highest fence seen in a grant.
     pub fence: Fence,
-    /// Extents allocated to it.
+    /// Extents allocated to it and to its snapshots.
     pub allocated: ByteLen,
+    pub limits: Limits,
+    /// The snapshot that it is a clone of.
+    pub clone_of: Option<VolumeId>,
+}
+
+/// The state of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    pub id: VolumeId,
+    /// The volume it was taken of, which may be deleted by now.
+    pub volume: VolumeId,
+    /// Seconds since 1970, as whoever took it said.
+    pub created_s: u64,
+    pub sectors: SectorCount,
+    pub domain: DomainId,
+    pub epoch: VolumeEpoch,
+    pub kind: VolumeKind,
+}
+
+/// What a volume or snapshot uses, in whole extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// What it shows something of.
+    pub referenced: ByteLen,
+    /// What of it nobody else does: deleting it gives this back.
+    pub unique: ByteLen,
+}
+
+/// What volumes and snapshots use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolUsage {
+    pub of: BTreeMap<VolumeId, Usage>,
+    /// What is allocated and nobody shows: it is being freed by the next flushes.
+    pub unseen: ByteLen,
+}
+
+impl Usage {
+    /// What others show as well.
+    pub fn shared(&self) -> ByteLen {
+        ByteLen(self.referenced.0 - self.unique.0)
+    }
 }

@@ -1,19 +1,25 @@
 //! Reads a pool's metadata off its device and judges it. Writes nothing, so that it serves opening and checking alike.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use device::{Device, DeviceError};
-use units::{ByteOffset, PoolId, SECTOR_BYTES, SectorCount, VolumeEpoch};
+use units::{ByteOffset, PoolId, SECTORS_MAX, SectorCount};
 
-use crate::entry::{Mapping, VolumeEntry, VolumeEntryFault, VolumeSerial, decode_extent, decode_volume};
+use crate::entry::{
+    BranchId, Level, Mapping, Moment, Role, VolumeEntry, VolumeEntryFault, VolumeRecord, decode_extent,
+    decode_volume,
+};
+use crate::extent::ExtentKind;
 use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
 use crate::log::{LogEnd, Record, ReplayError, replay};
-use crate::presence::Presence;
 use crate::superblock::{Superblock, Superblocks};
 use crate::{Damage, PoolError};
 
 /// More than this many are counted, not listed: a device full of noise would fill memory with them.
 const PROBLEMS_LISTED_MAX: usize = 1000;
+
+/// The last extent that a volume of the greatest size can have, with the smallest extents.
+const LOGICAL_MAX: u64 = SECTORS_MAX / 16;
 
 /// Something that is wrong in the metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,28 +34,31 @@ pub struct Problem {
 pub(crate) struct Logged {
     pub(crate) volumes: BTreeMap<u32, VolumeEntry>,
     pub(crate) extents: BTreeMap<u32, Option<Mapping>>,
+    pub(crate) holes: BTreeMap<u32, Option<Mapping>>,
 }
 
 impl Logged {
     pub(crate) fn apply(&mut self, record: Record) {
         match record {
             Record::Volume { slot, entry } => {
-                self.volumes.insert(slot, entry);
+                self.volumes.insert(slot, *entry);
             }
             Record::Extent { index, mapping } => {
                 self.extents.insert(index, mapping);
+            }
+            Record::Holes { index, mapping } => {
+                self.holes.insert(index, mapping);
             }
         }
     }
 }
 
-/// An extent of a live volume.
+/// An extent, or an entry of the hole table, that a living branch has.
 #[derive(Debug)]
 pub(crate) struct MappedExtent {
-    pub(crate) logical: u64,
+    pub(crate) kind: ExtentKind,
     pub(crate) index: u32,
-    pub(crate) epoch: VolumeEpoch,
-    pub(crate) presence: Presence,
+    pub(crate) mapping: Mapping,
 }
 
 /// A pool's metadata as the device holds it.
@@ -60,11 +69,15 @@ pub(crate) struct Loaded {
     pub(crate) logged: Logged,
     /// Every slot that was ever used.
     pub(crate) volumes: BTreeMap<u32, VolumeEntry>,
-    /// Extents of live volumes, in the order of their place in the volume.
-    pub(crate) maps: HashMap<VolumeSerial, Vec<MappedExtent>>,
-    /// Extents of live volumes past the volume's end: a shrinking that a power cut left between two batches.
-    pub(crate) outside: Vec<u32>,
-    /// Entries that name a volume which is deleted: their extents are free.
+    /// Branches that somebody looks at, and what is below each.
+    pub(crate) branches: BTreeMap<BranchId, Vec<Level>>,
+    /// The present moment of each volume's own branch, and the size in extents.
+    ends: BTreeMap<BranchId, (Moment, u64)>,
+    /// What those branches have, in no order.
+    pub(crate) extents: Vec<MappedExtent>,
+    /// The extents that hold the hole table, in order.
+    pub(crate) hole_chunks: Vec<u32>,
+    /// Entries that name a branch which nobody looks at: their extents are free.
     pub(crate) stale_entries: u64,
     pub(crate) problems: Vec<Problem>,
     pub(crate) problems_unlisted: u64,
@@ -100,15 +113,19 @@ impl Loaded {
             log_end,
             logged,
             volumes: BTreeMap::new(),
-            maps: HashMap::new(),
-            outside: Vec::new(),
+            branches: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            extents: Vec::new(),
+            hole_chunks: Vec::new(),
             stale_entries: 0,
             problems,
             problems_unlisted: 0,
         };
         loaded.read_volumes(device)?;
+        loaded.find_branches();
         loaded.read_extents(device)?;
-        loaded.sort_extents();
+        loaded.read_holes(device)?;
+        loaded.find_doubles();
         Ok(loaded)
     }
 
@@ -137,12 +154,6 @@ impl Loaded {
         ByteOffset(page.0 + u64::from(slot % VOLUME_ENTRIES_PER_PAGE) * VOLUME_ENTRY_BYTES as u64)
     }
 
-    fn extent_entry_at(&self, index: u32) -> ByteOffset {
-        let per_page = self.layout().extent_entries_per_page();
-        let page = self.layout().extent_page_at(u64::from(index / per_page));
-        ByteOffset(page.0 + u64::from(index % per_page) * self.layout().extent_entry_bytes() as u64)
-    }
-
     fn read_volumes(&mut self, device: &dyn Device) -> Result<(), PoolError> {
         let pages = self.superblock().volume_pages;
         let layout = self.layout();
@@ -155,13 +166,13 @@ impl Loaded {
                 slot += 1;
             }
         }
-        let logged = self.logged.volumes.iter().map(|(slot, entry)| (*slot, *entry));
+        let logged = self.logged.volumes.iter().map(|(slot, entry)| (*slot, entry.clone()));
         self.volumes.extend(logged);
         let mut ids = BTreeSet::new();
         let twice: Vec<u32> = self
             .volumes
             .iter()
-            .filter(|(_, entry)| entry.volume.is_some_and(|volume| !ids.insert(volume.spec.id)))
+            .filter(|(_, entry)| entry.volume.as_ref().is_some_and(|volume| !ids.insert(volume.spec.id)))
             .map(|(slot, _)| *slot)
             .collect();
         for slot in twice {
@@ -185,86 +196,163 @@ impl Loaded {
         }
     }
 
+    /// Live volumes and snapshots.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u32, BranchId, &VolumeRecord)> {
+        self.volumes
+            .iter()
+            .filter_map(|(slot, entry)| entry.volume.as_ref().map(|volume| (*slot, entry.serial, volume)))
+    }
+
+    /// Live volumes, without snapshots.
+    pub(crate) fn volume_count(&self) -> u64 {
+        self.records().filter(|(_, _, record)| record.role != Role::Snapshot).count() as u64
+    }
+
+    /// Whether a write of the present moment left this past the volume's end, where a shrinking cut it off.
+    pub(crate) fn is_past_end(&self, mapping: &Mapping) -> bool {
+        self.ends.get(&mapping.branch).is_some_and(|(moment, extents)| {
+            mapping.place.moment() == *moment && mapping.place.logical() >= *extents
+        })
+    }
+
+    fn find_branches(&mut self) {
+        let mut branches: BTreeMap<BranchId, Vec<Level>> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for (slot, _, record) in self.records() {
+            for (nth, level) in record.levels.iter().enumerate() {
+                let below = &record.levels[nth + 1..];
+                // Whoever looks at a branch sees the same below it.
+                if branches.entry(level.branch).or_insert_with(|| below.to_vec()) != below {
+                    wrong.push(slot);
+                }
+            }
+        }
+        self.branches = branches;
+        let layout = self.layout();
+        let ends =
+            self.records().filter(|(_, _, record)| record.role != Role::Snapshot).filter_map(|record| {
+                let (_, serial, VolumeRecord { levels, spec, .. }) = record;
+                levels.first().map(|own| (serial, (own.moment, layout.extents_spanned(spec.sectors))))
+            });
+        self.ends = ends.collect();
+        for slot in wrong {
+            self.problem(Damage::VolumeFields, self.volume_entry_at(slot));
+        }
+    }
+
     fn read_extents(&mut self, device: &dyn Device) -> Result<(), PoolError> {
         let layout = self.layout();
-        let extents = layout.extents_on(self.superblock().device_len)?;
         let pages = self.superblock().extent_pages;
-        // The size in extents of each live volume.
-        let live: HashMap<VolumeSerial, u64> = self
-            .volumes
-            .values()
-            .filter_map(|entry| {
-                entry.volume.map(|volume| (entry.serial, layout.extents_spanned(volume.spec.sectors)))
-            })
-            .collect();
-        let (mut page, mut index) = (0, 0);
-        while page < pages {
-            let count = layout.contiguous_extent_pages(page, pages - page);
-            let bytes = device.read_metadata(layout.extent_page_at(page), SectorCount(count))?;
-            self.take_extent_entries(&live, extents, index, bytes.as_bytes());
-            page += count;
-            index += u32::try_from(count).unwrap_or(0) * layout.extent_entries_per_page();
-        }
+        let extents = layout.extents_on(self.superblock().device_len)?;
         let logged = std::mem::take(&mut self.logged.extents);
-        for (index, mapping) in &logged {
-            self.take_mapping(&live, *index, mapping.clone());
-        }
+        self.read_entries(device, ExtentKind::Data, &logged, pages, extents, |page| {
+            Some(layout.extent_page_at(page))
+        })?;
         self.logged.extents = logged;
+        // Those of the hole table are the pool's own.
+        let (chunks, extents): (Vec<_>, Vec<_>) = std::mem::take(&mut self.extents)
+            .into_iter()
+            .partition(|extent| extent.mapping.branch == BranchId::HOLE_TABLE);
+        self.extents = extents;
+        let chunks: BTreeMap<u64, u32> =
+            chunks.into_iter().map(|chunk| (chunk.mapping.place.logical(), chunk.index)).collect();
+        let in_order = chunks.keys().copied().eq(0..chunks.len() as u64);
+        let needed = self.superblock().hole_pages.div_ceil(layout.hole_pages_per_chunk());
+        if !in_order || (chunks.len() as u64) < needed {
+            self.problem(Damage::HoleTable, layout.extent_page_at(0));
+        }
+        self.hole_chunks = chunks.into_values().collect();
         Ok(())
     }
 
-    fn take_extent_entries(
-        &mut self,
-        live: &HashMap<VolumeSerial, u64>,
-        extents: u32,
-        first: u32,
-        pages: &[u8],
-    ) {
+    fn read_holes(&mut self, device: &dyn Device) -> Result<(), PoolError> {
         let layout = self.layout();
-        let entry_bytes = layout.extent_entry_bytes();
-        debug_assert!(pages.len().is_multiple_of(SECTOR_BYTES));
-        for (index, entry) in (first..).zip(pages.chunks_exact(entry_bytes)) {
-            // As in `take_volume_entry`.
-            if self.logged.extents.contains_key(&index) {
-                continue;
-            }
-            match decode_extent(layout, self.pool(), index, entry) {
-                Some(Some(_)) if index >= extents => {
-                    self.problem(Damage::ExtentEntry, self.extent_entry_at(index));
+        let chunks = self.hole_chunks.clone();
+        let pages = self.superblock().hole_pages.min(chunks.len() as u64 * layout.hole_pages_per_chunk());
+        let entries = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+        let entries = entries.saturating_mul(layout.hole_entries_per_chunk());
+        let logged = std::mem::take(&mut self.logged.holes);
+        self.read_entries(device, ExtentKind::Holes, &logged, pages, entries, |page| {
+            layout.hole_page_at(&chunks, page)
+        })?;
+        self.logged.holes = logged;
+        Ok(())
+    }
+
+    /// Reads the first `pages` pages of a table of at most `entries` entries, and what is logged of it.
+    fn read_entries(
+        &mut self,
+        device: &dyn Device,
+        kind: ExtentKind,
+        logged: &BTreeMap<u32, Option<Mapping>>,
+        pages: u64,
+        entries: u32,
+        at: impl Fn(u64) -> Option<ByteOffset>,
+    ) -> Result<(), PoolError> {
+        let layout = self.layout();
+        let (mut page, mut index) = (0, 0);
+        while page < pages {
+            let Some(page_at) = at(page) else { break };
+            let count = layout.contiguous_pages(page, pages - page);
+            let bytes = device.read_metadata(page_at, SectorCount(count))?;
+            let of_page = bytes.as_bytes().chunks_exact(layout.extent_entry_bytes());
+            for entry in of_page {
+                // A page that was being written when power failed may be torn; what was changed in it is in the log.
+                if !logged.contains_key(&index) {
+                    match decode_extent(layout, self.pool(), index, entry) {
+                        Some(mapping) => self.take_mapping(kind, index, entries, mapping),
+                        None => self.problem(Damage::ExtentEntry, self.entry_at(kind, index)),
+                    }
                 }
-                Some(mapping) => self.take_mapping(live, index, mapping),
-                None => self.problem(Damage::ExtentEntry, self.extent_entry_at(index)),
+                index += 1;
             }
+            page += count;
         }
+        for (index, mapping) in logged {
+            self.take_mapping(kind, *index, entries, mapping.clone());
+        }
+        Ok(())
     }
 
-    fn take_mapping(&mut self, live: &HashMap<VolumeSerial, u64>, index: u32, mapping: Option<Mapping>) {
+    fn take_mapping(&mut self, kind: ExtentKind, index: u32, entries: u32, mapping: Option<Mapping>) {
         let Some(mapping) = mapping else { return };
-        let Some(extents) = live.get(&mapping.volume) else {
+        let of_pool = mapping.branch == BranchId::HOLE_TABLE && kind == ExtentKind::Data;
+        if mapping.place.logical() > LOGICAL_MAX || index >= entries {
+            self.problem(Damage::ExtentEntry, self.entry_at(kind, index));
+        } else if of_pool || self.branches.contains_key(&mapping.branch) {
+            self.extents.push(MappedExtent { kind, index, mapping });
+        } else {
             self.stale_entries += 1;
-            return;
-        };
-        if mapping.logical >= *extents {
-            self.outside.push(index);
-            return;
         }
-        self.maps.entry(mapping.volume).or_default().push(MappedExtent {
-            logical: mapping.logical,
-            index,
-            epoch: mapping.epoch,
-            presence: mapping.presence,
-        });
     }
 
-    fn sort_extents(&mut self) {
-        let mut twice = Vec::new();
-        for extents in self.maps.values_mut() {
-            extents.sort_unstable_by_key(|extent| extent.logical);
-            let pairs = extents.windows(2).filter(|pair| pair[0].logical == pair[1].logical);
-            twice.extend(pairs.map(|pair| pair[1].index));
-        }
-        for index in twice {
-            self.problem(Damage::ExtentTwice, self.extent_entry_at(index));
+    fn entry_at(&self, kind: ExtentKind, index: u32) -> ByteOffset {
+        let layout = self.layout();
+        let (page, in_page) =
+            (index / layout.extent_entries_per_page(), index % layout.extent_entries_per_page());
+        let page_at = match kind {
+            ExtentKind::Data => layout.extent_page_at(u64::from(page)),
+            // An entry past the end of its table is nowhere; say where the table would have begun.
+            ExtentKind::Holes => layout
+                .hole_page_at(&self.hole_chunks, u64::from(page))
+                .unwrap_or_else(|| layout.extent_page_at(0)),
+        };
+        ByteOffset(page_at.0 + u64::from(in_page) * layout.extent_entry_bytes() as u64)
+    }
+
+    fn find_doubles(&mut self) {
+        let key = |extent: &MappedExtent| {
+            (extent.kind == ExtentKind::Holes, extent.mapping.branch, extent.mapping.place)
+        };
+        self.extents.sort_unstable_by_key(key);
+        let doubles: Vec<(ExtentKind, u32)> = self
+            .extents
+            .windows(2)
+            .filter(|pair| key(&pair[0]) == key(&pair[1]))
+            .map(|pair| (pair[1].kind, pair[1].index))
+            .collect();
+        for (kind, index) in doubles {
+            self.problem(Damage::ExtentTwice, self.entry_at(kind, index));
         }
     }
 

@@ -33,6 +33,8 @@ const RECORD_HEADER_BYTES: usize = 8;
 const KIND_VOLUME: u8 = 1;
 const KIND_EXTENT: u8 = 2;
 const KIND_EXTENT_FREE: u8 = 3;
+const KIND_HOLES: u8 = 4;
+const KIND_HOLES_FREE: u8 = 5;
 
 /// How a block names the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +46,9 @@ pub(crate) struct Link {
 /// One table entry on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    Volume { slot: u32, entry: VolumeEntry },
+    Volume { slot: u32, entry: Box<VolumeEntry> },
     Extent { index: u32, mapping: Option<Mapping> },
+    Holes { index: u32, mapping: Option<Mapping> },
 }
 
 impl Record {
@@ -53,24 +56,30 @@ impl Record {
         RECORD_HEADER_BYTES
             + match self {
                 Self::Volume { .. } => VOLUME_ENTRY_BYTES,
-                Self::Extent { mapping: Some(_), .. } => extent_record_bytes(layout),
-                Self::Extent { mapping: None, .. } => 0,
+                Self::Extent { mapping: Some(_), .. } | Self::Holes { mapping: Some(_), .. } => {
+                    extent_record_bytes(layout)
+                }
+                Self::Extent { mapping: None, .. } | Self::Holes { mapping: None, .. } => 0,
             }
     }
 
     fn encode(&self, layout: Layout, pool: PoolId, out: &mut [u8]) {
         let (header, body) = out.split_at_mut(RECORD_HEADER_BYTES);
-        let (kind, index) = match self {
+        let (kind, index, mapping) = match self {
             Self::Volume { slot, entry } => {
                 encode_volume(pool, *slot, Some(entry), body);
-                (KIND_VOLUME, *slot)
+                (KIND_VOLUME, *slot, None)
             }
-            Self::Extent { index, mapping: Some(mapping) } => {
-                encode_extent(layout, pool, *index, Some(mapping), body);
-                (KIND_EXTENT, *index)
+            Self::Extent { index, mapping } => {
+                (if mapping.is_some() { KIND_EXTENT } else { KIND_EXTENT_FREE }, *index, mapping.as_ref())
             }
-            Self::Extent { index, mapping: None } => (KIND_EXTENT_FREE, *index),
+            Self::Holes { index, mapping } => {
+                (if mapping.is_some() { KIND_HOLES } else { KIND_HOLES_FREE }, *index, mapping.as_ref())
+            }
         };
+        if mapping.is_some() {
+            encode_extent(layout, pool, index, mapping, body);
+        }
         Encoder::new(header).u8(kind).bytes(&[0; 3]).u32(index);
     }
 
@@ -82,13 +91,18 @@ impl Record {
         match kind {
             KIND_VOLUME if index < VOLUMES_MAX => {
                 let entry = decode_volume(pool, index, fields.bytes(VOLUME_ENTRY_BYTES)?).ok()??;
-                Some(Self::Volume { slot: index, entry })
+                Some(Self::Volume { slot: index, entry: Box::new(entry) })
             }
             KIND_EXTENT if index < extents => {
                 let body = fields.bytes(extent_record_bytes(layout))?;
                 Some(Self::Extent { index, mapping: Some(decode_extent(layout, pool, index, body)??) })
             }
             KIND_EXTENT_FREE if index < extents => Some(Self::Extent { index, mapping: None }),
+            KIND_HOLES => {
+                let body = fields.bytes(extent_record_bytes(layout))?;
+                Some(Self::Holes { index, mapping: Some(decode_extent(layout, pool, index, body)??) })
+            }
+            KIND_HOLES_FREE => Some(Self::Holes { index, mapping: None }),
             _ => None,
         }
     }
@@ -373,13 +387,14 @@ mod tests {
     use units::ByteLen;
 
     use super::*;
-    use crate::entry::VolumeSerial;
+    use crate::entry::BranchId;
 
     const LINK: Link = Link { session: 1, checksum: 2 };
 
     fn superblock(log_start: u64) -> Superblock {
         let layout = Layout::new(ByteLen(64 << 10), ByteLen(64 << 10)).unwrap();
         Superblock {
+            version: crate::FORMAT_VERSION,
             pool: PoolId([3; 16]),
             generation: 1,
             layout,
@@ -389,6 +404,7 @@ mod tests {
             log_link: LINK,
             extent_pages: 0,
             volume_pages: 0,
+            hole_pages: 0,
         }
     }
 
@@ -397,7 +413,8 @@ mod tests {
     }
 
     fn deleted(serial: u64) -> Record {
-        Record::Volume { slot: 0, entry: VolumeEntry { serial: VolumeSerial(serial), volume: None } }
+        let entry = VolumeEntry { serial: BranchId(serial), volume: None };
+        Record::Volume { slot: 0, entry: Box::new(entry) }
     }
 
     /// One block a record, whatever its size.

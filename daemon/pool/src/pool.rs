@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
 
-use crate::allocator::{AllocatedExtent, Allocator};
-use crate::commit::{Core, Retired, lock};
-use crate::entry::{VolumeEntry, VolumeRecord, VolumeSerial};
-use crate::extent::Extent;
+use crate::allocator::{Account, Allocated, Allocator};
+use crate::branch::{Branch, View};
+use crate::commit::{Core, lock};
+use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
+use crate::extent::{Extent, ExtentKind};
+use crate::holes::HoleTable;
 use crate::layout::{Layout, SUPERBLOCK_SECTORS};
 use crate::load::{Loaded, MappedExtent};
 use crate::log::{Link, Log};
@@ -18,23 +20,40 @@ use crate::probe;
 use crate::superblock::{Superblock, Superblocks, superblock_at};
 use crate::volume::{PoolVolume, VolumeState};
 use crate::{
-    CrashStep, CreateOptions, Damage, FORMAT_VERSION, OpenOptions, PoolError, PoolInfo, RepairedSuperblock,
-    StepHook, VOLUMES_MAX, VolumeInfo, VolumeSpec,
+    CrashStep, CreateOptions, Damage, FORMAT_VERSION, Limits, OpenOptions, PoolError, PoolInfo,
+    RepairedSuperblock, StepHook, VOLUMES_MAX, VolumeInfo, VolumeSpec,
 };
 
 /// An open pool. It stays open until it and every volume taken from it are dropped.
 pub struct Pool {
     pub(crate) core: Arc<Core>,
-    volumes: Mutex<Volumes>,
-    /// Held through creating, deleting, resizing and growing: they are rare, and each waits for its own flush.
-    changing: Mutex<()>,
+    pub(crate) volumes: Mutex<Volumes>,
+    /// Held through creating, deleting, snapshotting, resizing and growing: they are rare, and each waits for its own
+    /// flush.
+    pub(crate) changing: Mutex<()>,
     repaired: Option<RepairedSuperblock>,
 }
 
+/// Volumes and snapshots.
 #[derive(Debug, Default)]
-struct Volumes {
-    live: BTreeMap<VolumeId, Arc<VolumeState>>,
+pub(crate) struct Volumes {
+    pub(crate) live: BTreeMap<VolumeId, Arc<VolumeState>>,
     next_serial: u64,
+}
+
+impl Volumes {
+    /// A slot that is free and a serial that is new.
+    pub(crate) fn vacancy(&mut self) -> Result<(u32, BranchId), PoolError> {
+        let used: BTreeSet<u32> = self.live.values().map(|volume| volume.slot).collect();
+        let slot = (0..VOLUMES_MAX).find(|slot| !used.contains(slot)).ok_or(PoolError::TooManyVolumes)?;
+        Ok((slot, self.next_serial()))
+    }
+
+    pub(crate) fn next_serial(&mut self) -> BranchId {
+        let serial = BranchId(self.next_serial);
+        self.next_serial += 1;
+        serial
+    }
 }
 
 impl fmt::Debug for Pool {
@@ -85,6 +104,7 @@ impl Pool {
                 Some(id) => id,
                 None => PoolId(random()?),
             },
+            version: FORMAT_VERSION,
             generation: 1,
             layout,
             device_len: len,
@@ -93,6 +113,7 @@ impl Pool {
             log_link: Link { session: random_u64()?, checksum: 0 },
             extent_pages: 0,
             volume_pages: 0,
+            hole_pages: 0,
         };
         write_first_superblocks(&*device, &superblock, open.on_step.as_ref())?;
         Self::open_with(device, open)
@@ -114,35 +135,56 @@ impl Pool {
             return Err(error);
         }
         let superblock = loaded.superblocks.current;
-        let allocator = Allocator::new(superblock.layout.extents_on(superblock.device_len)?);
-        let (volumes, retired) = take_volumes(&*device, &mut loaded, &allocator)?;
+        let space = Space {
+            allocator: Allocator::new(superblock.layout.extents_on(superblock.device_len)?),
+            holes: HoleTable::new(superblock.layout.hole_entries_per_chunk()),
+        };
+        let (volumes, branches) = space.take(&*device, &mut loaded)?;
         let log = Log::new(&superblock, loaded.log_end, random_u64()?);
         // Step 14. A predecessor that was killed leaves log blocks in the device's cache, read here as if they were
         // durable. Were one lost after an extent that it frees has been given away, the old mapping would be back.
         step(options.on_step.as_ref(), CrashStep::OpenFlush);
         device.flush()?;
         let repaired = repair(&*device, &loaded.superblocks, options.on_step.as_ref())?;
-        let core = Arc::new(Core::new(device, superblock, log, loaded.logged, allocator, options.on_step));
-        lock(&core.dirty).retired = retired;
-        for volume in volumes.live.values() {
-            volume.mark_leftovers(&core);
-        }
+        let space = (space.allocator, space.holes);
+        let core = Arc::new(Core::new(device, superblock, log, loaded.logged, space, options.on_step));
+        core.migrate()?;
         let pool = Self { core, volumes: Mutex::new(volumes), changing: Mutex::new(()), repaired };
+        pool.take_up(&branches);
         Ok(Arc::new(pool))
     }
 
+    /// Mends what a power cut left between two steps, with the first flush, and brings the limits to bear.
+    fn take_up(&self, branches: &BTreeMap<BranchId, Arc<Branch>>) {
+        let volumes = lock(&self.volumes);
+        let mut heads: BTreeMap<BranchId, (Moment, u64)> = BTreeMap::new();
+        for volume in volumes.live.values().filter(|volume| !volume.is_snapshot()) {
+            let head = volume.head();
+            heads.insert(head.view.branch.id, (head.view.moment, head.sectors.0));
+            volume.restore_limits(&self.core, &head);
+        }
+        for (id, branch) in branches {
+            branch.mark_leftovers(&self.core, heads.get(id).copied());
+        }
+        self.core.unmapped();
+    }
+
     pub fn info(&self) -> PoolInfo {
-        let (allocated, extents) = self.core.allocator.counts();
-        let extent_len = self.core.layout.extent_len();
+        let counts = self.core.allocator.counts();
+        let extents = |count: u64| ByteLen(count * self.core.layout.extent_len().0);
+        let volumes = lock(&self.volumes);
+        let snapshots = volumes.live.values().filter(|volume| volume.is_snapshot()).count() as u64;
         PoolInfo {
             id: self.core.pool,
             format_version: FORMAT_VERSION,
             device: self.core.device.info(),
             used_len: self.core.used_len(),
-            extent_len,
-            capacity: ByteLen(u64::from(extents) * extent_len.0),
-            allocated: ByteLen(u64::from(allocated) * extent_len.0),
-            volumes: lock(&self.volumes).live.len() as u64,
+            extent_len: self.core.layout.extent_len(),
+            capacity: extents(u64::from(counts.extents - counts.pool)),
+            allocated: extents(u64::from(counts.allocated - counts.pool)),
+            reserved: extents(counts.promised),
+            volumes: volumes.live.len() as u64 - snapshots,
+            snapshots,
             repaired: self.repaired,
             failed: self.core.has_failed(),
         }
@@ -150,52 +192,124 @@ impl Pool {
 
     /// Every volume, in the order of their ids.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let extent_len = self.core.layout.extent_len();
-        lock(&self.volumes).live.values().map(|volume| volume.info(extent_len)).collect()
+        let volumes = lock(&self.volumes);
+        let volumes = volumes.live.values().filter(|volume| !volume.is_snapshot());
+        volumes.map(|volume| volume.info(&self.core)).collect()
     }
 
     /// Opens a volume.
     pub fn volume(&self, id: VolumeId) -> Result<Arc<PoolVolume>, PoolError> {
-        Ok(PoolVolume::new(&self.core, &self.state_of(id)?))
+        Ok(PoolVolume::new(&self.core, &self.volume_state(id)?))
     }
 
-    fn state_of(&self, id: VolumeId) -> Result<Arc<VolumeState>, PoolError> {
-        lock(&self.volumes).live.get(&id).cloned().ok_or(PoolError::NoSuchVolume(id))
+    pub(crate) fn volume_state(&self, id: VolumeId) -> Result<Arc<VolumeState>, PoolError> {
+        match lock(&self.volumes).live.get(&id) {
+            Some(found) if !found.is_snapshot() => Ok(Arc::clone(found)),
+            Some(_) => Err(PoolError::NotAVolume(id)),
+            None => Err(PoolError::NoSuchVolume(id)),
+        }
     }
 
     /// Creates a volume of holes. Durable when it returns.
     pub fn create_volume(&self, spec: VolumeSpec) -> Result<Arc<PoolVolume>, PoolError> {
+        self.create_volume_within(spec, Limits::default())
+    }
+
+    /// As [`Pool::create_volume`], with limits from the start; [`PoolError::NoSpace`] where there is no room for the
+    /// reserve.
+    pub fn create_volume_within(
+        &self,
+        spec: VolumeSpec,
+        limits: Limits,
+    ) -> Result<Arc<PoolVolume>, PoolError> {
         self.core.check_not_failed()?;
         if !spec.size_is_allowed() {
             return Err(PoolError::VolumeSize(spec.sectors));
         }
         let _changing = lock(&self.changing);
-        let state = {
+        self.add_volume(spec, limits, None)
+    }
+
+    /// Makes a volume, of holes or of what a snapshot shows, while nothing else is being changed. Durable when it returns.
+    pub(crate) fn add_volume(
+        &self,
+        spec: VolumeSpec,
+        limits: Limits,
+        of: Option<(VolumeId, &View)>,
+    ) -> Result<Arc<PoolVolume>, PoolError> {
+        let (slot, serial) = {
             let mut volumes = lock(&self.volumes);
             if volumes.live.contains_key(&spec.id) {
                 return Err(PoolError::VolumeExists(spec.id));
             }
-            let used: BTreeSet<u32> = volumes.live.values().map(|volume| volume.slot).collect();
-            let slot = (0..VOLUMES_MAX).find(|slot| !used.contains(slot)).ok_or(PoolError::TooManyVolumes)?;
-            let serial = VolumeSerial(volumes.next_serial);
-            volumes.next_serial += 1;
-            let record = VolumeRecord { spec, fence: Fence(0) };
-            let sectors = self.core.layout.extent_sectors();
-            let state = Arc::new(VolumeState::new(slot, serial, &record, sectors, BTreeMap::new()));
-            volumes.live.insert(spec.id, Arc::clone(&state));
-            state
+            volumes.vacancy()?
         };
-        state.mark_created(&self.core);
+        let account = self.core.allocator.open_account();
+        if let Err(error) = self.core.set_limits(account, limits) {
+            self.core.allocator.close_account(account);
+            return Err(error);
+        }
+        let sectors = self.core.layout.extent_sectors();
+        let branch = Branch::new(serial, account, of.map(|(_, below)| below), sectors);
+        self.core.holes.expect_inherited(branch.inherited);
+        let view = View { branch, moment: Moment(0) };
+        view.attach(self.core.layout.extents_spanned(spec.sectors));
+        let record = VolumeRecord {
+            spec,
+            role: Role::Volume { fence: Fence(0), limits },
+            levels: view.recorded_levels(),
+            origin: of.map(|(snapshot, _)| snapshot),
+            created_s: 0,
+        };
+        let state = Arc::new(VolumeState::new(slot, serial, &record, view, sectors));
+        lock(&self.volumes).live.insert(spec.id, Arc::clone(&state));
+        state.mark_entry(&self.core, &state.head());
         self.core.flush()?;
         Ok(PoolVolume::new(&self.core, &state))
     }
 
-    /// Deletes a volume and frees its extents. Durable when it returns. Works on a full pool.
+    /// Deletes a volume and frees what no snapshot shows. Durable when it returns. Works on a full pool. Its snapshots
+    /// stay.
     pub fn delete_volume(&self, id: VolumeId) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
-        let state = lock(&self.volumes).live.remove(&id).ok_or(PoolError::NoSuchVolume(id))?;
+        let state = self.volume_state(id)?;
+        self.remove(&state)?;
+        self.core.allocator.close_account(state.head().view.branch.account);
+        Ok(())
+    }
+
+    /// Takes a volume or snapshot away, and with it what only it showed. Durable when it returns.
+    pub(crate) fn remove(&self, state: &VolumeState) -> Result<(), PoolError> {
+        lock(&self.volumes).live.remove(&state.id());
         state.delete(&self.core);
+        let view = state.head().view.clone();
+        self.leave(&view)
+    }
+
+    /// Nobody looks at this any more through what it was taken from: frees what nobody else sees. Durable when it
+    /// returns.
+    pub(crate) fn leave(&self, view: &View) -> Result<(), PoolError> {
+        view.detach(&self.core);
+        // What branches above hide may now be hidden from everybody.
+        let mut above: BTreeMap<BranchId, Arc<Branch>> = BTreeMap::new();
+        for state in lock(&self.volumes).live.values() {
+            let head = state.head();
+            let levels: Vec<_> = head.view.levels().collect();
+            let below =
+                |(branch, _): &(&Arc<Branch>, Moment)| view.levels().any(|(left, _)| left.id == branch.id);
+            let upper = levels.iter().rposition(below).unwrap_or(0);
+            above.extend(levels[..upper].iter().map(|(branch, _)| (branch.id, Arc::clone(branch))));
+        }
+        above.values().for_each(|branch| branch.collect_all(&self.core));
+        self.core.flush()
+    }
+
+    /// Sets a volume's limits. Durable when it returns.
+    pub fn set_limits(&self, id: VolumeId, limits: Limits) -> Result<(), PoolError> {
+        self.core.check_not_failed()?;
+        let _changing = lock(&self.changing);
+        self.volume_state(id)?.set_limits(&self.core, limits)?;
         self.core.flush()
     }
 
@@ -207,8 +321,9 @@ impl Pool {
             return Err(PoolError::VolumeSize(sectors));
         }
         let _changing = lock(&self.changing);
-        let state = self.state_of(id)?;
+        let state = self.volume_state(id)?;
         // What an earlier shrinking cut off must be unmapped before a larger size could show it again.
+        state.hide_past_end(&self.core, sectors)?;
         self.core.flush()?;
         state.resize(&self.core, sectors);
         self.core.flush()
@@ -218,7 +333,7 @@ impl Pool {
     /// highest seen is [`PoolError::StaleFence`].
     pub fn raise_fence(&self, id: VolumeId, fence: Fence) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
-        self.state_of(id)?.raise_fence(&self.core, fence)?;
+        self.volume_state(id)?.raise_fence(&self.core, fence)?;
         self.core.flush()
     }
 
@@ -301,41 +416,117 @@ fn repair(
     Ok(repaired)
 }
 
-/// The live volumes with their maps, and the extents that are to be freed by the first flush.
-fn take_volumes(
-    device: &dyn Device,
-    loaded: &mut Loaded,
-    allocator: &Arc<Allocator>,
-) -> Result<(Volumes, Vec<Retired>), PoolError> {
-    let layout = loaded.superblocks.current.layout;
-    let taken_twice = |index: u32| PoolError::MetadataDamaged {
-        device: device.info().path,
-        what: Damage::ExtentTwice,
-        at: layout.sector_at(index, 0),
-    };
-    let take = |index: u32| {
-        let marked = allocator.mark(index);
-        marked.then(|| AllocatedExtent::new(index, allocator)).ok_or_else(|| taken_twice(index))
-    };
+/// What there is to be given out, before anything is marked as in use.
+struct Space {
+    allocator: Arc<Allocator>,
+    holes: HoleTable,
+}
+
+impl Space {
+    /// Builds the branches, the volumes and the snapshots that look at them, and puts every extent in its place.
+    fn take(
+        &self,
+        device: &dyn Device,
+        loaded: &mut Loaded,
+    ) -> Result<(Volumes, BTreeMap<BranchId, Arc<Branch>>), PoolError> {
+        let layout = loaded.superblocks.current.layout;
+        let taken_twice = |index: u32| PoolError::MetadataDamaged {
+            device: device.info().path,
+            what: Damage::ExtentTwice,
+            at: layout.sector_at(index, 0),
+        };
+        let take = |index: u32, account: Account| {
+            let marked = self.allocator.mark(index, account);
+            marked.then(|| Allocated::new(index, account, &self.allocator)).ok_or_else(|| taken_twice(index))
+        };
+        for index in &loaded.hole_chunks {
+            self.holes.add_chunk(take(*index, Account::POOL)?);
+        }
+        let accounts = self.accounts(loaded);
+        let mut branches: BTreeMap<BranchId, Arc<Branch>> = BTreeMap::new();
+        let mut extents = std::mem::take(&mut loaded.extents);
+        extents.sort_unstable_by_key(|extent| (extent.mapping.branch, extent.mapping.place));
+        let mut extents = extents.into_iter().peekable();
+        // In the order of their numbers, what is below a branch comes before it.
+        for (id, below) in &loaded.branches {
+            let account = accounts.get(id).copied().unwrap_or_else(|| self.allocator.open_account());
+            let below = below.first().and_then(|level| view_of(&branches, level));
+            let branch = Branch::new(*id, account, below.as_ref(), layout.extent_sectors());
+            while let Some(extent) = extents.next_if(|extent| extent.mapping.branch == *id) {
+                let MappedExtent { kind, index, mapping } = extent;
+                let space = match kind {
+                    ExtentKind::Data => take(index, account)?,
+                    ExtentKind::Holes => self.holes.mark(index).ok_or_else(|| taken_twice(0))?,
+                };
+                let extent = Extent::recorded(space, kind, mapping.epoch, mapping.sectors);
+                branch.insert_recorded(mapping.place, Arc::new(extent));
+            }
+            self.holes.expect_inherited(branch.inherited);
+            branches.insert(*id, branch);
+        }
+        let volumes = take_volumes(loaded, &branches);
+        for branch in branches.values().filter(|branch| !accounts.contains_key(&branch.id)) {
+            self.allocator.close_account(branch.account);
+        }
+        Ok((volumes, branches))
+    }
+
+    /// Whom the branches' extents are counted for: the volume that writes them, else that of a snapshot of them, else the
+    /// first that is left to show them.
+    fn accounts(&self, loaded: &Loaded) -> BTreeMap<BranchId, Account> {
+        let mut of_volume: BTreeMap<VolumeId, Account> = BTreeMap::new();
+        let mut of_branch: BTreeMap<BranchId, Account> = BTreeMap::new();
+        for (_, serial, record) in loaded.records().filter(|(_, _, record)| record.role != Role::Snapshot) {
+            let account = self.allocator.open_account();
+            of_volume.insert(record.spec.id, account);
+            of_branch.insert(serial, account);
+        }
+        for (_, _, record) in loaded.records().filter(|(_, _, record)| record.role == Role::Snapshot) {
+            let account = record.origin.and_then(|volume| of_volume.get(&volume));
+            if let (Some(account), Some(level)) = (account, record.levels.first()) {
+                of_branch.entry(level.branch).or_insert(*account);
+            }
+        }
+        for (_, serial, record) in loaded.records().filter(|(_, _, record)| record.role != Role::Snapshot) {
+            if let Some(account) = of_branch.get(&serial).copied() {
+                record.levels.iter().for_each(|level| {
+                    of_branch.entry(level.branch).or_insert(account);
+                });
+            }
+        }
+        of_branch
+    }
+}
+
+fn view_of(branches: &BTreeMap<BranchId, Arc<Branch>>, level: &Level) -> Option<View> {
+    branches.get(&level.branch).map(|branch| View { branch: Arc::clone(branch), moment: level.moment })
+}
+
+fn take_volumes(loaded: &Loaded, branches: &BTreeMap<BranchId, Arc<Branch>>) -> Volumes {
     let highest = loaded.volumes.values().map(|entry| entry.serial.0).max();
     let mut volumes = Volumes { live: BTreeMap::new(), next_serial: highest.unwrap_or(0) + 1 };
-    for (slot, VolumeEntry { serial, volume }) in &loaded.volumes {
-        let Some(record) = volume else { continue };
-        let mut extents = Vec::new();
-        for MappedExtent { logical, index, epoch, presence } in loaded.maps.remove(serial).unwrap_or_default()
-        {
-            extents.push((logical, Arc::new(Extent::recorded(take(index)?, epoch, presence))));
+    // A cut may leave a snapshot without the end of the moment that it shows.
+    let mut ended: BTreeMap<BranchId, Moment> = BTreeMap::new();
+    for (_, _, record) in loaded.records().filter(|(_, _, record)| record.role == Role::Snapshot) {
+        if let Some(level) = record.levels.first() {
+            let last = ended.entry(level.branch).or_insert(level.moment);
+            *last = level.moment.max(*last);
         }
-        let state =
-            VolumeState::new(*slot, *serial, record, layout.extent_sectors(), extents.into_iter().collect());
-        volumes.live.insert(record.spec.id, Arc::new(state));
     }
-    let mut retired = Vec::new();
-    for index in &loaded.outside {
-        let extent = Extent::recorded(take(*index)?, units::VolumeEpoch(0), crate::presence::Presence::None);
-        retired.push(Retired { extent: Arc::new(extent), needs_record: true });
+    for (slot, serial, record) in loaded.records() {
+        let Some(mut view) = record.levels.first().and_then(|level| view_of(branches, level)) else {
+            continue;
+        };
+        if record.role != Role::Snapshot
+            && let Some(after) = ended.get(&serial).and_then(|moment| moment.next())
+        {
+            view.moment = view.moment.max(after);
+        }
+        view.attach(loaded.superblocks.current.layout.extents_spanned(record.spec.sectors));
+        let sectors = loaded.superblocks.current.layout.extent_sectors();
+        volumes.live.insert(record.spec.id, Arc::new(VolumeState::new(slot, serial, record, view, sectors)));
     }
-    Ok((volumes, retired))
+    volumes
 }
 
 fn step(on_step: Option<&StepHook>, step: CrashStep) {

@@ -90,7 +90,15 @@ impl Presence {
         }
     }
 
-    fn contains(&self, sector: u32) -> bool {
+    /// Whether every sector of `self` is in one of `others`.
+    pub(crate) fn is_within(&self, others: &[Self], sectors: u32) -> bool {
+        if self.is_empty() || others.iter().any(|other| matches!(other, Self::All)) {
+            return true;
+        }
+        (0..sectors).all(|sector| !self.contains(sector) || others.iter().any(|other| other.contains(sector)))
+    }
+
+    pub(crate) fn contains(&self, sector: u32) -> bool {
         match self {
             Self::None => false,
             Self::All => true,
@@ -168,6 +176,12 @@ mod tests {
                     .flat_map(|(run, present)| run.map(move |_| present))
                     .collect();
                 assert_eq!(spread, model);
+                let rest =
+                    model.iter().rposition(|bit| *bit).map_or(0, |last| u32::try_from(last).unwrap() + 1);
+                let mut lacking = Presence::None;
+                lacking.insert(0..rest.saturating_sub(1), sectors);
+                assert_eq!(presence.is_within(&[lacking.clone()], sectors), presence.is_empty());
+                assert!(presence.is_within(&[lacking, presence.clone()], sectors));
                 assert_eq!(Presence::from_bitmap(&presence.to_bitmap(sectors), sectors), presence);
             }
         }

@@ -12,20 +12,22 @@ use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 use crate::bytes::{Decoder, Encoder};
 use crate::layout::{Layout, SECTOR, SUPERBLOCK_SECTORS};
 use crate::log::Link;
-use crate::{FORMAT_VERSION, PoolError, RepairedSuperblock, SuperblockFault, probe};
+use crate::{FORMAT_VERSION, FORMAT_VERSION_MIN, PoolError, RepairedSuperblock, SuperblockFault, probe};
 
 const MAGIC: [u8; 8] = *b"NLATCHPL";
 /// Where the checksum stands; it covers the whole sector with these bytes zero.
 const CHECKSUM_AT: usize = 8;
 
-/// Features that a program must know to read the pool. Version 1 has none.
+/// Features that a program must know to read the pool. None so far.
 const INCOMPAT_KNOWN: u64 = 0;
-/// Features that a program must know to write to the pool. Version 1 has none.
+/// Features that a program must know to write to the pool. None so far.
 const RO_COMPAT_KNOWN: u64 = 0;
 
 /// The superblock's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
+    /// What it was written as: an older one is brought up to date by opening the pool (`migrate.rs`).
+    pub(crate) version: u32,
     pub(crate) pool: PoolId,
     /// One higher with every change; of two good copies the higher one counts.
     pub(crate) generation: u64,
@@ -42,6 +44,8 @@ pub(crate) struct Superblock {
     pub(crate) extent_pages: u64,
     /// Pages of the volume table that have been written; the others are not read.
     pub(crate) volume_pages: u64,
+    /// Pages of the hole table that have been written; the others are not read.
+    pub(crate) hole_pages: u64,
 }
 
 /// A superblock whose checksum is right, not necessarily one this program understands.
@@ -58,7 +62,7 @@ impl Superblock {
         Encoder::new(bytes)
             .bytes(&MAGIC)
             .u32(0)
-            .u32(FORMAT_VERSION)
+            .u32(self.version)
             .u64(self.compat)
             .u64(RO_COMPAT_KNOWN)
             .u64(INCOMPAT_KNOWN)
@@ -73,7 +77,8 @@ impl Superblock {
             .u32(self.log_link.checksum)
             .u32(0)
             .u64(self.extent_pages)
-            .u64(self.volume_pages);
+            .u64(self.volume_pages)
+            .u64(self.hole_pages);
         let checksum = crc32c::crc32c(bytes);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
         Metadata::from_encoding(buf)
@@ -118,16 +123,20 @@ impl Superblock {
         let log_link = Link { session, checksum: fields.u32()? };
         let _reserved = fields.u32()?;
         let (extent_pages, volume_pages) = (fields.u64()?, fields.u64()?);
+        // Zero in version 1.
+        let hole_pages = fields.u64()?;
         let extents = layout.extents_on(device_len).ok()?;
         let pages_max = u64::from(extents.div_ceil(layout.extent_entries_per_page()));
-        let sound = version == FORMAT_VERSION
+        let sound = version >= FORMAT_VERSION_MIN
             && sector_bytes == SECTOR
             && extents > 0
             && extent_pages <= pages_max
             && volume_pages <= Layout::volume_pages_max()
+            && hole_pages <= u64::from(extents) * layout.hole_pages_per_chunk()
             && generation < u64::MAX
             && log_start < u64::MAX / 2;
         sound.then_some(Found::Understood(Self {
+            version,
             pool,
             generation,
             layout,
@@ -137,6 +146,7 @@ impl Superblock {
             log_link,
             extent_pages,
             volume_pages,
+            hole_pages,
         }))
     }
 }

@@ -1,229 +1,347 @@
-//! A thin volume: a map from extents of the volume to extents of the device, and the sectors present in each.
+//! A volume or a snapshot: a view of a branch, its size, and the reads and writes that go through it.
 //!
 //! Invariants:
 //! - A sector is present only when a write of it has returned, so a reader never sees what an extent held before.
-//! - An extent leaves the map only by `take_dirty`, deletion or shrinking, all under the map's write lock; never while a
-//!   write to it is on its way, but for the last two, whose writers find out when they return.
-//! - No lock is held across device input or output. Locks are taken in the order map, extent, dirty list.
+//! - A request that writes belongs to one moment as a whole. Who ends a moment, or the volume, waits for the requests of it.
+//! - A snapshot takes no writes.
 //!
 //! It knows no key: what it keeps is sealed, and holes are its only zeros.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use device::Sealed;
 use units::{ByteLen, ByteOffset, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
 
-use crate::allocator::AllocatedExtent;
-use crate::commit::{Core, Retired, Taken, lock};
-use crate::entry::{Mapping, VolumeEntry, VolumeRecord, VolumeSerial};
-use crate::extent::{Extent, ExtentState};
-use crate::{CrashStep, PoolError, VolumeInfo, VolumeSpec};
+use crate::allocator::Allocated;
+use crate::branch::{Branch, Layer, View, resolve};
+use crate::commit::{Core, lock};
+use crate::entry::{BranchId, Moment, Place, Role, VolumeEntry, VolumeRecord};
+use crate::extent::{Extent, ExtentKind};
+use crate::{CrashStep, Limits, PoolError, SnapshotInfo, VolumeInfo, VolumeSpec};
 
-/// A volume's part of an open pool.
+/// A volume's or snapshot's part of an open pool.
 #[derive(Debug)]
 pub(crate) struct VolumeState {
     pub(crate) slot: u32,
-    pub(crate) serial: VolumeSerial,
-    /// As created; the size that counts is the map's.
+    /// As created; the size that counts is the head's.
     spec: VolumeSpec,
+    snapshot: bool,
+    origin: Option<VolumeId>,
+    created_s: u64,
     extent_sectors: u32,
-    map: RwLock<VolumeMap>,
+    head: RwLock<Head>,
 }
 
 #[derive(Debug)]
-struct VolumeMap {
-    sectors: SectorCount,
+pub(crate) struct Head {
+    serial: BranchId,
+    pub(crate) view: View,
+    pub(crate) sectors: SectorCount,
     fence: Fence,
+    limits: Limits,
     deleted: bool,
-    extents: BTreeMap<u64, Arc<Extent>>,
+    /// Requests of the present moment that write.
+    writing: Arc<Writing>,
+}
+
+/// Requests that are on their way.
+#[derive(Debug, Default)]
+pub(crate) struct Writing {
+    count: Mutex<u64>,
+    none: Condvar,
+}
+
+impl Writing {
+    fn begin(self: &Arc<Self>) -> Request {
+        *lock(&self.count) += 1;
+        Request { of: Arc::clone(self) }
+    }
+
+    /// Returns when none is left. New ones must have nowhere to come from.
+    pub(crate) fn wait(&self) {
+        let count = lock(&self.count);
+        drop(self.none.wait_while(count, |count| *count > 0).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A request on its way.
+#[derive(Debug)]
+struct Request {
+    of: Arc<Writing>,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let mut count = lock(&self.of.count);
+        *count -= 1;
+        if *count == 0 {
+            self.of.none.notify_all();
+        }
+    }
 }
 
 impl VolumeState {
     pub(crate) fn new(
         slot: u32,
-        serial: VolumeSerial,
+        serial: BranchId,
         record: &VolumeRecord,
+        view: View,
         extent_sectors: u32,
-        extents: BTreeMap<u64, Arc<Extent>>,
     ) -> Self {
-        let map = VolumeMap { sectors: record.spec.sectors, fence: record.fence, deleted: false, extents };
-        Self { slot, serial, spec: record.spec, extent_sectors, map: RwLock::new(map) }
+        let (fence, limits, snapshot) = match record.role {
+            Role::Volume { fence, limits } => (fence, limits, false),
+            Role::Snapshot => (Fence(0), Limits::default(), true),
+        };
+        let sectors = record.spec.sectors;
+        let head = Head { serial, view, sectors, fence, limits, deleted: false, writing: Arc::default() };
+        Self {
+            slot,
+            spec: record.spec,
+            snapshot,
+            origin: record.origin,
+            created_s: record.created_s,
+            extent_sectors,
+            head: RwLock::new(head),
+        }
     }
 
-    fn map(&self) -> RwLockReadGuard<'_, VolumeMap> {
-        self.map.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn head(&self) -> RwLockReadGuard<'_, Head> {
+        self.head.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn map_mut(&self) -> RwLockWriteGuard<'_, VolumeMap> {
-        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn head_mut(&self) -> RwLockWriteGuard<'_, Head> {
+        self.head.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn info(&self, extent_len: ByteLen) -> VolumeInfo {
-        let map = self.map();
+    pub(crate) fn id(&self) -> VolumeId {
+        self.spec.id
+    }
+
+    pub(crate) fn is_snapshot(&self) -> bool {
+        self.snapshot
+    }
+
+    pub(crate) fn origin(&self) -> Option<VolumeId> {
+        self.origin
+    }
+
+    /// With the size as it now is.
+    pub(crate) fn spec(&self) -> VolumeSpec {
+        VolumeSpec { sectors: self.head().sectors, ..self.spec }
+    }
+
+    pub(crate) fn info(&self, core: &Core) -> VolumeInfo {
+        let head = self.head();
+        let owned = u64::from(core.allocator.owned(head.view.branch.account));
         VolumeInfo {
             id: self.spec.id,
-            sectors: map.sectors,
+            sectors: head.sectors,
             domain: self.spec.domain,
             epoch: self.spec.epoch,
             check: self.spec.check,
             kind: self.spec.kind,
-            fence: map.fence,
-            allocated: ByteLen(map.extents.len() as u64 * extent_len.0),
+            fence: head.fence,
+            allocated: ByteLen(owned * core.layout.extent_len().0),
+            limits: head.limits,
+            clone_of: self.origin,
         }
     }
 
-    /// The volume's entry as the map now stands.
-    fn entry(&self, map: &VolumeMap) -> VolumeEntry {
-        let spec = VolumeSpec { sectors: map.sectors, ..self.spec };
-        let volume = (!map.deleted).then_some(VolumeRecord { spec, fence: map.fence });
-        VolumeEntry { serial: self.serial, volume }
-    }
-
-    /// Puts the volume's entry on the dirty list, while the map that it describes is locked.
-    fn mark_entry(&self, core: &Core, map: &VolumeMap) {
-        lock(&core.dirty).volumes.insert(self.slot, self.entry(map));
-    }
-
-    /// Puts a new volume's entry on the dirty list.
-    pub(crate) fn mark_created(&self, core: &Core) {
-        self.mark_entry(core, &self.map());
-    }
-
-    /// Takes an extent off the dirty list for a snapshot: what is to be recorded of it, if anything. An extent in which
-    /// nothing is present and which nobody writes to leaves the map.
-    pub(crate) fn take_dirty(&self, logical: u64) -> Option<Taken> {
-        let mut map = self.map_mut();
-        let extent = Arc::clone(map.extents.get(&logical)?);
-        let mut state = extent.state();
-        if !std::mem::take(&mut state.dirty) {
-            return None;
+    pub(crate) fn snapshot_info(&self) -> SnapshotInfo {
+        SnapshotInfo {
+            id: self.spec.id,
+            volume: self.origin.unwrap_or(self.spec.id),
+            created_s: self.created_s,
+            sectors: self.head().sectors,
+            domain: self.spec.domain,
+            epoch: self.spec.epoch,
+            kind: self.spec.kind,
         }
-        if state.presence.is_empty() && state.writers == 0 {
-            map.extents.remove(&logical);
-            let needs_record = state.recorded;
-            drop(state);
-            return Some(Taken::Emptied(Retired { extent, needs_record }));
-        }
-        if state.presence.is_empty() && !state.recorded {
-            // Its first writer is still on its way and marks it again.
-            return None;
-        }
-        state.recorded = true;
-        let mapping =
-            Mapping { volume: self.serial, logical, epoch: extent.epoch(), presence: state.presence.clone() };
-        Some(Taken::Used { index: extent.index(), mapping })
     }
 
-    /// Deletes the volume. Its extents are free once that is durable and their last reader is gone.
+    /// The entry as the head now stands.
+    fn entry(&self, head: &Head) -> VolumeEntry {
+        let role = match self.snapshot {
+            true => Role::Snapshot,
+            false => Role::Volume { fence: head.fence, limits: head.limits },
+        };
+        let record = VolumeRecord {
+            spec: VolumeSpec { sectors: head.sectors, ..self.spec },
+            role,
+            levels: head.view.recorded_levels(),
+            origin: self.origin,
+            created_s: self.created_s,
+        };
+        VolumeEntry { serial: head.serial, volume: (!head.deleted).then_some(record) }
+    }
+
+    /// Puts the entry on the dirty list, while the head that it describes is locked.
+    pub(crate) fn mark_entry(&self, core: &Core, head: &Head) {
+        lock(&core.dirty).volumes.insert(self.slot, self.entry(head));
+    }
+
+    /// Marks the volume deleted. Returns when no request is on its way any more.
     pub(crate) fn delete(&self, core: &Core) {
-        let mut map = self.map_mut();
-        map.deleted = true;
-        let extents = std::mem::take(&mut map.extents);
-        let mut dirty = lock(&core.dirty);
-        dirty.volumes.insert(self.slot, self.entry(&map));
-        // No record each: entries that name a serial without a volume are free.
-        let retired = extents.into_values().map(|extent| Retired { extent, needs_record: false });
-        dirty.retired.extend(retired);
-        drop(dirty);
+        let mut head = self.head_mut();
+        head.deleted = true;
+        self.mark_entry(core, &head);
+        let writing = Arc::clone(&head.writing);
+        drop(head);
+        writing.wait();
+    }
+
+    /// Ends the present moment. What it was, for the snapshot to show, with the size, and the requests that belong to it.
+    pub(crate) fn end_moment(&self, core: &Core) -> Result<(View, SectorCount, Arc<Writing>), PoolError> {
+        let mut head = self.head_mut();
+        self.check_alive(&head)?;
+        let ended = head.view.clone();
+        let moment = ended.moment.next().ok_or(PoolError::TooManySnapshots)?;
+        // The snapshot takes over what the head counted for.
+        let next = View { branch: Arc::clone(&ended.branch), moment };
+        next.attach(core.layout.extents_spanned(head.sectors));
+        head.view = next;
+        let writing = std::mem::take(&mut head.writing);
+        self.mark_entry(core, &head);
+        Ok((ended, head.sectors, writing))
+    }
+
+    /// Shows something else from here on: what was shown, and the requests that still write to it.
+    pub(crate) fn roll_back(
+        &self,
+        core: &Core,
+        branch: Arc<Branch>,
+        sectors: SectorCount,
+    ) -> (View, Arc<Writing>) {
+        let mut head = self.head_mut();
+        head.serial = branch.id;
+        let view = View { branch, moment: Moment(0) };
+        view.attach(core.layout.extents_spanned(sectors));
+        let before = std::mem::replace(&mut head.view, view);
+        head.sectors = sectors;
+        let writing = std::mem::take(&mut head.writing);
+        self.mark_entry(core, &head);
+        (before, writing)
+    }
+
+    /// Changes the size. What is cut off is a hole should the volume grow again.
+    pub(crate) fn resize(&self, core: &Core, sectors: SectorCount) {
+        let mut head = self.head_mut();
+        let shorter = sectors < head.sectors;
+        head.sectors = sectors;
+        self.mark_entry(core, &head);
+        let end = core.layout.extents_spanned(sectors);
+        if !shorter {
+            return;
+        }
+        let (branch, moment) = (&head.view.branch, head.view.moment);
+        let cut = branch.cut(end, moment);
+        lock(&core.dirty).cut.extend(cut);
+        head.view.shorten(core, end);
+        let kept = in_extent(sectors.0, self.extent_sectors);
+        if kept != 0 {
+            let last = Place::new(sectors.0 / u64::from(self.extent_sectors), moment);
+            branch.remove(core, last, kept..self.extent_sectors);
+        }
+        drop(head);
         core.unmapped();
     }
 
-    /// Changes the size. What is cut off is a hole should the volume grow again: the caller flushes before growing,
-    /// so that unmappings of an earlier shrinking are durable before the size that would show them.
-    pub(crate) fn resize(self: &Arc<Self>, core: &Core, sectors: SectorCount) {
-        let mut map = self.map_mut();
-        map.sectors = sectors;
-        self.mark_entry(core, &map);
-        let cut = map.extents.split_off(&core.layout.extents_spanned(sectors));
-        let retired: Vec<Retired> = cut
-            .into_values()
-            .map(|extent| {
-                let needs_record = extent.state().recorded;
-                Retired { extent, needs_record }
-            })
-            .collect();
-        lock(&core.dirty).retired.extend(retired);
-        let kept = in_extent(sectors.0, self.extent_sectors);
-        let last = sectors.0 / u64::from(self.extent_sectors);
-        if kept != 0
-            && let Some(extent) = map.extents.get(&last)
+    /// Makes a hole of what growing to `sectors` would show: older extents that a shrinking left for the snapshots.
+    pub(crate) fn hide_past_end(&self, core: &Core, sectors: SectorCount) -> Result<(), PoolError> {
         {
-            let mut state = extent.state();
-            if state.presence.remove(kept..self.extent_sectors, self.extent_sectors) {
-                self.mark_dirty(core, last, &mut state);
-            }
+            let head = self.head();
+            self.check_alive(&head)?;
+            // First, or the holes would be taken for some that nobody sees.
+            head.view.lengthen(core.layout.extents_spanned(sectors.max(head.sectors)));
         }
-        drop(map);
-        core.unmapped();
+        core.with_room_for_holes(|| {
+            let head = self.head();
+            self.check_alive(&head)?;
+            Ok(self.unmap(core, &head, head.sectors.0..sectors.0.max(head.sectors.0)).map(|_any| ()))
+        })
+    }
+
+    /// Makes holes of sectors; `None` where the hole table has no room for them.
+    ///
+    /// The holes come before presence goes. Between the two the sector reads as before; the other way round it would show
+    /// what it held before a snapshot.
+    fn unmap(&self, core: &Core, head: &Head, sectors: Range<u64>) -> Option<bool> {
+        let mut any = false;
+        for (logical, layers) in head.view.layers(self.logical(&sectors)) {
+            let part = self.part(logical, &sectors);
+            let place = Place::new(logical, head.view.moment);
+            let own =
+                layers.first().is_some_and(|layer| layer.present_moment && layer.kind() == ExtentKind::Data);
+            let older = &layers[usize::from(own)..];
+            if !older.is_empty() {
+                let shown = resolve(older, part.clone()).into_iter().filter(|(_, holder)| holder.is_some());
+                let shown: Vec<Range<u32>> = shown.map(|(run, _)| run).collect();
+                if !shown.is_empty() {
+                    head.view.branch.add_holes(core, place, &shown)?;
+                }
+            }
+            any |= own && head.view.branch.remove(core, place, part);
+        }
+        Some(any)
     }
 
     /// Records a fence, unless it is not above the highest seen.
     pub(crate) fn raise_fence(&self, core: &Core, fence: Fence) -> Result<(), PoolError> {
-        let mut map = self.map_mut();
-        self.check_alive(&map)?;
-        if fence <= map.fence {
-            return Err(PoolError::StaleFence { volume: self.spec.id, given: fence, highest: map.fence });
+        let mut head = self.head_mut();
+        self.check_alive(&head)?;
+        if fence <= head.fence {
+            return Err(PoolError::StaleFence { volume: self.spec.id, given: fence, highest: head.fence });
         }
-        map.fence = fence;
-        self.mark_entry(core, &map);
+        head.fence = fence;
+        self.mark_entry(core, &head);
         Ok(())
     }
 
-    /// Puts an extent on the dirty list, once.
-    fn mark_dirty(self: &Arc<Self>, core: &Core, logical: u64, state: &mut ExtentState) {
-        if !std::mem::replace(&mut state.dirty, true) {
-            lock(&core.dirty).extents.push((Arc::clone(self), logical));
+    pub(crate) fn set_limits(&self, core: &Core, limits: Limits) -> Result<(), PoolError> {
+        let mut head = self.head_mut();
+        self.check_alive(&head)?;
+        core.set_limits(head.view.branch.account, limits)?;
+        head.limits = limits;
+        self.mark_entry(core, &head);
+        Ok(())
+    }
+
+    /// After opening. A pool may have lost the room for a reserve; then it holds for what is left.
+    pub(crate) fn restore_limits(&self, core: &Core, head: &Head) {
+        if let Err(error) = core.set_limits(head.view.branch.account, head.limits) {
+            tracing::warn!(volume = %self.spec.id, %error, "the pool no longer has room for what the volume has reserved");
         }
     }
 
-    /// Puts those of the extents that opening found in need of it on the dirty list: empty ones, and one that holds
-    /// sectors past the end.
-    pub(crate) fn mark_leftovers(self: &Arc<Self>, core: &Core) {
-        let map = self.map();
-        let kept = in_extent(map.sectors.0, self.extent_sectors);
-        let last = map.sectors.0 / u64::from(self.extent_sectors);
-        for (logical, extent) in &map.extents {
-            let mut state = extent.state();
-            let past_end = kept != 0
-                && *logical == last
-                && state.presence.remove(kept..self.extent_sectors, self.extent_sectors);
-            if past_end || state.presence.is_empty() {
-                self.mark_dirty(core, *logical, &mut state);
-            }
-        }
+    fn check_alive(&self, head: &Head) -> Result<(), PoolError> {
+        if head.deleted { Err(PoolError::NoSuchVolume(self.spec.id)) } else { Ok(()) }
     }
 
-    fn check_alive(&self, map: &VolumeMap) -> Result<(), PoolError> {
-        if map.deleted { Err(PoolError::NoSuchVolume(self.spec.id)) } else { Ok(()) }
+    fn check_writable(&self) -> Result<(), PoolError> {
+        if self.snapshot { Err(PoolError::ReadOnly(self.spec.id)) } else { Ok(()) }
     }
 
     /// The range as sector numbers, if the volume has all of it.
-    fn range(&self, map: &VolumeMap, first: Lba, count: SectorCount) -> Result<Range<u64>, PoolError> {
-        self.check_alive(map)?;
+    fn range(&self, head: &Head, first: Lba, count: SectorCount) -> Result<Range<u64>, PoolError> {
+        self.check_alive(head)?;
         match first.checked_add(count) {
-            Some(end) if end.0 <= map.sectors.0 => Ok(first.0..end.0),
-            _ => Err(PoolError::OutOfRange { first, count, sectors: map.sectors }),
+            Some(end) if end.0 <= head.sectors.0 => Ok(first.0..end.0),
+            _ => Err(PoolError::OutOfRange { first, count, sectors: head.sectors }),
         }
     }
 
-    /// The extents of the map that `sectors` touches, each with the part of it that is touched.
-    fn extents_in<'a>(
-        &self,
-        map: &'a VolumeMap,
-        sectors: Range<u64>,
-    ) -> impl Iterator<Item = (u64, &'a Arc<Extent>, Range<u32>)> {
+    /// The extents of the volume that hold any of these sectors.
+    fn logical(&self, sectors: &Range<u64>) -> Range<u64> {
         let per_extent = u64::from(self.extent_sectors);
-        let logical = sectors.start / per_extent..sectors.end.div_ceil(per_extent);
-        let width = self.extent_sectors;
-        // An empty range that starts past its end would panic in `range`.
-        let logical = logical.start..logical.end.max(logical.start);
-        map.extents.range(logical).map(move |(logical, extent)| {
-            let start = sectors.start.saturating_sub(logical * per_extent);
-            let end = (sectors.end - logical * per_extent).min(per_extent);
-            (*logical, extent, in_extent(start, width)..up_to_extent(end, width))
-        })
+        if sectors.is_empty() { 0..0 } else { sectors.start / per_extent..sectors.end.div_ceil(per_extent) }
+    }
+
+    /// The part of one of those extents that is meant.
+    fn part(&self, logical: u64, sectors: &Range<u64>) -> Range<u32> {
+        let start = logical * u64::from(self.extent_sectors);
+        up_to_extent(sectors.start.saturating_sub(start), self.extent_sectors)
+            ..up_to_extent(sectors.end.saturating_sub(start), self.extent_sectors)
     }
 }
 
@@ -272,7 +390,7 @@ impl Span {
     }
 }
 
-/// The sectors of a volume. Calls block; they may be made from many threads at once.
+/// The sectors of a volume or of a snapshot. Calls block; they may be made from many threads at once.
 ///
 /// Reads and writes of the same sectors at the same time are the caller's to order: a read that overlaps a write sees
 /// old or new content, in any mix of the units that the device writes whole.
@@ -292,12 +410,12 @@ impl PoolVolume {
     }
 
     pub fn info(&self) -> VolumeInfo {
-        self.state.info(self.core.layout.extent_len())
+        self.state.info(&self.core)
     }
 
     /// The size as it is now; a resize changes it under the caller.
     pub fn sectors(&self) -> SectorCount {
-        self.state.map().sectors
+        self.state.head().sectors
     }
 
     /// Reads `count` sectors from `first` on: holes and ciphertext, in order, covering exactly the range.
@@ -337,28 +455,31 @@ impl PoolVolume {
     }
 
     /// Where every sector of the range lies, and what keeps those places from being given away.
-    fn plan(&self, first: Lba, count: SectorCount) -> Result<(Vec<Span>, Vec<Arc<Extent>>), PoolError> {
-        let map = self.state.map();
-        let range = self.state.range(&map, first, count)?;
-        let per_extent = u64::from(self.state.extent_sectors);
-        let (mut spans, mut held): (Vec<Span>, Vec<Arc<Extent>>) = (Vec::new(), Vec::new());
+    fn plan(&self, first: Lba, count: SectorCount) -> Result<(Vec<Span>, Vec<Layer>), PoolError> {
+        let head = self.state.head();
+        let range = self.state.range(&head, first, count)?;
+        let layers = head.view.layers(self.state.logical(&range));
+        let (mut spans, mut held): (Vec<Span>, Vec<Layer>) = (Vec::new(), Vec::new());
         let mut push = |span: Span| {
             if span.count > 0 && !spans.last_mut().is_some_and(|last| last.absorbs(&span)) {
                 spans.push(span);
             }
         };
         let mut at = range.start;
-        for (logical, extent, part) in self.state.extents_in(&map, range.clone()) {
-            let start = logical * per_extent;
+        for (logical, layers) in layers {
+            let start = logical * u64::from(self.state.extent_sectors);
+            let part = self.state.part(logical, &range);
             let part_first = start + u64::from(part.start);
             push(Span { first: at, count: part_first - at, place: None });
-            for (run, present) in extent.state().presence.runs(part.clone()) {
-                let place =
-                    present.then(|| (self.core.layout.sector_at(extent.index(), run.start), extent.epoch()));
+            at = start + u64::from(part.end);
+            for (run, holder) in resolve(&layers, part) {
+                let place = holder.map(|nth| {
+                    let extent = &layers[nth].extent;
+                    (self.core.layout.sector_at(extent.index(), run.start), extent.epoch())
+                });
                 push(Span { first: start + u64::from(run.start), count: run.len() as u64, place });
             }
-            at = start + u64::from(part.end);
-            held.push(Arc::clone(extent));
+            held.extend(layers);
         }
         push(Span { first: at, count: range.end - at, place: None });
         Ok((spans, held))
@@ -368,113 +489,88 @@ impl PoolVolume {
     /// of it may have been written.
     pub fn write(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
+        self.state.check_writable()?;
         let expected = self.state.spec.epoch;
         if epoch != expected {
             return Err(PoolError::WrongEpoch { expected, given: epoch });
         }
-        let range = self.state.range(&self.state.map(), first, data.sectors())?;
-        let per_extent = u64::from(self.state.extent_sectors);
-        let mut at = range.start;
-        while at < range.end {
-            let logical = at / per_extent;
-            let end = range.end.min((logical + 1) * per_extent);
-            let start = in_extent(at, self.state.extent_sectors);
-            let part = start..start + up_to_extent(end - at, self.state.extent_sectors);
-            let slice = data.as_slice().sectors_in(at - range.start..end - range.start);
-            self.write_part(logical, part, slice)?;
-            at = end;
+        let (range, view, _request) = {
+            let head = self.state.head();
+            let range = self.state.range(&head, first, data.sectors())?;
+            (range, head.view.clone(), head.writing.begin())
+        };
+        for logical in self.state.logical(&range) {
+            let part = self.state.part(logical, &range);
+            let start = logical * u64::from(self.state.extent_sectors) + u64::from(part.start) - range.start;
+            let slice = data.as_slice().sectors_in(start..start + part.len() as u64);
+            self.write_part(&view, logical, part, slice)?;
         }
         Ok(())
     }
 
     fn write_part(
         &self,
+        view: &View,
         logical: u64,
         part: Range<u32>,
         data: device::SealedSlice<'_>,
     ) -> Result<(), PoolError> {
-        let extent = self.begin_write(logical)?;
+        let extent = self.begin_write(view, logical)?;
         self.core.step(CrashStep::DataWrite);
         let written = self.core.device.write(self.core.layout.sector_at(extent.index(), part.start), data);
-        self.end_write(logical, &extent, written.is_ok().then_some(part))?;
+        self.end_write(view, logical, &extent, written.is_ok().then_some(part))?;
         Ok(written?)
     }
 
-    /// The extent at `logical`, allocated if there is none, with one writer more.
-    fn begin_write(&self, logical: u64) -> Result<Arc<Extent>, PoolError> {
-        let join = |extent: &Arc<Extent>| {
-            extent.state().writers += 1;
-            Arc::clone(extent)
-        };
-        {
-            let map = self.state.map();
-            self.state.check_alive(&map)?;
-            if let Some(extent) = map.extents.get(&logical) {
-                return Ok(join(extent));
-            }
+    /// The extent at `logical` for the moment of `view`, allocated if there is none, with one writer more.
+    fn begin_write(&self, view: &View, logical: u64) -> Result<Arc<Extent>, PoolError> {
+        let place = Place::new(logical, view.moment);
+        if let Some(extent) = view.branch.join(place) {
+            return Ok(extent);
         }
-        let space = AllocatedExtent::new(self.core.allocate()?, &self.core.allocator);
-        let mut map = self.state.map_mut();
-        self.state.check_alive(&map)?;
-        if let Some(extent) = map.extents.get(&logical) {
-            // Another writer was faster; `space` goes back.
-            return Ok(join(extent));
-        }
-        let spanned = self.core.layout.extents_spanned(map.sectors);
-        if logical >= spanned {
+        let account = view.branch.account;
+        let index = self.core.allocate_for_data(account)?;
+        let space = Allocated::new(index, account, &self.core.allocator);
+        // No shrinking may come between looking at the size and the extent's being there.
+        let head = self.state.head();
+        self.state.check_alive(&head)?;
+        if logical >= self.core.layout.extents_spanned(head.sectors) {
             let first = Lba(logical.saturating_mul(u64::from(self.state.extent_sectors)));
-            return Err(PoolError::OutOfRange { first, count: SectorCount(1), sectors: map.sectors });
+            return Err(PoolError::OutOfRange { first, count: SectorCount(1), sectors: head.sectors });
         }
-        let extent = Arc::new(Extent::for_first_write(space, self.state.spec.epoch));
-        map.extents.insert(logical, Arc::clone(&extent));
-        Ok(extent)
+        Ok(view.branch.insert_or_join(place, space, self.state.spec.epoch))
     }
 
     /// Takes one writer off the extent, and makes what it has written present.
     fn end_write(
         &self,
+        view: &View,
         logical: u64,
-        extent: &Arc<Extent>,
+        extent: &Extent,
         written: Option<Range<u32>>,
     ) -> Result<(), PoolError> {
         // Before presence is set: a snapshot that has the presence must find the write counted, or it would not flush.
         if written.is_some() {
             self.core.data_written();
         }
-        let map = self.state.map();
-        let mut state = extent.state();
-        state.writers -= 1;
-        self.state.check_alive(&map)?;
-        let inside = map.sectors.0.saturating_sub(logical * u64::from(self.state.extent_sectors));
+        let head = self.state.head();
+        let inside = head.sectors.0.saturating_sub(logical * u64::from(self.state.extent_sectors));
         let inside = up_to_extent(inside, self.state.extent_sectors);
-        let width = self.state.extent_sectors;
-        let changed = written
-            .is_some_and(|part| state.presence.insert(part.start.min(inside)..part.end.min(inside), width));
-        // An extent that stays empty because its first write failed is on the list so that it is given back.
-        if changed || state.presence.is_empty() {
-            self.state.mark_dirty(&self.core, logical, &mut state);
-        }
-        if state.presence.is_empty() {
-            self.core.unmapped();
-        }
-        Ok(())
+        let written = written.map(|part| part.start.min(inside)..part.end.min(inside));
+        view.branch.end_write(&self.core, Place::new(logical, view.moment), extent, written);
+        self.state.check_alive(&head)
     }
 
     /// Makes the range a hole. Durable only after a later [`PoolVolume::flush`]; extents in which nothing is left are free
     /// from then on.
     pub fn unmap(&self, first: Lba, count: SectorCount) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
-        let map = self.state.map();
-        let range = self.state.range(&map, first, count)?;
-        let mut any = false;
-        for (logical, extent, part) in self.state.extents_in(&map, range) {
-            let mut state = extent.state();
-            if state.presence.remove(part, self.state.extent_sectors) {
-                self.state.mark_dirty(&self.core, logical, &mut state);
-                any = true;
-            }
-        }
-        drop(map);
+        self.state.check_writable()?;
+        let any = self.core.with_room_for_holes(|| {
+            let head = self.state.head();
+            let range = self.state.range(&head, first, count)?;
+            Ok(self.state.unmap(&self.core, &head, range))
+        })?;
         if any {
             self.core.unmapped();
         }

@@ -1,5 +1,5 @@
-//! A pool written by the version that first had this format, byte for byte. It must open as it was, and a pool made by
-//! the same operations today must have the same tables.
+//! Pools written by the versions that first had their formats, byte for byte. Each must open as it was, an older one
+//! brought to the present version, and a pool made by the same operations today must have the same tables as the last.
 //!
 //! `NIGHTLATCH_WRITE_GOLDEN=<file>` writes the image of today's code, for a new format version only: an image that is
 //! committed is never changed.
@@ -8,14 +8,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device::{Sealed, SectorBuf, SimulatedDevice};
-use pool::{CreateOptions, Piece, Pool, VolumeInfo};
+use pool::{CreateOptions, Limits, Piece, Pool, VolumeInfo};
 use units::{ByteLen, Fence, Lba, PoolId, SECTOR_BYTES, SectorCount};
 
-use crate::model::{EPOCH, spec};
+use crate::model::{EPOCH, spec, verify_metadata};
 
-const IMAGE: &[u8] = include_bytes!("../golden/version-1.image");
+const VERSION_1: &[u8] = include_bytes!("../golden/version-1.image");
+const VERSION_2: &[u8] = include_bytes!("../golden/version-2.image");
 const DEVICE: ByteLen = ByteLen(4 << 20);
+const SUPERBLOCKS: [u64; 2] = [0, 16];
 const LOG: ByteLen = ByteLen(64 << 10);
+const LIMITS: Limits = Limits { quota: Some(ByteLen(1 << 30)), reserve: ByteLen(128 << 10) };
 const POOL: PoolId = PoolId(*b"a pool from 2026");
 
 /// A sector of which all but the start is zero, so that the image stays small.
@@ -25,8 +28,9 @@ fn sector(tag: u8) -> Sealed {
     Sealed::from_cipher(buf)
 }
 
-/// Everything the format has: live, deleted and reused slots, full, partial, freed and stale extents, a log that has
-/// been round and holds records of every kind.
+/// Everything the format has. As version 1: live, deleted and reused slots, full, partial, freed and stale extents, a log
+/// that has been round and holds records of every kind. Since version 2: snapshots, one of a volume that is gone, a clone, a
+/// rollback, holes over shared extents, freed ones among them, in table and log, limits.
 fn make() -> Arc<SimulatedDevice> {
     let device = SimulatedDevice::new(DEVICE);
     let options =
@@ -40,13 +44,24 @@ fn make() -> Arc<SimulatedDevice> {
     }
     block.write(Lba(999), EPOCH, &sector(21)).unwrap();
     block.write(Lba(500), EPOCH, &sector(22)).unwrap();
-    block.flush().unwrap();
+    pool.create_snapshot(block.id(), spec(10, 1).id, 1_700_000_000).unwrap();
+    pool.create_snapshot(gone.id(), spec(11, 1).id, 1_700_000_001).unwrap();
     pool.delete_volume(gone.id()).unwrap();
+    block.unmap(Lba(999), SectorCount(1)).unwrap();
+    block.unmap(Lba(4), SectorCount(3)).unwrap();
+    block.write(Lba(5), EPOCH, &sector(24)).unwrap();
+    let clone = pool.clone_snapshot(spec(10, 1).id, spec(5, 1).id, LIMITS).unwrap();
+    clone.write(Lba(1), EPOCH, &sector(50)).unwrap();
+    clone.unmap(Lba(0), SectorCount(1)).unwrap();
     for fence in 1..=14 {
         pool.raise_fence(block.id(), Fence(fence)).unwrap();
     }
     let objects = pool.create_volume(spec(3, 1 << 34)).unwrap();
     objects.write(Lba((1 << 34) - 1), EPOCH, &sector(30)).unwrap();
+    pool.create_snapshot(objects.id(), spec(12, 1).id, 1_700_000_002).unwrap();
+    objects.write(Lba(7), EPOCH, &sector(31)).unwrap();
+    pool.roll_back(objects.id(), spec(12, 1).id).unwrap();
+    objects.write(Lba(8), EPOCH, &sector(32)).unwrap();
     block.unmap(Lba(500), SectorCount(1)).unwrap();
     block.write(Lba(17), EPOCH, &sector(23)).unwrap();
     objects.flush().unwrap();
@@ -79,7 +94,8 @@ fn decode(mut image: &[u8]) -> Arc<SimulatedDevice> {
 }
 
 fn present(pool: &Pool, number: u8, lba: u64) -> Option<u8> {
-    let volume = pool.volume(spec(number, 1).id).unwrap();
+    let id = spec(number, 1).id;
+    let volume = pool.volume(id).or_else(|_| pool.snapshot(id)).unwrap();
     match &volume.read(Lba(lba), SectorCount(1)).unwrap()[..] {
         [Piece::Hole(SectorCount(1))] => None,
         [Piece::Sealed { first, epoch, data }] => {
@@ -103,38 +119,160 @@ fn expected(number: u8, sectors: u64, fence: u64, extents: u64) -> VolumeInfo {
         kind: spec.kind,
         fence: Fence(fence),
         allocated: ByteLen(extents * (64 << 10)),
+        limits: Limits::default(),
+        clone_of: None,
     }
 }
 
-fn holds_what_was_put_in(device: Arc<SimulatedDevice>) {
-    let report = Pool::check_device(&*device).unwrap();
+fn holds(device: &Arc<SimulatedDevice>, sectors: &[(u8, u64, Option<u8>)]) -> Arc<Pool> {
+    let report = Pool::check_device(&**device).unwrap();
     assert!(report.is_sound(), "{report:?}");
-    assert_eq!((report.volumes, report.mapped_extents, report.present_sectors), (2, 4, 19));
-    let pool = Pool::open(device).unwrap();
+    let pool = Pool::open(device.clone()).unwrap();
     let info = pool.info();
-    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 1, None));
+    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 2, None));
     assert_eq!((info.used_len, info.extent_len), (DEVICE, ByteLen(64 << 10)));
-    assert_eq!(pool.volumes(), [expected(2, 1000, 14, 3), expected(3, 1 << 34, 0, 1)]);
-    for (number, lba, tag) in [
-        (2, 0, Some(20)),
-        (2, 15, Some(20)),
-        (2, 16, None),
-        (2, 17, Some(23)),
-        (2, 500, None),
-        (2, 999, Some(21)),
-        (3, 0, None),
-        (3, (1 << 34) - 1, Some(30)),
-    ] {
-        assert_eq!(present(&pool, number, lba), tag, "volume {number}, sector {lba}");
+    for (number, lba, tag) in sectors {
+        assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
     }
+    pool
+}
+
+const IN_VERSION_1: &[(u8, u64, Option<u8>)] = &[
+    (2, 0, Some(20)),
+    (2, 15, Some(20)),
+    (2, 16, None),
+    (2, 17, Some(23)),
+    (2, 500, None),
+    (2, 999, Some(21)),
+    (3, 0, None),
+    (3, (1 << 34) - 1, Some(30)),
+];
+
+const IN_VERSION_2: &[(u8, u64, Option<u8>)] = &[
+    (2, 0, Some(20)),
+    (2, 4, None),
+    (2, 5, Some(24)),
+    (2, 6, None),
+    (2, 15, Some(20)),
+    (2, 17, Some(23)),
+    (2, 500, None),
+    (2, 999, None),
+    (3, 7, None),
+    (3, 8, Some(32)),
+    (3, (1 << 34) - 1, Some(30)),
+    (5, 0, None),
+    (5, 1, Some(50)),
+    (5, 2, Some(20)),
+    (5, 500, Some(22)),
+    (10, 4, Some(20)),
+    (10, 17, None),
+    (10, 500, Some(22)),
+    (10, 999, Some(21)),
+    (11, 0, Some(40)),
+    (12, 8, None),
+    (12, (1 << 34) - 1, Some(30)),
+];
+
+fn volumes_of_version_1() -> [VolumeInfo; 2] {
+    [expected(2, 1000, 14, 3), expected(3, 1 << 34, 0, 1)]
+}
+
+fn holds_what_was_put_in(device: &Arc<SimulatedDevice>) {
+    let pool = holds(device, IN_VERSION_2);
+    let clone = VolumeInfo {
+        id: spec(5, 1).id,
+        clone_of: Some(spec(10, 1).id),
+        limits: LIMITS,
+        ..expected(2, 1000, 0, 1)
+    };
+    assert_eq!(pool.volumes(), [expected(2, 1000, 14, 5), expected(3, 1 << 34, 0, 2), clone]);
+    let snapshots: Vec<_> =
+        pool.snapshots().iter().map(|info| (info.volume, info.id, info.created_s, info.sectors.0)).collect();
+    let snapshot = |of, number, created, sectors| (spec(of, 1).id, spec(number, 1).id, created, sectors);
+    assert_eq!(
+        snapshots,
+        [
+            snapshot(2, 10, 1_700_000_000, 1000),
+            snapshot(3, 12, 1_700_000_002, 1 << 34),
+            snapshot(4, 11, 1_700_000_001, 64)
+        ]
+    );
+    assert_eq!(pool.info().reserved, ByteLen(64 << 10));
+    verify_metadata(&pool).unwrap();
+}
+
+/// What the device holds but for its superblocks.
+fn without_superblocks(device: &SimulatedDevice) -> BTreeMap<u64, Vec<u8>> {
+    let mut content: BTreeMap<u64, Vec<u8>> = device.content().into_iter().collect();
+    content.retain(|sector, _| !SUPERBLOCKS.contains(sector));
+    content
 }
 
 #[test]
-fn the_image_of_version_1_opens_as_it_was() {
-    let device = decode(IMAGE);
+fn the_image_of_version_2_opens_as_it_was() {
+    let device = decode(VERSION_2);
     let before = device.content();
-    holds_what_was_put_in(device.clone());
+    drop(holds(&device, IN_VERSION_2));
     assert!(device.content() == before, "opening a sound pool changes nothing");
+    holds_what_was_put_in(&device);
+}
+
+#[test]
+fn the_image_of_version_1_opens_as_it_was_and_is_version_2_from_then_on() {
+    let device = decode(VERSION_1);
+    let before = without_superblocks(&device);
+    assert_eq!(Pool::check_device(&*device).unwrap().present_sectors, 19);
+    for _ in 0..2 {
+        let pool = holds(&device, IN_VERSION_1);
+        assert_eq!(pool.volumes(), volumes_of_version_1());
+    }
+    assert!(without_superblocks(&device) == before, "only the superblocks change");
+    for sector in SUPERBLOCKS {
+        let content: BTreeMap<u64, Vec<u8>> = device.content().into_iter().collect();
+        assert_eq!(content[&sector][12], 2);
+    }
+    // It takes what is new.
+    let pool = Pool::open(device.clone()).unwrap();
+    pool.create_snapshot(spec(2, 1).id, spec(10, 1).id, 0).unwrap();
+    pool.volume(spec(2, 1).id).unwrap().unmap(Lba(0), SectorCount(1000)).unwrap();
+    let pool = holds(&device, &[(10, 0, Some(20)), (10, 999, Some(21))]);
+    verify_metadata(&pool).unwrap();
+}
+
+/// Power is cut at every operation of bringing a pool of version 1 up to date, also one whose second superblock is
+/// damaged: it opens every time, as it was.
+#[test]
+fn a_cut_while_version_1_becomes_version_2_leaves_the_one_or_the_other() {
+    let mut cuts = 0;
+    for damaged in [false, true] {
+        let version_1 = || {
+            let device = decode(VERSION_1);
+            if damaged {
+                device.edit(SUPERBLOCKS[1], |sector| sector[100] ^= 1);
+            }
+            device
+        };
+        for nth in 0.. {
+            let uncut = version_1();
+            uncut.cut_power_at(nth);
+            if Pool::open(uncut.clone()).is_ok() && uncut.has_power() {
+                break;
+            }
+            for seed in 0..20 {
+                let device = version_1();
+                device.cut_power_at(nth);
+                Pool::open(device.clone()).unwrap_err();
+                let survivor = device.power_cut(seed);
+                let pool = Pool::open(survivor.clone()).unwrap();
+                assert_eq!(pool.volumes(), volumes_of_version_1());
+                drop(pool);
+                holds(&survivor, IN_VERSION_1);
+                cuts += 1;
+            }
+        }
+    }
+    println!("{cuts} cuts");
+    assert!(cuts > 100);
 }
 
 /// All sectors but the log's, which differs by its random session, and the superblock's mention of it.
@@ -142,7 +280,7 @@ fn comparable(device: &SimulatedDevice) -> BTreeMap<u64, Vec<u8>> {
     let log = (2 << 20) / SECTOR_BYTES as u64..((2 << 20) + LOG.0) / SECTOR_BYTES as u64;
     let mut sectors: BTreeMap<u64, Vec<u8>> = device.content().into_iter().collect();
     sectors.retain(|number, _| !log.contains(number));
-    for copy in [0, 16] {
+    for copy in SUPERBLOCKS {
         let superblock = sectors.get_mut(&copy).unwrap();
         superblock[8..12].fill(0);
         superblock[104..116].fill(0);
@@ -156,7 +294,7 @@ fn the_same_operations_still_write_the_same_tables() {
     if let Some(path) = std::env::var_os("NIGHTLATCH_WRITE_GOLDEN") {
         std::fs::write(path, encode(&device)).unwrap();
     }
-    assert_eq!(comparable(&device), comparable(&decode(IMAGE)));
+    assert!(comparable(&device) == comparable(&decode(VERSION_2)), "the tables are not the same");
     assert_eq!(decode(&encode(&device)).content(), device.content());
-    holds_what_was_put_in(device);
+    holds_what_was_put_in(&device);
 }

@@ -8,6 +8,7 @@ mod golden;
 mod model;
 mod power_cuts;
 mod refusals;
+mod snapshots;
 mod threads;
 mod timing;
 mod workload;

@@ -159,18 +159,37 @@ pub(crate) enum Begun {
     Delete(VolumeId),
     Resize(VolumeId, u64),
     RaiseFence(VolumeId, Fence),
+    /// Of the volume, under this id.
+    Snapshot(VolumeId, VolumeId),
+    DeleteSnapshot(VolumeId),
+    /// Of the snapshot, under this id.
+    Clone(VolumeId, VolumeId),
+    /// The volume, to the snapshot.
+    RollBack(VolumeId, VolumeId),
+}
+
+#[derive(Clone, Debug)]
+struct Snapshot {
+    of: VolumeId,
+    content: Volume,
 }
 
 /// What the pool may hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     volumes: BTreeMap<VolumeId, Volume>,
+    snapshots: BTreeMap<VolumeId, Snapshot>,
     begun: Option<Begun>,
 }
 
 impl Model {
     pub(crate) fn ids(&self) -> Vec<VolumeId> {
         self.volumes.keys().copied().collect()
+    }
+
+    /// Snapshots, each with its volume, which may be gone.
+    pub(crate) fn snapshots(&self) -> Vec<(VolumeId, VolumeId)> {
+        self.snapshots.iter().map(|(id, snapshot)| (*id, snapshot.of)).collect()
     }
 
     pub(crate) fn size(&self, id: VolumeId) -> u64 {
@@ -200,9 +219,29 @@ impl Model {
                 volume.sectors.retain(|sector, _| *sector < sectors);
             }
             Some(Begun::RaiseFence(id, fence)) => self.volumes.get_mut(&id).unwrap().fence = fence,
+            Some(Begun::Snapshot(of, id)) => {
+                self.flushed();
+                self.snapshots.insert(id, Snapshot { of, content: self.volumes[&of].clone() });
+            }
+            Some(Begun::DeleteSnapshot(id)) => {
+                self.snapshots.remove(&id);
+            }
+            Some(Begun::Clone(snapshot, id)) => {
+                let Volume { spec, sectors, .. } = self.snapshots[&snapshot].content.clone();
+                self.volumes.insert(id, Volume { spec: VolumeSpec { id, ..spec }, fence: Fence(0), sectors });
+            }
+            Some(Begun::RollBack(id, snapshot)) => self.roll_back(id, snapshot),
             None => {}
         }
         self.flushed();
+    }
+
+    /// What the snapshot showed, and nothing of what only the volume ever held.
+    fn roll_back(&mut self, id: VolumeId, snapshot: VolumeId) {
+        let Volume { spec, sectors, .. } = self.snapshots[&snapshot].content.clone();
+        let volume = self.volumes.get_mut(&id).unwrap();
+        volume.spec.sectors = spec.sectors;
+        volume.sectors = sectors;
     }
 
     /// What was begun was refused and has not happened.
@@ -262,6 +301,30 @@ impl Model {
                 }
             }
         }
+        self.verify_snapshots(pool)
+    }
+
+    /// A snapshot never changes: the same ones are there, and every sector of them is as it was.
+    fn verify_snapshots(&self, pool: &Pool) -> Result<(), String> {
+        let found: BTreeMap<VolumeId, _> = pool.snapshots().into_iter().map(|info| (info.id, info)).collect();
+        if !found.keys().eq(self.snapshots.keys()) {
+            return Err(format!("snapshots {:?} instead of {:?}", found.keys(), self.snapshots.keys()));
+        }
+        for (id, snapshot) in &self.snapshots {
+            let (info, spec) = (&found[id], &snapshot.content.spec);
+            if (info.volume, info.sectors, info.domain) != (snapshot.of, spec.sectors, spec.domain) {
+                return Err(format!("{info:?} is not of {:?}, {spec:?}", snapshot.of));
+            }
+            let handle = pool.snapshot(*id).map_err(|error| error.to_string())?;
+            for (sector, found) in snapshot.content.read_all(&handle)? {
+                let expected = snapshot.content.sectors.get(&sector).and_then(Sector::current);
+                if found != expected {
+                    return Err(format!(
+                        "snapshot {id} sector {sector}: found {found:?}, expected {expected:?}"
+                    ));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -290,7 +353,7 @@ impl Model {
     /// After a cut: settles what was begun by what is there, then compares every sector with what it may hold, and takes
     /// what it does hold for durable.
     pub(crate) fn verify_after_cut(&mut self, pool: &Pool) -> Result<(), String> {
-        self.settle_begun(pool);
+        self.settle_begun(pool)?;
         self.verify_volumes(pool, |_, info, volume| {
             if info.sectors != volume.spec.sectors || info.fence != volume.fence {
                 return Err(format!("{info:?} is not {:?} {:?}", volume.spec, volume.fence));
@@ -308,50 +371,100 @@ impl Model {
                 *known = Sector { durable: found, since: Vec::new() };
             }
         }
-        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+        if wrong.is_empty() { self.verify_snapshots(pool) } else { Err(wrong) }
+    }
+
+    /// A snapshot whose taking was cut short shows what a cut leaves of its volume: old or new, sector by sector.
+    fn settle_snapshot(&mut self, pool: &Pool, of: VolumeId, id: VolumeId) -> Result<(), String> {
+        let Ok(handle) = pool.snapshot(id) else { return Ok(()) };
+        let mut content = self.volumes[&of].clone();
+        for (sector, found) in content.read_all(&handle)? {
+            let known = content.sectors.entry(sector).or_default();
+            if !known.allows(found) {
+                return Err(format!("new snapshot, sector {sector}: found {found:?}, may be {known:?}"));
+            }
+            *known = Sector { durable: found, since: Vec::new() };
+        }
+        // The volume goes on from just that.
+        self.volumes.insert(of, content.clone());
+        self.snapshots.insert(id, Snapshot { of, content });
+        Ok(())
+    }
+
+    /// Whether the volume shows what the snapshot does, every sector of it.
+    fn shows(&self, pool: &Pool, id: VolumeId, snapshot: VolumeId) -> Result<bool, String> {
+        let content = &self.snapshots[&snapshot].content;
+        let handle = pool.volume(id).map_err(|error| error.to_string())?;
+        if handle.sectors() != content.spec.sectors {
+            return Ok(false);
+        }
+        let found = content.read_all(&handle)?;
+        Ok(found
+            .iter()
+            .all(|(sector, found)| *found == content.sectors.get(sector).and_then(Sector::current)))
     }
 
     /// What was begun either happened, and then whole, or did not.
-    fn settle_begun(&mut self, pool: &Pool) {
-        let Some(begun) = self.begun else { return };
+    fn settle_begun(&mut self, pool: &Pool) -> Result<(), String> {
+        let Some(begun) = self.begun else { return Ok(()) };
         let info = |id| pool.volumes().into_iter().find(|info| info.id == id);
         let happened = match begun {
             Begun::Create(spec) => info(spec.id).is_some(),
             Begun::Delete(id) => info(id).is_none(),
             Begun::Resize(id, sectors) => info(id).is_some_and(|info| info.sectors.0 == sectors),
             Begun::RaiseFence(id, fence) => info(id).is_some_and(|info| info.fence == fence),
+            Begun::Snapshot(of, id) => {
+                self.begun = None;
+                return self.settle_snapshot(pool, of, id);
+            }
+            Begun::DeleteSnapshot(id) => pool.snapshot(id).is_err(),
+            Begun::Clone(_, id) => info(id).is_some(),
+            Begun::RollBack(id, snapshot) => self.shows(pool, id, snapshot)?,
         };
         self.begun = None;
         if !happened {
-            return;
+            return Ok(());
         }
         let since: Vec<_> = self.volumes.clone().into_iter().collect();
         self.begun = Some(begun);
         self.acknowledge();
         // That it happened says nothing of writes that no flush was acknowledged for.
         for (id, before) in since {
+            if matches!(begun, Begun::RollBack(rolled_back, _) if rolled_back == id) {
+                continue;
+            }
             if let Some(volume) = self.volumes.get_mut(&id) {
                 let size = volume.spec.sectors.0;
                 volume.sectors = before.sectors.into_iter().filter(|(sector, _)| *sector < size).collect();
             }
         }
+        Ok(())
     }
 }
 
-/// What belongs to volumes is what is allocated, and the metadata is sound.
+/// What somebody shows is what is allocated, and the metadata is sound.
 pub(crate) fn verify_metadata(pool: &Arc<Pool>) -> Result<(), String> {
-    pool.flush().map_err(|error| error.to_string())?;
+    // What the first finds to be hidden for good, the second frees.
+    for _ in 0..2 {
+        pool.flush().map_err(|error| error.to_string())?;
+    }
     let report = pool.check().map_err(|error| error.to_string())?;
     if !report.is_sound() {
         return Err(format!("{:?}", report.problems));
     }
-    let owned: u64 = pool.volumes().iter().map(|info| info.allocated.0).sum();
     let info = pool.info();
-    if owned != info.allocated.0 || report.mapped_extents * info.extent_len.0 != owned {
+    let unseen = pool.usage().unseen;
+    if report.mapped_extents * info.extent_len.0 != info.allocated.0 || unseen.0 != 0 {
         return Err(format!(
-            "volumes own {owned}, {} is allocated, the table maps {} extents",
-            info.allocated.0, report.mapped_extents
+            "{} is allocated, the table maps {} extents, and nobody shows {unseen}",
+            info.allocated, report.mapped_extents
         ));
+    }
+    if info.snapshots == 0 {
+        let owned: u64 = pool.volumes().iter().map(|info| info.allocated.0).sum();
+        if pool.volumes().iter().all(|volume| volume.clone_of.is_none()) && owned != info.allocated.0 {
+            return Err(format!("volumes own {owned}, {} is allocated", info.allocated));
+        }
     }
     Ok(())
 }

@@ -171,6 +171,58 @@ fn a_power_cut_under_load_loses_nothing_that_any_thread_flushed() {
     assert!(cut_late.into_inner() > 50);
 }
 
+/// Requests that span two extents, beside snapshots: each snapshot has every request whole or not at all, and shows the
+/// same ever after.
+#[test]
+fn a_snapshot_under_load_splits_no_request_and_never_changes() {
+    let (_, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 64)).unwrap();
+    let done = AtomicBool::new(false);
+    let pairs = |volume: &PoolVolume| -> Vec<_> {
+        let content = read(volume, 0, 64).unwrap();
+        (0..4).map(|thread| (content[15 - thread], content[16 + thread])).collect()
+    };
+    let mut different = 0;
+    let written = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let (volume, done, written) = (&volume, &done, &written);
+            scope.spawn(move || {
+                let mut tag = (thread + 1) << 32;
+                while !done.load(Ordering::Acquire) {
+                    tag += 1;
+                    // From 15 - thread to 16 + thread, alike at both ends. Threads overlap, as clients that share a disk do.
+                    let count = 2 + 2 * thread;
+                    volume.write(Lba(15 - thread), EPOCH, &sealed((0..count).map(|_| tag))).unwrap();
+                    written.fetch_add(u64::from(thread == 3), Ordering::AcqRel);
+                }
+            });
+        }
+        for round in 0..200 {
+            let before = written.load(Ordering::Acquire);
+            while written.load(Ordering::Acquire) == before {
+                thread::yield_now();
+            }
+            let id = |round: u8| units::VolumeId([100 + round % 2; 16]);
+            pool.create_snapshot(volume.id(), id(round), 0).unwrap();
+            let snapshot = pool.snapshot(id(round)).unwrap();
+            let first = pairs(&snapshot);
+            // The widest write is thread 3's, and nobody else writes its ends.
+            assert_eq!(first[3].0, first[3].1, "a request was split");
+            assert_eq!(pairs(&snapshot), first, "a snapshot has changed");
+            if round > 0 {
+                let before = pool.snapshot(id(round - 1)).unwrap();
+                different += u64::from(pairs(&before) != first);
+                pool.delete_snapshot(id(round - 1)).unwrap();
+            }
+        }
+        done.store(true, Ordering::Release);
+    });
+    println!("{different} of 199 snapshots differed from the one before");
+    assert!(different > 0);
+    verify_metadata(&pool).unwrap();
+}
+
 /// One flush may answer many callers, and none too early.
 #[test]
 fn concurrent_flushers_share_device_flushes() {

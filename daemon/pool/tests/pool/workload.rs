@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use device::SimulatedDevice;
-use pool::{CreateOptions, OpenOptions, Pool, PoolError, PoolErrorKind};
+use pool::{CreateOptions, Limits, OpenOptions, Pool, PoolError, PoolErrorKind};
 use units::{ByteLen, Fence, Lba, SectorCount, VolumeId};
 
 use crate::model::{Begun, EPOCH, Model, sealed, spec};
@@ -59,6 +59,8 @@ pub(crate) fn small_pool() -> (Arc<SimulatedDevice>, Arc<Pool>) {
 
 /// Most volumes at a time.
 const VOLUMES_MAX: usize = 5;
+/// Most snapshots at a time.
+const SNAPSHOTS_MAX: usize = 4;
 /// Size of a volume, in sectors that are used.
 const SECTORS_MAX: u64 = 160;
 
@@ -108,13 +110,69 @@ impl Workload {
     pub(crate) fn step(&mut self, pool: &Pool) -> Result<(), PoolError> {
         let ids = self.model.ids();
         let Some(id) = self.random.one_of(&ids) else { return self.create(pool) };
+        let snapshots = self.model.snapshots();
         match self.random.below(100) {
-            0..84 => self.step_on(pool, id),
-            84..90 if ids.len() < VOLUMES_MAX => self.create(pool),
-            84..93 => self.delete(pool, id),
-            93..97 => self.resize(pool, id),
-            _ => self.raise_fence(pool, id),
+            0..76 => self.step_on(pool, id),
+            76..81 if ids.len() < VOLUMES_MAX => self.create(pool),
+            76..82 => self.delete(pool, id),
+            82..86 => self.resize(pool, id),
+            86..88 => self.raise_fence(pool, id),
+            88..93 if snapshots.len() < SNAPSHOTS_MAX => self.snapshot(pool, id),
+            88..95 => self.delete_snapshot(pool),
+            95..97 if ids.len() < VOLUMES_MAX => self.clone_snapshot(pool),
+            _ => self.roll_back(pool),
         }
+    }
+
+    /// An id that nothing has.
+    fn new_id(&mut self) -> VolumeId {
+        loop {
+            let id = spec(self.next_volume, 1).id;
+            self.next_volume = self.next_volume.wrapping_add(1);
+            let snapshots = self.model.snapshots();
+            if !self.model.ids().contains(&id) && snapshots.iter().all(|(snapshot, _)| *snapshot != id) {
+                return id;
+            }
+        }
+    }
+
+    fn snapshot(&mut self, pool: &Pool, of: VolumeId) -> Result<(), PoolError> {
+        let id = self.new_id();
+        self.model.begin(Begun::Snapshot(of, id));
+        self.settle(pool.create_snapshot(of, id, 1).map(drop))
+    }
+
+    fn delete_snapshot(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let snapshots = self.model.snapshots();
+        let Some((id, _)) = self.random.one_of(&snapshots) else { return Ok(()) };
+        self.model.begin(Begun::DeleteSnapshot(id));
+        self.settle(pool.delete_snapshot(id))
+    }
+
+    fn clone_snapshot(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let snapshots = self.model.snapshots();
+        let Some((snapshot, _)) = self.random.one_of(&snapshots) else { return Ok(()) };
+        let id = self.new_id();
+        self.model.begin(Begun::Clone(snapshot, id));
+        self.settle(pool.clone_snapshot(snapshot, id, Limits::default()).map(drop))
+    }
+
+    fn roll_back(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let ids = self.model.ids();
+        let own: Vec<_> = self.model.snapshots().into_iter().filter(|(_, of)| ids.contains(of)).collect();
+        let Some((snapshot, of)) = self.random.one_of(&own) else { return Ok(()) };
+        self.model.begin(Begun::RollBack(of, snapshot));
+        self.settle(pool.roll_back(of, snapshot))
+    }
+
+    /// What was begun has been done, or refused for want of space or because clones are too deep.
+    fn settle(&mut self, result: Result<(), PoolError>) -> Result<(), PoolError> {
+        match result {
+            Ok(()) => self.model.acknowledge(),
+            Err(PoolError::NoSpace | PoolError::TooManyLevels { .. }) => self.model.refused(),
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Does one operation on the sectors of a volume.
@@ -178,11 +236,7 @@ impl Workload {
     }
 
     fn create(&mut self, pool: &Pool) -> Result<(), PoolError> {
-        while self.model.ids().contains(&spec(self.next_volume, 1).id) {
-            self.next_volume = self.next_volume.wrapping_add(1);
-        }
-        let spec = spec(self.next_volume, self.any_size());
-        self.next_volume = self.next_volume.wrapping_add(1);
+        let spec = spec(self.new_id().0[0], self.any_size());
         self.model.begin(Begun::Create(spec));
         pool.create_volume(spec)?;
         self.model.acknowledge();

@@ -1,0 +1,580 @@
+//! A branch of history: the extents that volumes and snapshots share, and what of them somebody still sees.
+//!
+//! A write goes to an extent that was born in the branch's present moment, made where there is none. Taking a snapshot
+//! ends the moment; nothing is copied and nothing walked. A sector is **present** where the youngest extent that knows
+//! it says so, a **hole** where the hole table says so for a moment at least as young, and otherwise **inherited**: from
+//! older extents of the branch, then from the branches below it, and a hole where nothing is below.
+//!
+//! Invariants:
+//! - Extents and holes born before the present moment do not change, but for writes that were on their way when it
+//!   ended: those are waited for before the snapshot is there.
+//! - What no volume or snapshot sees stays unseen: views are made of views, so it is free for good. It leaves the map
+//!   only in `collect`, and its record is freed behind the records of what hides it (`commit.rs`).
+//! - Within one moment presence wins over holes, so neither has to be changed with the other.
+//! - Locks are taken in the order volume, branch, branches below it, extent, dirty list. None is held across device input or
+//!   output.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use units::VolumeEpoch;
+
+use crate::LEVELS_MAX;
+use crate::allocator::{Account, Allocated};
+use crate::commit::{Core, lock};
+use crate::entry::{BranchId, Level, Mapping, Moment, Place};
+use crate::extent::{Extent, ExtentKind, ExtentState, Retired};
+use crate::presence::Presence;
+
+/// Extents of a volume that are looked at under one lock while walking a branch, so that writers wait for
+/// microseconds.
+const WALK_EXTENTS: usize = 1024;
+
+/// A branch's part of an open pool.
+#[derive(Debug)]
+pub(crate) struct Branch {
+    pub(crate) id: BranchId,
+    /// Whom its extents are counted for.
+    pub(crate) account: Account,
+    /// What it inherits from, nearest first.
+    below: Vec<(Arc<Branch>, Moment)>,
+    /// Extents that were in the branches below when this one was made: in so many places it may need holes.
+    pub(crate) inherited: u64,
+    extent_sectors: u32,
+    map: RwLock<Map>,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    extents: BTreeMap<Place, Arc<Extent>>,
+    holes: BTreeMap<Place, Arc<Extent>>,
+    /// The moments that volumes, snapshots and the branches above look at.
+    seen: BTreeMap<Moment, Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    views: u32,
+    /// The first extent of the volume that is past the end for all of them. A branch above that has become longer has holes
+    /// there (`hide_past_end`).
+    end: u64,
+}
+
+/// A branch up to a moment, and all that is below it: what a volume or a snapshot shows.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) branch: Arc<Branch>,
+    pub(crate) moment: Moment,
+}
+
+/// An extent, or holes, that a view has for one extent of the volume.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) extent: Arc<Extent>,
+    /// Whether it is the one that a write of today goes to.
+    pub(crate) present_moment: bool,
+}
+
+impl Layer {
+    pub(crate) fn kind(&self) -> ExtentKind {
+        self.extent.kind()
+    }
+}
+
+/// What became of a dirty extent.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Used { index: u32, mapping: Mapping },
+    Emptied(Retired),
+}
+
+/// Consecutive sectors of one extent of the volume that are alike: held by which layer, or a hole.
+pub(crate) type Run = (Range<u32>, Option<usize>);
+
+impl View {
+    /// Nearest first.
+    pub(crate) fn levels(&self) -> impl DoubleEndedIterator<Item = (&Arc<Branch>, Moment)> {
+        let below = self.branch.below.iter().map(|(branch, moment)| (branch, *moment));
+        std::iter::once((&self.branch, self.moment)).chain(below)
+    }
+
+    /// As entries name them.
+    pub(crate) fn recorded_levels(&self) -> Vec<Level> {
+        self.levels().map(|(branch, moment)| Level { branch: branch.id, moment }).collect()
+    }
+
+    /// Counts one more that looks at this, as far as the extent `end`.
+    pub(crate) fn attach(&self, end: u64) {
+        // From below, and away from above: nobody may seem to be the only one who looks at something.
+        for (branch, moment) in self.levels().rev() {
+            let mut map = branch.map_mut();
+            let seen = map.seen.entry(moment).or_insert(Seen { views: 0, end: u64::MAX });
+            seen.views += 1;
+            if branch.id == self.branch.id {
+                seen.end = end;
+            }
+        }
+    }
+
+    /// The volume now ends before the extent `end`: gives what is past it to the next commit to free.
+    pub(crate) fn shorten(&self, core: &Core, end: u64) {
+        if let Some(seen) = self.branch.map_mut().seen.get_mut(&self.moment) {
+            seen.end = end;
+        }
+        self.branch.collect_all(core);
+        core.unmapped();
+    }
+
+    /// The volume now ends before the extent `end`, later than before. What that could show has been hidden.
+    pub(crate) fn lengthen(&self, end: u64) {
+        if let Some(seen) = self.branch.map_mut().seen.get_mut(&self.moment) {
+            seen.end = end;
+        }
+    }
+
+    /// Counts one fewer, and gives what nobody sees any more to the next commit to free.
+    pub(crate) fn detach(&self, core: &Core) {
+        for (branch, moment) in self.levels() {
+            let mut map = branch.map_mut();
+            if let Some(seen) = map.seen.get_mut(&moment) {
+                seen.views -= 1;
+                if seen.views == 0 {
+                    map.seen.remove(&moment);
+                }
+            }
+            if map.seen.is_empty() {
+                // No record each: entries that name a branch nobody looks at are free.
+                let extents = std::mem::take(&mut map.extents).into_values();
+                let holes = std::mem::take(&mut map.holes).into_values();
+                let retired = extents.chain(holes).map(|extent| Retired { extent, needs_record: false });
+                lock(&core.dirty).cut.extend(retired);
+                drop(map);
+                core.holes.forget_inherited(branch.inherited);
+            } else {
+                drop(map);
+                branch.collect_all(core);
+            }
+        }
+        core.unmapped();
+    }
+
+    /// What the view has of each of these extents of the volume that it has anything of, what hides before what is
+    /// hidden.
+    pub(crate) fn layers(&self, logical: Range<u64>) -> BTreeMap<u64, Vec<Layer>> {
+        let mut layers: BTreeMap<u64, Vec<Layer>> = BTreeMap::new();
+        if logical.is_empty() {
+            return layers;
+        }
+        for (branch, until) in self.levels() {
+            let layer = |place: Place, extent: &Arc<Extent>| Layer {
+                extent: Arc::clone(extent),
+                present_moment: branch.id == self.branch.id && place.moment() == self.moment,
+            };
+            let map = branch.map();
+            if map.holes.is_empty() {
+                for (place, extent) in map.extents.range(places(&logical)).rev() {
+                    if place.moment() <= until {
+                        layers.entry(place.logical()).or_default().push(layer(*place, extent));
+                    }
+                }
+                continue;
+            }
+            let mut both: Vec<(Place, &Arc<Extent>)> = map
+                .extents
+                .range(places(&logical))
+                .chain(map.holes.range(places(&logical)))
+                .filter(|(place, _)| place.moment() <= until)
+                .map(|(place, extent)| (*place, extent))
+                .collect();
+            // Stable: of one place the extent stays before the holes.
+            both.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+            for (place, extent) in both {
+                layers.entry(place.logical()).or_default().push(layer(place, extent));
+            }
+        }
+        layers
+    }
+}
+
+/// Where each sector of `part` comes from, in runs that cover it in order.
+pub(crate) fn resolve(layers: &[Layer], part: Range<u32>) -> Vec<Run> {
+    if let [Layer { extent, .. }] = layers
+        && extent.kind() == ExtentKind::Data
+    {
+        let runs = extent.state().sectors.runs(part);
+        return runs.into_iter().map(|(run, present)| (run, present.then_some(0))).collect();
+    }
+    let sectors: Vec<Presence> = layers.iter().map(|layer| layer.extent.state().sectors.clone()).collect();
+    let mut runs: Vec<Run> = Vec::new();
+    for sector in part {
+        let decided = sectors.iter().position(|sectors| sectors.contains(sector));
+        let holder = decided.filter(|nth| layers[*nth].kind() == ExtentKind::Data);
+        match runs.last_mut() {
+            Some((run, same)) if *same == holder => run.end = sector + 1,
+            _ => runs.push((sector..sector + 1, holder)),
+        }
+    }
+    runs
+}
+
+/// The whole history of these extents of the volume.
+fn places(logical: &Range<u64>) -> Range<Place> {
+    Place::new(logical.start, Moment(0))..Place::new(logical.end, Moment(0))
+}
+
+impl Branch {
+    pub(crate) fn new(
+        id: BranchId,
+        account: Account,
+        below: Option<&View>,
+        extent_sectors: u32,
+    ) -> Arc<Self> {
+        let below: Vec<_> = below
+            .into_iter()
+            .flat_map(View::levels)
+            .map(|(branch, moment)| (Arc::clone(branch), moment))
+            .collect();
+        debug_assert!(below.len() < LEVELS_MAX);
+        let inherited = below.iter().map(|(branch, _)| branch.extents()).sum();
+        Arc::new(Self { id, account, below, inherited, extent_sectors, map: RwLock::default() })
+    }
+
+    fn map(&self) -> RwLockReadGuard<'_, Map> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
+        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts in what the tables name; whether its place was empty.
+    pub(crate) fn insert_recorded(&self, place: Place, extent: Arc<Extent>) -> bool {
+        let mut map = self.map_mut();
+        let of_kind = match extent.kind() {
+            ExtentKind::Data => &mut map.extents,
+            ExtentKind::Holes => &mut map.holes,
+        };
+        of_kind.insert(place, extent).is_none()
+    }
+
+    /// The extent at `place`, if there is one, with one writer more.
+    pub(crate) fn join(&self, place: Place) -> Option<Arc<Extent>> {
+        let map = self.map();
+        let extent = map.extents.get(&place)?;
+        extent.state().writers += 1;
+        Some(Arc::clone(extent))
+    }
+
+    /// Makes an extent of `space` at `place`, for one writer; where another was faster its extent is joined and `space`
+    /// goes back.
+    pub(crate) fn insert_or_join(&self, place: Place, space: Allocated, epoch: VolumeEpoch) -> Arc<Extent> {
+        let mut map = self.map_mut();
+        if let Some(extent) = map.extents.get(&place) {
+            extent.state().writers += 1;
+            return Arc::clone(extent);
+        }
+        let extent = Arc::new(Extent::for_first_write(space, epoch));
+        map.extents.insert(place, Arc::clone(&extent));
+        extent
+    }
+
+    /// Takes one writer off `extent`, which is or was at `place`, and makes what it has written present.
+    pub(crate) fn end_write(
+        self: &Arc<Self>,
+        core: &Core,
+        place: Place,
+        extent: &Extent,
+        written: Option<Range<u32>>,
+    ) {
+        let _map = self.map();
+        let mut state = extent.state();
+        state.writers -= 1;
+        let changed = written.is_some_and(|part| state.sectors.insert(part, self.extent_sectors));
+        let empty = state.sectors.is_empty();
+        // An extent that stays empty because its first write failed is on the list so that it is given back.
+        if changed || empty {
+            self.mark_dirty(core, place, ExtentKind::Data, &mut state);
+        }
+        if empty {
+            core.unmapped();
+        }
+    }
+
+    /// Takes sectors of the extent at `place` away; whether any was there.
+    pub(crate) fn remove(self: &Arc<Self>, core: &Core, place: Place, part: Range<u32>) -> bool {
+        let map = self.map();
+        let Some(extent) = map.extents.get(&place) else { return false };
+        let mut state = extent.state();
+        let changed = state.sectors.remove(part, self.extent_sectors);
+        if changed {
+            self.mark_dirty(core, place, ExtentKind::Data, &mut state);
+        }
+        changed
+    }
+
+    /// Makes sectors at `place` holes. `None` where the hole table has no room.
+    pub(crate) fn add_holes(self: &Arc<Self>, core: &Core, place: Place, parts: &[Range<u32>]) -> Option<()> {
+        let mut map = self.map_mut();
+        let extent = match map.holes.get(&place) {
+            Some(extent) => Arc::clone(extent),
+            None => {
+                let extent = Arc::new(Extent::for_first_hole(core.holes.allocate()?));
+                map.holes.insert(place, Arc::clone(&extent));
+                extent
+            }
+        };
+        let mut state = extent.state();
+        for part in parts {
+            state.sectors.insert(part.clone(), self.extent_sectors);
+        }
+        self.mark_dirty(core, place, ExtentKind::Holes, &mut state);
+        Some(())
+    }
+
+    /// Takes every extent of the present moment from `logical` on out of the map.
+    pub(crate) fn cut(&self, logical: u64, moment: Moment) -> Vec<Retired> {
+        let mut map = self.map_mut();
+        let from = Place::new(logical, Moment(0));
+        let cut: Vec<Place> = map
+            .extents
+            .range(from..)
+            .map(|(place, _)| *place)
+            .filter(|place| place.moment() == moment)
+            .collect();
+        cut.iter().filter_map(|place| map.extents.remove(place)).map(Retired::of_living).collect()
+    }
+
+    /// Puts an extent on the dirty list, once.
+    fn mark_dirty(self: &Arc<Self>, core: &Core, place: Place, kind: ExtentKind, state: &mut ExtentState) {
+        if !std::mem::replace(&mut state.dirty, true) {
+            lock(&core.dirty).extents.push((Arc::clone(self), place, kind));
+        }
+    }
+
+    /// Takes an extent off the dirty list for a commit: what is to be recorded of it, if anything. An extent in which
+    /// nothing is present and which nobody writes to leaves the map.
+    pub(crate) fn take_dirty(&self, place: Place, kind: ExtentKind) -> Option<Taken> {
+        let mut map = self.map_mut();
+        let of_kind = match kind {
+            ExtentKind::Data => &mut map.extents,
+            ExtentKind::Holes => &mut map.holes,
+        };
+        let extent = Arc::clone(of_kind.get(&place)?);
+        let mut state = extent.state();
+        if !std::mem::take(&mut state.dirty) {
+            return None;
+        }
+        if state.sectors.is_empty() && state.writers == 0 {
+            of_kind.remove(&place);
+            drop(state);
+            return Some(Taken::Emptied(Retired::of_living(extent)));
+        }
+        if state.sectors.is_empty() && !state.recorded {
+            // Its first writer is still on its way and marks it again.
+            return None;
+        }
+        state.recorded = true;
+        let sectors = state.sectors.clone();
+        let mapping = Mapping { branch: self.id, place, epoch: extent.epoch(), sectors };
+        Some(Taken::Used { index: extent.index(), mapping })
+    }
+
+    /// Takes what nobody sees of the extent `logical` of the volume out of the map, and out of those below.
+    pub(crate) fn collect(&self, logical: u64) -> Vec<Retired> {
+        self.collect_in(&mut self.map_mut(), logical)
+    }
+
+    /// Takes all that nobody sees out of the map and out of those below, for the next commit to free.
+    pub(crate) fn collect_all(&self, core: &Core) {
+        let mut from = Place::new(0, Moment(0));
+        loop {
+            let mut map = self.map_mut();
+            let of = |places: &BTreeMap<Place, Arc<Extent>>| -> Vec<u64> {
+                places.range(from..).take(WALK_EXTENTS).map(|(place, _)| place.logical()).collect()
+            };
+            let mut logicals = [of(&map.extents), of(&map.holes)].concat();
+            logicals.sort_unstable();
+            logicals.dedup();
+            logicals.truncate(WALK_EXTENTS);
+            let Some(last) = logicals.last() else { return };
+            from = Place::new(last + 1, Moment(0));
+            let garbage: Vec<Retired> =
+                logicals.iter().flat_map(|logical| self.collect_in(&mut map, *logical)).collect();
+            lock(&core.dirty).unseen.extend(garbage);
+        }
+    }
+
+    fn collect_in(&self, map: &mut Map, logical: u64) -> Vec<Retired> {
+        let history = places(&(logical..logical + 1));
+        // Extents before holes, those below first: freeing a hole must not show what it hid.
+        let mut garbage = self.collect_below(map, logical);
+        let unseen: Vec<Place> = map
+            .extents
+            .range(history.clone())
+            .filter(|(place, extent)| self.is_unseen_extent(map, **place, &extent.state()))
+            .map(|(place, _)| *place)
+            .collect();
+        garbage.extend(unseen.iter().filter_map(|place| map.extents.remove(place)).map(Retired::of_living));
+        let unseen: Vec<Place> = map
+            .holes
+            .range(history)
+            .filter(|(place, holes)| self.are_unseen_holes(map, **place, &holes.state()))
+            .map(|(place, _)| *place)
+            .collect();
+        garbage.extend(unseen.iter().filter_map(|place| map.holes.remove(place)).map(Retired::of_living));
+        garbage
+    }
+
+    /// Takes out of the branches below what is seen through this one alone, and hidden here from all who look.
+    fn collect_below(&self, map: &Map, logical: u64) -> Vec<Retired> {
+        let mut garbage = Vec::new();
+        let Some((first, _)) = map.seen.first_key_value() else { return garbage };
+        let views: u32 = map.seen.values().map(|seen| seen.views).sum();
+        let history = places(&(logical..logical + 1));
+        let mut hidden = map.sectors_up_to(logical, *first);
+        for (branch, until) in &self.below {
+            let mut below = branch.map_mut();
+            if below.seen.get(until).is_some_and(|seen| seen.views == views) {
+                let unseen: Vec<Place> = below
+                    .extents
+                    .range(history.clone())
+                    .filter(|(place, extent)| {
+                        below.is_hidden(**place, &extent.state(), (*until, &hidden), self.extent_sectors)
+                    })
+                    .map(|(place, _)| *place)
+                    .collect();
+                let unseen = unseen.iter().filter_map(|place| below.extents.remove(place));
+                garbage.extend(unseen.map(Retired::of_living));
+            }
+            hidden.extend(below.sectors_up_to(logical, *until));
+        }
+        garbage
+    }
+
+    fn is_unseen_extent(&self, map: &Map, place: Place, state: &ExtentState) -> bool {
+        match map.first_seen(place) {
+            // A write on its way ends in an extent that is still there.
+            _ if state.writers > 0 => false,
+            None => true,
+            // One that is empty and might be seen is the commit's to take.
+            Some(_) if state.sectors.is_empty() => false,
+            Some(seen) => state.sectors.is_within(&map.younger(place, seen), self.extent_sectors),
+        }
+    }
+
+    fn are_unseen_holes(&self, map: &Map, place: Place, state: &ExtentState) -> bool {
+        // Not before it is recorded: what it hides goes behind its record, and what it took the place of before that.
+        if state.dirty {
+            return false;
+        }
+        let Some(seen) = map.first_seen(place) else { return true };
+        let first = Place::new(place.logical(), Moment(0));
+        let hide_nothing =
+            map.extents.range(first..place).next().is_none() && !self.inherits_at(place.logical());
+        hide_nothing || state.sectors.is_within(&map.younger(place, seen), self.extent_sectors)
+    }
+
+    /// Whether the branches below have anything of the extent `logical`.
+    fn inherits_at(&self, logical: u64) -> bool {
+        let history = places(&(logical..logical + 1));
+        self.below.iter().any(|(branch, until)| {
+            branch.map().extents.range(history.clone()).any(|(place, _)| place.moment() <= *until)
+        })
+    }
+
+    /// After opening: puts what needs it on the dirty lists: unseen and empty extents, and of `head`, a volume's present moment
+    /// and its size, what a shrinking that did not finish left past the end.
+    pub(crate) fn mark_leftovers(self: &Arc<Self>, core: &Core, head: Option<(Moment, u64)>) {
+        let per_extent = u64::from(self.extent_sectors);
+        if let Some((moment, sectors)) = head {
+            let cut = self.cut(sectors.div_ceil(per_extent), moment);
+            lock(&core.dirty).cut.extend(cut);
+            let kept = u32::try_from(sectors % per_extent).unwrap_or(0);
+            if kept != 0 {
+                self.remove(core, Place::new(sectors / per_extent, moment), kept..self.extent_sectors);
+            }
+        }
+        self.collect_all(core);
+        let map = self.map();
+        for (place, extent) in &map.extents {
+            let mut state = extent.state();
+            if state.sectors.is_empty() {
+                self.mark_dirty(core, *place, ExtentKind::Data, &mut state);
+            }
+        }
+    }
+
+    /// Tells for every extent of the device in the branch in which moments it is seen.
+    pub(crate) fn for_each_extent(&self, mut visit: impl FnMut(&[Moment])) {
+        let map = self.map();
+        for (place, extent) in &map.extents {
+            let sectors = extent.state().sectors.clone();
+            // What hides it only grows with time.
+            let seen: Vec<Moment> = map
+                .seen_in(*place)
+                .take_while(|moment| !sectors.is_within(&map.younger(*place, *moment), self.extent_sectors))
+                .collect();
+            visit(&seen);
+        }
+    }
+
+    /// Extents of the device in the branch.
+    pub(crate) fn extents(&self) -> u64 {
+        self.map().extents.len() as u64
+    }
+}
+
+impl Map {
+    /// The moments in which somebody looks at `place`, oldest first.
+    fn seen_in(&self, place: Place) -> impl Iterator<Item = Moment> {
+        let seen = self.seen.range(place.moment()..).filter(move |(_, seen)| place.logical() < seen.end);
+        seen.map(|(moment, _)| *moment)
+    }
+
+    fn first_seen(&self, place: Place) -> Option<Moment> {
+        self.seen_in(place).next()
+    }
+
+    /// Whether nobody sees the extent at `place`, if those who look at `until` have `above` before it.
+    fn is_hidden(
+        &self,
+        place: Place,
+        state: &ExtentState,
+        (until, above): (Moment, &[Presence]),
+        extent_sectors: u32,
+    ) -> bool {
+        let hidden_from = |moment: Moment| {
+            let mut hiding = self.younger(place, moment);
+            if moment == until {
+                hiding.extend_from_slice(above);
+            }
+            state.sectors.is_within(&hiding, extent_sectors)
+        };
+        // Of those who look later, the nearest has least before it.
+        let later = self.seen_in(place).find(|moment| *moment > until);
+        state.writers == 0
+            && !state.sectors.is_empty()
+            && self.first_seen(place) == Some(until)
+            && hidden_from(until)
+            && later.is_none_or(hidden_from)
+    }
+
+    /// What of an extent of the volume is decided here for those who look at `moment`.
+    fn sectors_up_to(&self, logical: u64, moment: Moment) -> Vec<Presence> {
+        let until = Place::new(logical, Moment(0))..=Place::new(logical, moment);
+        let extents = self.extents.range(until.clone());
+        extents.chain(self.holes.range(until)).map(|(_, extent)| extent.state().sectors.clone()).collect()
+    }
+
+    /// What hides sectors of the extent or holes at `place` from those who look at `seen`.
+    fn younger(&self, place: Place, seen: Moment) -> Vec<Presence> {
+        let Some(next) = place.moment().next() else { return Vec::new() };
+        let younger = Place::new(place.logical(), next)..=Place::new(place.logical(), seen);
+        if younger.is_empty() {
+            return Vec::new();
+        }
+        let extents = self.extents.range(younger.clone());
+        extents.chain(self.holes.range(younger)).map(|(_, extent)| extent.state().sectors.clone()).collect()
+    }
+}
