@@ -42,6 +42,13 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Post, path: "/v1/volumes", roles: KEYHOLDER },
     Rule { verb: Verb::Patch, path: "/v1/volumes/{volume}", roles: KEYHOLDER },
     Rule { verb: Verb::Delete, path: "/v1/volumes/{volume}", roles: KEYHOLDER },
+    Rule { verb: Verb::Post, path: "/v1/volumes/{volume}/rollback", roles: KEYHOLDER },
+    Rule { verb: Verb::Post, path: "/v1/volumes/{volume}/limits", roles: OPERATOR },
+    // Snapshots need neither name nor key; a clone is a volume.
+    Rule { verb: Verb::Get, path: "/v1/snapshots", roles: READERS },
+    Rule { verb: Verb::Post, path: "/v1/snapshots", roles: OPERATOR },
+    Rule { verb: Verb::Delete, path: "/v1/snapshots/{snapshot}", roles: OPERATOR },
+    Rule { verb: Verb::Post, path: "/v1/snapshots/{snapshot}/clone", roles: KEYHOLDER },
     Rule { verb: Verb::Get, path: "/v1/buckets", roles: OPERATOR_AND_AUDITOR },
     Rule { verb: Verb::Post, path: "/v1/buckets", roles: OPERATOR },
     Rule { verb: Verb::Delete, path: "/v1/buckets/{bucket}", roles: OPERATOR },

@@ -150,6 +150,8 @@ pub struct PoolStatus {
     pub capacity_bytes: u64,
     /// Bytes of extents in use.
     pub used_bytes: u64,
+    /// Bytes that are free and kept for the volumes that reserved them.
+    pub reserved_bytes: u64,
     /// Extent size in bytes.
     pub extent_bytes: u64,
     /// A flush or write failed: nothing is acknowledged any more until the device is mended and the node restarted.
@@ -169,8 +171,14 @@ pub struct VolumeStatus {
     pub kind: String,
     /// Logical size in bytes.
     pub size_bytes: u64,
-    /// Bytes of extents that it holds.
+    /// Bytes of extents that it and its snapshots hold.
     pub used_bytes: u64,
+    /// Most bytes that it and its snapshots may hold.
+    pub quota_bytes: Option<u64>,
+    /// Bytes that are kept for it.
+    pub reserve_bytes: u64,
+    /// The snapshot that it was cloned from.
+    pub clone_of: Option<VolumeId>,
     /// Key domain.
     pub domain: DomainId,
     /// Epoch of the domain's secret.
@@ -200,6 +208,68 @@ pub struct CreateVolume {
     pub epoch: VolumeEpoch,
     /// Key-check value, 32 hex digits.
     pub check: String,
+    /// What it may hold and what is kept for it.
+    #[serde(default)]
+    pub limits: VolumeLimits,
+}
+
+/// How much space a volume may have, its snapshots counted with it. In effect it is whole extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeLimits {
+    /// No more than this; no limit where absent.
+    #[serde(default)]
+    pub quota_bytes: Option<u64>,
+    /// Kept free for it, whatever other volumes write.
+    #[serde(default)]
+    pub reserve_bytes: u64,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// The snapshot.
+    pub snapshot: VolumeId,
+    /// The volume that it was taken of.
+    pub volume: VolumeId,
+    /// Its pool.
+    pub pool: PoolId,
+    /// When it was taken, seconds since 1970.
+    pub created_unix_s: u64,
+    /// Logical size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of extents that it shows something of.
+    pub referenced_bytes: u64,
+    /// Bytes of extents that only it shows something of: deleting it gives them back.
+    pub unique_bytes: u64,
+}
+
+/// Asks for a snapshot of a volume as it is. Needs no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// The volume.
+    pub volume: VolumeId,
+}
+
+/// Asks for a volume that begins as a snapshot is, in the same key domain. Only the keyholder can: it keeps the name and
+/// the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneSnapshot {
+    /// A new random id.
+    pub volume: VolumeId,
+    /// What it may hold beside what it shares, and what is kept for it.
+    #[serde(default)]
+    pub limits: VolumeLimits,
+}
+
+/// Asks for a volume to be what one of its snapshots shows. Needs no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollBack {
+    /// The snapshot.
+    pub snapshot: VolumeId,
 }
 
 /// What a volume is for.

@@ -101,6 +101,39 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Removes a volume and everything on it.
     fn delete_volume(&self, volume: VolumeId) -> impl Future<Output = Result<(), ControlError>> + Send;
 
+    /// Changes what a volume may hold and what is kept for it.
+    fn limit_volume(
+        &self,
+        volume: VolumeId,
+        limits: api::VolumeLimits,
+    ) -> impl Future<Output = Result<api::VolumeStatus, ControlError>> + Send;
+
+    /// Makes a volume that is not served what one of its snapshots shows.
+    fn roll_back_volume(
+        &self,
+        volume: VolumeId,
+        request: api::RollBack,
+    ) -> impl Future<Output = Result<api::VolumeStatus, ControlError>> + Send;
+
+    /// The snapshots, by volume and age.
+    fn snapshots(&self) -> impl Future<Output = Result<Vec<api::SnapshotStatus>, ControlError>> + Send;
+
+    /// Takes a snapshot.
+    fn create_snapshot(
+        &self,
+        request: api::CreateSnapshot,
+    ) -> impl Future<Output = Result<api::SnapshotStatus, ControlError>> + Send;
+
+    /// Removes a snapshot.
+    fn delete_snapshot(&self, snapshot: VolumeId) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Makes a volume of a snapshot.
+    fn clone_snapshot(
+        &self,
+        snapshot: VolumeId,
+        request: api::CloneSnapshot,
+    ) -> impl Future<Output = Result<api::VolumeStatus, ControlError>> + Send;
+
     /// The buckets, by name.
     fn buckets(&self) -> impl Future<Output = Result<Vec<api::Bucket>, ControlError>> + Send;
 

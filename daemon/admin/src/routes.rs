@@ -21,7 +21,7 @@ use crate::control::{ControlError, ErrorKind, NodeControl};
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 15] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 21] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
@@ -29,6 +29,12 @@ pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
         (Verb::Post, "/v1/volumes", routing::post(create_volume::<N>)),
         (Verb::Patch, "/v1/volumes/{volume}", routing::patch(resize_volume::<N>)),
         (Verb::Delete, "/v1/volumes/{volume}", routing::delete(delete_volume::<N>)),
+        (Verb::Post, "/v1/volumes/{volume}/limits", routing::post(limit_volume::<N>)),
+        (Verb::Post, "/v1/volumes/{volume}/rollback", routing::post(roll_back_volume::<N>)),
+        (Verb::Get, "/v1/snapshots", routing::get(snapshots::<N>)),
+        (Verb::Post, "/v1/snapshots", routing::post(create_snapshot::<N>)),
+        (Verb::Delete, "/v1/snapshots/{snapshot}", routing::delete(delete_snapshot::<N>)),
+        (Verb::Post, "/v1/snapshots/{snapshot}/clone", routing::post(clone_snapshot::<N>)),
         (Verb::Get, "/v1/buckets", routing::get(buckets::<N>)),
         (Verb::Post, "/v1/buckets", routing::post(create_bucket::<N>)),
         (Verb::Delete, "/v1/buckets/{bucket}", routing::delete(delete_bucket::<N>)),
@@ -170,6 +176,60 @@ async fn delete_volume<N: NodeControl>(
 ) -> Answer<api::Done> {
     match parsed::<VolumeId>(&volume) {
         Ok(volume) => done(node.delete_volume(volume).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn limit_volume<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(volume): Path<String>,
+    Body(limits): Body<api::VolumeLimits>,
+) -> Answer<api::VolumeStatus> {
+    match parsed::<VolumeId>(&volume) {
+        Ok(volume) => Answer(node.limit_volume(volume, limits).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn roll_back_volume<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(volume): Path<String>,
+    Body(request): Body<api::RollBack>,
+) -> Answer<api::VolumeStatus> {
+    match parsed::<VolumeId>(&volume) {
+        Ok(volume) => Answer(node.roll_back_volume(volume, request).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn snapshots<N: NodeControl>(State(node): State<Arc<N>>) -> Answer<Vec<api::SnapshotStatus>> {
+    Answer(node.snapshots().await)
+}
+
+async fn create_snapshot<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Body(request): Body<api::CreateSnapshot>,
+) -> Answer<api::SnapshotStatus> {
+    Answer(node.create_snapshot(request).await)
+}
+
+async fn delete_snapshot<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(snapshot): Path<String>,
+) -> Answer<api::Done> {
+    match parsed::<VolumeId>(&snapshot) {
+        Ok(snapshot) => done(node.delete_snapshot(snapshot).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn clone_snapshot<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(snapshot): Path<String>,
+    Body(request): Body<api::CloneSnapshot>,
+) -> Answer<api::VolumeStatus> {
+    match parsed::<VolumeId>(&snapshot) {
+        Ok(snapshot) => Answer(node.clone_snapshot(snapshot, request).await),
         Err(error) => Answer(Err(error)),
     }
 }

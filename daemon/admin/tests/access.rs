@@ -82,6 +82,36 @@ impl NodeControl for SealedNode {
     async fn delete_volume(&self, _: VolumeId) -> Result<(), ControlError> {
         missing()
     }
+    async fn limit_volume(
+        &self,
+        _: VolumeId,
+        _: api::VolumeLimits,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        missing()
+    }
+    async fn roll_back_volume(
+        &self,
+        _: VolumeId,
+        _: api::RollBack,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        missing()
+    }
+    async fn snapshots(&self) -> Result<Vec<api::SnapshotStatus>, ControlError> {
+        Ok(vec![])
+    }
+    async fn create_snapshot(&self, _: api::CreateSnapshot) -> Result<api::SnapshotStatus, ControlError> {
+        missing()
+    }
+    async fn delete_snapshot(&self, _: VolumeId) -> Result<(), ControlError> {
+        missing()
+    }
+    async fn clone_snapshot(
+        &self,
+        _: VolumeId,
+        _: api::CloneSnapshot,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        missing()
+    }
     async fn buckets(&self) -> Result<Vec<api::Bucket>, ControlError> {
         sealed()
     }
@@ -123,10 +153,14 @@ fn request(verb: Verb, path: &str, peer: Option<Role>) -> Request<Body> {
     let path = path
         .replace("{pool}", &id)
         .replace("{volume}", &id)
+        .replace("{snapshot}", &id)
         .replace("{bucket}", "photos")
         .replace("{user}", "anna")
         .replace("{access_key}", "AK1");
     let body = match (verb, path.split('/').nth(2)) {
+        (Verb::Post, _) if path.ends_with("/limits") => r#"{"reserve_bytes":4096}"#.to_owned(),
+        (Verb::Post, _) if path.ends_with("/rollback") => format!(r#"{{"snapshot":"{id}"}}"#),
+        (Verb::Post, Some("snapshots")) => format!(r#"{{"volume":"{id}"}}"#),
         (Verb::Post, Some("volumes")) => format!(
             r#"{{"volume":"{id}","kind":"block","size_bytes":4096,"domain":"{id}","epoch":1,"check":"{id}"}}"#
         ),

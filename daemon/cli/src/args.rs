@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use identity::{Endpoint, PeerName, Role, TrustDomain};
-use units::{ByteLen, NodeId, PoolId};
+use units::{ByteLen, NodeId, PoolId, VolumeId};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -77,6 +77,9 @@ pub(crate) enum Command {
     /// Volumes: encrypted disks, and the store that holds buckets
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Snapshots of volumes; taking and deleting them needs no key
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Buckets of a node's object store
     #[command(subcommand)]
     Bucket(BucketCommand),
@@ -535,9 +538,44 @@ pub(crate) enum VolumeCommand {
         /// What clients see when the key goes: requests held for a reconnect, or errors
         #[arg(long, default_value = "hold")]
         on_seal: OnSealArg,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// List the volumes
     List,
+    /// Make a volume that begins as a snapshot is: in the key domain of the snapshot's volume, and erased with it
+    #[command(after_help = "Example:\n  nightlatch volume clone 5b0cf6a1f9c04ab29a6f37f2f0a0c7de db-test")]
+    Clone {
+        /// The snapshot's id; `nightlatch snapshot list` shows those there are
+        snapshot: VolumeId,
+        /// The name the clone's clients use
+        label: String,
+        #[command(flatten)]
+        node: NodeArg,
+        /// What clients see when the key goes: requests held for a reconnect, or errors
+        #[arg(long, default_value = "hold")]
+        on_seal: OnSealArg,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// Make a volume what one of its snapshots shows. Its key must have been revoked: clients believe what they have read
+    Rollback {
+        /// The volume
+        label: String,
+        /// The snapshot's id
+        snapshot: VolumeId,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Set how much space a volume may have and how much is kept for it, its snapshots counted with it; what is not
+    /// given is no limit
+    Limit {
+        /// The volume
+        label: String,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
     /// Change a volume's size
     Resize {
         /// The volume
@@ -552,6 +590,44 @@ pub(crate) enum VolumeCommand {
     Delete {
         /// The volume
         label: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// How much space.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// Most space that it and its snapshots may take
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) quota: Option<ByteLen>,
+    /// Space that is kept for it, whatever other volumes write
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) reserve: ByteLen,
+}
+
+/// `snapshot`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Take a snapshot of a volume as it is, sealed or not
+    #[command(
+        after_help = "Examples:\n  nightlatch snapshot create db\n  nightlatch snapshot create 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --node node-1    by its id, without the keyholder"
+    )]
+    Create {
+        /// The volume, by its name or its id
+        volume: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// List the snapshots of a node
+    List(NodeArg),
+    /// Delete a snapshot and free what only it showed
+    Delete {
+        /// The snapshot's id
+        snapshot: VolumeId,
+        #[command(flatten)]
+        node: NodeArg,
         /// Do not ask
         #[arg(long)]
         yes: bool,

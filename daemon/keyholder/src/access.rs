@@ -48,6 +48,8 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Post, path: "/v1/volumes", roles: OPERATOR },
     Rule { verb: Verb::Patch, path: "/v1/volumes/{label}", roles: OPERATOR },
     Rule { verb: Verb::Delete, path: "/v1/volumes/{label}", roles: OPERATOR },
+    Rule { verb: Verb::Post, path: "/v1/volumes/{label}/clone", roles: OPERATOR },
+    Rule { verb: Verb::Post, path: "/v1/volumes/{label}/rollback", roles: OPERATOR },
     Rule { verb: Verb::Post, path: "/v1/push", roles: EITHER },
     Rule { verb: Verb::Post, path: "/v1/revoke", roles: EITHER },
     Rule { verb: Verb::Post, path: "/v1/lockdown", roles: EITHER },

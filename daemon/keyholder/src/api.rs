@@ -17,6 +17,8 @@
 //! | POST /v1/volumes | [`CreateVolume`] | [`VolumeEntry`] |
 //! | PATCH /v1/volumes/{label} | [`ResizeVolume`] | [`VolumeEntry`] |
 //! | DELETE /v1/volumes/{label}?force=BOOL | | [`VolumeErased`] |
+//! | POST /v1/volumes/{label}/clone | [`CloneVolume`] | [`VolumeEntry`] |
+//! | POST /v1/volumes/{label}/rollback | [`RollBackVolume`] | [`VolumeEntry`] |
 //! | POST /v1/push | [`Target`] | [`Outcome`] |
 //! | POST /v1/revoke | [`Target`] | [`Outcome`] |
 //! | POST /v1/lockdown | [`Lockdown`] | [`Outcome`] |
@@ -25,6 +27,7 @@
 //! | POST /v1/ledger/restore | [`LedgerBackup`] | [`KeyholderStatus`] |
 //! | POST /v1/drills | [`DrillReport`] | [`KeyholderStatus`] |
 
+pub use admin::api::VolumeLimits;
 use identity::Endpoint;
 use serde::{Deserialize, Serialize};
 use units::{BootId, DomainId, Fence, NodeId, PoolId, RootEpoch, VolumeEpoch, VolumeId};
@@ -380,6 +383,33 @@ pub struct CreateVolume {
     /// What its clients see when the key goes.
     #[serde(default)]
     pub on_seal: OnSeal,
+    /// What it may hold and what is kept for it, snapshots counted with it.
+    #[serde(default)]
+    pub limits: VolumeLimits,
+}
+
+/// Makes a volume that begins as a snapshot of another is. It has that volume's key domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    /// The clone's label, unique.
+    pub label: String,
+    /// The snapshot, of the volume that is cloned.
+    pub snapshot: VolumeId,
+    /// What its clients see when the key goes.
+    #[serde(default)]
+    pub on_seal: OnSeal,
+    /// What it may hold beside what it shares, and what is kept for it.
+    #[serde(default)]
+    pub limits: VolumeLimits,
+}
+
+/// Makes a volume what one of its snapshots shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollBackVolume {
+    /// The snapshot.
+    pub snapshot: VolumeId,
 }
 
 /// Changes a volume's size.
@@ -401,6 +431,8 @@ pub enum Erasure {
     Complete,
     /// Ledger backups from before the deletion still contain it, wrapped; destroy them.
     PendingBackups,
+    /// Other volumes have the same key domain, clones or what it was cloned from: its secret stays with them.
+    Shared,
 }
 
 /// A volume is gone.
@@ -414,6 +446,9 @@ pub struct VolumeErased {
     pub erasure: Erasure,
     /// Where pending: backups with this serial number or a lower one have to be destroyed.
     pub destroy_backups_up_to_serial: Option<u64>,
+    /// Where shared: the volumes that have the same key domain, by label.
+    #[serde(default)]
+    pub shared_with: Vec<String>,
 }
 
 /// What an act is about. Exactly one of them.

@@ -111,6 +111,17 @@ pub enum KeyholderError {
         /// How many.
         count: usize,
     },
+    /// The volume still has snapshots, which nobody could read without its key.
+    #[error(
+        "volume {label} still has {count} snapshots, which would be lost with its key; delete them with `nightlatch \
+         snapshot delete`"
+    )]
+    HasSnapshots {
+        /// The volume.
+        label: String,
+        /// How many.
+        count: usize,
+    },
     /// Something is latched.
     #[error("{what} is latched ({cause}); a security officer lifts that with `nightlatch unlatch`")]
     Latched {
@@ -189,7 +200,7 @@ impl KeyholderError {
             Self::NoSuchNode { .. } | Self::NoSuchVolume { .. } => ("not-found", 404),
             Self::NotApproved { .. } | Self::NothingClaimed { .. } => ("not-approved", 409),
             Self::OtherFingerprint { .. } => ("other-fingerprint", 409),
-            Self::NodeInUse { .. } | Self::Busy { .. } => ("conflict", 409),
+            Self::NodeInUse { .. } | Self::HasSnapshots { .. } | Self::Busy { .. } => ("conflict", 409),
             Self::Latched { .. } => ("latched", 409),
             Self::OfficerOnly { .. } => ("forbidden", 403),
             Self::NodeRefused { .. } => ("node-refused", 502),

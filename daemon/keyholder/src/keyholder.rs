@@ -17,9 +17,9 @@ use tokio_util::task::TaskTracker;
 use units::{BootInstant, NodeId, RootEpoch, VolumeId};
 
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, Connection, CreateVolume, DrillReport,
-    KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PushPolicy, ResizeVolume, SealState,
-    Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume, Connection, CreateVolume,
+    DrillReport, KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PushPolicy, ResizeVolume,
+    RollBackVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
 use crate::book::Book;
 use crate::clock;
@@ -223,6 +223,7 @@ impl Keyholder {
             domain: created.domain,
             epoch: created.epoch,
             check: hex::encode(created.check),
+            limits: request.limits,
         };
         let answer: Result<serde_json::Value, ClientError> = client.post("/v1/volumes", &body).await;
         match answer {
@@ -237,13 +238,76 @@ impl Keyholder {
             Err(source) => return Err(unreachable(node, source)),
         }
         self.book(|book| book.finish_volume(created.volume))?;
-        self.command(created.node, Command::Push).await;
-        let automatic = self.book(|book| book.node_by_name(&request.node))?.push == PushPolicy::Auto;
-        if automatic {
-            let target = Target::Volume(request.label.clone());
-            self.wait(PUSH_TIMEOUT, |book| book.pushed(created.node, &target).is_some()).await;
+        self.push_new(created.node, &request.label).await
+    }
+
+    /// Makes a volume of a snapshot of the volume `of`. Its secret is that volume's: the ledger holds it for both.
+    pub async fn clone_volume(
+        self: &Arc<Self>,
+        of: &str,
+        request: &CloneVolume,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let created = self.book(|book| book.begin_clone(of, request, by))?;
+        let (client, node) = self.node_client(created.node)?;
+        let body = admin::api::CloneSnapshot { volume: created.volume, limits: request.limits };
+        let path = format!("/v1/snapshots/{}/clone", request.snapshot);
+        let answer: Result<admin::api::VolumeStatus, ClientError> = client.post(&path, &body).await;
+        let made = match answer {
+            Ok(made) => made,
+            Err(ClientError::Refused { problem, .. }) => {
+                self.book(|book| book.erase_volume(created.volume, by))?;
+                return Err(KeyholderError::NodeRefused { name: node, problem });
+            }
+            Err(source) => return Err(unreachable(node, source)),
+        };
+        // A snapshot of another volume would be a clone that no key of this domain opens.
+        if made.domain != created.domain {
+            let _: Result<serde_json::Value, ClientError> =
+                client.delete(&format!("/v1/volumes/{}", created.volume)).await;
+            self.book(|book| book.erase_volume(created.volume, by))?;
+            return Err(KeyholderError::Invalid {
+                what: format!("the snapshot {} is not one of {of}", request.snapshot),
+                next_step: "`nightlatch snapshot list` shows which volume each snapshot is of",
+            });
         }
-        self.book(|book| book.volume_by_label(&request.label))
+        self.book(|book| book.resized(created.volume, made.size_bytes, by))?;
+        self.book(|book| book.finish_volume(created.volume))?;
+        self.push_new(created.node, &request.label).await
+    }
+
+    /// Makes a volume what its snapshot shows, on the node, and keeps the size it then has.
+    pub async fn roll_back_volume(
+        &self,
+        label: &str,
+        request: &RollBackVolume,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let (volume, node) = self.book(|book| book.check_live(label))?;
+        let (client, name) = self.node_client(node)?;
+        let body = admin::api::RollBack { snapshot: request.snapshot };
+        let answer: Result<admin::api::VolumeStatus, ClientError> =
+            client.post(&format!("/v1/volumes/{volume}/rollback"), &body).await;
+        match answer {
+            Ok(now) => {
+                self.book(|book| book.rolled_back(volume, request.snapshot, now.size_bytes, by))?;
+                self.book(|book| book.volume_by_label(label))
+            }
+            Err(ClientError::Refused { problem, .. }) => Err(KeyholderError::NodeRefused { name, problem }),
+            Err(source) => Err(unreachable(name, source)),
+        }
+    }
+
+    /// Gives a new volume its key where that needs nobody's approval.
+    async fn push_new(&self, node: NodeId, label: &str) -> Result<VolumeEntry, KeyholderError> {
+        self.command(node, Command::Push).await;
+        let name = self.book(|book| book.node_name(node));
+        let automatic = self.book(|book| book.node_by_name(&name))?.push == PushPolicy::Auto;
+        if automatic {
+            let target = Target::Volume(label.to_owned());
+            self.wait(PUSH_TIMEOUT, |book| book.pushed(node, &target).is_some()).await;
+        }
+        self.book(|book| book.volume_by_label(label))
     }
 
     async fn node_has(&self, client: &HttpsClient, volume: VolumeId) -> bool {
@@ -275,6 +339,16 @@ impl Keyholder {
         self.book(|book| book.volume_by_label(label))
     }
 
+    /// Before anything is taken back. Where the node cannot be asked, it refuses by itself in the end.
+    async fn refuse_snapshots(&self, label: &str) -> Result<(), KeyholderError> {
+        let (volume, node) = self.book(|book| book.find_volume(label))?;
+        let (client, _) = self.node_client(node)?;
+        let snapshots: Result<Vec<admin::api::SnapshotStatus>, ClientError> =
+            client.get("/v1/snapshots").await;
+        let count = snapshots.map_or(0, |all| all.iter().filter(|one| one.volume == volume).count());
+        if count > 0 { Err(KeyholderError::HasSnapshots { label: label.to_owned(), count }) } else { Ok(()) }
+    }
+
     /// Deletes a volume: key taken back, volume off the node, secret out of the ledger. With `force` a node that
     /// cannot be reached is passed over: without its secret what is on its disk is noise.
     pub async fn delete_volume(
@@ -283,6 +357,7 @@ impl Keyholder {
         force: bool,
         by: &str,
     ) -> Result<VolumeErased, KeyholderError> {
+        self.refuse_snapshots(label).await?;
         let (volume, node) = self.book(|book| book.begin_deletion(label, by))?;
         let since = clock::now();
         let revoke = Command::Revoke { scope: Scope::Volume(volume), cause: RevokeCause::Deleted };

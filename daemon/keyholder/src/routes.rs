@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Rule, Verb, rule};
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CreateVolume, Done, DrillReport,
-    KeyholderStatus, LedgerBackup, Lockdown, NodeEntry, Outcome, PushPolicy, ResizeVolume, Target,
-    UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume, CreateVolume, Done,
+    DrillReport, KeyholderStatus, LedgerBackup, Lockdown, NodeEntry, Outcome, PushPolicy, ResizeVolume,
+    RollBackVolume, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
 use crate::error::KeyholderError;
 use crate::keyholder::Keyholder;
@@ -43,7 +43,7 @@ impl Keyholder {
     }
 }
 
-fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 19] {
+fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 21] {
     [
         (Verb::Get, "/v1/status", routing::get(status)),
         (Verb::Post, "/v1/ceremony", routing::post(ceremony)),
@@ -57,6 +57,8 @@ fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 19] {
         (Verb::Post, "/v1/volumes", routing::post(create_volume)),
         (Verb::Patch, "/v1/volumes/{label}", routing::patch(resize_volume)),
         (Verb::Delete, "/v1/volumes/{label}", routing::delete(delete_volume)),
+        (Verb::Post, "/v1/volumes/{label}/clone", routing::post(clone_volume)),
+        (Verb::Post, "/v1/volumes/{label}/rollback", routing::post(roll_back_volume)),
         (Verb::Post, "/v1/push", routing::post(push)),
         (Verb::Post, "/v1/revoke", routing::post(revoke)),
         (Verb::Post, "/v1/lockdown", routing::post(lockdown)),
@@ -235,6 +237,24 @@ async fn delete_volume(
     Query(Deletion { force }): Query<Deletion>,
 ) -> Answer<VolumeErased> {
     Answer(keyholder.delete_volume(&label, force, &who(&peer)).await)
+}
+
+async fn clone_volume(
+    State(keyholder): Shared,
+    Extension(peer): Peer,
+    Path(label): Path<String>,
+    Body(request): Body<CloneVolume>,
+) -> Answer<VolumeEntry> {
+    Answer(keyholder.clone_volume(&label, &request, &who(&peer)).await)
+}
+
+async fn roll_back_volume(
+    State(keyholder): Shared,
+    Extension(peer): Peer,
+    Path(label): Path<String>,
+    Body(request): Body<RollBackVolume>,
+) -> Answer<VolumeEntry> {
+    Answer(keyholder.roll_back_volume(&label, &request, &who(&peer)).await)
 }
 
 async fn push(

@@ -8,7 +8,7 @@ use hygiene::{Report, Verdict};
 use lease::message::WipeCause;
 use locked_memory::MemoryKind;
 use objects::{NewAccessKey, Store, StoreError};
-use pool::{PoolError, PoolErrorKind, VolumeInfo, VolumeSpec};
+use pool::{Limits, Pool, PoolError, PoolErrorKind, SnapshotInfo, Usage, VolumeInfo, VolumeSpec};
 use sources::SourceState;
 use units::{ByteLen, PoolId, VolumeId};
 
@@ -110,6 +110,9 @@ impl Node {
             },
             size_bytes: info.sectors.byte_len().map_or(0, |len| len.0),
             used_bytes: info.allocated.0,
+            quota_bytes: info.limits.quota.map(|quota| quota.0),
+            reserve_bytes: info.limits.reserve.0,
+            clone_of: info.clone_of,
             domain: info.domain,
             epoch: info.epoch,
             fence: info.fence,
@@ -177,7 +180,10 @@ impl Node {
                 api::VolumeKind::Objects => pool::VolumeKind::Objects,
             },
         };
-        let volume = open.pool.create_volume(spec).map_err(|error| pool_error(&error))?;
+        let volume = open
+            .pool
+            .create_volume_within(spec, pool_limits(request.limits))
+            .map_err(|error| pool_error(&error))?;
         self.volumes_changed();
         tracing::info!(volume = %request.volume, size = %len, "created a volume");
         Ok(self.volume_status(open, &volume.info()))
@@ -209,17 +215,105 @@ impl Node {
 
     fn delete(&self, volume: VolumeId) -> Result<(), ControlError> {
         let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
-        if self.served().contains_key(&volume) {
+        self.refuse_served(volume, "revoke its key first; `nightlatch volume delete` does both in order")?;
+        let snapshots = open.pool.snapshots().iter().filter(|snapshot| snapshot.volume == volume).count();
+        if snapshots > 0 {
             return Err(ControlError::new(
                 ErrorKind::Conflict,
-                "the volume's key is held and the volume is served",
-                "revoke its key first; `nightlatch volume delete` does both in order",
+                format!("the volume has {snapshots} snapshots, which nobody could read without its key"),
+                "delete them first with `nightlatch snapshot delete`; then delete the volume again",
             ));
         }
         open.pool.delete_volume(volume).map_err(|error| pool_error(&error))?;
         self.volumes_changed();
         tracing::warn!(%volume, "deleted a volume");
         Ok(())
+    }
+
+    fn refuse_served(&self, volume: VolumeId, next_step: &str) -> Result<(), ControlError> {
+        if self.served().contains_key(&volume) {
+            let message = "the volume's key is held and the volume is served";
+            return Err(ControlError::new(ErrorKind::Conflict, message, next_step));
+        }
+        Ok(())
+    }
+
+    fn limit(&self, volume: VolumeId, limits: api::VolumeLimits) -> Result<api::VolumeStatus, ControlError> {
+        let (open, found) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        open.pool.set_limits(volume, pool_limits(limits)).map_err(|error| pool_error(&error))?;
+        tracing::info!(%volume, ?limits, "limited a volume");
+        Ok(self.volume_status(open, &found.info()))
+    }
+
+    /// Clients of a volume believe in what they have read: one that is served is not rolled back under them.
+    fn roll_back(&self, volume: VolumeId, request: api::RollBack) -> Result<api::VolumeStatus, ControlError> {
+        let (open, found) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        self.refuse_served(
+            volume,
+            "stop its clients and revoke its key with `nightlatch revoke --volume`; roll back; unlatch and push it again",
+        )?;
+        open.pool.roll_back(volume, request.snapshot).map_err(|error| pool_error(&error))?;
+        self.volumes_changed();
+        tracing::warn!(%volume, snapshot = %request.snapshot, "rolled a volume back");
+        Ok(self.volume_status(open, &found.info()))
+    }
+
+    fn snapshots(&self) -> Vec<api::SnapshotStatus> {
+        let of_pool = |open: &OpenPool| {
+            let usage = open.pool.usage().of;
+            let id = open.pool.info().id;
+            let status = |info: &SnapshotInfo| snapshot_status(id, info, usage.get(&info.id).copied());
+            open.pool.snapshots().iter().map(status).collect::<Vec<_>>()
+        };
+        self.pools.iter().flat_map(of_pool).collect()
+    }
+
+    fn create_snapshot(&self, volume: VolumeId) -> Result<api::SnapshotStatus, ControlError> {
+        let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| {
+            let message = format!("the system's random source failed: {error}");
+            ControlError::new(ErrorKind::Failed, message, "look at the kernel's log")
+        })?;
+        let now = unix_seconds(SystemTime::now());
+        let info =
+            open.pool.create_snapshot(volume, VolumeId(id), now).map_err(|error| pool_error(&error))?;
+        tracing::info!(%volume, snapshot = %info.id, "took a snapshot");
+        let usage = open.pool.usage().of.get(&info.id).copied();
+        Ok(snapshot_status(open.pool.info().id, &info, usage))
+    }
+
+    fn delete_snapshot(&self, snapshot: VolumeId) -> Result<(), ControlError> {
+        self.pool_with_snapshot(snapshot)?.delete_snapshot(snapshot).map_err(|error| pool_error(&error))?;
+        tracing::warn!(%snapshot, "deleted a snapshot");
+        Ok(())
+    }
+
+    fn clone_snapshot(
+        &self,
+        snapshot: VolumeId,
+        request: api::CloneSnapshot,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        let pool = self.pool_with_snapshot(snapshot)?;
+        let clone = pool
+            .clone_snapshot(snapshot, request.volume, pool_limits(request.limits))
+            .map_err(|error| pool_error(&error))?;
+        self.volumes_changed();
+        tracing::info!(%snapshot, volume = %request.volume, "cloned a snapshot");
+        let open = self.pool_or_refuse(pool.info().id)?;
+        Ok(self.volume_status(open, &clone.info()))
+    }
+
+    fn pool_with_snapshot(&self, snapshot: VolumeId) -> Result<&Pool, ControlError> {
+        let found = self.pools.iter().find(|open| open.pool.snapshot(snapshot).is_ok());
+        found.map(|open| &*open.pool).ok_or_else(|| {
+            let message = format!("there is no snapshot {snapshot} on this node");
+            ControlError::new(
+                ErrorKind::NotFound,
+                message,
+                "`nightlatch snapshot list` shows those there are",
+            )
+        })
     }
 
     fn pool_or_refuse(&self, pool: PoolId) -> Result<&OpenPool, ControlError> {
@@ -230,6 +324,23 @@ impl Node {
     }
 }
 
+fn pool_limits(limits: api::VolumeLimits) -> Limits {
+    Limits { quota: limits.quota_bytes.map(ByteLen), reserve: ByteLen(limits.reserve_bytes) }
+}
+
+fn snapshot_status(pool: PoolId, info: &SnapshotInfo, usage: Option<Usage>) -> api::SnapshotStatus {
+    let usage = usage.unwrap_or_default();
+    api::SnapshotStatus {
+        snapshot: info.id,
+        volume: info.volume,
+        pool,
+        created_unix_s: info.created_s,
+        size_bytes: info.sectors.byte_len().map_or(0, |len| len.0),
+        referenced_bytes: usage.referenced.0,
+        unique_bytes: usage.unique.0,
+    }
+}
+
 fn pool_status(open: &OpenPool) -> api::PoolStatus {
     let info = open.pool.info();
     api::PoolStatus {
@@ -237,6 +348,7 @@ fn pool_status(open: &OpenPool) -> api::PoolStatus {
         path: open.path.clone(),
         capacity_bytes: info.capacity.0,
         used_bytes: info.allocated.0,
+        reserved_bytes: info.reserved.0,
         extent_bytes: info.extent_len.0,
         failed: info.failed,
     }
@@ -352,6 +464,51 @@ impl NodeControl for Handle {
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), ControlError> {
         let node = Arc::clone(&self.0);
         blocking(move || node.delete(volume)).await
+    }
+
+    async fn limit_volume(
+        &self,
+        volume: VolumeId,
+        limits: api::VolumeLimits,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.limit(volume, limits)).await
+    }
+
+    async fn roll_back_volume(
+        &self,
+        volume: VolumeId,
+        request: api::RollBack,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.roll_back(volume, request)).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<api::SnapshotStatus>, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || Ok(node.snapshots())).await
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: api::CreateSnapshot,
+    ) -> Result<api::SnapshotStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.create_snapshot(request.volume)).await
+    }
+
+    async fn delete_snapshot(&self, snapshot: VolumeId) -> Result<(), ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.delete_snapshot(snapshot)).await
+    }
+
+    async fn clone_snapshot(
+        &self,
+        snapshot: VolumeId,
+        request: api::CloneSnapshot,
+    ) -> Result<api::VolumeStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.clone_snapshot(snapshot, request)).await
     }
 
     async fn buckets(&self) -> Result<Vec<api::Bucket>, ControlError> {

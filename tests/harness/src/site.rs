@@ -502,6 +502,7 @@ impl Site {
             kind,
             size_bytes,
             on_seal: self.spec.on_seal,
+            limits: keyholder::api::VolumeLimits::default(),
             pool: None,
         };
         self.wait(self.keyholder_as(Role::Operator, "op").post("/v1/volumes", &request))

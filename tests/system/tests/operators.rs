@@ -282,6 +282,39 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     });
     assert!(std::fs::read(&back).expect("a file") == vec![0x42; 1 << 20]);
 
+    // Snapshots and clones.
+    let nbd_of =
+        |name: &str| format!("nbds://{}/{name}?tls-certificates={}", address("nbd"), certificates.display());
+    let write = |name: &str, fill: u8| {
+        std::fs::write(&file, vec![fill; 1 << 20]).expect("space for a test file");
+        wait_for("a served volume", PATIENCE, || {
+            let answer = run(client("nbdcopy").arg("--flush").arg(&file).arg(nbd_of(name)));
+            if answer.success { Ok(()) } else { Err(answer.describe()) }
+        });
+    };
+    let holds = |name: &str, fill: u8| {
+        wait_for("a served volume", PATIENCE, || {
+            let _ = std::fs::remove_file(&back);
+            let answer = run(client("nbdcopy").arg(nbd_of(name)).arg(&back));
+            if answer.success { Ok(()) } else { Err(answer.describe()) }
+        });
+        let content = std::fs::read(&back).expect("a copy of the volume");
+        assert!(content[..1 << 20].iter().all(|byte| *byte == fill), "{name} holds {}", content[0]);
+    };
+    write("db", 0x11);
+    let snapshot = word(&desk.json(&["snapshot", "create", "db"]), "snapshot");
+    write("db", 0x22);
+    desk.run(&["volume", "clone", &snapshot, "db-test", "--node", "node-1"]);
+    holds("db-test", 0x11);
+    holds("db", 0x22);
+    assert!(desk.run(&["snapshot", "list", "--node", "node-1"]).contains(&snapshot));
+    let served = desk.refused(&["volume", "rollback", "db", &snapshot, "--yes"]);
+    assert!(served.contains("revoke"), "{served}");
+    let refused = desk.refused(&["volume", "delete", "db", "--yes"]);
+    assert!(refused.contains("snapshot delete"), "{refused}");
+    holds("db", 0x22);
+    desk.run(&["volume", "limit", "db", "--quota", "1G", "--reserve", "64M"]);
+
     // The day's work.
     desk.run(&["volume", "resize", "db", "2G"]);
     let size = wait_for("the new size", PATIENCE, || {
@@ -301,14 +334,23 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     desk.run(&["lockdown"]);
     run(client("nbdinfo").args(["--size", &nbd])).expect_failure();
     assert!(desk.run(&["status"]).contains("lockdown"));
+    // A sealed node takes snapshots, and goes back to one.
+    let sealed = word(&desk.json(&["snapshot", "create", "db"]), "snapshot");
+    desk.run(&["snapshot", "delete", &sealed, "--yes"]);
+    desk.run(&["volume", "rollback", "db", &snapshot, "--yes"]);
     desk.run(&["unlatch", "--all"]);
     desk.run(&["push", "--all"]);
     wait_for("a served volume", PATIENCE, || {
         let answer = run(client("nbdinfo").args(["--size", &nbd]));
         if answer.success { Ok(()) } else { Err(answer.describe()) }
     });
+    holds("db", 0x11);
+    desk.run(&["snapshot", "delete", &snapshot, "--yes"]);
     let erased = desk.json(&["volume", "delete", "db", "--yes"]);
     println!("deleted: {erased}");
+    assert_eq!(word(&erased, "erasure"), "shared");
+    holds("db-test", 0x11);
+    assert_eq!(word(&desk.json(&["volume", "delete", "db-test", "--yes"]), "erasure"), "pending-backups");
     run(client("nbdinfo").args(["--size", &nbd])).expect_failure();
     assert!(desk.run(&["volume", "list"]).contains("store"));
     desk.refused(&["volume", "delete", "db", "--yes"]);

@@ -8,6 +8,7 @@ mod keys_out;
 mod node;
 mod pki;
 mod pool;
+mod snapshot;
 mod status;
 mod store;
 mod volume;
@@ -35,6 +36,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Done {
         Command::Node(command) => node::run(&command, connections, output),
         Command::Pool(command) => pool::run(&command, connections, output),
         Command::Volume(command) => volume::run(&command, &connections()?, output),
+        Command::Snapshot(command) => snapshot::run(&command, &connections()?, output),
         Command::Bucket(command) => store::buckets(&command, &connections()?, output),
         Command::User(command) => store::users(&command, &connections()?, output),
         Command::Status => status::run(&connections()?, output),

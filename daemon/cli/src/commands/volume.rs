@@ -1,11 +1,13 @@
 //! `nightlatch volume`: made and erased through the keyholder, which keeps their names and keys.
 
+use admin::api::{SnapshotStatus, VolumeStatus};
 use keyholder::api::{
-    CreateVolume, Erasure, KeyState, OnSeal, ResizeVolume, VolumeEntry, VolumeErased, VolumeKind,
+    CloneVolume, CreateVolume, Erasure, KeyState, OnSeal, ResizeVolume, RollBackVolume, VolumeEntry,
+    VolumeErased, VolumeKind, VolumeLimits,
 };
 use units::ByteLen;
 
-use crate::args::{KindArg, OnSealArg, VolumeCommand};
+use crate::args::{KindArg, LimitArgs, OnSealArg, VolumeCommand};
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
@@ -13,7 +15,7 @@ use crate::output::{Output, duration_ms, table};
 
 pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Output) -> Done {
     match command {
-        VolumeCommand::Create { label, node, pool, size, kind, on_seal } => {
+        VolumeCommand::Create { label, node, pool, size, kind, on_seal, limits } => {
             let node = match &node.node {
                 Some(node) => node.clone(),
                 None => wait(connections.find_node(None))??.name,
@@ -27,10 +29,8 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
                     KindArg::Objects => VolumeKind::Objects,
                 },
                 size_bytes: whole_sectors(*size)?,
-                on_seal: match on_seal {
-                    OnSealArg::Hold => OnSeal::Hold,
-                    OnSealArg::Fail => OnSeal::Fail,
-                },
+                on_seal: on_seal_of(*on_seal),
+                limits: limits_of(*limits),
             };
             create(&request, connections, output)
         }
@@ -44,8 +44,93 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
             let entry: VolumeEntry = wait(client.patch(&path(label)?, &request))??;
             output.show(&entry, || format!("{label} is {} now.", ByteLen(entry.size_bytes)))
         }
+        VolumeCommand::Clone { snapshot, label, node, on_seal, limits } => {
+            let request = CloneVolume {
+                label: label.clone(),
+                snapshot: *snapshot,
+                on_seal: on_seal_of(*on_seal),
+                limits: limits_of(*limits),
+            };
+            clone(&request, node.node.as_deref(), connections, output)
+        }
+        VolumeCommand::Rollback { label, snapshot, yes } => {
+            let path = format!("{}/rollback", path(label)?);
+            output.confirm(*yes, &format!("Give up what was written to {label} since that snapshot?"))?;
+            let request = RollBackVolume { snapshot: *snapshot };
+            let entry: VolumeEntry = wait(connections.keyholder(Ask::Operate)?.post(&path, &request))??;
+            output.show(&entry, || {
+                format!("{label} is what the snapshot shows, {} of it.", ByteLen(entry.size_bytes))
+            })
+        }
+        VolumeCommand::Limit { label, limits } => {
+            let entry = entry_of(label, connections)?;
+            let path = format!("/v1/volumes/{}/limits", entry.volume);
+            let status: VolumeStatus = wait(async {
+                let node = connections.node(Some(&entry.node), Ask::Operate).await?;
+                Done::Ok(node.post(&path, &limits_of(*limits)).await?)
+            })??;
+            output.show(&status, || {
+                let quota = status
+                    .quota_bytes
+                    .map_or_else(|| "no quota".to_owned(), |quota| format!("a quota of {}", ByteLen(quota)));
+                format!("{label} has {quota}, and {} is kept for it.", ByteLen(status.reserve_bytes))
+            })
+        }
         VolumeCommand::Delete { label, yes } => delete(label, *yes, connections, output),
     }
+}
+
+fn on_seal_of(given: OnSealArg) -> OnSeal {
+    match given {
+        OnSealArg::Hold => OnSeal::Hold,
+        OnSealArg::Fail => OnSeal::Fail,
+    }
+}
+
+fn limits_of(given: LimitArgs) -> VolumeLimits {
+    VolumeLimits { quota_bytes: given.quota.map(|quota| quota.0), reserve_bytes: given.reserve.0 }
+}
+
+/// What the keyholder knows of the volume with this label.
+pub(crate) fn entry_of(label: &str, connections: &Connections) -> Done<VolumeEntry> {
+    let volumes: Vec<VolumeEntry> = wait(connections.keyholder(Ask::Read)?.get("/v1/volumes"))??;
+    volumes.into_iter().find(|volume| volume.label == label).ok_or_else(|| {
+        Failure::usage(
+            format!("there is no volume {label}"),
+            "`nightlatch volume list` shows those there are",
+        )
+    })
+}
+
+fn clone(request: &CloneVolume, node: Option<&str>, connections: &Connections, output: Output) -> Done {
+    path(&request.label)?;
+    let snapshots: Vec<SnapshotStatus> =
+        wait(async { Done::Ok(connections.node(node, Ask::Read).await?.get("/v1/snapshots").await?) })??;
+    let snapshot = snapshots.iter().find(|found| found.snapshot == request.snapshot).ok_or_else(|| {
+        Failure::usage(
+            format!("there is no snapshot {}", request.snapshot),
+            "`nightlatch snapshot list` shows those there are",
+        )
+    })?;
+    let volumes: Vec<VolumeEntry> = wait(connections.keyholder(Ask::Read)?.get("/v1/volumes"))??;
+    let of = volumes.iter().find(|volume| volume.volume == snapshot.volume).ok_or_else(|| {
+        Failure::usage(
+            format!("the keyholder knows no volume {}", snapshot.volume),
+            "without its key nobody can read the snapshot; delete it with `nightlatch snapshot delete`",
+        )
+    })?;
+    let path = format!("{}/clone", path(&of.label)?);
+    let entry: VolumeEntry = wait(connections.keyholder(Ask::Operate)?.post(&path, request))??;
+    output.show(&entry, || {
+        let next = match entry.key {
+            KeyState::Unlocked => "It is served.".to_owned(),
+            _ => format!("Give the node its key: nightlatch push --volume {}", entry.label),
+        };
+        format!(
+            "Made {} of a snapshot of {}, on {}. {next}\nBoth have one key domain: its secret is erased with the last of them.",
+            entry.label, of.label, entry.node
+        )
+    })
 }
 
 fn whole_sectors(size: ByteLen) -> Done<u64> {
@@ -140,6 +225,10 @@ fn delete(label: &str, yes: bool, connections: &Connections, output: Output) -> 
         (Erasure::PendingBackups, None) => {
             format!("Erased {label} here. Ledger backups from before still hold its secret, wrapped: destroy them.")
         }
+        (Erasure::Shared, _) => format!(
+            "Deleted {label}. Its key domain's secret is not erased: {} has it too.",
+            erased.shared_with.join(", ")
+        ),
     })
 }
 

@@ -240,6 +240,7 @@ async fn make_volumes(site: &Site, output: Output) -> Done {
             kind,
             size_bytes,
             on_seal: OnSeal::Hold,
+            limits: keyholder::api::VolumeLimits::default(),
         };
         let _: VolumeEntry = client.post("/v1/volumes", &request).await?;
     }

@@ -56,6 +56,7 @@ fn fill(book: &mut Book) {
             kind: VolumeKind::Block,
             size_bytes: 1 << 30,
             on_seal: OnSeal::Hold,
+            limits: crate::api::VolumeLimits::default(),
         };
         let made = book.begin_volume(&request, "test").unwrap();
         book.finish_volume(made.volume).unwrap();

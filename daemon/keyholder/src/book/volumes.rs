@@ -4,7 +4,7 @@ use lease::message::VolumeKind;
 use units::{ByteLen, DomainId, Fence, NodeId, VolumeEpoch, VolumeId};
 
 use super::{Book, latch_by, latch_entry};
-use crate::api::{CreateVolume, Erasure, KeyState, VolumeEntry, VolumeErased};
+use crate::api::{CloneVolume, CreateVolume, Erasure, KeyState, VolumeEntry, VolumeErased};
 use crate::clock;
 use crate::error::KeyholderError;
 use crate::ledger::{LatchCause, Life, VolumeRecord};
@@ -163,6 +163,77 @@ impl Book {
         Ok(created)
     }
 
+    /// First step of a clone: a further volume in the domain of the one labelled `of`, durable. A clone that was cut
+    /// off is deleted and made again: whether the node made it, and of which snapshot, nobody knows.
+    pub(crate) fn begin_clone(
+        &mut self,
+        of: &str,
+        request: &CloneVolume,
+        by: &str,
+    ) -> Result<VolumeToCreate, KeyholderError> {
+        check_label(&request.label)?;
+        self.check_live(of)?;
+        let registry = self.registry()?;
+        if let Some(existing) = registry.volume_labelled(&request.label) {
+            return Err(match existing.life {
+                Life::Live => {
+                    KeyholderError::Exists { what: format!("a volume labelled {}", existing.label) }
+                }
+                Life::Creating | Life::Deleting => busy(existing),
+            });
+        }
+        let parent = registry.volume_labelled(of).ok_or_else(|| no_such(of))?;
+        let record = VolumeRecord {
+            label: request.label.clone(),
+            volume: VolumeId(random_id()?),
+            on_seal: request.on_seal,
+            life: Life::Creating,
+            latch: None,
+            fence_floor: Fence(0),
+            // Domain and secret are the parent's, and as old as there.
+            ..parent.clone()
+        };
+        let created = VolumeToCreate::from(&record);
+        let id = record.volume.to_string();
+        self.commit(|registry| {
+            registry.volumes.push(record);
+            Ok(())
+        })?;
+        let fields = [
+            ("by", by.into()),
+            ("label", request.label.clone().into()),
+            ("volume", id.into()),
+            ("of", of.into()),
+            ("snapshot", request.snapshot.to_string().into()),
+        ];
+        self.audit.record("volume-cloning", fields)?;
+        Ok(created)
+    }
+
+    /// The node has made the volume what its snapshot shows.
+    pub(crate) fn rolled_back(
+        &mut self,
+        volume: VolumeId,
+        snapshot: VolumeId,
+        size_bytes: u64,
+        by: &str,
+    ) -> Result<(), KeyholderError> {
+        self.commit(|registry| {
+            if let Some(record) = registry.volume_mut(volume) {
+                record.size = ByteLen(size_bytes);
+            }
+            Ok(())
+        })?;
+        let fields = [
+            ("by", by.into()),
+            ("volume", volume.to_string().into()),
+            ("snapshot", snapshot.to_string().into()),
+            ("size_bytes", size_bytes.into()),
+        ];
+        self.audit.record("volume-rolled-back", fields)?;
+        Ok(())
+    }
+
     /// Last step: the node has the volume.
     pub(crate) fn finish_volume(&mut self, volume: VolumeId) -> Result<(), KeyholderError> {
         self.commit(|registry| {
@@ -201,6 +272,11 @@ impl Book {
         size_bytes: u64,
     ) -> Result<(VolumeId, NodeId), KeyholderError> {
         check_size(size_bytes)?;
+        self.check_live(label)
+    }
+
+    /// The id and node of a volume that is neither being made nor being deleted.
+    pub(crate) fn check_live(&self, label: &str) -> Result<(VolumeId, NodeId), KeyholderError> {
         let record = self.registry()?.volume_labelled(label).ok_or_else(|| no_such(label))?;
         if record.life != Life::Live {
             return Err(busy(record));
@@ -239,6 +315,9 @@ impl Book {
             return Err(no_such(&volume.to_string()));
         };
         let label = record.label.clone();
+        let shares = |other: &&VolumeRecord| other.volume != volume && other.domain == record.domain;
+        let shared_with: Vec<String> =
+            registry.volumes.iter().filter(shares).map(|other| other.label.clone()).collect();
         // A backup taken before the secret was made cannot contain it.
         let backups = registry.backup_serial.filter(|serial| *serial >= record.since_serial);
         self.commit_erasure(|registry| {
@@ -249,7 +328,11 @@ impl Book {
         self.records.update(|records| {
             records.remove(&volume);
         })?;
-        let erasure = if backups.is_some() { Erasure::PendingBackups } else { Erasure::Complete };
+        let erasure = match (&shared_with[..], backups) {
+            ([], None) => Erasure::Complete,
+            ([], Some(_)) => Erasure::PendingBackups,
+            _ => Erasure::Shared,
+        };
         let fields = [
             ("by", by.into()),
             ("label", label.clone().into()),
@@ -257,7 +340,8 @@ impl Book {
             ("erasure", serde_json::json!(erasure)),
         ];
         self.audit.record("volume-erased", fields)?;
-        Ok(VolumeErased { label, volume, erasure, destroy_backups_up_to_serial: backups })
+        let destroy_backups_up_to_serial = backups.filter(|_| erasure == Erasure::PendingBackups);
+        Ok(VolumeErased { label, volume, erasure, destroy_backups_up_to_serial, shared_with })
     }
 }
 

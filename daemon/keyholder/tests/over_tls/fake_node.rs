@@ -123,6 +123,8 @@ impl FakeNode {
         let router = Router::new()
             .route("/v1/volumes", routing::post(create).get(list))
             .route("/v1/volumes/{volume}", routing::delete(delete).patch(resize))
+            .route("/v1/volumes/{volume}/rollback", routing::post(roll_back))
+            .route("/v1/snapshots/{snapshot}/clone", routing::post(clone))
             .with_state(Arc::clone(&inner));
         let stop = inner.stop.clone();
         let domain = setup.trust.trust_domain().clone();
@@ -423,19 +425,56 @@ async fn create(State(node): State<Arc<Inner>>, Json(request): Json<admin::api::
 
 async fn list(State(node): State<Arc<Inner>>) -> Json<Vec<admin::api::VolumeStatus>> {
     let disk = node.disk.0.lock().unwrap();
-    let status = |present: &VolumePresent| admin::api::VolumeStatus {
+    Json(disk.values().map(status).collect())
+}
+
+fn status(present: &VolumePresent) -> admin::api::VolumeStatus {
+    admin::api::VolumeStatus {
         volume: present.volume,
         label: None,
         pool: units::PoolId([0; 16]),
         kind: "block".to_owned(),
         size_bytes: present.size_bytes.0,
         used_bytes: 0,
+        quota_bytes: None,
+        reserve_bytes: 0,
+        clone_of: None,
         domain: present.domain,
         epoch: present.epoch,
         fence: present.fence,
         unsealed: false,
+    }
+}
+
+/// Its snapshots have the ids of their volumes.
+async fn clone(
+    State(node): State<Arc<Inner>>,
+    Path(snapshot): Path<String>,
+    Json(request): Json<admin::api::CloneSnapshot>,
+) -> Response {
+    let made = {
+        let mut disk = node.disk.0.lock().unwrap();
+        let Some(of) = disk.get(&snapshot.parse().unwrap()).copied() else {
+            return refusal(404, "not-found");
+        };
+        let clone = VolumePresent { volume: request.volume, fence: Fence(0), ..of };
+        disk.insert(request.volume, clone);
+        status(&clone)
     };
-    Json(disk.values().map(status).collect())
+    node.refresh_volumes();
+    Json(made).into_response()
+}
+
+/// Snapshots were taken when volumes were half as long.
+async fn roll_back(
+    State(node): State<Arc<Inner>>,
+    Path(volume): Path<String>,
+    Json(_): Json<admin::api::RollBack>,
+) -> Response {
+    let mut disk = node.disk.0.lock().unwrap();
+    let Some(present) = disk.get_mut(&volume.parse().unwrap()) else { return refusal(404, "not-found") };
+    present.size_bytes = ByteLen(present.size_bytes.0 / 2);
+    Json(status(present)).into_response()
 }
 
 async fn delete(State(node): State<Arc<Inner>>, Path(volume): Path<String>) -> Response {

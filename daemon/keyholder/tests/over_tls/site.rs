@@ -309,5 +309,6 @@ pub(crate) fn create_volume(label: &str, node: u8) -> CreateVolume {
         kind: VolumeKind::Block,
         size_bytes: 1 << 30,
         on_seal: OnSeal::Hold,
+        limits: keyholder::api::VolumeLimits::default(),
     }
 }

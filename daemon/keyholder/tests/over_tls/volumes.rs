@@ -2,8 +2,10 @@
 
 use identity::ClientError;
 use keyholder::api::{
-    CreateVolume, Erasure, KeyState, LedgerBackup, ResizeVolume, VolumeEntry, VolumeErased,
+    CloneVolume, CreateVolume, Erasure, KeyState, LedgerBackup, OnSeal, ResizeVolume, RollBackVolume,
+    VolumeEntry, VolumeErased, VolumeLimits,
 };
+use units::VolumeId;
 
 use crate::site::{Site, create_volume, refusal};
 
@@ -92,6 +94,55 @@ async fn a_deleted_volume_is_revoked_removed_and_erased() {
     let prk = node.keys()[&stays.volume];
     node.wipe(lease::message::WipeCause::PowerLoss);
     node.wait("the survivor", |node| node.keys().get(&stays.volume) == Some(&prk)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_has_its_parents_key_and_the_secret_goes_with_the_last_of_them() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    let node = site.node(1).await;
+    let (db, other) = (site.create("db", 1).await, site.create("other", 1).await);
+    let request = |label: &str, snapshot| CloneVolume {
+        label: label.to_owned(),
+        snapshot,
+        on_seal: OnSeal::Hold,
+        limits: VolumeLimits::default(),
+    };
+    let operator = site.operator();
+    let clone: VolumeEntry =
+        operator.post("/v1/volumes/db/clone", &request("test", db.volume)).await.unwrap();
+    assert_eq!((clone.domain, clone.size_bytes), (db.domain, db.size_bytes));
+    assert!(clone.volume != db.volume && clone.key == KeyState::Unlocked);
+    assert_eq!(node.keys()[&clone.volume], node.keys()[&db.volume]);
+    let taken = site.refused(&operator, "/v1/volumes/db/clone", &request("other", db.volume)).await;
+    assert_eq!(taken, (409, "exists".to_owned()));
+    let gone = site.refused(&operator, "/v1/volumes/db/clone", &request("x", VolumeId([9; 16]))).await;
+    assert_eq!(gone, (502, "node-refused".to_owned()));
+    // What it would have cloned is another domain's: no key of this one opens it.
+    let foreign = site.refused(&operator, "/v1/volumes/db/clone", &request("x", other.volume)).await;
+    assert_eq!(foreign, (400, "invalid".to_owned()));
+    assert_eq!(site.status().await.volumes.len(), 3, "refusals leave nothing behind");
+    assert_eq!(node.volumes().len(), 3);
+
+    let erased: VolumeErased = operator.delete("/v1/volumes/db").await.unwrap();
+    assert_eq!((erased.erasure, &erased.shared_with[..]), (Erasure::Shared, &["test".to_owned()][..]));
+    let prk = node.keys()[&clone.volume];
+    node.wipe(lease::message::WipeCause::PowerLoss);
+    node.wait("the clone", |node| node.keys().get(&clone.volume) == Some(&prk)).await;
+    let erased: VolumeErased = operator.delete("/v1/volumes/test").await.unwrap();
+    assert_eq!((erased.erasure, erased.shared_with), (Erasure::Complete, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_rolled_back_has_the_snapshots_size() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    site.node(1).await;
+    let made = site.create("db", 1).await;
+    let request = RollBackVolume { snapshot: made.volume };
+    let entry: VolumeEntry = site.operator().post("/v1/volumes/db/rollback", &request).await.unwrap();
+    assert_eq!(entry.size_bytes, made.size_bytes / 2);
+    assert_eq!(site.volume("db").await.size_bytes, made.size_bytes / 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
