@@ -91,17 +91,22 @@ fn what_was_acknowledged_survives_a_cut_at_each_numbered_step() {
 /// anything.
 fn lying_device_is_caught(heads: Heads, what_is_lost: &str) {
     const LIVES: u64 = 16;
+    // Most are caught by the pool's not opening; with threads in a life, how many by a head is never the same.
+    const LIVES_MAX: u64 = 16 * LIVES;
     let coverage = Arc::new(Coverage::default());
-    let mut found = Vec::new();
-    for seed in 1..=LIVES {
+    let mut found: Vec<String> = Vec::new();
+    let mut lives = 0;
+    while lives < LIVES || (lives < LIVES_MAX && !found.iter().any(|broken| broken.contains(what_is_lost))) {
+        lives += 1;
+        let seed = lives;
         let mut life = Life::new(seed, heads, &coverage);
         life.flush_is_noop = true;
         let outcome = (0..5).try_for_each(|_| life.cut(Cut::Anywhere)).and_then(|()| life.check());
         found.extend(outcome.err());
     }
-    println!("{} of {LIVES} lives on a lying device were caught, first: {:?}", found.len(), found.first());
+    println!("{} of {lives} lives on a lying device were caught, first: {:?}", found.len(), found.first());
     assert!(found.iter().any(|broken| broken.contains(what_is_lost)), "no loss was found: {found:?}");
-    assert!(found.len() as u64 > LIVES / 2, "only {} of {LIVES} lives were caught: {found:?}", found.len());
+    assert!(found.len() as u64 > lives / 2, "only {} of {lives} lives were caught: {found:?}", found.len());
 }
 
 #[test]
