@@ -141,7 +141,7 @@ probes! {
         "Where the board has an intrusion header, connect it, load its driver, and name it under [sources.chassis].";
     Watchdog = "watchdog", Advised,
         "A machine that hangs holds its keys until somebody comes.",
-        "Load the watchdog's driver, and set RuntimeWatchdogSec= in systemd's system.conf.";
+        "Load the watchdog's driver and name it under [watchdog], or let systemd feed it (RuntimeWatchdogSec=).";
     StateDir = "state-dir", Required,
         "What others can write there decides whose grants the node takes.",
         "Make it the node's own: `chmod 700`, and `chown` to the node's user.";
