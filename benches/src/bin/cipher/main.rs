@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use benches::{Figure, folder, median, publish};
+use device::SectorBuf;
+use units::{SECTOR_BYTES as PAGE_BYTES, SectorCount};
 
 /// Bytes that stay in the second-level cache.
 const CACHED_BYTES: usize = 256 * 1024;
@@ -85,20 +87,20 @@ pub(crate) struct Measured {
 fn main() -> Result<()> {
     let keys = ours::Keys::new()?;
     rivals::agree(&keys)?;
-    let mut cached = vec![0x5A; CACHED_BYTES];
+    let mut cached = filled(CACHED_BYTES);
     let mut results = Vec::new();
     for sector in SECTOR_BYTES {
         let mut subjects = keys.subjects();
         subjects.extend(rivals::subjects()?);
-        results.extend(measure(&mut subjects, &mut cached, sector, ROUNDS)?);
+        results.extend(measure(&mut subjects, cached.as_mut_bytes(), sector, ROUNDS)?);
     }
     let mut figures = figures(&results)?;
-    let mut memory = vec![0x5A; MEMORY_BYTES];
+    let mut memory = filled(MEMORY_BYTES);
     let mut subjects = keys.fastest();
     subjects.extend(rivals::subjects()?);
     subjects
         .retain(|subject| !matches!(subject.name.as_str(), "xts-mode" | "aes crate" | "SHA-256" | "BLAKE3"));
-    for result in measure(&mut subjects, &mut memory, 4096, 3)? {
+    for result in measure(&mut subjects, memory.as_mut_bytes(), 4096, 3)? {
         figures.push(Figure::new(
             &format!("{}, 512 MiB", result.task.name()),
             &result.name,
@@ -111,6 +113,13 @@ fn main() -> Result<()> {
     std::fs::write(&path, chart::draw(&results)).with_context(|| format!("writing {}", path.display()))?;
     println!("the chart is {}", path.display());
     Ok(())
+}
+
+/// What the node encrypts in: memory that direct I/O takes, so on a page. Every subject gets the same.
+pub(crate) fn filled(bytes: usize) -> SectorBuf {
+    let mut buffer = SectorBuf::zeroed(SectorCount(bytes.div_ceil(PAGE_BYTES) as u64));
+    buffer.as_mut_bytes().fill(0x5A);
+    buffer
 }
 
 fn measure(

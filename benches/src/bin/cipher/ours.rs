@@ -8,7 +8,7 @@ use aes_xts::{
 };
 use anyhow::{Result, anyhow};
 
-use crate::{Subject, Task};
+use crate::{Subject, Task, filled};
 
 /// Name of the kernel that this machine's node would use.
 pub(crate) const FASTEST: &str = "nightlatch";
@@ -63,7 +63,7 @@ impl Keys {
     fn tagged(&self, name: &str, kernel: Kernel) -> [Subject<'_>; 2] {
         [Task::Seal, Task::Open].map(|task| {
             let (mut sequences, mut records) = (Vec::new(), Vec::new());
-            let mut clear = Vec::new();
+            let mut clear = filled(0);
             Subject::new(name, task, move |data, bytes| {
                 let count = data.len() / bytes;
                 sequences.resize(count, 5);
@@ -74,8 +74,10 @@ impl Keys {
                 let done = if task == Task::Seal {
                     cipher.seal(key, sectors, binding, data, &mut records)
                 } else {
-                    clear.resize(data.len(), 0);
-                    cipher.open(key, sectors, binding, (data, &mut clear), &mut records)
+                    if clear.as_bytes().len() != data.len() {
+                        clear = filled(data.len());
+                    }
+                    cipher.open(key, sectors, binding, (data, clear.as_mut_bytes()), &mut records)
                 };
                 assert!(done.is_ok(), "whole sectors: {done:?}");
             })
