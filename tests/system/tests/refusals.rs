@@ -180,17 +180,19 @@ fn a_pool_of_a_newer_format_is_left_alone() {
     site.stop_node();
     let pool = site.pool_file().to_path_buf();
     let kept = keep(&pool, 0, 17 * 4096);
+    let newer = pool::FORMAT_VERSION + 1;
     for copy in SUPERBLOCKS {
         let mut sector = keep(&pool, copy, 4096);
         let checksum = usize::try_from(CHECKSUM_AT).expect("small");
         let version = usize::try_from(VERSION_AT).expect("small");
-        sector[version..version + 4].copy_from_slice(&2_u32.to_le_bytes());
+        sector[version..version + 4].copy_from_slice(&newer.to_le_bytes());
         sector[checksum..checksum + 4].fill(0);
         let sum = crc32c::crc32c(&sector);
         sector[checksum..checksum + 4].copy_from_slice(&sum.to_le_bytes());
         put_back(&pool, copy, &sector);
     }
-    assert_says(&refused_start(&site), &["format version 2", "install the release that wrote it"]);
+    let version = format!("format version {newer}");
+    assert_says(&refused_start(&site), &[&version, "install the release that wrote it"]);
     put_back(&pool, 0, &kept);
     restart(&mut site);
 }
