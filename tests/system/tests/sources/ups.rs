@@ -3,11 +3,13 @@
 //! apcupsd has no driver that plays a UPS, so it is told to follow another apcupsd (its driver `net`), and that one is a
 //! twin in this file: the server that the node asks is the real one.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use config::{ApcupsdConfig, NutConfig, Reaction, ReactionKind, SourcesConfig};
 use harness::process::{Process, wait_for};
@@ -115,10 +117,16 @@ impl Tap for Command {
 }
 
 fn set_status(device: &Path, status: &str) {
-    // In one step: the driver reads the file when it has changed.
-    let new = device.with_extension("new");
-    std::fs::write(&new, format!("ups.mfr: Nightlatch\nups.status: {status}\n")).expect("the UPS's file");
-    std::fs::rename(&new, device).expect("the UPS's file");
+    // The driver reads the file again when its time has changed, in whole seconds: two changes within one must differ in it.
+    let former = std::fs::metadata(device).and_then(|metadata| metadata.modified());
+    let next =
+        former.map_or(SystemTime::now(), |former| SystemTime::now().max(former + Duration::from_secs(2)));
+    // In one step, so that it never reads half of one.
+    let path = device.with_extension("new");
+    let mut file = File::create(&path).expect("the UPS's file");
+    write!(file, "ups.mfr: Nightlatch\nups.status: {status}\n").expect("the UPS's file");
+    file.set_modified(next).expect("the UPS's file");
+    std::fs::rename(&path, device).expect("the UPS's file");
 }
 
 #[test]
