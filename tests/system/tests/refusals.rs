@@ -49,7 +49,11 @@ fn check_data(site: &Site) {
 
 /// Starts the node, which must end with an error, and returns its log.
 fn refused_start(site: &Site) -> String {
-    let mut process = Process::start("nightlatchd", site.node_command());
+    refused_command(site.node_command())
+}
+
+fn refused_command(command: std::process::Command) -> String {
+    let mut process = Process::start("nightlatchd", command);
     let status = process.wait_end(PATIENCE);
     let log = process.log().join("\n");
     assert_eq!(status.code(), Some(1), "{log}");
@@ -172,6 +176,24 @@ fn a_damaged_superblock_is_mended_from_the_other_copy_and_two_are_refused() {
     assert!(keep(&pool, 0, 17 * 4096) == damaged, "a refused pool is left as it is");
     put_back(&pool, 0, &kept);
     restart(&mut site);
+}
+
+#[test]
+fn a_cipher_kernel_that_is_not_there_is_refused_and_another_is_taken() {
+    let mut site = with_data();
+    site.stop_node();
+    let with = |kernel: &str| {
+        let mut command = site.node_command();
+        command.env("NIGHTLATCH_CIPHER", kernel);
+        command
+    };
+    let said = refused_command(with("rot13"));
+    assert_says(&said, &["NIGHTLATCH_CIPHER", "no cipher kernel is called", "rot13", "portable"]);
+    let portable = with("portable");
+    site.start_node_by(portable);
+    site.wait_serving();
+    check_data(&site);
+    assert_eq!(site.status().cipher.kernel, "portable");
 }
 
 #[test]
