@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use aes_xts::{Cipher, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, XtsSchedule};
+use aes_xts::{Cipher, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, TAG_WORDS, TagSchedule, XtsSchedule};
 use key_hierarchy::{KeyCheck, Label, SECRET_BYTES};
 use lease::envelope::{self, PublicEnvelopeKey};
 use lease::message::WipeRecord;
@@ -49,8 +49,8 @@ pub use clock::Clock;
 pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
 pub use lease::message::WipeCause;
 
-/// Keys that fit the arena beside everything else in it, with room for what later joins them.
-pub const KEY_SLOTS: usize = 64;
+/// Keys that fit the arena beside everything else in it: a cipher's schedule and a tag's are 1216 bytes.
+pub const KEY_SLOTS: usize = 40;
 
 /// Uses of a key that may compute at the same time. Each needs scratch in the arena, which is small; a use beyond that
 /// waits for one to end, which is microseconds. Cores of one memory channel saturate it long before there are more.
@@ -68,7 +68,9 @@ const GRANT_KEY_PIN: Span<SECRET_WORDS> = AFTER_PIN.1;
 const AFTER_SCRATCH: (Layout, Spans<SCRATCH_WORDS, SCRATCH_SPANS>) = AFTER_PIN.0.take_many();
 /// Where tweaks are while a batch runs: zero before and after, and wiped with the rest.
 const SCRATCH: Spans<SCRATCH_WORDS, SCRATCH_SPANS> = AFTER_SCRATCH.1;
-const SCHEDULES: Spans<SCHEDULE_WORDS, KEY_SLOTS> = AFTER_SCRATCH.0.take_many().1;
+const AFTER_SCHEDULES: (Layout, Spans<SCHEDULE_WORDS, KEY_SLOTS>) = AFTER_SCRATCH.0.take_many();
+const SCHEDULES: Spans<SCHEDULE_WORDS, KEY_SLOTS> = AFTER_SCHEDULES.1;
+const TAG_SCHEDULES: Spans<TAG_WORDS, KEY_SLOTS> = AFTER_SCHEDULES.0.take_many().1;
 
 const _: () =
     assert!(envelope::STACK_BYTES + 64 * 1024 <= KEY_STACK_BYTES, "the key stack has room for HPKE");
@@ -80,6 +82,16 @@ pub struct KeyHandle {
     slot: u16,
     generation: u64,
     serial: u64,
+}
+
+/// A key on loan: what a use of it may compute with, and only inside the closure it is lent to.
+#[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "a key has nothing to print")]
+pub struct LentKey<'a> {
+    /// Encrypts and decrypts sectors.
+    pub cipher: Cipher<'a>,
+    /// Tags them.
+    pub tags: &'a TagSchedule,
 }
 
 /// A grant as the lease protocol hands it over. `info` and `aad` bind everything else to the envelope.
@@ -259,7 +271,7 @@ impl Keyring {
         // 3. publish the slot. 4. Such a wipe may have passed over the slot while it was busy: look again. Without 2, a
         // wipe could zero first, free the slot after 3, and leave the key in it.
         if opened.is_err() || !self.gate.is_current(generation) {
-            self.arena.zero_span(schedule_span(slot));
+            self.zero_slot(slot);
             self.slots.release(slot);
             return Err(opened.err().unwrap_or(AdmitError::Wiped));
         }
@@ -308,20 +320,27 @@ impl Keyring {
         key_hierarchy::expand(prk, Label::Xts, &grant.domain, grant.epoch, &mut key);
         let expanded = self.schedule(slot).expand(&key);
         key.zeroize();
-        expanded.map_err(|aes_xts::XtsKeyError::EqualHalves| AdmitError::EqualHalves)
+        expanded.map_err(|aes_xts::XtsKeyError::EqualHalves| AdmitError::EqualHalves)?;
+        let (mut hash_key, mut prf_key) = ([0; 16], [0; 32]);
+        key_hierarchy::expand(prk, Label::TagHash, &grant.domain, grant.epoch, &mut hash_key);
+        key_hierarchy::expand(prk, Label::TagPrf, &grant.domain, grant.epoch, &mut prf_key);
+        self.tag_schedule(slot).expand(&hash_key, &prf_key);
+        hash_key.zeroize();
+        prf_key.zeroize();
+        Ok(())
     }
 
     /// Lends the key to `use_key`. Its result is handed out only if the lease still ran and neither a wipe nor the key's
     /// withdrawal had begun when it was done; otherwise it is dropped, and what the closure wrote elsewhere is garbage
     /// that the caller discards. Keep it short: a wipe's second stage waits for it, and so does a use that finds all
     /// scratch taken. It must not lend a key within itself.
-    pub fn with_key<R>(&self, key: KeyHandle, use_key: impl FnOnce(Cipher<'_>) -> R) -> Result<R, KeyGone> {
+    pub fn with_key<R>(&self, key: KeyHandle, use_key: impl FnOnce(LentKey<'_>) -> R) -> Result<R, KeyGone> {
         // Counted before the check, so that a wipe which this use does not see in its check sees this use.
         let _in_flight = InFlight::enter(&self.in_flight);
         self.check(key)?;
         let scratch = self.scratches.claim();
-        let result =
-            use_key(Cipher::new(self.kernel, self.schedule(key.slot), self.scratch(scratch.index())));
+        let cipher = Cipher::new(self.kernel, self.schedule(key.slot), self.scratch(scratch.index()));
+        let result = use_key(LentKey { cipher, tags: self.tag_schedule(key.slot) });
         drop(scratch);
         let used = self.checked_at(key)?;
         self.last_use.fetch_max(used.0, Ordering::Relaxed);
@@ -387,7 +406,12 @@ impl Keyring {
     }
 
     fn withdraw(&self, slot: u16, serial: u64) {
-        self.slots.withdraw(slot, serial, || self.arena.zero_span(schedule_span(slot)));
+        self.slots.withdraw(slot, serial, || self.zero_slot(slot));
+    }
+
+    fn zero_slot(&self, slot: u16) {
+        self.arena.zero_span(span_of(&SCHEDULES, slot));
+        self.arena.zero_span(span_of(&TAG_SCHEDULES, slot));
     }
 
     /// Takes back all keys at once, and the lease, the envelope key and the pin with them.
@@ -438,13 +462,17 @@ impl Keyring {
     }
 
     fn schedule(&self, slot: u16) -> &XtsSchedule {
-        XtsSchedule::over(self.arena.words(schedule_span(slot)))
+        XtsSchedule::over(self.arena.words(span_of(&SCHEDULES, slot)))
+    }
+
+    fn tag_schedule(&self, slot: u16) -> &TagSchedule {
+        TagSchedule::over(self.arena.words(span_of(&TAG_SCHEDULES, slot)))
     }
 }
 
-fn schedule_span(slot: u16) -> Span<SCHEDULE_WORDS> {
+fn span_of<const N: usize>(spans: &Spans<N, KEY_SLOTS>, slot: u16) -> Span<N> {
     // Slot numbers come from `Slots::claim`, which counts to KEY_SLOTS.
-    SCHEDULES.at(usize::from(slot)).unwrap_or_else(|| unreachable!("slot {slot} of {KEY_SLOTS}"))
+    spans.at(usize::from(slot)).unwrap_or_else(|| unreachable!("slot {slot} of {KEY_SLOTS}"))
 }
 
 /// Counts one use for as long as it lives, a panic included.

@@ -78,6 +78,14 @@ impl Keyholder {
         key
     }
 
+    /// The tag's hash key and its PRF key, likewise.
+    pub fn tag_keys(&self) -> ([u8; 16], [u8; 32]) {
+        let (mut hash, mut prf) = ([0; 16], [0; 32]);
+        key_hierarchy::expand(&self.prk, key_hierarchy::Label::TagHash, &self.domain, self.epoch, &mut hash);
+        key_hierarchy::expand(&self.prk, key_hierarchy::Label::TagPrf, &self.domain, self.epoch, &mut prf);
+        (hash, prf)
+    }
+
     /// The key-check value to create a volume with.
     pub fn check(&self) -> [u8; 16] {
         key_hierarchy::check_value(&self.prk, &self.domain, self.epoch).0

@@ -30,7 +30,7 @@ fn expected(keyholder: &Keyholder) -> Vec<u8> {
 
 fn encrypted(keyring: &Keyring, key: KeyHandle) -> Result<Vec<u8>, KeyGone> {
     let mut sector = vec![0; SECTOR_BYTES];
-    keyring.with_key(key, |cipher| cipher.apply(Direction::Encrypt, SECTOR, &mut sector).unwrap())?;
+    keyring.with_key(key, |key| key.cipher.apply(Direction::Encrypt, SECTOR, &mut sector).unwrap())?;
     Ok(sector)
 }
 

@@ -48,8 +48,8 @@ impl Drop for Clear {
 /// A buffer that was being encrypted while the key went is neither plaintext nor ciphertext: it is zeroed and the
 /// answer is [`KeyGone`].
 pub fn seal(mut clear: Clear, keyring: &Keyring, key: KeyHandle, first: Lba) -> Result<Sealed, KeyGone> {
-    keyring.with_key(key, |cipher| {
-        whole(cipher.apply(Direction::Encrypt, sectors_from(first), clear.as_mut_bytes()))
+    keyring.with_key(key, |key| {
+        whole(key.cipher.apply(Direction::Encrypt, sectors_from(first), clear.as_mut_bytes()))
     })?;
     Ok(Sealed::from_cipher(mem::replace(&mut clear.0, SectorBuf::zeroed(SectorCount(0)))))
 }
@@ -67,8 +67,8 @@ pub fn unseal(
     first: Lba,
     out: &mut [u8],
 ) -> Result<(), KeyGone> {
-    let lent = keyring.with_key(key, |cipher| {
-        whole(cipher.apply_into(Direction::Decrypt, sectors_from(first), (sealed.as_bytes(), &mut *out)))
+    let lent = keyring.with_key(key, |key| {
+        whole(key.cipher.apply_into(Direction::Decrypt, sectors_from(first), (sealed.as_bytes(), &mut *out)))
     });
     if lent.is_err() {
         out.zeroize();
