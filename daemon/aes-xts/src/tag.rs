@@ -8,13 +8,13 @@ use crate::scrub;
 #[cfg(target_arch = "x86_64")]
 use crate::x86;
 
-/// H^4, H^8 to H^32, each as low half, high half and their sum; then H^4, H^3, H^2 and H.
-const POWER_WORDS: usize = 3 * 8 + 2 * 4;
+/// H^4, H^8 to H^64, each as low half, high half and their sum; then H^4, H^3, H^2 and H.
+const POWER_WORDS: usize = 3 * 16 + 2 * 4;
 
 /// The last four begin here.
-pub(crate) const LAST_POWERS_WORD: usize = 3 * 8;
+pub(crate) const LAST_POWERS_WORD: usize = 3 * 16;
 
-/// Words of an expanded tag key: 496 bytes.
+/// Words of an expanded tag key: 688 bytes.
 pub const TAG_WORDS: usize = DIRECTION_WORDS + POWER_WORDS;
 
 /// Bytes of a tag that is stored whole.
@@ -118,7 +118,7 @@ impl TagSchedule {
     #[inline(never)]
     fn expand_powers(&self, key: u128) {
         let mut power = key;
-        for exponent in 1..=32 {
+        for exponent in 1..=64 {
             if exponent <= 4 {
                 self.store(LAST_POWERS_WORD + 2 * (4 - exponent), power);
             }

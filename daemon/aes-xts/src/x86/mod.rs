@@ -120,10 +120,11 @@ pub(crate) unsafe fn tagged512(
         target: group.target,
         firsts: list,
         ring: group.scratch.ring(),
-        powers: key.powers(),
+        powers: group.scratch.powers(),
         turns: turns_a_sector * group.sectors as u64,
         hash_left: if group.encrypt { 1 } else { turns_a_sector },
         checksums: checksums.as_mut_ptr(),
+        narrow_powers: key.powers(),
         call: PhantomData,
     };
     // Hashes take the places of tweaks that have been used. When sealing, the first goes to what comes before the first.
@@ -139,10 +140,13 @@ pub(crate) unsafe fn tagged512(
     for (record, checksum) in records.iter_mut().zip(checksums) {
         record.checksum = *checksum;
     }
-    // SAFETY: the list has room for whole groups of eight after its first entry.
-    unsafe { finish_tags(key, hashes, records) };
-    // Tags were made in groups of eight, the first of which may begin at the second entry.
-    group.scratch.zero(group.sectors + 8);
+    // SAFETY: the list has room for whole groups of 32 after its first entry, and the processor is asked for VAES.
+    unsafe { vaes512::firsts(key.prf().as_ptr(), hashes, records.len().div_ceil(32) as u64) };
+    // SAFETY: as above.
+    unsafe { take_tags(hashes, records) };
+    // Tags were made in groups of 32, the first of which may begin at the second entry.
+    group.scratch.zero(group.sectors.next_multiple_of(32) + 1);
+    group.scratch.zero_powers();
 }
 
 /// Makes the tags of the ciphertext at `at`, a group of sectors, apart from the cipher.
@@ -179,6 +183,15 @@ pub(crate) unsafe fn tags(
 unsafe fn finish_tags(key: &TagSchedule, list: *mut u8, records: &mut [Record]) {
     // SAFETY: as the caller says.
     unsafe { aesni::firsts(key.prf().as_ptr(), list, records.len().div_ceil(8) as u64) };
+    // SAFETY: as the caller says.
+    unsafe { take_tags(list, records) };
+}
+
+/// Encrypted hashes from the list into the records.
+///
+/// # Safety
+/// The list is readable for the records.
+unsafe fn take_tags(list: *const u8, records: &mut [Record]) {
     for (index, record) in records.iter_mut().enumerate() {
         let tag = list.wrapping_add(index * BLOCK_BYTES).cast::<[u8; BLOCK_BYTES]>();
         // SAFETY: an entry of the list, which nobody but this call writes; a wipe's zeros make a tag that is discarded.
