@@ -15,7 +15,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # Extra arguments, as in `make demo DEMO="--json"` or `make test TEST="-E 'package(pool)'"`.
 DEMO ?=
 TEST ?=
-# Seconds that the cipher is fuzzed under `make fuzz`.
+# Seconds that each way of fuzzing takes under `make fuzz`.
 FUZZ_SECONDS ?= 60
 # Seconds that each randomised suite takes under `make soak`.
 SOAK_SECONDS ?= 1800
@@ -38,7 +38,8 @@ soak: clients build ## Every test, the randomised and crash suites for as long a
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
 		cargo nextest run --locked --workspace --profile soak $(TEST)
 
-fuzz: ## Random batches on every cipher kernel against three other ciphers, for FUZZ_SECONDS (a minute)
+fuzz: ## Coverage-guided and random batches on every cipher kernel against other ciphers, FUZZ_SECONDS each (a minute)
+	tests/fuzz/run.sh $(FUZZ_SECONDS)
 	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked -p aes-xts --test oracles -- --nocapture every_kernel
 
 clients: ## Install the real clients that the system tests drive (idempotent)
