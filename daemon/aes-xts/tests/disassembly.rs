@@ -27,7 +27,10 @@ const KERNELS: &[&str] = &[
     "aes_xts::x86::aesni::firsts",
     "aes_xts::x86::tagged512::seal",
     "aes_xts::x86::tagged512::open",
+    "aes_xts::x86::polyval::hash128",
     "aes_xts::x86::polyval::update",
+    "aes_xts::x86::polyval_wide::hash256",
+    "aes_xts::x86::polyval_wide::hash512",
     "aes_xts::x86::expand::encryption",
     "aes_xts::x86::expand::decryption",
 ];

@@ -18,9 +18,9 @@ static COUNTS: Counts = Counts::new(4);
 
 /// x^127+x^126+x^121 (and 1), the reduction of POLYVAL (RFC 8452, 3).
 #[repr(C, align(64))]
-struct Reduction([u64; 8]);
+pub(super) struct Reduction([u64; 8]);
 
-static REDUCTION: Reduction = Reduction({
+pub(super) static REDUCTION: Reduction = Reduction({
     const HIGH: u64 = 0xC200_0000_0000_0000;
     [HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH]
 });
@@ -144,15 +144,33 @@ macro_rules! products {
             "vpshufd zmm24,zmm30,0x4e\n",
             "vpxorq zmm23,zmm23,zmm29\n",
             "vpxorq zmm24,zmm24,zmm30\n",
-            "vpclmulqdq zmm25,zmm29,[{powers}+64*", $p, "],0x00\n",
-            "vpclmulqdq zmm31,zmm30,[{powers}+64*", $q, "],0x00\n",
-            "vpclmulqdq zmm29,zmm29,[{powers}+64*", $p, "],0x11\n",
-            "vpclmulqdq zmm30,zmm30,[{powers}+64*", $q, "],0x11\n",
-            "vpclmulqdq zmm23,zmm23,[{powers}+1024+64*", $p, "],0x00\n",
-            "vpclmulqdq zmm24,zmm24,[{powers}+1024+64*", $q, "],0x00\n",
-            "vpternlogq zmm26,zmm25,zmm31,", $sum, "\n",
-            "vpternlogq zmm28,zmm29,zmm30,", $sum, "\n",
-            "vpternlogq zmm27,zmm23,zmm24,", $sum, "\n",
+            "vpclmulqdq zmm25,zmm29,[{powers}+64*",
+            $p,
+            "],0x00\n",
+            "vpclmulqdq zmm31,zmm30,[{powers}+64*",
+            $q,
+            "],0x00\n",
+            "vpclmulqdq zmm29,zmm29,[{powers}+64*",
+            $p,
+            "],0x11\n",
+            "vpclmulqdq zmm30,zmm30,[{powers}+64*",
+            $q,
+            "],0x11\n",
+            "vpclmulqdq zmm23,zmm23,[{powers}+1024+64*",
+            $p,
+            "],0x00\n",
+            "vpclmulqdq zmm24,zmm24,[{powers}+1024+64*",
+            $q,
+            "],0x00\n",
+            "vpternlogq zmm26,zmm25,zmm31,",
+            $sum,
+            "\n",
+            "vpternlogq zmm28,zmm29,zmm30,",
+            $sum,
+            "\n",
+            "vpternlogq zmm27,zmm23,zmm24,",
+            $sum,
+            "\n",
         )
     };
 }
@@ -218,7 +236,9 @@ macro_rules! hash_end {
         concat!(
             hash_reduce!(),
             "vpternlogq zmm28,zmm29,zmm30,0x96\n",
-            "vpxorq zmm18,zmm28,[{hashed}+64*", $i, "]\n",
+            "vpxorq zmm18,zmm28,[{hashed}+64*",
+            $i,
+            "]\n",
         )
     };
 }
@@ -280,10 +300,7 @@ macro_rules! crc {
 /// The last words of the longer parts.
 macro_rules! crc_last {
     () => {
-        concat!(
-            "crc32 {a},qword ptr [{hashed}+8*42]\n",
-            "crc32 {b},qword ptr [{hashed}+344+8*42]\n",
-        )
+        concat!("crc32 {a},qword ptr [{hashed}+8*42]\n", "crc32 {b},qword ptr [{hashed}+344+8*42]\n",)
     };
 }
 
