@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz bench bench-index bench-cipher
+.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -17,6 +17,8 @@ DEMO ?=
 TEST ?=
 # Seconds that each way of fuzzing takes under `make fuzz`.
 FUZZ_SECONDS ?= 60
+# A toolchain with the component miri, which no stable one has.
+MIRI_TOOLCHAIN ?= nightly
 # Seconds that each randomised suite takes under `make soak`.
 SOAK_SECONDS ?= 1800
 
@@ -41,6 +43,9 @@ soak: clients build ## Every test, the randomised and crash suites for as long a
 fuzz: ## Coverage-guided and random batches on every cipher kernel against other ciphers, FUZZ_SECONDS each (a minute)
 	tests/fuzz/run.sh $(FUZZ_SECONDS)
 	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked -p aes-xts --test oracles -- --nocapture every_kernel
+
+miri: ## The portable cipher under Miri, where a toolchain has it: MIRI_TOOLCHAIN (nightly)
+	cargo +$(MIRI_TOOLCHAIN) miri test --locked -p aes-xts --test portable
 
 clients: ## Install the real clients that the system tests drive (idempotent)
 	tests/clients.sh test
