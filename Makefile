@@ -53,6 +53,7 @@ clients: ## Install the real clients that the system tests drive (idempotent)
 lint: ## Formatting, clippy with warnings denied, licences, bans and sources
 	tests/clients.sh lint
 	cargo fmt --all --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --locked check bans licenses sources
 
