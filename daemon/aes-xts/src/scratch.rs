@@ -11,10 +11,11 @@ const LIST_WORDS: usize = 2 * (GROUP_SECTORS + 4);
 /// Tweaks of two turns of 1 KiB each.
 const RING_WORDS: usize = 2 * 1024 / 8;
 
-/// Powers of the hash key as the widest loop multiplies by them: sixteen and their sums, four times each, and the last four.
-const POWER_WORDS: usize = (2 * 16 + 1) * 64 / 8;
+/// Powers of the hash key as the widest loop multiplies by them: sixteen, four times each, and their sums of halves, two in
+/// a vector.
+const POWER_WORDS: usize = (16 + 8) * 64 / 8;
 
-/// Words of scratch that a batch needs: 5,248 bytes.
+/// Words of scratch that a batch needs: 4,672 bytes.
 pub const SCRATCH_WORDS: usize = LIST_WORDS + RING_WORDS + POWER_WORDS;
 
 /// Memory that a batch may write tweaks to, seen through a reference into the arena. Two batches must not share one at the

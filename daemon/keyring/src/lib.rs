@@ -50,7 +50,7 @@ pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
 pub use lease::message::WipeCause;
 
 /// Keys that fit the arena beside everything else in it, with room for what later joins them.
-pub const KEY_SLOTS: usize = 64;
+pub const KEY_SLOTS: usize = 60;
 
 /// Uses of a key that may compute at the same time. Each needs scratch in the arena, which is small; a use beyond that
 /// waits for one to end, which is microseconds. Cores of one memory channel saturate it long before there are more.

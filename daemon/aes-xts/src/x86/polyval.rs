@@ -102,7 +102,7 @@ macro_rules! clear {
 }
 
 /// The power at `$at` into xmm5 and the sum of its halves into xmm6.
-macro_rules! last_power {
+macro_rules! power {
     ($at:literal) => {
         concat!("movdqu xmm5,", $at, "\n", "pshufd xmm6,xmm5,0x4e\n", "pxor xmm6,xmm5\n")
     };
@@ -137,23 +137,24 @@ pub(super) unsafe fn hash128(
             "cmp {all},{left}",
             "cmovb {left},{all}",
             "sub {all},{left}",
-            "lea {power},[{left}+2*{left}]",
-            "lea {power},[{powers}+8*{power}-24]",
+            "mov {power:e},16",
+            "sub {power},{left}",
+            "shl {power},4",
+            "add {power},{powers}",
             clear!("2" "3" "4"),
             "3:",
-            "movdqu xmm5,[{power}]",
-            "movq xmm6,[{power}+16]",
+            power!("[{power}]"),
             multiply!("xmm2" "xmm3" "xmm4"),
             "movdqu xmm0,[{data}+{at}]",
             "add {at},64",
-            "sub {power},24",
+            "add {power},16",
             "dec {left}",
             "jnz 3b",
             reduce!("xmm2" "xmm3" "xmm4"),
             "pxor xmm0,xmm4",
             "test {all},{all}",
             "jnz 2b",
-            last_power!("[{powers}+{lane}+8*{last}]"),
+            power!("[{powers}+{lane}+8*{last}]"),
             multiply!("xmm8" "xmm9" "xmm10"),
             "add {lane},16",
             "cmp {lane},64",
@@ -191,7 +192,7 @@ pub(super) unsafe fn update(powers: *const u8, sum: *mut u8, data: *const u8, bl
     unsafe {
         core::arch::asm!(
             "movdqu xmm11,[rip+{reduction}]",
-            last_power!("[{powers}+8*{last}+48]"),
+            power!("[{powers}+8*{last}+48]"),
             "movdqu xmm4,[{sum}]",
             "2:",
             "movdqu xmm0,[{data}]",

@@ -135,7 +135,7 @@ macro_rules! advance_base {
     };
 }
 
-/// Products of the vectors in zmm29 and zmm30 with powers `$p` and `$q`, by Karatsuba: low, high and middle ones are
+/// Products of the vectors in zmm29 and zmm30 with powers `$p` and `$q`, the even one below it, by Karatsuba: low, high and middle ones are
 /// summed by `$sum`. The multiplications stand together: see the top of this file.
 macro_rules! products {
     ($p:literal $q:literal $sum:literal) => {
@@ -156,10 +156,10 @@ macro_rules! products {
             "vpclmulqdq zmm30,zmm30,[{powers}+64*",
             $q,
             "],0x11\n",
-            "vpclmulqdq zmm23,zmm23,[{powers}+1024+64*",
-            $p,
-            "],0x00\n",
-            "vpclmulqdq zmm24,zmm24,[{powers}+1024+64*",
+            "vpclmulqdq zmm23,zmm23,[{powers}+1024+32*",
+            $q,
+            "],0x10\n",
+            "vpclmulqdq zmm24,zmm24,[{powers}+1024+32*",
             $q,
             "],0x00\n",
             "vpternlogq zmm26,zmm25,zmm31,",
@@ -197,19 +197,21 @@ macro_rules! hash {
     };
 }
 
-/// Writes the powers, spread over vectors, into the scratch: first whole ones, then the sums of their halves, then the
-/// four of the sector's end.
+/// Writes the powers, spread over vectors, into the scratch: first whole ones, then the sums of their halves, of each `$i`
+/// in the even quarters and of its `$j` in the odd ones.
 macro_rules! spread {
-    ($($i:literal)*) => {
+    ($($i:literal $j:literal)*) => {
         concat!($(
-            "vbroadcasti64x2 zmm23,[{a}+24*", $i, "]\n",
-            "vpbroadcastq zmm24,[{a}+24*", $i, "+16]\n",
+            "vbroadcasti32x4 zmm23,[{a}+16*(15-", $i, ")]\n",
+            "vbroadcasti32x4 zmm24,[{a}+16*(15-", $j, ")]\n",
             "vmovdqu64 [{powers}+64*", $i, "],zmm23\n",
-            "vmovdqu64 [{powers}+1024+64*", $i, "],zmm24\n",
-        )*
-            "vmovdqu64 zmm23,[{a}+384]\n",
-            "vmovdqu64 [{powers}+2048],zmm23\n",
-        )
+            "vmovdqu64 [{powers}+64*", $j, "],zmm24\n",
+            "vpshufd zmm25,zmm23,0x4e\n",
+            "vpxorq zmm23,zmm23,zmm25\n",
+            "vpshufd zmm25,zmm24,0x4e\n",
+            "vpxorq zmm23{{k2}},zmm24,zmm25\n",
+            "vmovdqu64 [{powers}+1024+32*", $i, "],zmm23\n",
+        )*)
     };
 }
 
@@ -250,7 +252,8 @@ macro_rules! sector_end {
         concat!(
             "dec qword ptr [{call}+88]\n",
             "jnz 32f\n",
-            "vmovdqu64 zmm30,[{powers}+2048]\n",
+            "mov {b},[{call}+104]\n",
+            "vmovdqu64 zmm30,[{b}+240]\n",
             "vpshufd zmm31,zmm18,0x4e\n",
             "vpshufd zmm29,zmm30,0x4e\n",
             "vpxorq zmm31,zmm31,zmm18\n",
@@ -359,12 +362,12 @@ macro_rules! tagged_rounds {
             // sectors, and one more; writes as much of the target, the ring and the list.
             unsafe {
                 core::arch::asm!(
-                    "mov {a},[{call}+104]",
-                    spread!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     "mov {left:e},0x55",
                     "kmovd k1,{left:e}",
                     "mov {left:e},0xaa",
                     "kmovd k2,{left:e}",
+                    "mov {a},[{call}+104]",
+                    spread!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     "mov {left},[{call}]",
                     "mov {hashed},[{call}+56]",
                     "vbroadcasti32x4 zmm19,[{hashed}]",
