@@ -141,10 +141,8 @@ pub(crate) unsafe fn tagged512(
     for (record, checksum) in records.iter_mut().zip(checksums) {
         record.checksum = *checksum;
     }
-    // SAFETY: the list has room for whole groups of 32 after its first entry, and the processor is asked for VAES.
-    unsafe { vaes512::firsts(key.prf().as_ptr(), hashes, records.len().div_ceil(32) as u64) };
-    // SAFETY: as above.
-    unsafe { take_tags(hashes, records) };
+    // SAFETY: the list has room for whole groups of 32 after its first entry.
+    unsafe { finish_tags(key, hashes, (HashWidth::Bits512, records)) };
     // Tags were made in groups of 32, the first of which may begin at the second entry.
     group.scratch.zero(group.sectors.next_multiple_of(32) + 1);
     group.scratch.zero_powers();
@@ -195,27 +193,25 @@ pub(crate) unsafe fn tags(
             unsafe { polyval::update(key.powers(), sum, sector.wrapping_add(hashed), blocks) };
         }
     }
-    // SAFETY: the list has room for whole groups of eight.
-    unsafe { finish_tags(key, list, records) };
+    // SAFETY: the list has room for whole groups, and the processor has what `width` names.
+    unsafe { finish_tags(key, list, (width, records)) };
     group.scratch.zero(group.sectors);
 }
 
 /// AES over each hash of the list, into the records.
 ///
 /// # Safety
-/// The processor must have AES-NI; the list is writable for the records in groups of eight.
-unsafe fn finish_tags(key: &TagSchedule, list: *mut u8, records: &mut [Record]) {
-    // SAFETY: as the caller says.
-    unsafe { aesni::firsts(key.prf().as_ptr(), list, records.len().div_ceil(8) as u64) };
-    // SAFETY: as the caller says.
-    unsafe { take_tags(list, records) };
-}
-
-/// Encrypted hashes from the list into the records.
-///
-/// # Safety
-/// The list is readable for the records.
-unsafe fn take_tags(list: *const u8, records: &mut [Record]) {
+/// The processor must have AES-NI, or VAES where `width` is 512 bits; from `list` on there is room for the records in whole
+/// groups of the kernel.
+unsafe fn finish_tags(key: &TagSchedule, list: *mut u8, (width, records): (HashWidth, &mut [Record])) {
+    let keys = key.prf().as_ptr();
+    if matches!(width, HashWidth::Bits512) {
+        // SAFETY: as the caller says.
+        unsafe { vaes512::firsts(keys, list, records.len().div_ceil(32) as u64) };
+    } else {
+        // SAFETY: as the caller says.
+        unsafe { aesni::firsts(keys, list, records.len().div_ceil(8) as u64) };
+    }
     for (index, record) in records.iter_mut().enumerate() {
         let tag = list.wrapping_add(index * BLOCK_BYTES).cast::<[u8; BLOCK_BYTES]>();
         // SAFETY: an entry of the list, which nobody but this call writes; a wipe's zeros make a tag that is discarded.
