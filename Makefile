@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz bench bench-index bench-cipher
+.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -15,8 +15,10 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # Extra arguments, as in `make demo DEMO="--json"` or `make test TEST="-E 'package(pool)'"`.
 DEMO ?=
 TEST ?=
-# Seconds that the cipher is fuzzed under `make fuzz`.
+# Seconds that each way of fuzzing takes under `make fuzz`.
 FUZZ_SECONDS ?= 60
+# A toolchain with the component miri, which no stable one has.
+MIRI_TOOLCHAIN ?= nightly
 # Seconds that each randomised suite takes under `make soak`.
 SOAK_SECONDS ?= 1800
 
@@ -38,8 +40,12 @@ soak: clients build ## Every test, the randomised and crash suites for as long a
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
 		cargo nextest run --locked --workspace --profile soak $(TEST)
 
-fuzz: ## Random batches on every cipher kernel against three other ciphers, for FUZZ_SECONDS (a minute)
+fuzz: ## Coverage-guided and random batches on every cipher kernel against other ciphers, FUZZ_SECONDS each (a minute)
+	tests/fuzz/run.sh $(FUZZ_SECONDS)
 	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked -p aes-xts --test oracles -- --nocapture every_kernel
+
+miri: ## The portable cipher under Miri, where a toolchain has it: MIRI_TOOLCHAIN (nightly)
+	cargo +$(MIRI_TOOLCHAIN) miri test --locked -p aes-xts --test portable
 
 clients: ## Install the real clients that the system tests drive (idempotent)
 	tests/clients.sh test
@@ -47,6 +53,7 @@ clients: ## Install the real clients that the system tests drive (idempotent)
 lint: ## Formatting, clippy with warnings denied, licences, bans and sources
 	tests/clients.sh lint
 	cargo fmt --all --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --locked check bans licenses sources
 

@@ -33,6 +33,7 @@ readonly programs=(
     rclone:rclone
     openssl:openssl
     objdump:binutils
+    valgrind:valgrind
     curl:curl
     python3:python3
     dbus-daemon:dbus-daemon

@@ -172,10 +172,16 @@ impl Kernel {
         false
     }
 
-    /// Whether POLYVAL may use the processor's carry-less multiplication.
+    /// Vectors on which this kernel multiplies without carries, if it does.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn has_clmul(self) -> bool {
-        self.0 != Kind::Portable && is_x86_feature_detected!("pclmulqdq")
+    pub(crate) fn hash_width(self) -> Option<x86::HashWidth> {
+        match self.0 {
+            _ if !is_x86_feature_detected!("pclmulqdq") => None,
+            Kind::Vaes512 => Some(x86::HashWidth::Bits512),
+            Kind::Vaes256 | Kind::Vaes256Avx2 => Some(x86::HashWidth::Bits256),
+            Kind::AesNi => Some(x86::HashWidth::Bits128),
+            Kind::Portable => None,
+        }
     }
 
     pub(crate) fn run(self, job: &Job<'_>) {

@@ -11,8 +11,12 @@ const LIST_WORDS: usize = 2 * (GROUP_SECTORS + 4);
 /// Tweaks of two turns of 1 KiB each.
 const RING_WORDS: usize = 2 * 1024 / 8;
 
-/// Words of scratch that a batch needs: 3,136 bytes.
-pub const SCRATCH_WORDS: usize = LIST_WORDS + RING_WORDS;
+/// Powers of the hash key as the widest loop multiplies by them: sixteen, four times each, and their sums of halves, two in
+/// a vector.
+const POWER_WORDS: usize = (16 + 8) * 64 / 8;
+
+/// Words of scratch that a batch needs: 4,672 bytes.
+pub const SCRATCH_WORDS: usize = LIST_WORDS + RING_WORDS + POWER_WORDS;
 
 /// Memory that a batch may write tweaks to, seen through a reference into the arena. Two batches must not share one at the
 /// same time: both would compute garbage. Zeros before and after each use.
@@ -54,13 +58,25 @@ impl Scratch {
         self.words[LIST_WORDS..].as_ptr().cast_mut().cast()
     }
 
+    /// Room for powers of a hash key, for the kernels' machine code.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn powers(&self) -> *mut u8 {
+        self.words[LIST_WORDS + RING_WORDS..].as_ptr().cast_mut().cast()
+    }
+
+    /// Zeroes that room.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn zero_powers(&self) {
+        zero_words(&self.words[LIST_WORDS + RING_WORDS..]);
+    }
+
     /// Zeroes the ring and the list's first `sectors` entries, with those that a kernel reads ahead of them.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn zero(&self, sectors: usize) {
         // Whole groups of the widest kernel were encrypted, whatever was in them.
         let list = (sectors.next_multiple_of(32) * 2).min(LIST_WORDS);
         zero_words(&self.words[..list]);
-        zero_words(&self.words[LIST_WORDS..]);
+        zero_words(&self.words[LIST_WORDS..][..RING_WORDS]);
     }
 }
 

@@ -22,8 +22,12 @@ fn stack() {
     std::hint::black_box(&mut frames);
 }
 
+/// An interpreter has no registers, and knows no assembler.
+#[cfg(miri)]
+fn registers() {}
+
 /// The registers that the System V ABI leaves to the callee. Those it must preserve have been restored already.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 fn registers() {
     // SAFETY: clears registers that are declared as clobbered, touches no memory.
@@ -47,7 +51,7 @@ fn registers() {
 }
 
 /// As above under the AAPCS64.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
 fn registers() {
     // SAFETY: clears registers that are declared as clobbered, touches no memory.
@@ -74,5 +78,5 @@ fn registers() {
     }
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", miri)))]
 compile_error!("the registers to clear are not known for this architecture");

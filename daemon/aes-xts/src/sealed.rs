@@ -147,9 +147,9 @@ impl Kernel {
         records: &mut [Record],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.has_clmul() {
+        if let Some(width) = self.hash_width() {
             // SAFETY: the processor was asked; a group's ciphertext is as long as its sectors.
-            return unsafe { x86::tags(at, group, key, headers, records) };
+            return unsafe { x86::tags(at, group, key, headers, (width, records)) };
         }
         // SAFETY: readable for the group's length, and nobody writes it now.
         let data = unsafe { std::slice::from_raw_parts(at, group.sectors * group.sector_bytes) };

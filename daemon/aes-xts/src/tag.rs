@@ -8,13 +8,14 @@ use crate::scrub;
 #[cfg(target_arch = "x86_64")]
 use crate::x86;
 
-/// H^4, H^8 to H^32, each as low half, high half and their sum; then H^4, H^3, H^2 and H.
-const POWER_WORDS: usize = 3 * 8 + 2 * 4;
+/// H^64, H^60 and so on to H^4, then H^3, H^2 and H.
+const POWER_WORDS: usize = 2 * (16 + 3);
 
-/// The last four begin here.
-pub(crate) const LAST_POWERS_WORD: usize = 3 * 8;
+/// H^4, H^3, H^2 and H begin here.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const LAST_POWERS_WORD: usize = 2 * 15;
 
-/// Words of an expanded tag key: 496 bytes.
+/// Words of an expanded tag key: 544 bytes.
 pub const TAG_WORDS: usize = DIRECTION_WORDS + POWER_WORDS;
 
 /// Bytes of a tag that is stored whole.
@@ -118,15 +119,11 @@ impl TagSchedule {
     #[inline(never)]
     fn expand_powers(&self, key: u128) {
         let mut power = key;
-        for exponent in 1..=32 {
-            if exponent <= 4 {
-                self.store(LAST_POWERS_WORD + 2 * (4 - exponent), power);
-            }
-            if exponent % 4 == 0 {
-                let at = 3 * (exponent / 4 - 1);
-                self.store(at, power);
-                let sum = low_half(power ^ power >> 64);
-                self.words[DIRECTION_WORDS + at + 2].store(sum.to_le(), Ordering::Relaxed);
+        for exponent in 1..=64 {
+            if exponent < 4 {
+                self.store(POWER_WORDS - 2 * exponent, power);
+            } else if exponent % 4 == 0 {
+                self.store(2 * (16 - exponent / 4), power);
             }
             power = dot(power, key);
         }

@@ -49,8 +49,8 @@ pub use clock::Clock;
 pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
 pub use lease::message::WipeCause;
 
-/// Keys that fit the arena beside everything else in it: a cipher's schedule and a tag's are 1216 bytes.
-pub const KEY_SLOTS: usize = 40;
+/// Keys that fit the arena beside everything else in it: a cipher's schedule and a tag's are 1264 bytes.
+pub const KEY_SLOTS: usize = 34;
 
 /// Uses of a key that may compute at the same time. Each needs scratch in the arena, which is small; a use beyond that
 /// waits for one to end, which is microseconds. Cores of one memory channel saturate it long before there are more.

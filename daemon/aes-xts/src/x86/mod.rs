@@ -8,6 +8,7 @@ mod evex;
 mod aesni;
 pub(crate) mod expand;
 mod polyval;
+mod polyval_wide;
 mod tagged512;
 mod vaes256;
 mod vaes256_avx2;
@@ -17,7 +18,7 @@ use std::marker::PhantomData;
 
 use crate::batch::{BLOCK_BYTES, Job};
 use crate::scratch::GROUP_SECTORS;
-use crate::tag::{HEADER_BYTES, LAST_POWERS_WORD, Record, TagSchedule};
+use crate::tag::{HEADER_BYTES, Record, TagSchedule};
 use tagged512::Tagged;
 
 pub(crate) use aesni::run as aesni;
@@ -120,10 +121,11 @@ pub(crate) unsafe fn tagged512(
         target: group.target,
         firsts: list,
         ring: group.scratch.ring(),
-        powers: key.powers(),
+        powers: group.scratch.powers(),
         turns: turns_a_sector * group.sectors as u64,
         hash_left: if group.encrypt { 1 } else { turns_a_sector },
         checksums: checksums.as_mut_ptr(),
+        narrow_powers: key.powers(),
         call: PhantomData,
     };
     // Hashes take the places of tweaks that have been used. When sealing, the first goes to what comes before the first.
@@ -139,46 +141,77 @@ pub(crate) unsafe fn tagged512(
     for (record, checksum) in records.iter_mut().zip(checksums) {
         record.checksum = *checksum;
     }
-    // SAFETY: the list has room for whole groups of eight after its first entry.
-    unsafe { finish_tags(key, hashes, records) };
-    // Tags were made in groups of eight, the first of which may begin at the second entry.
-    group.scratch.zero(group.sectors + 8);
+    // SAFETY: the list has room for whole groups of 32 after its first entry.
+    unsafe { finish_tags(key, hashes, (HashWidth::Bits512, records)) };
+    // Tags were made in groups of 32, the first of which may begin at the second entry.
+    group.scratch.zero(group.sectors.next_multiple_of(32) + 1);
+    group.scratch.zero_powers();
+}
+
+/// Hashes a header and whole vectors of 64 bytes: powers, where the hash goes, header, data, number of vectors.
+type Hash = unsafe fn(*const u8, *mut u8, *const u8, *const u8, usize);
+
+/// How wide the vectors are on which tags are made apart from the cipher.
+#[derive(Clone, Copy)]
+pub(crate) enum HashWidth {
+    /// PCLMULQDQ.
+    Bits128,
+    /// VPCLMULQDQ and AVX2.
+    Bits256,
+    /// VPCLMULQDQ and AVX-512.
+    Bits512,
 }
 
 /// Makes the tags of the ciphertext at `at`, a group of sectors, apart from the cipher.
 ///
 /// # Safety
-/// The processor must have AES-NI and PCLMULQDQ; `at` is readable for the group's length.
+/// The processor must have AES-NI, PCLMULQDQ and what `width` names; `at` is readable for the group's length.
 pub(crate) unsafe fn tags(
     at: *const u8,
     group: &Job<'_>,
     key: &TagSchedule,
     headers: &Headers,
-    records: &mut [Record],
+    (width, records): (HashWidth, &mut [Record]),
 ) {
+    let hash: Hash = match width {
+        HashWidth::Bits128 => polyval::hash128,
+        HashWidth::Bits256 => polyval_wide::hash256,
+        HashWidth::Bits512 => polyval_wide::hash512,
+    };
     let list = group.scratch.firsts().cast_mut();
     aesni::clean_upper_halves();
-    let powers = key.powers().wrapping_add(8 * LAST_POWERS_WORD);
+    let vectors = group.sector_bytes / HEADER_BYTES;
+    let hashed = vectors * HEADER_BYTES;
+    let blocks = (group.sector_bytes - hashed) / BLOCK_BYTES;
     for (index, header) in headers[..group.sectors].iter().enumerate() {
         let sum = list.wrapping_add(index * BLOCK_BYTES);
-        // SAFETY: the scratch is zero before each use; header and sector are as long as said.
-        unsafe { polyval::update(powers, sum, header.as_ptr(), HEADER_BYTES / BLOCK_BYTES) };
         let sector = at.wrapping_add(index * group.sector_bytes);
-        // SAFETY: as above.
-        unsafe { polyval::update(powers, sum, sector, group.sector_bytes / BLOCK_BYTES) };
+        // SAFETY: a sector has 512 bytes or more, and these are the whole vectors of it.
+        unsafe { hash(key.powers(), sum, header.as_ptr(), sector, vectors) };
+        if blocks > 0 {
+            // SAFETY: what is left of the sector.
+            unsafe { polyval::update(key.powers(), sum, sector.wrapping_add(hashed), blocks) };
+        }
     }
-    // SAFETY: the list has room for whole groups of eight.
-    unsafe { finish_tags(key, list, records) };
+    // SAFETY: the list has room for whole groups, and the processor has what `width` names.
+    unsafe { finish_tags(key, list, (width, records)) };
     group.scratch.zero(group.sectors);
 }
 
 /// AES over each hash of the list, into the records.
 ///
 /// # Safety
-/// The processor must have AES-NI; the list is writable for the records in groups of eight.
-unsafe fn finish_tags(key: &TagSchedule, list: *mut u8, records: &mut [Record]) {
-    // SAFETY: as the caller says.
-    unsafe { aesni::firsts(key.prf().as_ptr(), list, records.len().div_ceil(8) as u64) };
+/// The processor must have AES-NI, or VAES where `width` is 512 bits; from `list` on there is room for the records in whole
+/// groups of the kernel.
+unsafe fn finish_tags(key: &TagSchedule, list: *mut u8, (width, records): (HashWidth, &mut [Record])) {
+    let keys = key.prf().as_ptr();
+    if matches!(width, HashWidth::Bits512) {
+        // SAFETY: as the caller says.
+        unsafe { vaes512::firsts(keys, list, records.len().div_ceil(32) as u64) };
+    } else {
+        // SAFETY: as the caller says.
+        unsafe { aesni::firsts(keys, list, records.len().div_ceil(8) as u64) };
+    }
     for (index, record) in records.iter_mut().enumerate() {
         let tag = list.wrapping_add(index * BLOCK_BYTES).cast::<[u8; BLOCK_BYTES]>();
         // SAFETY: an entry of the list, which nobody but this call writes; a wipe's zeros make a tag that is discarded.

@@ -18,19 +18,19 @@ static COUNTS: Counts = Counts::new(4);
 
 /// x^127+x^126+x^121 (and 1), the reduction of POLYVAL (RFC 8452, 3).
 #[repr(C, align(64))]
-struct Reduction([u64; 8]);
+pub(super) struct Reduction([u64; 8]);
 
-static REDUCTION: Reduction = Reduction({
+pub(super) static REDUCTION: Reduction = Reduction({
     const HIGH: u64 = 0xC200_0000_0000_0000;
     [HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH, HIGH]
 });
 
 /// x^(8n-33) modulo the polynomial of CRC-32C, reflected: a carry-less product with it and `crc32` of that appends n zero
-/// bytes, here 768, 512 and 256.
+/// bytes, here 680 and 336.
 #[repr(C, align(16))]
-struct Shifts([u64; 6]);
+struct Shifts([u64; 4]);
 
-static SHIFTS: Shifts = Shifts([0xD7A4_825C, 0, 0xDD7E_3B0C, 0, 0xB9E0_2B86, 0]);
+static SHIFTS: Shifts = Shifts([0xE417_F38A, 0, 0xA60C_E07B, 0]);
 
 /// What the loop keeps in memory: pointers and counts, nothing secret.
 #[repr(C)]
@@ -48,13 +48,15 @@ pub(super) struct Tagged<'a> {
     pub(super) target: *mut u8,
     pub(super) firsts: *const u8,
     pub(super) ring: *mut u8,
-    /// Powers of the hash key, as `tag.rs` lays them out.
-    pub(super) powers: *const u8,
+    /// Room for the powers as the loop wants them.
+    pub(super) powers: *mut u8,
     pub(super) turns: u64,
     /// Turns until the hashed sector ends.
     pub(super) hash_left: u64,
     /// Where the next sector's checksum goes, as `hashes`.
     pub(super) checksums: *mut u32,
+    /// Powers of the hash key, as `tag.rs` lays them out.
+    pub(super) narrow_powers: *const u8,
     pub(super) call: PhantomData<&'a ()>,
 }
 
@@ -133,46 +135,40 @@ macro_rules! advance_base {
     };
 }
 
-/// Products of the vectors in zmm29 and zmm30 with powers `$p` and `$q`, by Karatsuba: low, high and middle ones are
-/// summed by `$sum`. A power is three words, each of which a load spreads over the register for nothing.
+/// Products of the vectors in zmm29 and zmm30 with powers `$p` and `$q`, the even one below it, by Karatsuba: low, high and middle ones are
+/// summed by `$sum`. The multiplications stand together: see the top of this file.
 macro_rules! products {
     ($p:literal $q:literal $sum:literal) => {
         concat!(
-            "vpbroadcastq zmm31,[{powers}+24*",
-            $p,
-            "]\n",
-            "vpclmulqdq zmm23,zmm29,zmm31,0x00\n",
-            "vpbroadcastq zmm31,[{powers}+24*",
-            $q,
-            "]\n",
-            "vpclmulqdq zmm24,zmm30,zmm31,0x00\n",
-            "vpternlogq zmm26,zmm23,zmm24,",
-            $sum,
-            "\n",
-            "vpbroadcastq zmm31,[{powers}+24*",
-            $p,
-            "+8]\n",
-            "vpclmulqdq zmm23,zmm29,zmm31,0x01\n",
-            "vpbroadcastq zmm31,[{powers}+24*",
-            $q,
-            "+8]\n",
-            "vpclmulqdq zmm24,zmm30,zmm31,0x01\n",
-            "vpternlogq zmm28,zmm23,zmm24,",
-            $sum,
-            "\n",
             "vpshufd zmm23,zmm29,0x4e\n",
-            "vpxorq zmm29,zmm29,zmm23\n",
             "vpshufd zmm24,zmm30,0x4e\n",
-            "vpxorq zmm30,zmm30,zmm24\n",
-            "vpbroadcastq zmm31,[{powers}+24*",
+            "vpxorq zmm23,zmm23,zmm29\n",
+            "vpxorq zmm24,zmm24,zmm30\n",
+            "vpclmulqdq zmm25,zmm29,[{powers}+64*",
             $p,
-            "+16]\n",
-            "vpclmulqdq zmm29,zmm29,zmm31,0x00\n",
-            "vpbroadcastq zmm31,[{powers}+24*",
+            "],0x00\n",
+            "vpclmulqdq zmm31,zmm30,[{powers}+64*",
             $q,
-            "+16]\n",
-            "vpclmulqdq zmm30,zmm30,zmm31,0x00\n",
-            "vpternlogq zmm27,zmm29,zmm30,",
+            "],0x00\n",
+            "vpclmulqdq zmm29,zmm29,[{powers}+64*",
+            $p,
+            "],0x11\n",
+            "vpclmulqdq zmm30,zmm30,[{powers}+64*",
+            $q,
+            "],0x11\n",
+            "vpclmulqdq zmm23,zmm23,[{powers}+1024+32*",
+            $q,
+            "],0x10\n",
+            "vpclmulqdq zmm24,zmm24,[{powers}+1024+32*",
+            $q,
+            "],0x00\n",
+            "vpternlogq zmm26,zmm25,zmm31,",
+            $sum,
+            "\n",
+            "vpternlogq zmm28,zmm29,zmm30,",
+            $sum,
+            "\n",
+            "vpternlogq zmm27,zmm23,zmm24,",
             $sum,
             "\n",
         )
@@ -185,7 +181,7 @@ macro_rules! hash_begin {
         concat!(
             "vmovdqa64 zmm29,zmm18\n",
             "vmovdqu64 zmm30,[{hashed}+64*", $i, "]\n",
-            products!("7" "6" "0x66"),
+            products!("15" "14" "0x66"),
         )
     };
 }
@@ -201,30 +197,51 @@ macro_rules! hash {
     };
 }
 
-/// Reduces the three sums into zmm18.
+/// Writes the powers, spread over vectors, into the scratch: first whole ones, then the sums of their halves, of each `$i`
+/// in the even quarters and of its `$j` in the odd ones.
+macro_rules! spread {
+    ($($i:literal $j:literal)*) => {
+        concat!($(
+            "vbroadcasti32x4 zmm23,[{a}+16*(15-", $i, ")]\n",
+            "vbroadcasti32x4 zmm24,[{a}+16*(15-", $j, ")]\n",
+            "vmovdqu64 [{powers}+64*", $i, "],zmm23\n",
+            "vmovdqu64 [{powers}+64*", $j, "],zmm24\n",
+            "vpshufd zmm25,zmm23,0x4e\n",
+            "vpxorq zmm23,zmm23,zmm25\n",
+            "vpshufd zmm25,zmm24,0x4e\n",
+            "vpxorq zmm23{{k2}},zmm24,zmm25\n",
+            "vmovdqu64 [{powers}+1024+32*", $i, "],zmm23\n",
+        )*)
+    };
+}
+
+/// Reduces the three sums: what is left is the sum of zmm28, zmm29 and zmm30.
 macro_rules! hash_reduce {
     () => {
         concat!(
             "vpternlogq zmm27,zmm26,zmm28,0x96\n",
-            "vpslldq zmm29,zmm27,8\n",
-            "vpsrldq zmm31,zmm27,8\n",
-            "vpxorq zmm26,zmm26,zmm29\n",
-            "vpxorq zmm28,zmm28,zmm31\n",
+            "vpshufd zmm27,zmm27,0x4e\n",
+            "vpxorq zmm26{{k2}},zmm26,zmm27\n",
+            "vpxorq zmm28{{k1}},zmm28,zmm27\n",
             "vpclmulqdq zmm30,zmm26,[rip+{reduction}],0x00\n",
             "vpshufd zmm29,zmm26,0x4e\n",
             "vpxorq zmm26,zmm29,zmm30\n",
             "vpclmulqdq zmm30,zmm26,[rip+{reduction}],0x00\n",
             "vpshufd zmm29,zmm26,0x4e\n",
-            "vpternlogq zmm28,zmm29,zmm30,0x96\n",
-            "vmovdqa64 zmm18,zmm28\n",
         )
     };
 }
 
-/// Ends eight vectors: the last one, `$i`, has power zero.
+/// Ends sixteen vectors: the last one, `$i`, has power zero.
 macro_rules! hash_end {
     ($i:literal) => {
-        concat!(hash_reduce!(), "vpxorq zmm18,zmm18,[{hashed}+64*", $i, "]\n")
+        concat!(
+            hash_reduce!(),
+            "vpternlogq zmm28,zmm29,zmm30,0x96\n",
+            "vpxorq zmm18,zmm28,[{hashed}+64*",
+            $i,
+            "]\n",
+        )
     };
 }
 
@@ -235,17 +252,19 @@ macro_rules! sector_end {
         concat!(
             "dec qword ptr [{call}+88]\n",
             "jnz 32f\n",
-            "vmovdqu64 zmm30,[{powers}+192]\n",
+            "mov {b},[{call}+104]\n",
+            "vmovdqu64 zmm30,[{b}+240]\n",
+            "vpshufd zmm31,zmm18,0x4e\n",
+            "vpshufd zmm29,zmm30,0x4e\n",
+            "vpxorq zmm31,zmm31,zmm18\n",
+            "vpxorq zmm29,zmm29,zmm30\n",
             "vpclmulqdq zmm26,zmm18,zmm30,0x00\n",
             "vpclmulqdq zmm28,zmm18,zmm30,0x11\n",
-            "vpshufd zmm31,zmm18,0x4e\n",
-            "vpxorq zmm31,zmm31,zmm18\n",
-            "vpshufd zmm29,zmm30,0x4e\n",
-            "vpxorq zmm30,zmm30,zmm29\n",
-            "vpclmulqdq zmm27,zmm31,zmm30,0x00\n",
+            "vpclmulqdq zmm27,zmm31,zmm29,0x00\n",
             hash_reduce!(),
-            "vextracti64x4 ymm29,zmm18,1\n",
-            "vpxorq ymm29,ymm29,ymm18\n",
+            "vpternlogq zmm28,zmm29,zmm30,0x96\n",
+            "vextracti64x4 ymm29,zmm28,1\n",
+            "vpxorq ymm29,ymm29,ymm28\n",
             "vextracti32x4 xmm30,ymm29,1\n",
             "vpxorq xmm29,xmm29,xmm30\n",
             "mov {b},[{call}+16]\n",
@@ -269,36 +288,40 @@ macro_rules! sector_end {
     };
 }
 
-/// Words `$i` of the four quarters of the hashed turn, each by a checksum of its own: one alone would wait for itself.
+/// Words `$i` of the three parts of the hashed turn, each by a checksum of its own: one alone would wait for itself. The
+/// parts have 43, 43 and 42 words.
 macro_rules! crc {
     ($($i:literal)*) => {
         concat!($(
             "crc32 {a},qword ptr [{hashed}+8*", $i, "]\n",
-            "crc32 {b},qword ptr [{hashed}+256+8*", $i, "]\n",
-            "crc32 {c},qword ptr [{hashed}+512+8*", $i, "]\n",
-            "crc32 {d},qword ptr [{hashed}+768+8*", $i, "]\n",
+            "crc32 {b},qword ptr [{hashed}+344+8*", $i, "]\n",
+            "crc32 {c},qword ptr [{hashed}+688+8*", $i, "]\n",
         )*)
     };
 }
 
-/// The four checksums as one, in `a`, which goes on with the next turn.
+/// The last words of the longer parts.
+macro_rules! crc_last {
+    () => {
+        concat!("crc32 {a},qword ptr [{hashed}+8*42]\n", "crc32 {b},qword ptr [{hashed}+344+8*42]\n",)
+    };
+}
+
+/// The three checksums as one, in `a`, which goes on with the next turn.
 macro_rules! crc_join {
     () => {
         concat!(
             "vmovd xmm29,{a:e}\n",
             "vmovd xmm30,{b:e}\n",
-            "vmovd xmm31,{c:e}\n",
             "vpclmulqdq xmm29,xmm29,[rip+{shifts}],0x00\n",
             "vpclmulqdq xmm30,xmm30,[rip+{shifts}+16],0x00\n",
-            "vpclmulqdq xmm31,xmm31,[rip+{shifts}+32],0x00\n",
-            "vpternlogq xmm29,xmm30,xmm31,0x96\n",
-            "vmovq {c},xmm29\n",
+            "vpxorq xmm29,xmm29,xmm30\n",
+            "vmovq {b},xmm29\n",
             "xor {a:e},{a:e}\n",
-            "crc32 {a},{c}\n",
-            "xor {a:e},{d:e}\n",
+            "crc32 {a},{b}\n",
+            "xor {a:e},{c:e}\n",
             "xor {b:e},{b:e}\n",
             "xor {c:e},{c:e}\n",
-            "xor {d:e},{d:e}\n",
         )
     };
 }
@@ -341,6 +364,10 @@ macro_rules! tagged_rounds {
                 core::arch::asm!(
                     "mov {left:e},0x55",
                     "kmovd k1,{left:e}",
+                    "mov {left:e},0xaa",
+                    "kmovd k2,{left:e}",
+                    "mov {a},[{call}+104]",
+                    spread!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     "mov {left},[{call}]",
                     "mov {hashed},[{call}+56]",
                     "vbroadcasti32x4 zmm19,[{hashed}]",
@@ -349,7 +376,6 @@ macro_rules! tagged_rounds {
                     "mov {a:e},-1",
                     "xor {b:e},{b:e}",
                     "xor {c:e},{c:e}",
-                    "xor {d:e},{d:e}",
                     $header,
                     advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
                     even!("0"), odd!("0"), even!("1"), odd!("1"), even!("2"), odd!("2"), even!("3"), odd!("3"),
@@ -360,69 +386,69 @@ macro_rules! tagged_rounds {
                     "xchg {this},{next}",
                     load!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     round16!("zmm" $op "1" "16" "17":
-                        concat!(crc!("0"), hash_begin!("0")),
-                        advance_base!("zmm21" "zmm22" -> "zmm19" "zmm20"),
-                        crc!("1"),
-                        concat!(crc!("2"), even!("0"))),
+                        concat!(advance_base!("zmm21" "zmm22" -> "zmm19" "zmm20"), hash_begin!("0")),
+                        "",
+                        even!("0"),
+                        ""),
                     round16!("zmm" $op "2" "17" "16":
-                        crc!("3"),
                         advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
-                        concat!(crc!("4"), even!("1")),
-                        concat!(crc!("5"), odd!("0"))),
+                        "",
+                        concat!(hash!("1" "2": "13" "12"), crc!("0")),
+                        concat!(odd!("0"), crc!("1"))),
                     round16!("zmm" $op "3" "16" "17":
-                        concat!(crc!("6"), hash!("1" "2": "5" "4")),
-                        "",
-                        crc!("7"),
-                        concat!(crc!("8"), odd!("1"))),
+                        crc!("2"),
+                        concat!(even!("1"), crc!("3")),
+                        crc!("4"),
+                        crc!("5")),
                     round16!("zmm" $op "4" "17" "16":
-                        crc!("9"),
-                        even!("2"),
-                        crc!("10"),
-                        concat!(crc!("11"), odd!("2"))),
+                        concat!(odd!("1"), hash!("3" "4": "11" "10"), crc!("6")),
+                        crc!("7"),
+                        concat!(even!("2"), crc!("8")),
+                        crc!("9")),
                     round16!("zmm" $op "5" "16" "17":
-                        concat!(crc!("12"), hash!("3" "4": "3" "2")),
-                        "",
-                        concat!(crc!("13"), even!("3")),
-                        crc!("14")),
+                        crc!("10"),
+                        concat!(odd!("2"), hash!("5" "6": "9" "8"), crc!("11")),
+                        crc!("12"),
+                        concat!(even!("3"), crc!("13"))),
                     round16!("zmm" $op "6" "17" "16":
+                        crc!("14"),
                         crc!("15"),
-                        odd!("3"),
-                        concat!(crc!("16"), hash!("5" "6": "1" "0")),
+                        concat!(odd!("3"), crc!("16")),
                         crc!("17")),
                     round16!("zmm" $op "7" "16" "17":
-                        concat!(crc!("18"), even!("4")),
-                        "",
-                        concat!(crc!("19"), odd!("4")),
-                        concat!(crc!("20"), hash_end!("7"))),
+                        concat!(even!("4"), crc!("18")),
+                        concat!(hash!("7" "8": "7" "6"), crc!("19")),
+                        crc!("20"),
+                        concat!(odd!("4"), crc!("21"))),
                     round16!("zmm" $op "8" "17" "16":
-                        crc!("21"),
-                        hash_begin!("8"),
                         crc!("22"),
-                        concat!(crc!("23"), even!("5"))),
+                        concat!(even!("5"), crc!("23")),
+                        crc!("24"),
+                        crc!("25")),
                     round16!("zmm" $op "9" "16" "17":
-                        concat!(crc!("24"), odd!("5")),
-                        "",
-                        concat!(crc!("25"), hash!("9" "10": "5" "4")),
-                        ""),
-                    round16!("zmm" $op "10" "17" "16":
-                        crc!("26"),
-                        even!("6"),
+                        concat!(odd!("5"), hash!("9" "10": "5" "4"), crc!("26")),
                         crc!("27"),
-                        odd!("6")),
-                    round16!("zmm" $op "11" "16" "17":
-                        concat!(crc!("28"), hash!("11" "12": "3" "2")),
-                        "",
-                        concat!(crc!("29"), even!("7")),
-                        ""),
-                    round16!("zmm" $op "12" "17" "16":
+                        concat!(even!("6"), hash!("11" "12": "3" "2"), crc!("28")),
+                        crc!("29")),
+                    round16!("zmm" $op "10" "17" "16":
                         crc!("30"),
-                        odd!("7"),
-                        concat!(crc!("31"), hash!("13" "14": "1" "0")),
-                        ""),
+                        concat!(odd!("6"), crc!("31")),
+                        crc!("32"),
+                        concat!(even!("7"), crc!("33"))),
+                    round16!("zmm" $op "11" "16" "17":
+                        crc!("34"),
+                        concat!(hash!("13" "14": "1" "0"), crc!("35")),
+                        concat!(odd!("7"), crc!("36")),
+                        crc!("37")),
+                    round16!("zmm" $op "12" "17" "16":
+                        crc!("38"),
+                        crc!("39"),
+                        concat!(hash_end!("15"), crc!("40")),
+                        crc!("41")),
                     round16!("zmm" $op "13" "16" "17":
+                        crc_last!(),
                         "",
-                        concat!(hash_end!("15"), crc_join!()),
-                        "",
+                        crc_join!(),
                         sector_end!()),
                     store!($last: "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     $step,
@@ -442,7 +468,6 @@ macro_rules! tagged_rounds {
                     a = out(reg) _,
                     b = out(reg) _,
                     c = out(reg) _,
-                    d = out(reg) _,
                     hashed = out(reg) _,
                     powers = in(reg) call.powers,
                     counts = sym COUNTS,
@@ -453,7 +478,7 @@ macro_rules! tagged_rounds {
                     out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
                     out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
                     out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
-                    out("zmm30") _, out("zmm31") _, out("k1") _,
+                    out("zmm30") _, out("zmm31") _, out("k1") _, out("k2") _,
                     options(nostack),
                 );
             }
@@ -466,9 +491,8 @@ macro_rules! hash_turn {
     () => {
         concat!(
             hash_begin!("0"),
-            hash!("1" "2": "5" "4"), hash!("3" "4": "3" "2"), hash!("5" "6": "1" "0"),
-            hash_end!("7"),
-            hash_begin!("8"),
+            hash!("1" "2": "13" "12"), hash!("3" "4": "11" "10"), hash!("5" "6": "9" "8"),
+            hash!("7" "8": "7" "6"),
             hash!("9" "10": "5" "4"), hash!("11" "12": "3" "2"), hash!("13" "14": "1" "0"),
             hash_end!("15"),
         )
@@ -483,8 +507,9 @@ tagged_rounds!(
     "vpxorq zmm18,zmm18,zmm18",
     concat!(
         hash_turn!(),
-        crc!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
-        crc!("16" "17" "18" "19" "20" "21" "22" "23" "24" "25" "26" "27" "28" "29" "30" "31"),
+        crc!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20"),
+        crc!("21" "22" "23" "24" "25" "26" "27" "28" "29" "30" "31" "32" "33" "34" "35" "36" "37" "38" "39" "40" "41"),
+        crc_last!(),
         crc_join!(),
         sector_end!(),
     )
