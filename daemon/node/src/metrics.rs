@@ -32,6 +32,7 @@ pub(crate) struct NodeMetrics {
     sealed: Gauge<i64, AtomicI64>,
     lease_remaining_seconds: Gauge<f64, AtomicU64>,
     keys: Gauge<i64, AtomicI64>,
+    key_promotions: Gauge<i64, AtomicI64>,
     wipes: Gauge<i64, AtomicI64>,
     last_wipe_seconds: Gauge<f64, AtomicU64>,
     pool_capacity_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
@@ -56,6 +57,11 @@ impl NodeMetrics {
             metrics.lease_remaining_seconds.clone(),
         );
         node.register("keys", "Keys held", metrics.keys.clone());
+        node.register(
+            "key_promotions",
+            "Keys opened into the hot set since the start: many a second mean more volumes in use than it holds",
+            metrics.key_promotions.clone(),
+        );
         node.register("key_generation", "Wipes since the start", metrics.wipes.clone());
         node.register_with_unit(
             "last_wipe_duration",
@@ -108,6 +114,7 @@ impl NodeMetrics {
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));
         self.lease_remaining_seconds.set(seconds(remaining_ms, 1e3));
         self.keys.set(count(keyring.keys));
+        self.key_promotions.set(count(keyring.promotions));
         self.wipes.set(count(keyring.generation));
         if let Some(wipe) = node.wiper.last() {
             self.last_wipe_seconds.set(seconds(wipe.nanos, 1e9));

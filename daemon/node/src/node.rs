@@ -436,7 +436,9 @@ fn raise_fence(pool: &Pool, volume: VolumeId, fence: Fence) -> Result<(), GrantR
 fn refusal(error: &AdmitError) -> GrantRefusal {
     tracing::warn!(%error, "a granted key was not taken");
     match error {
-        AdmitError::NoEnvelopeKey | AdmitError::Envelope(_) => GrantRefusal::Unopenable,
+        AdmitError::NoEnvelopeKey | AdmitError::Envelope(_) | AdmitError::Random(_) => {
+            GrantRefusal::Unopenable
+        }
         AdmitError::WrongKey { .. } | AdmitError::EqualHalves => GrantRefusal::WrongKey,
         AdmitError::TooManyKeys { .. } => GrantRefusal::TooManyKeys,
         AdmitError::Wiped => GrantRefusal::Wiped,

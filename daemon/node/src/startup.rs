@@ -20,7 +20,7 @@ use keyring::{Clock, Keyring};
 use lease::LocalSigner;
 use lease::message::{LeaseLimits, WipeCause};
 use lease::node::{NodeLease, NodeParams};
-use locked_memory::{Arena, KeyStack, Policy};
+use locked_memory::Policy;
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::NbdServer;
 use pool::Pool;
@@ -233,9 +233,8 @@ fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
 
 fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     let policy = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
-    let arena = Arena::new(policy).context("no memory for keys")?;
-    let stack = KeyStack::new(policy).context("no memory for opening keys")?;
-    Ok(Keyring::with_kernel(arena, stack, Clock::Boot, crate::cipher::chosen()?))
+    locked_memory::check_budget(keyring::LOCKED_BYTES).context("no memory for keys")?;
+    Keyring::new(policy, Clock::Boot, crate::cipher::chosen()?).context("no memory for keys")
 }
 
 fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
