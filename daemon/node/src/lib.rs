@@ -21,6 +21,7 @@ mod listeners;
 mod metrics;
 mod node;
 mod sources;
+mod stages;
 mod startup;
 mod wiper;
 

@@ -9,6 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::boot_clock;
 use crate::node::Node;
+use crate::stages::StageTimes;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
@@ -46,7 +47,7 @@ pub(crate) struct NodeMetrics {
 }
 
 impl NodeMetrics {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry, wipe_stages: &StageTimes) -> Self {
         let metrics = Self::default();
         let node = registry.sub_registry_with_prefix("nightlatch");
         node.register("sealed", "1 while no key is held", metrics.sealed.clone());
@@ -69,6 +70,7 @@ impl NodeMetrics {
             Unit::Seconds,
             metrics.last_wipe_seconds.clone(),
         );
+        wipe_stages.register(node);
         let pool = node.sub_registry_with_prefix("pool");
         pool.register_with_unit(
             "capacity",
@@ -117,7 +119,7 @@ impl NodeMetrics {
         self.key_promotions.set(count(keyring.promotions));
         self.wipes.set(count(keyring.generation));
         if let Some(wipe) = node.wiper.last() {
-            self.last_wipe_seconds.set(seconds(wipe.nanos, 1e9));
+            self.last_wipe_seconds.set(seconds(wipe.stages.keys_ns, 1e9));
         }
         for open in &node.pools {
             let info = open.pool.info();

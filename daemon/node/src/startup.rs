@@ -41,11 +41,14 @@ use crate::listeners::{Listeners, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
 use crate::sources::{Feeder, Sources};
-use crate::wiper::{Event, Notice, Wiper};
+use crate::wiper::{Event, Notice, Wipe, Wiper};
 use crate::{boot_clock, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The third stage of a wipe is over by then, or reported as not reached.
+const MEMORY_CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What clients wrote and never flushed is made durable after this long, as an operating system's write-back would.
 const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(5);
@@ -71,6 +74,7 @@ pub struct Prepared {
 pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
     prepare_state_dir(&config.state_dir)?;
+    crate::wiper::allow_priorities();
     let (events_in, events) = mpsc::unbounded_channel();
     let keyring = open_keyring(&config)?;
     let last_act = Arc::clone(&keyring);
@@ -97,7 +101,7 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     let s3 = S3Server::new(config.listen.s3_region.clone());
     nbd.register(&mut registry);
     s3.register(&mut registry);
-    let metrics = NodeMetrics::register(&mut registry);
+    let metrics = NodeMetrics::register(&mut registry, wiper.times());
     let parts = Parts {
         id: config.node_id,
         name: config.name.to_string(),
@@ -425,12 +429,24 @@ fn on_fired(node: &Arc<Node>, notice: &Notice) {
     }
 }
 
-async fn after_wipe(node: &Arc<Node>, wipe: crate::wiper::Wipe) {
-    let node = Arc::clone(node);
-    // Closing the index waits for its last writer, so not on the executor.
-    if tokio::task::spawn_blocking(move || node.after_wipe(&wipe)).await.is_err() {
-        tracing::error!("what follows a wipe did not finish; the keys are gone, restart the node");
+/// Carries a wipe through its third stage, and tells the sessions how far it came.
+async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
+    let leaving = node.seal(&wipe);
+    let ended = leaving.ended.clone();
+    let worker = Arc::clone(node);
+    let clearing = tokio::spawn(async move {
+        tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
+        worker.wiper.on_memory_clear(&wipe);
+    });
+    // It goes on where it takes longer: status tells when it is done.
+    if tokio::time::timeout(MEMORY_CLEAR_TIMEOUT, clearing).await.is_err() {
+        tracing::error!(
+            "what clients had in memory is not all dropped a second after the wipe: a connection or a device holds it; the keys are gone"
+        );
     }
+    let node = Arc::clone(node);
+    // The firmware's variable is a file.
+    let _ = tokio::task::spawn_blocking(move || node.after_wipe(&wipe, &ended)).await;
 }
 
 async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {
