@@ -20,6 +20,8 @@ mod key_port;
 mod listeners;
 mod metrics;
 mod node;
+#[cfg(feature = "rehearsal")]
+pub mod rehearsal;
 mod sources;
 mod stages;
 mod startup;
