@@ -276,6 +276,12 @@ impl Keyring {
         }))
     }
 
+    /// Asks the kernel to refuse every later change of the stacks' mappings, as the arena's always does where it can. They stay
+    /// until the process ends: for programs, which have one keyring.
+    pub fn seal_stacks(&self) -> bool {
+        self.stack.seal() && self.promotion_stack.seal()
+    }
+
     /// Lends the key to `use_key`. Its result is handed out only if the lease still ran and neither a wipe nor the key's
     /// withdrawal had begun when it was done; otherwise it is dropped, and what the closure wrote elsewhere is garbage
     /// that the caller discards. Keep it short: a wipe's second stage waits for it, and so does a use that finds all

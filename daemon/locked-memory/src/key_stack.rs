@@ -56,6 +56,12 @@ impl KeyStack {
         self.mapping.kind()
     }
 
+    /// Asks the kernel to refuse every later change of the mapping (`mseal`); says whether it did. A sealed stack stays mapped
+    /// until the process ends, so this is for programs that make one.
+    pub fn seal(&self) -> bool {
+        self.mapping.seal()
+    }
+
     /// Whether a closure runs on it at this moment.
     pub fn is_busy(&self) -> bool {
         matches!(self.in_use.try_lock(), Err(TryLockError::WouldBlock))

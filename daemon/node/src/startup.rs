@@ -238,7 +238,12 @@ fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
 fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     let policy = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
     locked_memory::check_budget(keyring::LOCKED_BYTES).context("no memory for keys")?;
-    Keyring::new(policy, Clock::Boot, crate::cipher::chosen()?).context("no memory for keys")
+    let keyring =
+        Keyring::new(policy, Clock::Boot, crate::cipher::chosen()?).context("no memory for keys")?;
+    if !keyring.seal_stacks() {
+        tracing::info!("this kernel cannot seal the mappings of the key stacks (mseal, Linux 6.10)");
+    }
+    Ok(keyring)
 }
 
 fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
