@@ -12,7 +12,7 @@ pub fn hurry(thread: u64) -> Option<Hurried> {
     /// Above every normal thread, below whatever wipes.
     const PRIORITY: libc::c_int = 1;
     let thread = libc::pid_t::try_from(thread).ok()?;
-    schedule(thread, libc::SCHED_FIFO, PRIORITY).then_some(Hurried { thread })
+    schedule(thread, libc::SCHED_FIFO, PRIORITY).then(|| Hurried { thread })
 }
 
 impl Hurried {

@@ -71,18 +71,23 @@ impl StageTimes {
 
 /// Waits until nobody works with keys from before `generation`.
 fn wait_for_threads(keyring: &Keyring, generation: u64) -> Result<(), Straggler> {
-    let mut hurried: Option<faults::Hurried> = None;
-    let mut late = None;
+    // All of them: one may be waiting for another.
+    let mut hurried: Vec<faults::Hurried> = Vec::new();
     for look in 0..LOOKS_MAX {
-        late = keyring.stragglers(generation).next();
-        let Some(straggler) = late else { return Ok(()) };
-        let helped = hurried.as_ref().is_some_and(|hurried| hurried.thread() == straggler.thread);
-        if look >= LOOKS_BEFORE_HURRY && !helped {
-            hurried = faults::hurry(straggler.thread);
+        let mut late = keyring.stragglers(generation).peekable();
+        if late.peek().is_none() {
+            return Ok(());
+        }
+        if look >= LOOKS_BEFORE_HURRY {
+            for Straggler { thread } in late {
+                if hurried.iter().all(|known| known.thread() != thread) {
+                    hurried.extend(faults::hurry(thread));
+                }
+            }
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    late.map_or(Ok(()), Err)
+    keyring.stragglers(generation).next().map_or(Ok(()), Err)
 }
 
 /// The thread: carries each wipe that it hears of through its second stage, for as long as there is a wiper.

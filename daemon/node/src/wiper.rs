@@ -433,9 +433,19 @@ impl Ears {
     }
 }
 
+/// The second stage gives late threads priority.
+fn confine_but_priority() -> anyhow::Result<()> {
+    sandbox::drop_capabilities_but_priority()?;
+    restrict_this_thread()
+}
+
 /// The wiper opens no file and needs a handful of system calls.
 fn confine_this_thread() -> anyhow::Result<()> {
     sandbox::drop_capabilities()?;
+    restrict_this_thread()
+}
+
+fn restrict_this_thread() -> anyhow::Result<()> {
     sandbox::restrict_files(&sandbox::FileRules::default())?;
     sandbox::restrict_calls(sandbox::Role::Wiper)?;
     Ok(())
@@ -447,7 +457,7 @@ fn start_second_stage(wiper: &Arc<Wiper>, wipes: std::sync::mpsc::Receiver<Wipe>
     let (confined, outcome) = std::sync::mpsc::sync_channel(1);
     std::thread::Builder::new().name("second-stage".into()).spawn(move || {
         prefer_this_thread();
-        let is_confined = confine_this_thread();
+        let is_confined = confine_but_priority();
         let may_run = is_confined.is_ok();
         // Whoever starts the thread waits for this.
         let _ = confined.send(is_confined);

@@ -104,6 +104,8 @@ const WIPER: &[Rule] = rules! {
     SYS_pread64, rare => "supplies are read again after the kernel has dropped events";
     SYS_ioctl if OneOf(1, &[GPIO_V2_LINE_GET_VALUES]), rare => "the level of a power-fail line after a gap in its events";
     SYS_clock_nanosleep, rare => "the second stage looks again";
+    SYS_sched_yield, rare => "a channel that another thread is writing to";
+    SYS_gettid, rare => "a panic's message names its thread";
     SYS_sched_setscheduler, rare => "a thread that the second stage waits for goes before others";
     SYS_write, rare => "the log, a sign of life, the last line of a fault, an idle executor that is to hear of an event";
     SYS_madvise, rare => "the allocator gives memory back while an event is sent";
@@ -143,6 +145,7 @@ const SOURCE: &[Rule] = rules! {
     // What a wipe does afterwards, and the thread itself.
     SYS_write, rare => "the log, the last line of a fault, an idle executor that is to hear of an event";
     SYS_timerfd_settime, rare => "a source begins a drain";
+    SYS_sched_yield, rare => "a channel that another thread is writing to";
     SYS_mmap if Without(2, EXECUTABLE), rare => "the allocator grows";
     SYS_munmap => "the allocator shrinks, the thread's signal stack goes";
     SYS_mprotect if Without(2, EXECUTABLE), rare => "the allocator's own arena of this thread grows";

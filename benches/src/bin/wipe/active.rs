@@ -25,7 +25,7 @@ const SLICE: Duration = Duration::from_millis(500);
 const TURNS: usize = 5;
 
 /// Wipes of a full keyring.
-const WIPES: usize = 21;
+const WIPES: usize = 5;
 
 pub(crate) fn measure() -> Result<Vec<Figure>> {
     let mut figures = reads()?;

@@ -65,9 +65,12 @@ impl Load {
                 .done
                 .iter()
                 .zip(before)
-                .any(|(count, before)| count.load(Ordering::SeqCst) < before + 3)
+                .any(|(count, before)| count.load(Ordering::SeqCst) < before + 1)
             {
-                ensure!(waiting.elapsed() < Duration::from_secs(60), "the clients got nowhere in a minute");
+                ensure!(
+                    waiting.elapsed() < Duration::from_secs(120),
+                    "the clients got nowhere in two minutes"
+                );
                 std::thread::sleep(Duration::from_millis(5));
             }
             self.site.lose_power();

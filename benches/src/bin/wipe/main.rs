@@ -26,6 +26,8 @@ const DROPPED_SHARE_MAX: f64 = 0.05;
 fn main() -> Result<()> {
     // Before any thread: signals are the wiper's to read.
     node::block_signals().context("signals could not be blocked")?;
+    // As in a node: whatever breaks is named.
+    faults::install(|| {})?;
     let rounds: usize = match std::env::var("NIGHTLATCH_WIPE_ROUNDS") {
         Ok(text) => text.parse().context("NIGHTLATCH_WIPE_ROUNDS is no number")?,
         Err(_) => 10_000,
