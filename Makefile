@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher
+.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher bench-wipe
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -64,10 +64,14 @@ advisories: ## Known vulnerabilities in what the lock file names (fetches the ad
 	tests/clients.sh lint
 	cargo deny --locked check advisories
 
-bench: bench-cipher bench-index ## Every bench; each writes target/bench/NAME.json
+bench: bench-cipher bench-index bench-wipe ## Every bench; each writes target/bench/NAME.json
 
 bench-cipher: ## Every cipher kernel beside AWS-LC, OpenSSL (the system's and the newest), GCM, hashes and the bound
 	cargo run --locked --release -p benches --features rivals --bin cipher
 
 bench-index: ## The index engine (redb) beside sled: durable puts in batches, gets, scan
 	cargo run --locked --release -p benches --bin index
+
+bench-wipe: ## From power loss, lease end, line, kernel event or order to keys gone, all cores busy: 10,000 rounds each (root)
+	cargo build --locked --release -p node -p keyholder --bins
+	cargo run --locked --release -p benches --features custody --bin wipe

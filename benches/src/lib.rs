@@ -43,6 +43,13 @@ impl Figure {
         let met = self.value >= target;
         Self { target: Some(target), met: Some(met), ..self }
     }
+
+    /// The same figure, to be at most `target`.
+    #[must_use]
+    pub fn at_most(self, target: f64) -> Self {
+        let met = self.value <= target;
+        Self { target: Some(target), met: Some(met), ..self }
+    }
 }
 
 /// The middle of `values`.

@@ -31,6 +31,13 @@ pub struct LastWipe {
     pub wipe_ns: u64,
     /// Keys that were lent.
     pub keys: usize,
+    /// The stage it has reached: 1 keys zeroed, 2 no thread has any in registers or on a stack, 3 what was clear in ordinary
+    /// memory is dropped and zeroed.
+    pub stage: u8,
+    /// From the call to the end of the second stage, nanoseconds; `null` while not reached.
+    pub threads_ns: Option<u64>,
+    /// From the call to the end of the third stage, nanoseconds; `null` while not reached.
+    pub memory_ns: Option<u64>,
 }
 
 /// The key memory.

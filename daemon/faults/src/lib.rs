@@ -9,14 +9,20 @@
 //! - One exception, by name: a panic inside [`contain`] is an error of what runs there, and comes back as one.
 //!
 //! It knows no keys. It is no crash reporter: no core, no backtrace of memory, a line on standard error.
-#![expect(unsafe_code, reason = "installs signal handlers and ends the process from within them")]
+#![expect(
+    unsafe_code,
+    reason = "installs signal handlers, ends the process from within them, and gives a late thread priority"
+)]
 
+mod hurry;
 mod line;
 mod signals;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+
+pub use hurry::{Hurried, hurry};
 
 /// The last act, once installed.
 static LAST_ACT: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();

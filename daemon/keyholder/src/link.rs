@@ -418,9 +418,12 @@ impl<'a> Dialogue<'a> {
 
     async fn on_wiped(&mut self, receipt: &WipeReceipt) -> Result<(), Ended> {
         self.keyholder.book(|book| book.on_wiped(self.node, receipt))?;
-        let cause = receipt.record.cause;
-        tracing::info!(node = %self.node, %cause, grants = receipt.grants.len(), ns = receipt.nanos, "keys wiped");
+        let (cause, stages) = (receipt.record.cause, receipt.stages);
+        let (ns, stage) = (stages.keys_ns, stages.reached());
+        tracing::info!(node = %self.node, %cause, grants = receipt.grants.len(), ns, stage, "keys wiped");
         match receipt.scope {
+            // How far it came is still to be told.
+            Scope::All if receipt.more => Ok(()),
             // The session is void; the next one has a fresh envelope key.
             Scope::All => Err(Ended::Wiped),
             Scope::Volume(_) => self.ask_to_push().await,

@@ -20,6 +20,11 @@ pub enum KeyGone {
     /// This one key was dropped, for instance because its volume was revoked; others may be there.
     #[error("the volume's key was withdrawn; push it again")]
     Stale,
+    /// The copy of the key that waits outside of the arena is not what was put there.
+    #[error(
+        "the key's sealed copy was changed in memory; push the key again, and look for memory errors on this machine"
+    )]
+    Damaged,
 }
 
 /// Why a grant yielded no key. Nothing of it remains in memory.
@@ -47,7 +52,10 @@ pub enum AdmitError {
         "the granted key derives equal cipher and tweak keys and must not be used; rotate the volume's key"
     )]
     EqualHalves,
-    /// Every slot of the arena is taken.
+    /// The kernel gave no random bytes for the slot key.
+    #[error("the kernel gave no random bytes for the key that seals the others")]
+    Random(#[source] io::Error),
+    /// As many keys are lent as can be.
     #[error("all {limit} key slots are in use; withdraw a volume or move it to another node")]
     TooManyKeys {
         /// Number of slots.

@@ -1,19 +1,34 @@
 //! Keys that a node has been lent, and the wipe that takes them back.
 //!
+//! ```text
+//!   arena (64 KiB)       slot key | hot set: expanded keys in use | scratch | envelope key | pin
+//!                           │           ▲ promote (open)
+//!   ordinary heap           └── shelf: every lent key, sealed under the slot key
+//! ```
+//!
 //! Invariants:
-//! - Key bytes exist in the arena and, while a grant is opened, on the key stack. Nobody receives them: a key is lent
-//!   to a closure, through a handle that names a slot, the generation it belongs to, and that one admission.
+//! - Key bytes exist in the arena and, while a grant is opened or a key promoted, on stacks that are wiped. Nobody receives
+//!   them: a key is lent to a closure, through a handle that names a slot, the generation it belongs to, and that one
+//!   admission.
+//! - A wipe of the arena turns everything outside of it into noise: what lies on the shelf opens with the slot key only.
+//! - A hot slot is taken for another key only while nobody uses it (`hot.rs`).
 //! - A result that was computed while a wipe or the key's withdrawal ran is never handed out (`gate.rs`).
 //! - A use checks lease and generation before it touches a key and again after.
+//! - Who works with keys says so before it looks whether it may, so that the end of the last such work can be told
+//!   (`users.rs`).
 //! - `wipe` takes no lock, allocates nothing, waits for nobody and may be called from any thread any number of times.
 //! - A handle that went stale stays stale.
 //!
 //! It decides nothing: when to wipe, what to admit and how long a lease lasts are the lease protocol's business.
 
+mod admission;
 mod clock;
 mod error;
 mod gate;
+mod hot;
+mod promotion;
 mod scratches;
+mod shelf;
 #[cfg(any(test, feature = "simulated"))]
 pub mod simulated;
 mod slots;
@@ -21,36 +36,51 @@ mod slots;
 mod slots_tests;
 #[cfg(test)]
 mod tests;
+mod users;
 mod sync {
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 }
 
+use std::cell::Cell;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use aes_xts::{Cipher, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, TAG_WORDS, TagSchedule, XtsSchedule};
-use key_hierarchy::{KeyCheck, Label, SECRET_BYTES};
-use lease::envelope::{self, PublicEnvelopeKey};
+use aes_xts::{Cipher, SCRATCH_WORDS, Scratch, TagSchedule};
+use key_hierarchy::SECRET_BYTES;
+use lease::envelope;
 use lease::message::WipeRecord;
 use locked_memory::{
-    Arena, KEY_STACK_BYTES, KeyStack, Layout, LockedMemoryError, MemoryKind, Policy, Span, Spans,
+    ARENA_BYTES, Arena, KEY_STACK_BYTES, KeyStack, Layout, LockedMemoryError, MemoryKind, Policy, Span, Spans,
 };
 use units::{BootInstant, DomainId, VolumeEpoch};
-use zeroize::Zeroize;
 
 use gate::Gate;
+use hot::HotSet;
 use scratches::Scratches;
+use shelf::{ExpandedKey, KEY_WORDS, Shelf};
 use slots::Slots;
+use users::Users;
 
 pub use aes_xts::{Kernel, KernelError};
 pub use clock::Clock;
 pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
 pub use lease::message::WipeCause;
+pub use users::Straggler;
 
-/// Keys that fit the arena beside everything else in it: a cipher's schedule and a tag's are 1264 bytes.
-pub const KEY_SLOTS: usize = 34;
+/// Keys that may be lent at once: as many as the lease protocol lets a node hold.
+pub const LENT_KEYS_MAX: usize = 4096;
+
+/// Lent keys that lie expanded in the arena, ready for use: as many as fit beside everything else in it.
+pub const HOT_KEYS: usize = 35;
+
+/// Stack that keys are promoted on: the cipher's frames, two keys, and room for a panic's message. Small, because wiping it is
+/// most of what a promotion costs.
+pub const PROMOTION_STACK_BYTES: usize = 64 * 1024;
+
+/// What a keyring locks in memory.
+pub const LOCKED_BYTES: usize = ARENA_BYTES + KEY_STACK_BYTES + PROMOTION_STACK_BYTES;
 
 /// Uses of a key that may compute at the same time. Each needs scratch in the arena, which is small; a use beyond that
 /// waits for one to end, which is microseconds. Cores of one memory channel saturate it long before there are more.
@@ -68,9 +98,17 @@ const GRANT_KEY_PIN: Span<SECRET_WORDS> = AFTER_PIN.1;
 const AFTER_SCRATCH: (Layout, Spans<SCRATCH_WORDS, SCRATCH_SPANS>) = AFTER_PIN.0.take_many();
 /// Where tweaks are while a batch runs: zero before and after, and wiped with the rest.
 const SCRATCH: Spans<SCRATCH_WORDS, SCRATCH_SPANS> = AFTER_SCRATCH.1;
-const AFTER_SCHEDULES: (Layout, Spans<SCHEDULE_WORDS, KEY_SLOTS>) = AFTER_SCRATCH.0.take_many();
-const SCHEDULES: Spans<SCHEDULE_WORDS, KEY_SLOTS> = AFTER_SCHEDULES.1;
-const TAG_SCHEDULES: Spans<TAG_WORDS, KEY_SLOTS> = AFTER_SCHEDULES.0.take_many().1;
+const AFTER_SLOT_KEY: (Layout, Span<KEY_WORDS>) = AFTER_SCRATCH.0.take();
+/// Random, made with the first key after a wipe; seals every lent key.
+const SLOT_KEY: Span<KEY_WORDS> = AFTER_SLOT_KEY.1;
+const HOT: Spans<KEY_WORDS, HOT_KEYS> = AFTER_SLOT_KEY.0.take_many().1;
+
+/// Places where keys are worked with: one for each scratch, and the key stack.
+const PLACES: usize = SCRATCH_SPANS + 1;
+const KEY_STACK_PLACE: usize = SCRATCH_SPANS;
+
+const _: () = assert!(LENT_KEYS_MAX == lease::limits::VOLUMES_MAX);
+const _: () = assert!(HOT_KEYS > 2 * PLACES, "a slot to promote into is soon found");
 
 const _: () =
     assert!(envelope::STACK_BYTES + 64 * 1024 <= KEY_STACK_BYTES, "the key stack has room for HPKE");
@@ -133,9 +171,9 @@ pub struct WipeReport {
     pub nanos: u64,
     /// Keys that were lent until then.
     pub keys: usize,
-    /// Uses of a key and grants being opened that were still running afterwards. Their results are discarded; ask
-    /// [`Keyring::in_flight`] until it is zero to know that their registers and stacks are clear too.
-    pub in_flight: u64,
+    /// Uses of a key and grants being opened that were still running afterwards. Their results are discarded; ask for
+    /// [`Keyring::stragglers`] until there are none to know that their registers and stacks are clear too.
+    pub in_flight: usize,
 }
 
 impl WipeReport {
@@ -148,10 +186,14 @@ impl WipeReport {
 /// What the keyring holds, for status and metrics. Nothing in it is secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyringStatus {
-    /// Slots that hold a key.
+    /// Keys that are lent.
     pub keys: usize,
-    /// Slots there are.
+    /// Keys that can be lent at once.
     pub key_slots: usize,
+    /// How many of them lie ready for use at once; any other is opened first.
+    pub hot_slots: usize,
+    /// Keys opened into the hot set since the start.
+    pub promotions: u64,
     /// Where the keys live.
     pub memory: MemoryKind,
     /// Whether the kernel refuses to change the arena's mapping (`mseal`).
@@ -168,17 +210,26 @@ pub struct KeyringStatus {
 pub struct Keyring {
     arena: Arena,
     stack: KeyStack,
+    /// Whose turn it is on the key stack.
+    stack_turn: Mutex<()>,
+    promotion_stack: KeyStack,
     clock: Clock,
     gate: Gate,
-    slots: Slots<KEY_SLOTS>,
+    slots: Slots<LENT_KEYS_MAX>,
+    shelf: Shelf<LENT_KEYS_MAX>,
+    hot: HotSet<HOT_KEYS>,
+    /// Where each lent key was promoted to last, to be tried first.
+    hints: Box<[AtomicU16]>,
     scratches: Scratches<SCRATCH_SPANS>,
+    users: Users<PLACES>,
     kernel: Kernel,
     /// CLOCK_BOOTTIME nanoseconds at which every key is gone; zero where no lease is set.
     deadline: AtomicU64,
     /// One more than the generation that the one-time envelope key belongs to; zero where there is none.
     envelope_key: AtomicU64,
-    /// Uses of a key and openings of grants that have begun and not ended.
-    in_flight: AtomicU64,
+    /// As `envelope_key`, of the slot key.
+    slot_key: AtomicU64,
+    promotions: AtomicU64,
     /// When a key was last used and its result handed out; zero where none was.
     last_use: AtomicU64,
 }
@@ -190,158 +241,64 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// An empty keyring in `arena`, which must be fresh, opening grants on `stack`.
-    pub fn new(arena: Arena, stack: KeyStack) -> Arc<Self> {
-        Self::with_clock(arena, stack, Clock::Boot)
-    }
-
     /// An empty keyring in memory of its own.
+    ///
+    /// # Errors
+    /// There is no such memory, or too little may be locked.
     pub fn in_fresh_memory(policy: Policy) -> Result<Arc<Self>, LockedMemoryError> {
-        Ok(Self::new(Arena::new(policy)?, KeyStack::new(policy)?))
+        Self::new(policy, Clock::Boot, Kernel::fastest())
     }
 
-    /// As [`Keyring::new`], leases counted by `clock`.
-    pub fn with_clock(arena: Arena, stack: KeyStack, clock: Clock) -> Arc<Self> {
-        Self::with_kernel(arena, stack, clock, Kernel::fastest())
-    }
-
-    /// As [`Keyring::with_clock`], encrypting with `kernel`.
-    pub fn with_kernel(arena: Arena, stack: KeyStack, clock: Clock, kernel: Kernel) -> Arc<Self> {
-        Arc::new(Self {
-            arena,
-            stack,
+    /// As [`Keyring::in_fresh_memory`], leases counted by `clock`, encrypting with `kernel`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(policy: Policy, clock: Clock, kernel: Kernel) -> Result<Arc<Self>, LockedMemoryError> {
+        Ok(Arc::new(Self {
+            arena: Arena::new(policy)?,
+            stack: KeyStack::new(policy)?,
+            stack_turn: Mutex::new(()),
+            promotion_stack: KeyStack::with_bytes(PROMOTION_STACK_BYTES, policy)?,
             clock,
             gate: Gate::new(),
             slots: Slots::new(),
+            shelf: Shelf::new(),
+            hot: HotSet::new(),
+            hints: (0..LENT_KEYS_MAX).map(|_| AtomicU16::new(0)).collect(),
             scratches: Scratches::new(),
+            users: Users::new(),
             kernel,
             deadline: AtomicU64::new(0),
             envelope_key: AtomicU64::new(0),
-            in_flight: AtomicU64::new(0),
+            slot_key: AtomicU64::new(0),
+            promotions: AtomicU64::new(0),
             last_use: AtomicU64::new(0),
-        })
+        }))
     }
 
-    /// Makes a one-time envelope key pair, the secret half in the arena, in place of any earlier one.
-    pub fn fresh_envelope_key(&self) -> Result<PublicEnvelopeKey, EnvelopeKeyError> {
-        let _in_flight = InFlight::enter(&self.in_flight);
-        let generation = self.gate.enter().ok_or(EnvelopeKeyError::Wiped)?;
-        self.stack.run(|| {
-            self.envelope_key.store(0, Ordering::SeqCst);
-            let made = self.make_envelope_key();
-            if made.is_ok() {
-                self.envelope_key.store(generation + 1, Ordering::SeqCst);
-            }
-            // As in `admit`: published first, checked after, so that a wipe in between is either seen here or zeroes.
-            if !self.gate.is_current(generation) || made.is_err() {
-                self.forget_envelope_key();
-            }
-            if self.gate.is_current(generation) { made } else { Err(EnvelopeKeyError::Wiped) }
-        })
-    }
-
-    fn make_envelope_key(&self) -> Result<PublicEnvelopeKey, EnvelopeKeyError> {
-        let kept = self.arena.secret(ENVELOPE_SECRET);
-        kept.fill_random().map_err(EnvelopeKeyError::Random)?;
-        let mut secret = [0; SECRET_BYTES];
-        kept.read_into(&mut secret);
-        let public = envelope::keypair(&secret);
-        secret.zeroize();
-        public.map_err(EnvelopeKeyError::Envelope)
-    }
-
-    /// Forgets the one-time secret: grants sealed to it can't be opened any more.
-    pub fn retire_envelope_key(&self) {
-        self.stack.run(|| self.forget_envelope_key());
-    }
-
-    fn forget_envelope_key(&self) {
-        self.envelope_key.store(0, Ordering::SeqCst);
-        self.arena.zero_span(ENVELOPE_SECRET);
-    }
-
-    /// Opens a grant on the key stack, checks the key in it and keeps its schedule. Any number of grants can be opened
-    /// with one envelope key, until it is retired.
-    pub fn admit(&self, grant: &SealedGrant<'_>) -> Result<Admitted, AdmitError> {
-        let _in_flight = InFlight::enter(&self.in_flight);
-        let generation = self.gate.enter().ok_or(AdmitError::Wiped)?;
-        let slot = self.slots.claim().ok_or(AdmitError::TooManyKeys { limit: KEY_SLOTS })?;
-        let opened = self.stack.run(|| self.open_into(slot, generation, grant));
-        // 1. The key is stored. 2. No wipe has begun: one that begins from here on zeroes the key, so it is safe to
-        // 3. publish the slot. 4. Such a wipe may have passed over the slot while it was busy: look again. Without 2, a
-        // wipe could zero first, free the slot after 3, and leave the key in it.
-        if opened.is_err() || !self.gate.is_current(generation) {
-            self.zero_slot(slot);
-            self.slots.release(slot);
-            return Err(opened.err().unwrap_or(AdmitError::Wiped));
-        }
-        let serial = self.slots.publish(slot);
-        if !self.gate.is_current(generation) {
-            self.withdraw(slot, serial);
-            return Err(AdmitError::Wiped);
-        }
-        Ok(Admitted { handle: KeyHandle { slot, generation, serial }, generation })
-    }
-
-    fn open_into(&self, slot: u16, generation: u64, grant: &SealedGrant<'_>) -> Result<(), AdmitError> {
-        if self.envelope_key.load(Ordering::SeqCst) != generation + 1 {
-            return Err(if self.gate.is_current(generation) {
-                AdmitError::NoEnvelopeKey
-            } else {
-                AdmitError::Wiped
-            });
-        }
-        let mut secret = [0; SECRET_BYTES];
-        self.arena.secret(ENVELOPE_SECRET).read_into(&mut secret);
-        let mut prk = [0; SECRET_BYTES];
-        let opened = envelope::open(&secret, grant.info, grant.aad, grant.envelope, &mut prk);
-        secret.zeroize();
-        // The secret may have been half zeroed while it was read: then the wipe is the reason, not the grant.
-        let outcome = match opened {
-            _ if !self.gate.is_current(generation) => Err(AdmitError::Wiped),
-            Err(error) => Err(AdmitError::Envelope(error)),
-            Ok(()) => self.expand_into(slot, &prk, grant),
-        };
-        prk.zeroize();
-        outcome
-    }
-
-    fn expand_into(
-        &self,
-        slot: u16,
-        prk: &[u8; SECRET_BYTES],
-        grant: &SealedGrant<'_>,
-    ) -> Result<(), AdmitError> {
-        let actual = key_hierarchy::check_value(prk, &grant.domain, grant.epoch);
-        if !actual.matches(&KeyCheck(grant.check)) {
-            return Err(AdmitError::WrongKey { domain: grant.domain, epoch: grant.epoch });
-        }
-        let mut key = [0; 64];
-        key_hierarchy::expand(prk, Label::Xts, &grant.domain, grant.epoch, &mut key);
-        let expanded = self.schedule(slot).expand(&key);
-        key.zeroize();
-        expanded.map_err(|aes_xts::XtsKeyError::EqualHalves| AdmitError::EqualHalves)?;
-        let (mut hash_key, mut prf_key) = ([0; 16], [0; 32]);
-        key_hierarchy::expand(prk, Label::TagHash, &grant.domain, grant.epoch, &mut hash_key);
-        key_hierarchy::expand(prk, Label::TagPrf, &grant.domain, grant.epoch, &mut prf_key);
-        self.tag_schedule(slot).expand(&hash_key, &prf_key);
-        hash_key.zeroize();
-        prf_key.zeroize();
-        Ok(())
+    /// Asks the kernel to refuse every later change of the stacks' mappings, as the arena's always does where it can. They stay
+    /// until the process ends: for programs, which have one keyring.
+    pub fn seal_stacks(&self) -> bool {
+        self.stack.seal() && self.promotion_stack.seal()
     }
 
     /// Lends the key to `use_key`. Its result is handed out only if the lease still ran and neither a wipe nor the key's
     /// withdrawal had begun when it was done; otherwise it is dropped, and what the closure wrote elsewhere is garbage
     /// that the caller discards. Keep it short: a wipe's second stage waits for it, and so does a use that finds all
     /// scratch taken. It must not lend a key within itself.
+    ///
+    /// # Errors
+    /// The key is gone, or went meanwhile.
     pub fn with_key<R>(&self, key: KeyHandle, use_key: impl FnOnce(LentKey<'_>) -> R) -> Result<R, KeyGone> {
-        // Counted before the check, so that a wipe which this use does not see in its check sees this use.
-        let _in_flight = InFlight::enter(&self.in_flight);
-        self.check(key)?;
+        // 1. Noted, 2. checked, 3. loaded, 4. cleared, 5. no longer noted, 6. checked again: a wipe that this use does not see
+        // in 2 sees this use in its second stage, and one that came since is seen in 6.
         let scratch = self.scratches.claim();
-        let cipher = Cipher::new(self.kernel, self.schedule(key.slot), self.scratch(scratch.index()));
-        let result = use_key(LentKey { cipher, tags: self.tag_schedule(key.slot) });
-        drop(scratch);
+        let user = self.users.enter(scratch.index(), key.generation, this_thread());
+        self.check(key)?;
+        let hot = self.hold(key, scratch.index())?;
+        let lent = hot.key();
+        let result = use_key(LentKey { cipher: self.cipher(lent, scratch.index()), tags: lent.tag() });
+        drop((hot, user, scratch));
         let used = self.checked_at(key)?;
         self.last_use.fetch_max(used.0, Ordering::Relaxed);
         Ok(result)
@@ -406,15 +363,17 @@ impl Keyring {
     }
 
     fn withdraw(&self, slot: u16, serial: u64) {
-        self.slots.withdraw(slot, serial, || self.zero_slot(slot));
+        self.slots.withdraw(slot, serial, || {
+            // Held while it is zeroed, so that it is not another key's by then.
+            if let Some(hot) = self.hot.pin_any(serial) {
+                self.arena.zero_span(hot_span(hot));
+                self.hot.unpin(hot);
+            }
+            self.shelf.forget(slot);
+        });
     }
 
-    fn zero_slot(&self, slot: u16) {
-        self.arena.zero_span(span_of(&SCHEDULES, slot));
-        self.arena.zero_span(span_of(&TAG_SCHEDULES, slot));
-    }
-
-    /// Takes back all keys at once, and the lease, the envelope key and the pin with them.
+    /// Takes back all keys at once, and the lease, the slot key, the envelope key and the pin with them: the first stage.
     ///
     /// The order is the point: 1. every handle goes stale, 2. the arena is zeroed and flushed to memory, 3. slots are
     /// free again. A use that ran into the zeros finds itself stale (`gate.rs` says what breaks otherwise).
@@ -426,22 +385,30 @@ impl Keyring {
         let at = self.clock.now();
         self.deadline.store(0, Ordering::SeqCst);
         self.envelope_key.store(0, Ordering::SeqCst);
+        self.slot_key.store(0, Ordering::SeqCst);
         let keys = self.slots.free_all();
         self.gate.finish();
-        WipeReport { cause, at, generation, nanos, keys, in_flight: self.in_flight() }
+        WipeReport { cause, at, generation, nanos, keys, in_flight: self.stragglers(generation).count() }
     }
 
-    /// Uses of a key and openings of grants that are running now. Once this was seen at zero after a wipe, no thread
-    /// computes with a key from before it any more.
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::SeqCst)
+    /// Threads that still work with keys from before `generation`, which a wipe began. Once there were none, no register, no
+    /// scratch and no stack holds anything of such a key any more: the second stage.
+    pub fn stragglers(&self, generation: u64) -> impl Iterator<Item = Straggler> + '_ {
+        self.users.before(generation)
+    }
+
+    /// Uses of a key and openings of grants that are running now.
+    pub fn in_flight(&self) -> usize {
+        self.users.count()
     }
 
     /// What it holds now.
     pub fn status(&self) -> KeyringStatus {
         KeyringStatus {
             keys: self.slots.held(),
-            key_slots: KEY_SLOTS,
+            key_slots: LENT_KEYS_MAX,
+            hot_slots: HOT_KEYS,
+            promotions: self.promotions.load(Ordering::Relaxed),
             memory: self.arena.kind(),
             memory_sealed: self.arena.is_sealed(),
             generation: self.gate.generation(),
@@ -455,38 +422,32 @@ impl Keyring {
         self.kernel
     }
 
-    fn scratch(&self, index: usize) -> &Scratch {
+    fn cipher<'a>(&'a self, key: ExpandedKey<'a>, scratch: usize) -> Cipher<'a> {
         // Indices come from `Scratches::claim`, which counts to SCRATCH_SPANS.
-        let span = SCRATCH.at(index).unwrap_or_else(|| unreachable!("scratch {index} of {SCRATCH_SPANS}"));
-        Scratch::over(self.arena.words(span))
+        let span =
+            SCRATCH.at(scratch).unwrap_or_else(|| unreachable!("scratch {scratch} of {SCRATCH_SPANS}"));
+        Cipher::new(self.kernel, key.schedule(), Scratch::over(self.arena.words(span)))
     }
 
-    fn schedule(&self, slot: u16) -> &XtsSchedule {
-        XtsSchedule::over(self.arena.words(span_of(&SCHEDULES, slot)))
-    }
-
-    fn tag_schedule(&self, slot: u16) -> &TagSchedule {
-        TagSchedule::over(self.arena.words(span_of(&TAG_SCHEDULES, slot)))
+    fn slot_key(&self) -> ExpandedKey<'_> {
+        ExpandedKey::over(self.arena.words(SLOT_KEY))
     }
 }
 
-fn span_of<const N: usize>(spans: &Spans<N, KEY_SLOTS>, slot: u16) -> Span<N> {
-    // Slot numbers come from `Slots::claim`, which counts to KEY_SLOTS.
-    spans.at(usize::from(slot)).unwrap_or_else(|| unreachable!("slot {slot} of {KEY_SLOTS}"))
+fn hot_span(hot: usize) -> Span<KEY_WORDS> {
+    // Numbers come from `HotSet::claim`, which counts to HOT_KEYS.
+    HOT.at(hot).unwrap_or_else(|| unreachable!("hot slot {hot} of {HOT_KEYS}"))
 }
 
-/// Counts one use for as long as it lives, a panic included.
-struct InFlight<'a>(&'a AtomicU64);
-
-impl<'a> InFlight<'a> {
-    fn enter(count: &'a AtomicU64) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
+/// This thread's number for the kernel, asked for once.
+fn this_thread() -> u64 {
+    thread_local! {
+        static NUMBER: Cell<u64> = const { Cell::new(0) };
     }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
+    NUMBER.with(|number| {
+        if number.get() == 0 {
+            number.set(u64::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0));
+        }
+        number.get()
+    })
 }

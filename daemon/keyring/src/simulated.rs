@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use lease::envelope;
-use locked_memory::{Arena, KeyStack, Policy};
+use locked_memory::Policy;
 use units::{BootInstant, DomainId, VolumeEpoch};
 
-use crate::{AdmitError, Admitted, Clock, Keyring, SealedGrant};
+use crate::{AdmitError, Admitted, Clock, Kernel, Keyring, SealedGrant};
 
 /// A keyring with an endless lease, in whatever locked memory this machine has.
 ///
@@ -34,9 +34,8 @@ pub fn keyring_in(policy: Policy) -> Arc<Keyring> {
 /// If there is no locked memory.
 pub fn keyring_until(deadline: BootInstant) -> (Arc<Keyring>, Arc<AtomicU64>) {
     let now = Arc::new(AtomicU64::new(0));
-    let policy = Policy::AllowMlock;
-    let (arena, stack) = (Arena::new(policy).expect("an arena"), KeyStack::new(policy).expect("a stack"));
-    let keyring = Keyring::with_clock(arena, stack, Clock::Manual(Arc::clone(&now)));
+    let clock = Clock::Manual(Arc::clone(&now));
+    let keyring = Keyring::new(Policy::AllowMlock, clock, Kernel::fastest()).expect("locked memory");
     keyring.set_deadline(deadline);
     (keyring, now)
 }
@@ -78,7 +77,7 @@ impl Keyholder {
         key
     }
 
-    /// The tag's hash key and its PRF key, likewise.
+    /// The two keys of the sector tag, for a scanner.
     pub fn tag_keys(&self) -> ([u8; 16], [u8; 32]) {
         let (mut hash, mut prf) = ([0; 16], [0; 32]);
         key_hierarchy::expand(&self.prk, key_hierarchy::Label::TagHash, &self.domain, self.epoch, &mut hash);

@@ -1,4 +1,4 @@
-//! Which slot of the arena belongs to which admission.
+//! Which slot for a lent key belongs to which admission.
 //!
 //! A slot is free, busy (being filled or emptied, by one thread), or held under a serial number that is never used
 //! again. Lock-free: a wipe empties held slots from any thread; a busy slot is left to the thread that works on it,
@@ -25,21 +25,22 @@ impl<const COUNT: usize> Slots<COUNT> {
         }
     }
 
-    /// Takes a free slot to fill it.
-    pub(crate) fn claim(&self) -> Option<u16> {
-        (0u16..).zip(&self.states).find_map(|(slot, state)| {
-            state.compare_exchange(FREE, BUSY, Ordering::SeqCst, Ordering::SeqCst).ok().map(|_| slot)
-        })
+    /// Takes a free slot to fill it, and the serial that it will be held under.
+    pub(crate) fn claim(&self) -> Option<(u16, u64)> {
+        let slot = (0u16..).zip(&self.states).find_map(|(slot, state)| {
+            let free = state.load(Ordering::Relaxed) == FREE
+                && state.compare_exchange(FREE, BUSY, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            free.then_some(slot)
+        })?;
+        Some((slot, self.next_serial.fetch_add(1, Ordering::SeqCst)))
     }
 
-    /// Declares a claimed slot held, and returns the serial it is held under.
-    pub(crate) fn publish(&self, slot: u16) -> u64 {
-        let serial = self.next_serial.fetch_add(1, Ordering::SeqCst);
+    /// Declares a claimed slot held under the serial that came with it.
+    pub(crate) fn publish(&self, slot: u16, serial: u64) {
         self.state(slot).store(serial, Ordering::SeqCst);
-        serial
     }
 
-    /// Gives a claimed slot back, which the caller has zeroed.
+    /// Gives a claimed slot back, which the caller has emptied.
     pub(crate) fn release(&self, slot: u16) {
         fence(Ordering::SeqCst);
         self.state(slot).store(FREE, Ordering::SeqCst);

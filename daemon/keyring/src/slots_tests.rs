@@ -5,13 +5,14 @@ use crate::slots::Slots;
 #[test]
 fn a_slot_is_claimed_once_and_its_serial_never_returns() {
     let slots = Slots::<2>::new();
-    let [first, second] = [slots.claim().unwrap(), slots.claim().unwrap()];
+    let [(first, old), (second, _)] = [slots.claim().unwrap(), slots.claim().unwrap()];
     assert_ne!(first, second);
     assert_eq!(slots.claim(), None);
-    let old = slots.publish(first);
+    slots.publish(first, old);
     slots.withdraw(first, old, || assert!(!slots.holds(first, old), "stale before it is zeroed"));
-    assert_eq!(slots.claim(), Some(first));
-    let new = slots.publish(first);
+    let (again, new) = slots.claim().unwrap();
+    assert_eq!(again, first);
+    slots.publish(first, new);
     assert!(new > old && slots.holds(first, new) && !slots.holds(first, old));
     slots.withdraw(first, old, || panic!("a stale serial withdraws nothing"));
     assert!(slots.holds(first, new));
@@ -20,10 +21,11 @@ fn a_slot_is_claimed_once_and_its_serial_never_returns() {
 #[test]
 fn freeing_all_leaves_a_busy_slot_to_its_owner() {
     let slots = Slots::<3>::new();
-    let held = slots.claim().unwrap();
-    let serial = slots.publish(held);
-    let busy = slots.claim().unwrap();
+    let (held, serial) = slots.claim().unwrap();
+    slots.publish(held, serial);
+    let (busy, _) = slots.claim().unwrap();
     assert_eq!(slots.free_all(), 1);
     assert!(!slots.holds(held, serial));
-    assert_eq!((slots.claim(), slots.claim(), slots.claim()), (Some(0), Some(2), None), "{busy} stays busy");
+    let claimed = || slots.claim().map(|(slot, _)| slot);
+    assert_eq!((claimed(), claimed(), claimed()), (Some(0), Some(2), None), "{busy} stays busy");
 }

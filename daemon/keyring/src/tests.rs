@@ -8,12 +8,31 @@ use aes_xts::{Direction, Kernel, SCHEDULE_WORDS, SCRATCH_WORDS, Scratch, Sectors
 use units::{BootInstant, DomainId, SECTOR_BYTES, VolumeEpoch};
 
 use crate::simulated::{Keyholder, keyring, keyring_until};
-use crate::{AdmitError, KEY_SLOTS, KeyGone, KeyHandle, Keyring, SealedGrant, WipeCause};
+use crate::{AdmitError, HOT_KEYS, KeyGone, KeyHandle, Keyring, LENT_KEYS_MAX, SealedGrant, WipeCause};
 
 const SECTOR: Sectors = Sectors { first: 0, bytes: SECTOR_BYTES };
 
-fn keyholder(number: u8) -> Keyholder {
-    Keyholder::new(DomainId([number; 16]), VolumeEpoch(1))
+fn domain(number: u16) -> DomainId {
+    let mut domain = [0; 16];
+    domain[..2].copy_from_slice(&number.to_le_bytes());
+    DomainId(domain)
+}
+
+fn keyholder(number: u16) -> Keyholder {
+    Keyholder::new(domain(number), VolumeEpoch(1))
+}
+
+/// Pushes `count` keys, every one of a domain of its own.
+fn push_many(keyring: &Keyring, count: usize) -> Vec<(Keyholder, KeyHandle)> {
+    let recipient = keyring.fresh_envelope_key().unwrap();
+    (0..count)
+        .map(|number| {
+            let keyholder = keyholder(u16::try_from(number).unwrap());
+            let envelope = keyholder.seal_to(&recipient, b"info", b"aad");
+            let handle = keyholder.admit(keyring, &envelope).unwrap().handle;
+            (keyholder, handle)
+        })
+        .collect()
 }
 
 /// A sector of zeros, encrypted without a keyring.
@@ -79,7 +98,7 @@ fn a_refused_grant_takes_no_slot() {
         |keyring: &Keyring| keyholder.seal_to(&keyring.fresh_envelope_key().unwrap(), b"info", b"aad");
     let envelope = envelope_of(&keyring);
     let grant = SealedGrant {
-        domain: DomainId([1; 16]),
+        domain: domain(1),
         epoch: VolumeEpoch(1),
         check: keyholder.check(),
         info: b"info",
@@ -95,7 +114,7 @@ fn a_refused_grant_takes_no_slot() {
         assert!(matches!(keyring.admit(&wrong), Err(AdmitError::Envelope(_))), "{name}");
     }
     for (name, wrong) in [
-        ("domain", SealedGrant { domain: DomainId([2; 16]), ..grant }),
+        ("domain", SealedGrant { domain: domain(2), ..grant }),
         ("epoch", SealedGrant { epoch: VolumeEpoch(2), ..grant }),
         ("check", SealedGrant { check: [0; 16], ..grant }),
     ] {
@@ -106,21 +125,130 @@ fn a_refused_grant_takes_no_slot() {
 }
 
 #[test]
-fn the_arena_takes_as_many_keys_as_it_has_slots_and_says_so() {
-    let (keyring, keyholder) = (keyring(), keyholder(1));
-    let handles: Vec<KeyHandle> = (0..KEY_SLOTS).map(|_| keyholder.push(&keyring).unwrap().handle).collect();
-    assert!(matches!(keyholder.push(&keyring), Err(AdmitError::TooManyKeys { limit: KEY_SLOTS })));
-    keyring.drop_key(handles[7]);
-    let again = keyholder.push(&keyring).unwrap().handle;
-    assert_eq!(encrypted(&keyring, again), Ok(expected(&keyholder)));
+fn as_many_keys_are_lent_as_the_protocol_allows_and_not_one_more() {
+    let keyring = keyring();
+    let mut lent = push_many(&keyring, LENT_KEYS_MAX);
+    let one_more = keyholder(u16::MAX);
+    assert!(matches!(one_more.push(&keyring), Err(AdmitError::TooManyKeys { limit: LENT_KEYS_MAX })));
+    let (_, dropped) = lent.swap_remove(7);
+    keyring.drop_key(dropped);
+    let again = one_more.push(&keyring).unwrap().handle;
+    lent.push((one_more, again));
+    for (keyholder, handle) in lent.iter().rev() {
+        assert_eq!(encrypted(&keyring, *handle), Ok(expected(keyholder)));
+    }
     assert_eq!(
-        keyring.check(handles[7]),
+        keyring.check(dropped),
         Err(KeyGone::Stale),
         "its slot has a new key; the old handle stays stale"
     );
+    let status = keyring.status();
+    assert_eq!((status.keys, status.key_slots, status.hot_slots), (LENT_KEYS_MAX, LENT_KEYS_MAX, HOT_KEYS));
+    assert!(status.promotions >= LENT_KEYS_MAX as u64, "every one was brought in: {}", status.promotions);
+
+    let report = keyring.wipe(WipeCause::Admin);
+    assert_eq!((report.keys, keyring.status().keys), (LENT_KEYS_MAX, 0));
+    assert!(lent.iter().all(|(_, handle)| encrypted(&keyring, *handle) == Err(KeyGone::Wiped)));
+    keyring.set_deadline(BootInstant(u64::MAX));
+    let (keyholder, handle) = push_many(&keyring, 1).remove(0);
+    assert_eq!(encrypted(&keyring, handle), Ok(expected(&keyholder)));
+}
+
+#[test]
+fn a_key_that_is_used_again_and_again_is_brought_in_once() {
+    let keyring = keyring();
+    let lent = push_many(&keyring, HOT_KEYS);
+    for _ in 0..3 {
+        for (keyholder, handle) in &lent {
+            assert_eq!(encrypted(&keyring, *handle), Ok(expected(keyholder)));
+        }
+    }
+    assert_eq!(keyring.status().promotions, HOT_KEYS as u64);
+}
+
+#[test]
+fn threads_that_want_more_keys_than_are_hot_each_get_their_own() {
+    let keyring = keyring();
+    let lent = push_many(&keyring, 3 * HOT_KEYS);
+    let right: Vec<Vec<u8>> = lent.iter().map(|(keyholder, _)| expected(keyholder)).collect();
+    thread::scope(|scope| {
+        for stride in [1, 5, 11, 17, 23, 31] {
+            let (keyring, lent, right) = (&keyring, &lent, &right);
+            scope.spawn(move || {
+                for step in 0..10 * lent.len() {
+                    let index = step * stride % lent.len();
+                    assert!(encrypted(keyring, lent[index].1).unwrap() == right[index], "key {index}");
+                }
+            });
+        }
+    });
+    assert!(keyring.status().promotions > lent.len() as u64, "keys gave way to each other");
+    assert_eq!((keyring.in_flight(), keyring.hot.busy()), (0, 0));
+}
+
+#[test]
+fn a_key_in_use_stays_where_it_is_while_others_come_and_go() {
+    let keyring = keyring();
+    let mut lent = push_many(&keyring, 3 * HOT_KEYS);
+    let (keyholder, handle) = lent.remove(0);
+    let mut sector = vec![0; SECTOR_BYTES];
+    let used = keyring.with_key(handle, |key| {
+        thread::scope(|scope| {
+            let others = || lent.iter().for_each(|(_, other)| drop(encrypted(&keyring, *other).unwrap()));
+            scope.spawn(others).join().unwrap();
+        });
+        key.cipher.apply(Direction::Encrypt, SECTOR, &mut sector).unwrap();
+    });
+    assert_eq!((used, sector), (Ok(()), expected(&keyholder)));
+}
+
+#[test]
+fn a_wrapped_key_that_was_changed_does_not_open_and_is_given_up() {
+    let keyring = keyring();
+    let lent = push_many(&keyring, 2);
+    let [(_, changed), (keyholder, other)] = &lent[..] else { unreachable!() };
+    keyring.shelf.spoil(changed.slot);
+    assert_eq!(encrypted(&keyring, *changed), Err(KeyGone::Damaged));
+    assert_eq!(encrypted(&keyring, *changed), Err(KeyGone::Stale));
+    assert_eq!(encrypted(&keyring, *other), Ok(expected(keyholder)));
+    assert_eq!((keyring.status().keys, keyring.hot.busy()), (1, 0));
+}
+
+#[test]
+fn a_wrapped_key_opens_under_its_own_serial_and_generation_only() {
+    let keyring = keyring();
+    let lent = push_many(&keyring, 2);
+    let mut copy = crate::shelf::WrappedKey::empty();
+    keyring.shelf.take_copy(lent[0].1.slot, &mut copy);
+    // Where the other key was: another serial.
+    keyring.shelf.put(lent[1].1.slot, &copy);
+    assert_eq!(encrypted(&keyring, lent[1].1), Err(KeyGone::Damaged));
+    // Where the next generation's key is: another slot key.
     keyring.wipe(WipeCause::Admin);
-    assert_eq!(keyring.status().keys, 0);
-    assert!((0..KEY_SLOTS).all(|_| keyholder.push(&keyring).is_ok()));
+    keyring.set_deadline(BootInstant(u64::MAX));
+    let (keyholder, handle) = push_many(&keyring, 1).remove(0);
+    assert_eq!(encrypted(&keyring, handle), Ok(expected(&keyholder)));
+    let (_, next) = push_many(&keyring, 1).remove(0);
+    keyring.shelf.put(next.slot, &copy);
+    assert_eq!(encrypted(&keyring, next), Err(KeyGone::Damaged));
+}
+
+#[test]
+fn who_still_works_with_a_wiped_key_is_known_by_name_until_it_has_ended() {
+    let keyring = keyring();
+    let [(_, handle)] = &push_many(&keyring, 1)[..] else { unreachable!() };
+    let me = u64::try_from(nix::unistd::gettid().as_raw()).unwrap();
+    let refused = keyring.with_key(*handle, |_| {
+        let report = keyring.wipe(WipeCause::PowerLoss);
+        let late: Vec<_> = keyring.stragglers(report.generation).collect();
+        assert_eq!(late, [crate::Straggler { thread: me }]);
+    });
+    assert_eq!(refused, Err(KeyGone::Wiped));
+    assert_eq!(keyring.stragglers(1).count(), 0);
+    // Work with keys from after the wipe is nobody's concern.
+    keyring.set_deadline(BootInstant(u64::MAX));
+    let (_, next) = push_many(&keyring, 1).remove(0);
+    assert_eq!(keyring.with_key(next, |_| keyring.stragglers(1).count()), Ok(0));
 }
 
 #[test]
@@ -279,5 +407,6 @@ fn pushes_that_meet_wipes_lose_no_slot() {
     });
     keyring.wipe(WipeCause::PowerLoss);
     assert_eq!((keyring.status().keys, keyring.in_flight()), (0, 0));
-    assert!((0..KEY_SLOTS).all(|_| keyholder.push(&keyring).is_ok()));
+    assert!((0..HOT_KEYS).all(|_| keyholder.push(&keyring).is_ok()), "slots came back");
+    assert_eq!(keyring.slots.claim().map(|(slot, _)| usize::from(slot)), Some(HOT_KEYS), "and none was lost");
 }

@@ -17,7 +17,8 @@ use loom::sync::Arc;
 use slots::Slots;
 use sync::{AtomicU64, Ordering};
 
-/// The keyring, reduced to one slot of two words.
+/// What the arena holds besides hot keys (the slot key, the envelope key) and the slots of lent keys, reduced to one slot of
+/// two words. `hot_set.rs` has the rest.
 struct Model {
     gate: Gate,
     slots: Slots<1>,
@@ -76,14 +77,14 @@ impl Model {
 
     fn admit(&self, key: u64) -> Option<Handle> {
         let generation = self.gate.enter()?;
-        let slot = self.slots.claim()?;
+        let (slot, serial) = self.slots.claim()?;
         self.store(key);
         if !self.gate.is_current(generation) {
             self.store(0);
             self.slots.release(slot);
             return None;
         }
-        let serial = self.slots.publish(slot);
+        self.slots.publish(slot, serial);
         if !self.gate.is_current(generation) {
             self.slots.withdraw(slot, serial, || self.store(0));
             return None;
@@ -204,9 +205,9 @@ fn admitting_while_a_wipe_is_zeroing_is_caught() {
         let model = Model::new();
         let wiper = in_another_thread(&model, Model::wipe);
         let generation = model.gate.generation();
-        let slot = model.slots.claim().unwrap();
+        let (slot, serial) = model.slots.claim().unwrap();
         model.store(2);
-        let serial = model.slots.publish(slot);
+        model.slots.publish(slot, serial);
         if let Some(seen) = model.with_key(Handle { generation, serial }) {
             assert_eq!(seen, [2, 2]);
         }
@@ -221,9 +222,9 @@ fn publishing_before_the_check_is_caught() {
         let model = Model::new();
         let wiper = in_another_thread(&model, Model::wipe);
         let Some(generation) = model.gate.enter() else { return };
-        let slot = model.slots.claim().unwrap();
+        let (slot, serial) = model.slots.claim().unwrap();
         model.store(2);
-        let serial = model.slots.publish(slot);
+        model.slots.publish(slot, serial);
         let kept = model.gate.is_current(generation);
         if !kept {
             model.slots.withdraw(slot, serial, || model.store(0));

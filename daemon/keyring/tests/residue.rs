@@ -1,9 +1,10 @@
 //! What a wipe leaves in a process, seen from outside of it.
 //!
-//! A child takes a key, encrypts and decrypts with it on several threads, and wipes. The parent, who knows the key,
-//! reads every readable byte of the child and looks for the PRK, the volume key, the tweak key, the round keys of both
-//! directions, the tag's keys, their powers and round keys, in 8-byte windows and in both byte orders. The child's arena is ordinary locked memory here, so that
-//! the scanner sees it too: before the wipe it must find the schedule, and in the arena only.
+//! A child takes more keys than the arena holds at once, encrypts and decrypts with all of them on several threads, and
+//! wipes. The parent, who knows the keys, reads every readable byte of the child and looks for the PRKs, the volume keys, the
+//! tweak keys, the tag keys and the round keys of both directions, in 8-byte windows and in both byte orders. The child's
+//! arena is ordinary locked memory here, so that the scanner sees it too: before the wipe it must find the hot keys, and
+//! in the arena only. Those that wait outside of it are sealed.
 //!
 //! A second key lies planted in the child's heap all the time: the scanner proves itself on it.
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -18,12 +19,14 @@ use std::thread;
 
 use aes_xts::{Binding, Direction, Record, SCHEDULE_WORDS, Sectors, TAG_WORDS, TagSchedule, XtsSchedule};
 use keyring::simulated::{Keyholder, keyring_in};
-use keyring::{KeyHandle, Keyring, WipeCause};
+use keyring::{HOT_KEYS, KeyHandle, Keyring, WipeCause};
 use lease::envelope::PublicEnvelopeKey;
 use locked_memory::{ARENA_BYTES, Policy};
 use units::{DomainId, Lba, SECTOR_BYTES, VolumeEpoch};
 
 const WINDOW: usize = 8;
+/// More than the hot set holds.
+const KEYS: usize = HOT_KEYS + 8;
 const CHILD_VARIABLE: &str = "NIGHTLATCH_RESIDUE_CHILD";
 /// Marks the child's answers among what the test harness prints.
 const ANSWER: &str = "residue-child ";
@@ -54,24 +57,28 @@ fn residue_child() {
     let recipient = keyring.fresh_envelope_key().unwrap();
     answer(&hex::encode(recipient.as_bytes()));
 
-    let envelope = hex::decode(question()).unwrap();
-    let check: [u8; 16] = hex::decode(question()).unwrap().try_into().unwrap();
-    let grant = keyring::SealedGrant {
-        domain: DomainId([5; 16]),
-        epoch: VolumeEpoch(1),
-        check,
-        info: b"info",
-        aad: b"aad",
-        envelope: &envelope,
-    };
-    let handle = keyring.admit(&grant).unwrap().handle;
+    let handles: Vec<_> = (0..KEYS)
+        .map(|_| {
+            let envelope = hex::decode(question()).unwrap();
+            let check: [u8; 16] = hex::decode(question()).unwrap().try_into().unwrap();
+            let grant = keyring::SealedGrant {
+                domain: DomainId([5; 16]),
+                epoch: VolumeEpoch(1),
+                check,
+                info: b"info",
+                aad: b"aad",
+                envelope: &envelope,
+            };
+            keyring.admit(&grant).unwrap().handle
+        })
+        .collect();
     let threads: Vec<_> = (0..4u64)
         .map(|thread| {
-            let keyring = keyring.clone();
+            let (keyring, handles) = (keyring.clone(), handles.clone());
             let (ready, parked) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
             let work = thread::spawn(move || {
                 let mut sectors = vec![0xab; 16 * SECTOR_BYTES];
-                for round in 0..50 {
+                for (round, handle) in (0u64..).zip(handles) {
                     let first = u128::from(Lba(thread * 1000 + round).0);
                     for direction in [Direction::Encrypt, Direction::Decrypt] {
                         let run = Sectors { first, bytes: SECTOR_BYTES };
@@ -79,8 +86,8 @@ fn residue_child() {
                             keyring.with_key(handle, |key| key.cipher.apply(direction, run, &mut sectors));
                         done.unwrap().unwrap();
                     }
+                    seal_and_open(&keyring, handle, &mut sectors);
                 }
-                seal_and_open(&keyring, handle, &mut sectors);
                 assert!(sectors.iter().all(|byte| *byte == 0xab));
                 ready.0.send(()).unwrap();
                 // Stays, so that its stack stays mapped and is scanned.
@@ -155,18 +162,29 @@ impl Needles {
         Self { windows, first_bytes }
     }
 
+    /// A key of the cipher alone.
     fn of_key(key: &[u8; 64]) -> Self {
-        Self::of(&[key, &bytes_of(&*schedule_words(key))])
+        Self::of(&[key, &bytes_of(schedule_words(key).as_slice())])
     }
 
-    /// Everything that a key of the hierarchy turns into on a node.
-    fn of_keyholder(keyholder: &Keyholder, prk: &[u8; 32]) -> Self {
-        let key = keyholder.xts_key();
-        let (hash_key, prf_key) = keyholder.tag_keys();
-        let tag_words: [AtomicU64; TAG_WORDS] = std::array::from_fn(|_| AtomicU64::new(0));
-        TagSchedule::over(&tag_words).expand(&hash_key, &prf_key);
-        let (schedule, tags) = (bytes_of(&*schedule_words(&key)), bytes_of(&tag_words));
-        Self::of(&[prk, &key, &schedule, &hash_key, &prf_key, &tags])
+    /// Everything that the grants turn into on a node.
+    fn of_grants(grants: &[([u8; 32], Keyholder)]) -> Self {
+        let secrets: Vec<Vec<u8>> = grants
+            .iter()
+            .flat_map(|(prk, keyholder)| {
+                let xts = keyholder.xts_key();
+                let (hash, prf) = keyholder.tag_keys();
+                let words: Box<[AtomicU64; TAG_WORDS]> = Box::new(std::array::from_fn(|_| AtomicU64::new(0)));
+                TagSchedule::over(&words).expand(&hash, &prf);
+                [
+                    prk.to_vec(),
+                    bytes_of(schedule_words(&xts).as_slice()),
+                    bytes_of(words.as_slice()),
+                    [xts.as_slice(), &hash, &prf].concat(),
+                ]
+            })
+            .collect();
+        Self::of(&secrets.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
 
     fn count_in(&self, bytes: &[u8]) -> usize {
@@ -251,26 +269,32 @@ impl Node {
 }
 
 #[test]
-fn after_a_wipe_no_part_of_the_key_is_left_in_the_process() {
-    let mut random = [0; 96];
-    getrandom::fill(&mut random).unwrap();
-    let (prk, planted): ([u8; 32], [u8; 64]) =
-        (random[..32].try_into().unwrap(), random[32..].try_into().unwrap());
-    let keyholder = keyholder(prk);
-    let needles = Needles::of_keyholder(&keyholder, &prk);
+fn after_a_wipe_no_part_of_any_key_is_left_in_the_process() {
+    let mut planted = [0; 64];
+    getrandom::fill(&mut planted).unwrap();
+    let grants: Vec<([u8; 32], Keyholder)> = (0..KEYS)
+        .map(|_| {
+            let mut prk = [0; 32];
+            getrandom::fill(&mut prk).unwrap();
+            (prk, keyholder(prk))
+        })
+        .collect();
+    let needles = Needles::of_grants(&grants);
     let control = Needles::of_key(&planted);
 
     let mut node = Node::start(&planted);
     let process = node.process.id();
     let recipient = PublicEnvelopeKey::from_bytes(&hex::decode(node.answer()).unwrap()).unwrap();
-    node.ask(&hex::encode(keyholder.seal_to(&recipient, b"info", b"aad")));
-    node.ask(&hex::encode(keyholder.check()));
+    for (_, keyholder) in &grants {
+        node.ask(&hex::encode(keyholder.seal_to(&recipient, b"info", b"aad")));
+        node.ask(&hex::encode(keyholder.check()));
+    }
     assert_eq!(node.answer(), "encrypted");
 
     let before = scan(process, &needles);
     assert_eq!(before.len(), 1, "in the arena and nowhere else:\n{}", describe(&before));
     assert_eq!(before[0].region_bytes, ARENA_BYTES as u64, "{}", describe(&before));
-    assert!(before[0].windows > 1000, "both schedules:\n{}", describe(&before));
+    assert!(before[0].windows > HOT_KEYS * 1000, "the hot keys whole:\n{}", describe(&before));
 
     node.ask("wipe");
     println!("{}", node.answer());

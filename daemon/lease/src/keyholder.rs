@@ -132,7 +132,16 @@ pub enum GrantError<E> {
 enum State {
     New,
     AwaitingEvidence,
-    Established { transcript: [u8; 32], identity: SigningPublicKey, envelope_key: PublicEnvelopeKey },
+    Established {
+        transcript: [u8; 32],
+        identity: SigningPublicKey,
+        envelope_key: PublicEnvelopeKey,
+    },
+    /// The node has wiped, and will say how far that came.
+    Wiped {
+        transcript: [u8; 32],
+        identity: SigningPublicKey,
+    },
     Over,
 }
 
@@ -225,6 +234,11 @@ impl KeyholderSession {
                 transcript::verify(&raw, transcript, identity)?;
                 self.on_established(now, &raw)?
             }
+            State::Wiped { transcript, identity } => {
+                transcript::verify(&raw, transcript, identity)?;
+                // Whatever else it still says is about keys that are gone.
+                if raw.kind == Kind::WipeReceipt { self.on_established(now, &raw)? } else { None }
+            }
         };
         self.heard = now;
         Ok(event)
@@ -287,8 +301,15 @@ impl KeyholderSession {
                 let receipt: WipeReceipt = frame::decode(raw.body)?;
                 match receipt.scope {
                     Scope::All => {
-                        self.state = State::Over;
                         self.unanswered.clear();
+                        self.state = match (&self.state, receipt.more) {
+                            (
+                                State::Established { transcript, identity, .. }
+                                | State::Wiped { transcript, identity },
+                                true,
+                            ) => State::Wiped { transcript: *transcript, identity: *identity },
+                            _ => State::Over,
+                        };
                     }
                     Scope::Volume(volume) => self.unanswered.retain(|_, of| *of != volume),
                 }
@@ -388,7 +409,9 @@ impl KeyholderSession {
     pub fn next_timeout(&self) -> Option<BootInstant> {
         match self.state {
             State::New | State::AwaitingEvidence => Some(self.opened.saturating_add_ms(HANDSHAKE_MS_MAX)),
-            State::Established { .. } => Some(self.heard.saturating_add_ms(SILENCE_MS_MAX)),
+            State::Established { .. } | State::Wiped { .. } => {
+                Some(self.heard.saturating_add_ms(SILENCE_MS_MAX))
+            }
             State::Over => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Every bound of the lease protocol, with the reason for its number.
 
 /// Version of the wire format and of the transcript. It is the first byte of every frame.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Longest frame after its length prefix: evidence of [`VOLUMES_MAX`] volumes, all held, with room to spare.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;

@@ -470,6 +470,33 @@ pub struct WipeRecord {
     pub generation: u64,
 }
 
+/// How far a wipe has come (DESIGN section 7), and when, from the event on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WipeStages {
+    /// First: keys zeroed in the arena and flushed to memory, nanoseconds.
+    pub keys_ns: u64,
+    /// Second: no thread has anything of them in registers, in scratch or on a stack, nanoseconds.
+    pub threads_ns: Option<u64>,
+    /// Third: what was clear in ordinary memory is dropped and zeroed, nanoseconds.
+    pub memory_ns: Option<u64>,
+}
+
+impl WipeStages {
+    /// The first stage alone.
+    pub const fn keys(keys_ns: u64) -> Self {
+        Self { keys_ns, threads_ns: None, memory_ns: None }
+    }
+
+    /// The stage that was reached, 1 to 3: the last before one that was not.
+    pub const fn reached(&self) -> u8 {
+        match (self.threads_ns, self.memory_ns) {
+            (None, _) => 1,
+            (Some(_), None) => 2,
+            (Some(_), Some(_)) => 3,
+        }
+    }
+}
+
 /// Forgotten.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WipeReceipt {
@@ -477,10 +504,10 @@ pub struct WipeReceipt {
     pub scope: Scope,
     /// Why and when.
     pub record: WipeRecord,
-    /// The stage of the wipe that was reached (DESIGN section 7), 1 to 3.
-    pub stage: u8,
-    /// From the event to keys zeroed and flushed, nanoseconds.
-    pub nanos: u64,
+    /// How far it has come.
+    pub stages: WipeStages,
+    /// Whether another receipt of this wipe follows, with more stages.
+    pub more: bool,
     /// The grants that ended.
     pub grants: Vec<GrantId>,
 }

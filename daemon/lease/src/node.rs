@@ -23,7 +23,8 @@ use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError};
 use crate::limits::{GRANTS_REMEMBERED_MAX, VOLUMES_MAX};
 use crate::message::{
-    Grant, HeldGrant, LeaseLimits, OnSeal, SigningPublicKey, VolumeKind, VolumePresent, WipeCause, WipeRecord,
+    Grant, HeldGrant, LeaseLimits, OnSeal, SigningPublicKey, VolumeKind, VolumePresent, WipeCause,
+    WipeRecord, WipeStages,
 };
 use crate::transcript::{Signer, grant_aad};
 
@@ -173,10 +174,10 @@ pub struct EvidenceInput {
 pub struct WipeReport {
     /// Why, when, and the generation after it.
     pub record: WipeRecord,
-    /// The stage reached, 1 to 3.
-    pub stage: u8,
-    /// From the event to keys zeroed and flushed.
-    pub nanos: u64,
+    /// How far it has come.
+    pub stages: WipeStages,
+    /// Whether the shell will report this wipe again, when it has come further.
+    pub more: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,6 +37,20 @@ pub enum LockedMemoryError {
         #[source]
         source: io::Error,
     },
+    /// The limit on locked memory would be passed before everything has its memory.
+    #[error(
+        "{needed} bytes of locked memory are needed for keys and {locked} are locked already, but the limit is {limit}: \
+         set LimitMEMLOCK in the unit (ulimit -l in a shell) to at least {}",
+        .needed + .locked
+    )]
+    Budget {
+        /// Bytes that are to be locked.
+        needed: u64,
+        /// Bytes that this process has locked.
+        locked: u64,
+        /// `RLIMIT_MEMLOCK`.
+        limit: u64,
+    },
     /// A system call failed for another reason.
     #[error("{step:?} failed for locked memory of {bytes} bytes")]
     System {

@@ -14,7 +14,7 @@ use crate::error::LockedMemoryError;
 use crate::map::{Mapping, MemoryKind, Policy};
 use crate::wipe::Flush;
 
-/// Size of the stack. X-Wing and HPKE take under 200 KiB in an unoptimised build; the rest is room.
+/// Size of the stack for grants. X-Wing and HPKE take under 200 KiB in an unoptimised build; the rest is room.
 pub const KEY_STACK_BYTES: usize = 1024 * 1024;
 
 /// A locked stack on which one closure at a time runs, wiped after each.
@@ -32,9 +32,20 @@ impl fmt::Debug for KeyStack {
 }
 
 impl KeyStack {
-    /// A fresh stack, resident and all zeros.
+    /// A fresh stack of [`KEY_STACK_BYTES`], resident and all zeros.
+    ///
+    /// # Errors
+    /// There is no such memory, or too little may be locked.
     pub fn new(policy: Policy) -> Result<Self, LockedMemoryError> {
-        let mapping = Mapping::new(KEY_STACK_BYTES, policy)?;
+        Self::with_bytes(KEY_STACK_BYTES, policy)
+    }
+
+    /// As [`KeyStack::new`], of `bytes`, rounded up to whole pages: a smaller one is wiped sooner.
+    ///
+    /// # Errors
+    /// As [`KeyStack::new`].
+    pub fn with_bytes(bytes: usize, policy: Policy) -> Result<Self, LockedMemoryError> {
+        let mapping = Mapping::new(bytes, policy)?;
         let stack = Self { mapping, flush: Flush::detect(), in_use: Mutex::new(()) };
         stack.flush.zero(stack.words());
         Ok(stack)
@@ -43,6 +54,12 @@ impl KeyStack {
     /// What the stack is made of.
     pub fn kind(&self) -> MemoryKind {
         self.mapping.kind()
+    }
+
+    /// Asks the kernel to refuse every later change of the mapping (`mseal`); says whether it did. A sealed stack stays mapped
+    /// until the process ends, so this is for programs that make one.
+    pub fn seal(&self) -> bool {
+        self.mapping.seal()
     }
 
     /// Whether a closure runs on it at this moment.

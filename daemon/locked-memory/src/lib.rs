@@ -13,6 +13,7 @@
 #![expect(unsafe_code, reason = "maps, locks and wipes memory, and switches stacks")]
 
 mod arena;
+mod budget;
 mod error;
 mod key_stack;
 mod map;
@@ -22,6 +23,7 @@ mod tests;
 mod wipe;
 
 pub use arena::{ARENA_BYTES, ARENA_WORDS, Arena, Layout, Span, Spans};
+pub use budget::check_budget;
 pub use error::{LockedMemoryError, Step};
 pub use key_stack::{KEY_STACK_BYTES, KeyStack};
 pub use map::{MemoryKind, Policy};

@@ -73,14 +73,11 @@ impl Mapping {
         };
         match secret {
             Some(Ok(())) => {}
-            Some(Err(error)) if policy == Policy::RequireMemfdSecret => return Err(error),
-            Some(Err(error @ (LockedMemoryError::Limit { .. } | LockedMemoryError::System { .. }))) => {
-                return Err(error);
+            Some(Err(LockedMemoryError::NoSecretMemory(_))) if policy == Policy::AllowMlock => {
+                mapping.lock_anonymous()?;
             }
-            Some(Err(LockedMemoryError::NoSecretMemory(_))) | None => {
-                mapping.kind = MemoryKind::Mlock;
-                mapping.map_anonymous()?;
-            }
+            Some(Err(error)) => return Err(error),
+            None => mapping.lock_anonymous()?,
         }
         mapping.advise(libc::MADV_DONTDUMP)?;
         mapping.advise(libc::MADV_DONTFORK)?;
@@ -141,7 +138,8 @@ impl Mapping {
         self.map_over(libc::MAP_SHARED, fd)
     }
 
-    fn map_anonymous(&self) -> Result<(), LockedMemoryError> {
+    fn lock_anonymous(&mut self) -> Result<(), LockedMemoryError> {
+        self.kind = MemoryKind::Mlock;
         self.map_over(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
         // SAFETY: the range was mapped just above.
         if unsafe { libc::mlock(self.base.as_ptr().cast(), self.len) } != 0 {

@@ -127,6 +127,31 @@ fn a_sealed_arena_refuses_every_change_of_its_mapping() {
 }
 
 #[test]
+fn a_sealed_key_stack_refuses_every_change_of_its_mapping_and_still_runs() {
+    let stack = key_stack();
+    if !stack.seal() {
+        eprintln!("no mseal on this machine: nothing to see");
+        return;
+    }
+    let inside = stack.run(|| black_box(&mut [0u8; 16]).as_ptr().addr());
+    let page = std::ptr::with_exposed_provenance_mut::<libc::c_void>(inside & !(page_bytes() - 1));
+    // SAFETY: if the kernel did allow it the test would fail before anyone uses the stack again.
+    let protected = unsafe { libc::mprotect(page, page_bytes(), libc::PROT_NONE) };
+    assert_eq!((protected, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
+    assert_eq!(stack.run(|| litter(1)), 200 * 1024);
+}
+
+#[test]
+fn a_small_key_stack_is_as_locked_away_and_as_clean() {
+    let stack = KeyStack::with_bytes(64 * 1024, Policy::AllowMlock).unwrap();
+    let inside = stack.run(|| black_box(&mut [0xa5u8; 1024]).as_ptr().addr());
+    let regions = regions();
+    let region = regions.iter().find(|region| (region.start..region.end).contains(&inside)).unwrap();
+    assert_locked_away(region.start, 64 * 1024);
+    assert_eq!(words_left(&stack), 0);
+}
+
+#[test]
 fn spans_begin_on_cache_lines_do_not_overlap_and_reach_the_end() {
     let arena = arena();
     let start = arena.words(FIRST).as_ptr().addr();

@@ -59,6 +59,8 @@ pub(crate) async fn run(
             return;
         }
     };
+    // Dropped after the stream and everything that belongs to it.
+    let _present = export.present.token();
     tracing::debug!(export = %export.label, ?features, "transmission begins");
     let closed = serve(stream, Arc::clone(&export), features, shared).await;
     match &closed {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sealing::Volume;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::lane::Lane;
 use crate::limits::LABEL_BYTES_MAX;
@@ -78,6 +79,8 @@ pub(crate) struct LiveExport {
     pub(crate) metrics: ExportMetrics,
     pub(crate) lane: Arc<Lane<Operation>>,
     sealed: CancellationToken,
+    /// Connections and what they hold.
+    pub(crate) present: TaskTracker,
     failures: AtomicU64,
     connections: AtomicU64,
 }
@@ -140,11 +143,14 @@ enum Entry {
 }
 
 impl Entry {
-    fn seal(&mut self) {
-        if let Self::Live(live) = self {
-            live.sealed.cancel();
-            *self = Self::Sealed;
-        }
+    /// Returns what to wait for until the last connection is gone with everything it held.
+    fn seal(&mut self) -> Option<TaskTracker> {
+        let Self::Live(live) = self else { return None };
+        live.sealed.cancel();
+        live.present.close();
+        let leaving = live.present.clone();
+        *self = Self::Sealed;
+        Some(leaving)
     }
 }
 
@@ -187,6 +193,7 @@ impl Exports {
             sealed: CancellationToken::new(),
             failures: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            present: TaskTracker::new(),
         });
         if let Some(mut replaced) = self.entries().insert(label.to_owned(), Entry::Live(live)) {
             replaced.seal();
@@ -200,10 +207,8 @@ impl Exports {
         }
     }
 
-    pub(crate) fn seal_all(&self) {
-        for entry in self.entries().values_mut() {
-            entry.seal();
-        }
+    pub(crate) fn seal_all(&self) -> Vec<TaskTracker> {
+        self.entries().values_mut().filter_map(Entry::seal).collect()
     }
 
     pub(crate) fn seal_gone(&self) {

@@ -46,6 +46,10 @@ pub const DISCARD_STEP_BYTES: usize = 64 << 10;
 /// Replies that one system call may carry: two slices each stay well under the kernel's 1024.
 pub const REPLIES_PER_WRITE_MAX: usize = 64;
 
+/// How long `on-seal = fail` answers requests on connections from before the seal. Then they close too: a wipe leaves nothing of
+/// them in memory after a second.
+pub const SEAL_ANSWER_TIME: Duration = Duration::from_millis(500);
+
 /// What an operator may set; the defaults carry their reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -21,6 +21,7 @@ use std::task::Poll;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{tcp, unix};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::exports::{LiveExport, OnSeal};
 use crate::reply::{Batch, Outcome, SEALED};
@@ -75,6 +76,8 @@ enum Cleared {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     export: Arc<LiveExport>,
+    /// Operations that still run hold the outbox, and a buffer each.
+    _present: TaskTrackerToken,
     structured: bool,
     state: Mutex<State>,
     /// Something changed that the task must look at.
@@ -116,7 +119,8 @@ impl Outbox {
             ended: None,
             closed: false,
         };
-        Self { export, structured, state: Mutex::new(state), task: Notify::new() }
+        let _present = export.present.token();
+        Self { export, _present, structured, state: Mutex::new(state), task: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -89,9 +89,10 @@ impl NbdServer {
         self.inner.exports.seal(label);
     }
 
-    /// [`Self::seal`] for every export: what the node calls after a wipe.
-    pub fn seal_all(&self) {
-        self.inner.exports.seal_all();
+    /// [`Self::seal`] for every export: what the node calls after a wipe. Returns the connections of each, to be waited
+    /// for: with the last of them everything is dropped that clients sent or were to be sent.
+    pub fn seal_all(&self) -> Vec<TaskTracker> {
+        self.inner.exports.seal_all()
     }
 
     /// [`Self::seal`] for every export whose key is gone, and for no other: right at any time, and when news of a wipe

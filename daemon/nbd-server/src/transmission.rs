@@ -15,7 +15,7 @@
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exports::{LiveExport, OnSeal};
 use crate::lane::Job;
-use crate::limits::{DISCARD_STEP_BYTES, Limits, PAYLOAD_BYTES_MAX, READ_AHEAD_BYTES};
+use crate::limits::{DISCARD_STEP_BYTES, Limits, PAYLOAD_BYTES_MAX, READ_AHEAD_BYTES, SEAL_ANSWER_TIME};
 use crate::metrics::Ended;
 use crate::negotiation::Features;
 use crate::operation::{execute, refusal_of};
@@ -113,13 +113,22 @@ pub(crate) async fn serve(
     };
     let both = read_and_answer(reader, sink, &outbox, shared);
     match export.on_seal {
-        OnSeal::Fail => both.await,
+        OnSeal::Fail => tokio::select! {
+            biased;
+            () = sealed_for(&export, SEAL_ANSWER_TIME) => Closed::Sealed,
+            closed = both => closed,
+        },
         OnSeal::Hold => tokio::select! {
             biased;
             () = export.sealed() => Closed::Sealed,
             closed = both => closed,
         },
     }
+}
+
+async fn sealed_for(export: &LiveExport, time: Duration) {
+    export.sealed().await;
+    tokio::time::sleep(time).await;
 }
 
 /// However the connection ends, dropped in the middle included: operations that still run hold the outbox, and must

@@ -423,8 +423,11 @@ impl NodeControl for Handle {
             last_wipe: node.wiper.last().map(|wipe| api::LastWipe {
                 cause: wipe.record.cause.name().into(),
                 at_boot_ns: wipe.record.at,
-                wipe_ns: wipe.nanos,
+                wipe_ns: wipe.stages.keys_ns,
                 keys: wipe.keys,
+                stage: wipe.stages.reached(),
+                threads_ns: wipe.stages.threads_ns,
+                memory_ns: wipe.stages.memory_ns,
             }),
             key_memory: node.key_memory(),
             cipher: crate::cipher::status(node.keyring.kernel()),
@@ -559,6 +562,6 @@ impl NodeControl for Handle {
     async fn wipe(&self, who: String) -> api::Wiped {
         tracing::warn!(who, "an administrator wipes the node");
         let wipe = self.0.wiper.wipe(WipeCause::Admin);
-        api::Wiped { keys: wipe.keys, wipe_ns: wipe.nanos, generation: wipe.record.generation }
+        api::Wiped { keys: wipe.keys, wipe_ns: wipe.stages.keys_ns, generation: wipe.record.generation }
     }
 }

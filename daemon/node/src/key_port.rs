@@ -113,6 +113,8 @@ struct Admission {
 
 struct Session {
     node: Arc<Node>,
+    /// The generation it began in: news of earlier wipes is none to it.
+    since: u64,
     machine: NodeSession,
     admissions: JoinSet<Admission>,
     outbox: Vec<u8>,
@@ -126,6 +128,7 @@ async fn run(
     stop: CancellationToken,
 ) {
     let mut wipes = node.subscribe_wipes();
+    let since = node.keyring.status().generation;
     let pinning = Arc::clone(&node);
     let _ = tokio::task::spawn_blocking(move || pinning.refresh_pin()).await;
     let Some(params) = session_params(&stream) else {
@@ -134,7 +137,7 @@ async fn run(
     };
     let machine = NodeSession::new(&mut node.lease(), boot_clock::now(), params);
     let admissions = JoinSet::new();
-    let mut session = Session { node, machine, admissions, outbox: Vec::new(), closing: false };
+    let mut session = Session { node, since, machine, admissions, outbox: Vec::new(), closing: false };
     let mut incoming = FrameBuffer::default();
     let mut chunk = vec![0; READ_BYTES];
     while !session.closing {
@@ -220,6 +223,9 @@ impl Session {
     }
 
     async fn on_wiped(&mut self, notice: WipeNotice) -> Result<(), SessionError> {
+        if notice.report.record.generation <= self.since {
+            return Ok(());
+        }
         let effects = self.machine.on_wiped(&self.node.lease(), &notice.report, notice.ended);
         self.perform(effects).await
     }

@@ -20,7 +20,10 @@ mod key_port;
 mod listeners;
 mod metrics;
 mod node;
+#[cfg(feature = "rehearsal")]
+pub mod rehearsal;
 mod sources;
+mod stages;
 mod startup;
 mod wiper;
 

@@ -9,6 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::boot_clock;
 use crate::node::Node;
+use crate::stages::StageTimes;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
@@ -32,6 +33,7 @@ pub(crate) struct NodeMetrics {
     sealed: Gauge<i64, AtomicI64>,
     lease_remaining_seconds: Gauge<f64, AtomicU64>,
     keys: Gauge<i64, AtomicI64>,
+    key_promotions: Gauge<i64, AtomicI64>,
     wipes: Gauge<i64, AtomicI64>,
     last_wipe_seconds: Gauge<f64, AtomicU64>,
     pool_capacity_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
@@ -45,7 +47,7 @@ pub(crate) struct NodeMetrics {
 }
 
 impl NodeMetrics {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry, wipe_stages: &StageTimes) -> Self {
         let metrics = Self::default();
         let node = registry.sub_registry_with_prefix("nightlatch");
         node.register("sealed", "1 while no key is held", metrics.sealed.clone());
@@ -56,6 +58,11 @@ impl NodeMetrics {
             metrics.lease_remaining_seconds.clone(),
         );
         node.register("keys", "Keys held", metrics.keys.clone());
+        node.register(
+            "key_promotions",
+            "Keys opened into the hot set since the start: many a second mean more volumes in use than it holds",
+            metrics.key_promotions.clone(),
+        );
         node.register("key_generation", "Wipes since the start", metrics.wipes.clone());
         node.register_with_unit(
             "last_wipe_duration",
@@ -63,6 +70,7 @@ impl NodeMetrics {
             Unit::Seconds,
             metrics.last_wipe_seconds.clone(),
         );
+        wipe_stages.register(node);
         let pool = node.sub_registry_with_prefix("pool");
         pool.register_with_unit(
             "capacity",
@@ -108,9 +116,10 @@ impl NodeMetrics {
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));
         self.lease_remaining_seconds.set(seconds(remaining_ms, 1e3));
         self.keys.set(count(keyring.keys));
+        self.key_promotions.set(count(keyring.promotions));
         self.wipes.set(count(keyring.generation));
         if let Some(wipe) = node.wiper.last() {
-            self.last_wipe_seconds.set(seconds(wipe.nanos, 1e9));
+            self.last_wipe_seconds.set(seconds(wipe.stages.keys_ns, 1e9));
         }
         for open in &node.pools {
             let info = open.pool.info();

@@ -15,7 +15,7 @@ use admin::api::Listening;
 use hygiene::Subject;
 use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
 use lease::GrantRefusal;
-use lease::message::{OnSeal, VolumeKind, VolumePresent, WipeCause};
+use lease::message::{OnSeal, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages};
 use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::{Export, NbdServer};
@@ -25,6 +25,7 @@ use s3_server::S3Server;
 use sealing::Volume;
 use sources::SourceState;
 use tokio::sync::broadcast;
+use tokio_util::task::TaskTracker;
 use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
 use crate::boot_clock;
@@ -34,9 +35,6 @@ use crate::wiper::{Wipe, Wiper};
 
 /// Sessions and waiting wipes are few; a session that lags behind this many wipes has been void for long.
 const WIPE_BACKLOG: usize = 16;
-
-/// The stage that a wipe has reached when it is reported: keys zeroed and flushed to memory.
-const WIPE_STAGE: u8 = 1;
 
 /// An open pool and where it is.
 #[derive(Debug)]
@@ -346,8 +344,8 @@ impl Node {
         }
         let at = boot_clock::now();
         let generation = self.keyring.status().generation;
-        let record = lease::message::WipeRecord { cause, at, generation };
-        WipeReport { record, stage: WIPE_STAGE, nanos: at.0.saturating_sub(started.0) }
+        let record = WipeRecord { cause, at, generation };
+        WipeReport { record, stages: WipeStages::keys(at.0.saturating_sub(started.0)), more: false }
     }
 
     /// Asks the firmware to clear memory after a sudden reset, or takes that back.
@@ -376,10 +374,12 @@ impl Node {
         }
     }
 
-    /// What follows a wipe, once the keys are gone: heads are closed, caches dropped, sessions told.
-    pub(crate) fn after_wipe(&self, wipe: &Wipe) {
-        self.nbd.seal_all();
-        self.close_store();
+    /// What follows a wipe at once, without waiting for anyone: heads are closed and sessions told. Returns who is leaving.
+    pub(crate) fn seal(&self, wipe: &Wipe) -> Leaving {
+        let mut connections = self.nbd.seal_all();
+        connections.push(self.s3.leaving());
+        self.s3.set_store(None);
+        let store = lock(&self.store).take();
         let served = std::mem::take(&mut *self.served());
         // The wipe took them, unless this news is late and a push has come in between: then they go now.
         served.values().for_each(|served| self.keyring.drop_key(served.key));
@@ -392,14 +392,49 @@ impl Node {
         }
         drop(lease);
         self.apply_deadline();
-        tracing::warn!(%cause, keys = wipe.keys, wipe_ns = wipe.nanos, volumes = served.len(), "wiped: the node is sealed");
+        let wipe_ns = wipe.stages.keys_ns;
+        tracing::warn!(%cause, keys = wipe.keys, wipe_ns, volumes = served.len(), "wiped: the node is sealed");
+        self.tell(wipe, &ended, true);
+        Leaving { connections, store, ended }
+    }
+
+    /// The last word on a wipe: how far it came. Blocks shortly.
+    pub(crate) fn after_wipe(&self, wipe: &Wipe, ended: &[GrantId]) {
         // Only now, and only where no push has come in between.
         if self.is_sealed() {
             self.ask_for_memory_overwrite(false);
         }
-        let report = WipeReport { record: wipe.record, stage: WIPE_STAGE, nanos: wipe.nanos };
+        self.tell(wipe, ended, false);
+    }
+
+    fn tell(&self, wipe: &Wipe, ended: &[GrantId], more: bool) {
+        let report = WipeReport { record: wipe.record, stages: self.wiper.stages_of(wipe), more };
         // No session is listening before the first keyholder has dialled.
-        let _ = self.wipes.send(WipeNotice { report, ended });
+        let _ = self.wipes.send(WipeNotice { report, ended: ended.to_vec() });
+    }
+}
+
+/// Who still has something of a sealed volume in memory.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    connections: Vec<TaskTracker>,
+    store: Option<Arc<Store>>,
+    /// The grants that the wipe ended.
+    pub(crate) ended: Vec<GrantId>,
+}
+
+impl Leaving {
+    /// Returns once nobody has: the last connection has ended, and the store has let go of its index and its cache. What is
+    /// freed is zeroed by the allocator.
+    pub(crate) async fn gone(self) {
+        let store = self.store.map(|store| tokio::task::spawn_blocking(move || store.close()));
+        for connections in &self.connections {
+            connections.wait().await;
+        }
+        if let Some(store) = store {
+            // A panic in there has ended the process.
+            let _ = store.await;
+        }
     }
 }
 
@@ -436,7 +471,9 @@ fn raise_fence(pool: &Pool, volume: VolumeId, fence: Fence) -> Result<(), GrantR
 fn refusal(error: &AdmitError) -> GrantRefusal {
     tracing::warn!(%error, "a granted key was not taken");
     match error {
-        AdmitError::NoEnvelopeKey | AdmitError::Envelope(_) => GrantRefusal::Unopenable,
+        AdmitError::NoEnvelopeKey | AdmitError::Envelope(_) | AdmitError::Random(_) => {
+            GrantRefusal::Unopenable
+        }
         AdmitError::WrongKey { .. } | AdmitError::EqualHalves => GrantRefusal::WrongKey,
         AdmitError::TooManyKeys { .. } => GrantRefusal::TooManyKeys,
         AdmitError::Wiped => GrantRefusal::Wiped,

@@ -20,7 +20,7 @@ use keyring::{Clock, Keyring};
 use lease::LocalSigner;
 use lease::message::{LeaseLimits, WipeCause};
 use lease::node::{NodeLease, NodeParams};
-use locked_memory::{Arena, KeyStack, Policy};
+use locked_memory::Policy;
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::NbdServer;
 use pool::Pool;
@@ -41,11 +41,14 @@ use crate::listeners::{Listeners, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
 use crate::sources::{Feeder, Sources};
-use crate::wiper::{Event, Notice, Wiper};
+use crate::wiper::{Event, Notice, Wipe, Wiper};
 use crate::{boot_clock, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The third stage of a wipe is over by then, or reported as not reached.
+const MEMORY_CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What clients wrote and never flushed is made durable after this long, as an operating system's write-back would.
 const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(5);
@@ -71,6 +74,7 @@ pub struct Prepared {
 pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
     prepare_state_dir(&config.state_dir)?;
+    crate::wiper::allow_priorities();
     let (events_in, events) = mpsc::unbounded_channel();
     let keyring = open_keyring(&config)?;
     let last_act = Arc::clone(&keyring);
@@ -97,7 +101,7 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     let s3 = S3Server::new(config.listen.s3_region.clone());
     nbd.register(&mut registry);
     s3.register(&mut registry);
-    let metrics = NodeMetrics::register(&mut registry);
+    let metrics = NodeMetrics::register(&mut registry, wiper.times());
     let parts = Parts {
         id: config.node_id,
         name: config.name.to_string(),
@@ -233,9 +237,13 @@ fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
 
 fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     let policy = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
-    let arena = Arena::new(policy).context("no memory for keys")?;
-    let stack = KeyStack::new(policy).context("no memory for opening keys")?;
-    Ok(Keyring::with_kernel(arena, stack, Clock::Boot, crate::cipher::chosen()?))
+    locked_memory::check_budget(keyring::LOCKED_BYTES).context("no memory for keys")?;
+    let keyring =
+        Keyring::new(policy, Clock::Boot, crate::cipher::chosen()?).context("no memory for keys")?;
+    if !keyring.seal_stacks() {
+        tracing::info!("this kernel cannot seal the mappings of the key stacks (mseal, Linux 6.10)");
+    }
+    Ok(keyring)
 }
 
 fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
@@ -426,12 +434,24 @@ fn on_fired(node: &Arc<Node>, notice: &Notice) {
     }
 }
 
-async fn after_wipe(node: &Arc<Node>, wipe: crate::wiper::Wipe) {
-    let node = Arc::clone(node);
-    // Closing the index waits for its last writer, so not on the executor.
-    if tokio::task::spawn_blocking(move || node.after_wipe(&wipe)).await.is_err() {
-        tracing::error!("what follows a wipe did not finish; the keys are gone, restart the node");
+/// Carries a wipe through its third stage, and tells the sessions how far it came.
+async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
+    let leaving = node.seal(&wipe);
+    let ended = leaving.ended.clone();
+    let worker = Arc::clone(node);
+    let clearing = tokio::spawn(async move {
+        tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
+        worker.wiper.on_memory_clear(&wipe);
+    });
+    // It goes on where it takes longer: status tells when it is done.
+    if tokio::time::timeout(MEMORY_CLEAR_TIMEOUT, clearing).await.is_err() {
+        tracing::error!(
+            "what clients had in memory is not all dropped a second after the wipe: a connection or a device holds it; the keys are gone"
+        );
     }
+    let node = Arc::clone(node);
+    // The firmware's variable is a file.
+    let _ = tokio::task::spawn_blocking(move || node.after_wipe(&wipe, &ended)).await;
 }
 
 async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {

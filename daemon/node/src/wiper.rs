@@ -17,11 +17,11 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keyring::Keyring;
-use lease::message::{WipeCause, WipeRecord};
+use lease::message::{WipeCause, WipeRecord, WipeStages};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -31,14 +31,18 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use sources::{Action, Condition, Fired, SourceState};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use units::BootInstant;
 
 use crate::boot_clock;
 use crate::sources::{Watched, cause};
+use crate::stages::{self, StageTimes};
 
 /// Descriptors that one wait returns; more are returned by the next.
 const EVENTS_PER_WAIT: usize = 16;
+
+/// Above every normal thread, below the kernel's own real-time work; the unit grants up to 10.
+const PRIORITY: u8 = 10;
 
 /// How long the thread may take to show that it lives: it runs before all others.
 const ANSWER_MS: u16 = 1_000;
@@ -68,10 +72,12 @@ pub(crate) enum Event {
 pub(crate) struct Wipe {
     /// Why, when, and the generation after it.
     pub(crate) record: WipeRecord,
-    /// From the call to the last zero in memory, nanoseconds.
-    pub(crate) nanos: u64,
+    /// How far it has come.
+    pub(crate) stages: WipeStages,
     /// Keys that were lent.
     pub(crate) keys: usize,
+    /// When it was called for.
+    began: Instant,
 }
 
 /// What a source said.
@@ -99,6 +105,17 @@ pub(crate) struct Wiper {
     events: mpsc::UnboundedSender<Event>,
     last: Mutex<Option<Wipe>>,
     watching: AtomicBool,
+    /// To the thread of the second stage.
+    second_stage: std::sync::mpsc::Sender<Wipe>,
+    /// The last generation that no thread works with keys from before of.
+    threads_clear: watch::Sender<u64>,
+    times: StageTimes,
+}
+
+impl Wipe {
+    fn nanos_so_far(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 /// The signals that the wiper's thread reads.
@@ -111,6 +128,17 @@ pub fn block_signals() -> Result<(), Errno> {
     signals().thread_block()
 }
 
+/// Lets threads of this program take the priorities that a wipe needs, where the program was started with the right to say
+/// so. In a unit `LimitRTPRIO` does it.
+pub(crate) fn allow_priorities() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = u64::from(PRIORITY);
+    if getrlimit(Resource::RLIMIT_RTPRIO).is_ok_and(|(now, _)| now < wanted) {
+        // Without it the wiper's own attempt says what is missing.
+        let _ = setrlimit(Resource::RLIMIT_RTPRIO, wanted, wanted);
+    }
+}
+
 impl Wiper {
     /// Starts the thread, which hears `fast` too. Signals must be blocked already.
     pub(crate) fn start(
@@ -121,6 +149,7 @@ impl Wiper {
         let timer =
             || TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let (second_stage, wipes) = std::sync::mpsc::channel();
         let wiper = Arc::new(Self {
             keyring,
             timer: timer()?,
@@ -132,7 +161,11 @@ impl Wiper {
             events,
             last: Mutex::new(None),
             watching: AtomicBool::new(true),
+            second_stage,
+            threads_clear: watch::Sender::new(0),
+            times: StageTimes::default(),
         });
+        start_second_stage(&wiper, wipes)?;
         // Non-blocking: a read that waited for the next signal would sleep through the deadline.
         let signal_fd = SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let ears = Ears::open(&wiper, signal_fd, fast)?;
@@ -155,13 +188,57 @@ impl Wiper {
 
     /// Takes all keys back, now, in this thread; then tells the node.
     pub(crate) fn wipe(&self, cause: WipeCause) -> Wipe {
+        let began = Instant::now();
         let report = self.keyring.wipe(cause);
-        let wipe = Wipe { record: report.record(), nanos: report.nanos, keys: report.keys };
+        let stages = WipeStages::keys(report.nanos);
+        let wipe = Wipe { record: report.record(), stages, keys: report.keys, began };
         self.drain_end.store(u64::MAX, Ordering::SeqCst);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(wipe);
+        // That thread lives as long as this does.
+        let _ = self.second_stage.send(wipe);
         // The receiver is gone only when the node has ended.
         let _ = self.events.send(Event::Wiped(wipe));
         wipe
+    }
+
+    /// The second stage of `wipe` is done.
+    pub(crate) fn on_threads_clear(&self, wipe: &Wipe) {
+        let nanos = wipe.nanos_so_far();
+        self.note(wipe, |stages| stages.threads_ns = Some(nanos));
+        self.times.observe("keys", wipe.stages.keys_ns);
+        self.times.observe("threads", nanos);
+        self.threads_clear.send_modify(|clear| *clear = wipe.record.generation.max(*clear));
+    }
+
+    /// The third stage of `wipe` is done. Says how far it has come in all.
+    pub(crate) fn on_memory_clear(&self, wipe: &Wipe) {
+        let nanos = wipe.nanos_so_far();
+        self.note(wipe, |stages| stages.memory_ns = Some(nanos));
+        self.times.observe("memory", nanos);
+    }
+
+    fn note(&self, wipe: &Wipe, change: impl FnOnce(&mut WipeStages)) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // A later wipe has stages of its own.
+        if let Some(last) = last.as_mut().filter(|last| last.record == wipe.record) {
+            change(&mut last.stages);
+        }
+    }
+
+    /// How far `wipe` has come by now; where a later one has come in between, what was known at its time.
+    pub(crate) fn stages_of(&self, wipe: &Wipe) -> WipeStages {
+        self.last().filter(|last| last.record == wipe.record).map_or(wipe.stages, |last| last.stages)
+    }
+
+    /// Returns once no thread works with keys from before `generation`.
+    pub(crate) async fn threads_clear(&self, generation: u64) {
+        // The sender is this wiper's.
+        let _ = self.threads_clear.subscribe().wait_for(|clear| *clear >= generation).await;
+    }
+
+    /// How long the stages of all wipes took.
+    pub(crate) fn times(&self) -> &StageTimes {
+        &self.times
     }
 
     /// Whether the thread still waits for its events.
@@ -356,12 +433,39 @@ impl Ears {
     }
 }
 
+/// The second stage gives late threads priority.
+fn confine_but_priority() -> anyhow::Result<()> {
+    sandbox::drop_capabilities_but_priority()?;
+    restrict_this_thread()
+}
+
 /// The wiper opens no file and needs a handful of system calls.
 fn confine_this_thread() -> anyhow::Result<()> {
     sandbox::drop_capabilities()?;
+    restrict_this_thread()
+}
+
+fn restrict_this_thread() -> anyhow::Result<()> {
     sandbox::restrict_files(&sandbox::FileRules::default())?;
     sandbox::restrict_calls(sandbox::Role::Wiper)?;
     Ok(())
+}
+
+/// The thread that waits for the others to be done with a wiped key; confined as the wiper's.
+fn start_second_stage(wiper: &Arc<Wiper>, wipes: std::sync::mpsc::Receiver<Wipe>) -> anyhow::Result<()> {
+    let (keyring, wiper) = (Arc::clone(&wiper.keyring), Arc::downgrade(wiper));
+    let (confined, outcome) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new().name("second-stage".into()).spawn(move || {
+        prefer_this_thread();
+        let is_confined = confine_but_priority();
+        let may_run = is_confined.is_ok();
+        // Whoever starts the thread waits for this.
+        let _ = confined.send(is_confined);
+        if may_run {
+            stages::run(&keyring, &wiper, &wipes);
+        }
+    })?;
+    outcome.recv().context("the thread of the second stage ended at its start")?
 }
 
 /// Runs this thread before all normal ones where the machine lets us (root, or LimitRTPRIO in the unit).
@@ -370,8 +474,6 @@ fn prefer_this_thread() {
         RealtimeThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
     };
     use thread_priority::{ThreadPriority, ThreadPriorityValue};
-    // Above every normal thread, below the kernel's own real-time work; the unit grants up to 10.
-    const PRIORITY: u8 = 10;
     let Ok(value) = ThreadPriorityValue::try_from(PRIORITY) else { return };
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
     let wanted = ThreadPriority::Crossplatform(value);

@@ -89,8 +89,9 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// What clients are told to wait when the node is sealed.
 pub const RETRY_AFTER_SECONDS: u32 = 5;
 
-/// Time for the answers in flight to say so after the node was sealed; then their connections are closed.
-pub const SEAL_GRACE: Duration = Duration::from_secs(1);
+/// Time for the answers in flight to say so after the node was sealed; then every connection from before is closed, and what it
+/// had in memory is dropped. Well under the second that a wipe may take in all.
+pub const SEAL_GRACE: Duration = Duration::from_millis(300);
 
 /// How often a connection is looked at for being idle or stalled.
 pub const WATCH_INTERVAL: Duration = Duration::from_secs(5);

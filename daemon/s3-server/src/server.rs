@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -52,6 +52,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     connection_slots: Arc<Semaphore>,
     connections: TaskTracker,
+    /// The connections that may have something of the store that is served now.
+    present: Mutex<TaskTracker>,
     draining: CancellationToken,
     abort: CancellationToken,
 }
@@ -96,6 +98,7 @@ impl S3Server {
                 metrics,
                 connection_slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
                 connections: TaskTracker::new(),
+                present: Mutex::new(TaskTracker::new()),
                 draining: CancellationToken::new(),
                 abort: CancellationToken::new(),
             }),
@@ -115,6 +118,15 @@ impl S3Server {
     pub fn set_store(&self, store: Option<Arc<Store>>) {
         self.inner.slot.set(store);
         self.inner.service.release_buffers();
+    }
+
+    /// The connections that are open now, to be waited for after the store was taken away: with the last of them everything
+    /// is dropped that clients sent or were to be sent. To be called before [`Self::set_store`].
+    pub fn leaving(&self) -> TaskTracker {
+        let mut present = self.inner.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaving = std::mem::take(&mut *present);
+        leaving.close();
+        leaving
     }
 
     /// Accepts clients from `listener` until a drain begins; with an acceptor, over TLS only.
@@ -208,6 +220,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
 }
 
 async fn serve_connection(inner: &Arc<Inner>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    // Dropped after the connection and everything it holds.
+    let _present = inner.present.lock().unwrap_or_else(PoisonError::into_inner).token();
     let activity = Activity::new(inner.metrics.in_flight.clone());
     let service = {
         let (inner, activity) = (Arc::clone(inner), Arc::clone(&activity));
@@ -252,11 +266,9 @@ async fn watch_over(activity: &Activity, mut seals: watch::Receiver<u64>) -> &'s
                 _ => {}
             },
             Ok(()) = seals.changed() => {
-                // Answers that can still be given are given; a client that takes no more of a body is not waited for.
+                // Answers that can still be given are given; then nothing of the store's may be left in memory.
                 tokio::time::sleep(SEAL_GRACE).await;
-                if let State::Sending(_) = activity.state() {
-                    return "the node was sealed";
-                }
+                return "the node was sealed";
             }
         }
     }

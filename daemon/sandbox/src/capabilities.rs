@@ -19,3 +19,22 @@ pub fn drop_capabilities() -> Result<(), CapabilityError> {
     }
     Ok(())
 }
+
+/// As [`drop_capabilities`], but for the right to give other threads priority, where this thread has it. In a unit with
+/// `LimitRTPRIO` nobody needs it.
+///
+/// # Errors
+/// As [`drop_capabilities`].
+pub fn drop_capabilities_but_priority() -> Result<(), CapabilityError> {
+    if !caps::has_cap(None, CapSet::Permitted, Capability::CAP_SYS_NICE)? {
+        return drop_capabilities();
+    }
+    let kept: CapsHashSet = [Capability::CAP_SYS_NICE].into();
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
+        caps::set(None, set, &CapsHashSet::new())?;
+    }
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept)?;
+    }
+    Ok(())
+}

@@ -40,8 +40,9 @@ pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> 
 /// Where it has not been built.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
-    let folder =
-        test.parent().and_then(|deps| deps.parent()).expect("tests are built into target/PROFILE/deps");
+    let beside = test.parent().expect("a program lies in a folder");
+    // Tests are built into target/PROFILE/deps, a bench into target/PROFILE.
+    let folder = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
     let path = folder.join(name);
     assert!(
         path.is_file(),

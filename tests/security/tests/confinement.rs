@@ -164,7 +164,10 @@ fn no_thread_of_a_running_program_has_a_capability_a_core_file_or_an_open_filter
             let thread = thread.expect("a thread").file_name().to_string_lossy().into_owned();
             let name = status_of(pid, &thread, "Name:");
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-                assert_eq!(status_of(pid, &thread, set), "0000000000000000", "{set} of {name}");
+                let held = status_of(pid, &thread, set);
+                // CAP_SYS_NICE, 1 << 23: started by root and without LimitRTPRIO, it alone may hurry a late thread.
+                let may_hurry = name == "second-stage" && held == "0000000000800000";
+                assert!(may_hurry || held == "0000000000000000", "{set} of {name}: {held}");
             }
             assert_eq!(status_of(pid, &thread, "NoNewPrivs:"), "1", "{name}");
             assert_eq!(status_of(pid, &thread, "Seccomp:"), "2", "2 is a filter: {name}");

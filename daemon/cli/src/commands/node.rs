@@ -387,11 +387,18 @@ pub(crate) fn describe(status: &NodeStatus) -> String {
         text.push_str("  warning: mlocked memory is readable by root, and a kill does not wipe it\n");
     }
     if let Some(wipe) = &status.last_wipe {
+        let stage = |what: &str, nanos: Option<u64>| match nanos {
+            Some(nanos) => format!(", {what} clear after {} µs", nanos / 1000),
+            None => format!(", {what} NOT clear"),
+        };
         text.push_str(&format!(
-            "  last wipe: {}, {} keys gone in {} µs\n",
+            "  last wipe: {}, {} keys gone in {} µs{}{} (stage {} of 3)\n",
             wipe.cause,
             wipe.keys,
-            wipe.wipe_ns / 1000
+            wipe.wipe_ns / 1000,
+            stage("threads", wipe.threads_ns),
+            stage("memory", wipe.memory_ns),
+            wipe.stage
         ));
     }
     text.push_str(&source_lines(status));

@@ -372,6 +372,21 @@ impl Book {
 
     /// Keys are gone.
     pub(crate) fn on_wiped(&mut self, node: NodeId, receipt: &WipeReceipt) -> Result<(), KeyholderError> {
+        let stages = receipt.stages;
+        let fields = [
+            ("node", node.to_string().into()),
+            ("cause", receipt.record.cause.name().into()),
+            ("scope", serde_json::json!(receipt.scope)),
+            ("stage", stages.reached().into()),
+            ("wipe_ns", stages.keys_ns.into()),
+            ("threads_ns", stages.threads_ns.into()),
+            ("memory_ns", stages.memory_ns.into()),
+        ];
+        if receipt.scope == Scope::All && self.node_now(node).last_wipe == Some(receipt.record) {
+            // Told before, and has come further.
+            self.audit.record("wiped-further", fields)?;
+            return Ok(());
+        }
         let registry = self.registry()?;
         // A node speaks for its own volumes: its word about another's would let that one be granted twice.
         let volumes: Vec<VolumeId> = registry
@@ -392,13 +407,6 @@ impl Book {
             }
             self.set_key(volume, KeyState::Sealed, None);
         }
-        let fields = [
-            ("node", node.to_string().into()),
-            ("cause", receipt.record.cause.name().into()),
-            ("scope", serde_json::json!(receipt.scope)),
-            ("stage", receipt.stage.into()),
-            ("wipe_ns", receipt.nanos.into()),
-        ];
         self.audit.record("wiped", fields)?;
         if receipt.scope == Scope::All {
             self.node_now(node).empty_since = Some(clock::now());

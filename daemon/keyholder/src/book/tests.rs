@@ -250,8 +250,8 @@ fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
     let receipt = |scope| lease::message::WipeReceipt {
         scope,
         record: WipeRecord { cause: lease::message::WipeCause::PowerLoss, at: BootInstant(1), generation: 1 },
-        stage: 1,
-        nanos: 1,
+        stages: lease::message::WipeStages::keys(1),
+        more: false,
         grants: Vec::new(),
     };
     for scope in [lease::message::Scope::Volume(volume), lease::message::Scope::All] {

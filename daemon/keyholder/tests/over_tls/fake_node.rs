@@ -15,7 +15,7 @@ use identity::{Credentials, Problem, Role, ServeLimits, Trust, control_server, s
 use key_hierarchy::check_value;
 use lease::envelope;
 use lease::frame::FrameBuffer;
-use lease::message::{LeaseLimits, VolumePresent, WipeCause, WipeRecord};
+use lease::message::{LeaseLimits, VolumePresent, WipeCause, WipeRecord, WipeStages};
 use lease::node::{
     EvidenceInput, GrantToAdmit, HeldStatus, NodeEffect, NodeLease, NodeParams, NodeSession,
     NodeSessionParams, WipeReport,
@@ -223,7 +223,7 @@ impl Inner {
         let record = WipeRecord { cause, at: boot_now(), generation: *generation };
         drop(generation);
         let ended = self.lease.lock().unwrap().on_wiped(record);
-        let report = WipeReport { record, stage: 1, nanos: 1_000 };
+        let report = WipeReport { record, stages: WipeStages::keys(1_000), more: false };
         let _ = self.wipes.send(WipeNotice { report, ended });
         self.changed();
     }
@@ -279,7 +279,7 @@ impl Inner {
                     self.keys.lock().unwrap().remove(&volume);
                     let generation = *self.generation.lock().unwrap();
                     let record = WipeRecord { cause, at: boot_now(), generation };
-                    let report = WipeReport { record, stage: 1, nanos: 1 };
+                    let report = WipeReport { record, stages: WipeStages::keys(1), more: false };
                     machine.on_dropped(&mut self.lease.lock().unwrap(), volume, grant, &report)
                 }
                 NodeEffect::Wipe(cause) => {

@@ -13,7 +13,7 @@ use crate::limits::{
 };
 use crate::message::{
     Body, ChallengeRequest, Evidence, Grant, GrantRefused, Hello, Kind, Nonce, Receipt, Refused, Renewal,
-    RenewalChallenge, Revoke, Scope, SigningPublicKey, WipeCause, WipeReceipt, WipeRecord,
+    RenewalChallenge, Revoke, Scope, SigningPublicKey, WipeCause, WipeReceipt, WipeRecord, WipeStages,
 };
 use crate::transcript::{
     self, EXPORTER_BYTES, challenge_nonce, hello_transcript, session_transcript, sign_encoded, sign_frame,
@@ -39,6 +39,8 @@ enum State {
     AwaitingHello,
     AwaitingEvidence { hello: Hello },
     Established { transcript: [u8; 32], keyholder: SigningPublicKey },
+    /// A wipe was told, and will be once more: nothing is taken in any more, what still arrives is not looked at.
+    Wiped { transcript: [u8; 32] },
     Over,
 }
 
@@ -109,6 +111,7 @@ impl NodeSession {
     ) -> Result<Vec<NodeEffect>, SessionError> {
         match self.state {
             State::Over => return Err(SessionError::Closed),
+            State::Wiped { .. } => return Ok(vec![NodeEffect::Note(NodeNote::DuringWipe)]),
             State::AwaitingHello => {}
             _ if !lease.is_current(self.id) => return Err(SessionError::Superseded),
             _ => {}
@@ -138,7 +141,7 @@ impl NodeSession {
                 let (transcript, keyholder) = (*transcript, *keyholder);
                 self.on_established(lease, now, &raw, transcript, keyholder)?
             }
-            State::Over => return Err(SessionError::Closed),
+            State::Wiped { .. } | State::Over => return Err(SessionError::Closed),
         };
         self.heard = now;
         Ok(effects)
@@ -312,7 +315,11 @@ impl NodeSession {
         }
         // Nothing was held: say so at once, a revocation is answered in any case.
         let generation = lease.last_wipe.map_or(0, |wipe| wipe.generation);
-        let report = WipeReport { record: WipeRecord { cause, at: now, generation }, stage: 1, nanos: 0 };
+        let report = WipeReport {
+            record: WipeRecord { cause, at: now, generation },
+            stages: WipeStages::keys(0),
+            more: false,
+        };
         Ok(vec![self.wipe_receipt(lease, Scope::Volume(volume), &report, Vec::new())?])
     }
 
@@ -374,8 +381,8 @@ impl NodeSession {
         effects
     }
 
-    /// Reports that the arena was wiped. Call it after [`NodeLease::on_wiped`] and hand over the grants that it
-    /// returned. The session is over: its envelope key is gone.
+    /// Reports that the arena was wiped, and again when that wipe has come further. Call it after [`NodeLease::on_wiped`] and
+    /// hand over the grants that it returned. With the last report the session is over: its envelope key is gone.
     pub fn on_wiped(
         &mut self,
         lease: &NodeLease,
@@ -383,8 +390,12 @@ impl NodeSession {
         ended: Vec<GrantId>,
     ) -> Vec<NodeEffect> {
         let mut effects = Vec::new();
-        if self.is_established() {
+        if let State::Established { transcript, .. } | State::Wiped { transcript } = self.state {
             effects.extend(self.wipe_receipt(lease, Scope::All, report, ended).ok());
+            if report.more {
+                self.state = State::Wiped { transcript };
+                return effects;
+            }
         }
         self.state = State::Over;
         effects.push(NodeEffect::Close);
@@ -394,7 +405,7 @@ impl NodeSession {
     /// Sends a challenge when one is due; gives the session up after silence.
     pub fn on_time(&mut self, lease: &mut NodeLease, now: BootInstant) -> Vec<NodeEffect> {
         let note = match self.state {
-            State::Over => return Vec::new(),
+            State::Over | State::Wiped { .. } => return Vec::new(),
             State::Established { .. } => {
                 let silent_ms = now.ms_since(self.heard);
                 (silent_ms >= SILENCE_MS_MAX).then_some(NodeNote::Silent { ms: silent_ms })
@@ -426,7 +437,7 @@ impl NodeSession {
     /// When [`Self::on_time`] has something to do.
     pub fn next_timeout(&self, lease: &NodeLease) -> Option<BootInstant> {
         match self.state {
-            State::Over => None,
+            State::Over | State::Wiped { .. } => None,
             State::AwaitingHello | State::AwaitingEvidence { .. } => {
                 Some(self.opened.saturating_add_ms(HANDSHAKE_MS_MAX))
             }
@@ -477,12 +488,14 @@ impl NodeSession {
         report: &WipeReport,
         grants: Vec<GrantId>,
     ) -> Result<NodeEffect, SessionError> {
-        let WipeReport { record, stage, nanos } = *report;
-        self.signed(lease, &WipeReceipt { scope, record, stage, nanos, grants })
+        let WipeReport { record, stages, more } = *report;
+        self.signed(lease, &WipeReceipt { scope, record, stages, more, grants })
     }
 
     fn signed<B: Body>(&self, lease: &NodeLease, body: &B) -> Result<NodeEffect, SessionError> {
-        let State::Established { transcript, .. } = &self.state else { return Err(SessionError::Closed) };
+        let (State::Established { transcript, .. } | State::Wiped { transcript }) = &self.state else {
+            return Err(SessionError::Closed);
+        };
         sign_frame(lease.params.identity.as_ref(), transcript, body).map(NodeEffect::Send)
     }
 

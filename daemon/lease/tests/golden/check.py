@@ -42,17 +42,17 @@ assert len(challenge) == 32
 
 evidence = frame("02-evidence")[98:]
 identity_key = evidence[16:48]
-session = parts(b"nightlatch/lease/1 session", b"\2", name, signing_key, root_epoch.to_bytes(4, "little"), node,
+session = parts(b"nightlatch/lease/1 session", b"\3", name, signing_key, root_epoch.to_bytes(4, "little"), node,
                 identity_key, EXPORTER, challenge, evidence)
-transcripts = {1: parts(b"nightlatch/lease/1 hello", b"\2", EXPORTER)}
+transcripts = {1: parts(b"nightlatch/lease/1 hello", b"\3", EXPORTER)}
 
 names = ["01-hello", "02-evidence", "03-grant", "04-receipt", "05-grant-refused", "06-challenge-request",
-         "07-renewal-challenge", "08-renewal", "09-revoke", "10-wipe-receipt"]
+         "07-renewal-challenge", "08-renewal", "09-revoke", "10-wipe-receipt", "12-wipe-receipt-last"]
 for file in names:
     bytes_ = frame(file)
     version, kind, transcript, signature, body = bytes_[0], bytes_[1], bytes_[2:34], bytes_[34:98], bytes_[98:]
-    assert version == 2
+    assert version == 3
     assert transcript == transcripts.get(kind, session), file
-    digest = parts(b"nightlatch/lease/1 signature", b"\2", LABELS[kind].encode(), transcript, body)
+    digest = parts(b"nightlatch/lease/1 signature", b"\3", LABELS[kind].encode(), transcript, body)
     verify(identity_key if kind in FROM_NODE else signing_key, digest, signature)
 print(f"{len(names)} frames verified")

@@ -5,7 +5,7 @@ use lease::keyholder::{GrantError, GrantOrder, KeyholderEvent, KeyholderSession,
 use lease::limits::{
     CHALLENGES_OUTSTANDING_MAX, HANDSHAKE_MS_MAX, LEASE_MS_MAX, LEASE_MS_MIN, SILENCE_MS_MAX,
 };
-use lease::message::{LeaseLimits, RevokeCause, Scope, WipeCause, WipeRecord};
+use lease::message::{LeaseLimits, RevokeCause, Scope, WipeCause, WipeRecord, WipeStages};
 use lease::node::{
     EvidenceInput, NodeEffect, NodeLease, NodeNote, NodeParams, NodeSession, NodeSessionParams, WipeReport,
 };
@@ -17,7 +17,11 @@ use crate::support::*;
 const G1: GrantId = GrantId([1; 16]);
 
 fn report(cause: WipeCause, at: BootInstant) -> WipeReport {
-    WipeReport { record: WipeRecord { cause, at, generation: 1 }, stage: 1, nanos: 5_000 }
+    WipeReport {
+        record: WipeRecord { cause, at, generation: 1 },
+        stages: WipeStages::keys(5_000),
+        more: false,
+    }
 }
 
 fn refusal(effects: &[NodeEffect]) -> GrantRefusal {
@@ -394,9 +398,9 @@ fn another_version_is_named_and_both_sides_understand_the_refusal() {
     let mut hello = unframe(&pair.keyholder.start().unwrap());
     hello[0] = 1;
     let error = pair.deliver(ms(0), &hello).unwrap_err();
-    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 2 });
+    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 3 });
     let event = pair.keyholder.on_frame(ms(0), &unframe(&NodeSession::refusal(&error))).unwrap();
-    let reason = SessionRefusal::UnsupportedVersion { supported: 2 };
+    let reason = SessionRefusal::UnsupportedVersion { supported: 3 };
     assert_eq!(event, Some(KeyholderEvent::NodeRefused(reason)));
 }
 
@@ -587,4 +591,34 @@ fn the_node_refuses_leases_outside_its_own_limits() {
     let frame = pair.grant_frame(order(1, 8));
     let expected = GrantRefusal::LeaseOutOfRange { offered_ms: LEASE_MS, min_ms: 2_000, max_ms: 4_000 };
     assert_eq!(refusal(&pair.deliver(ms(1), &frame).unwrap()), expected);
+}
+
+#[test]
+fn a_wipe_is_told_at_its_first_stage_and_again_at_its_last_which_ends_the_session() {
+    let mut pair = Pair::established(ms(0));
+    let wiped = WipeReport { more: true, ..report(WipeCause::PowerLoss, ms(2)) };
+    let ended = pair.lease.on_wiped(wiped.record);
+    let request = unframe(&pair.keyholder.request_challenge().unwrap());
+    let effects = pair.node.on_wiped(&pair.lease, &wiped, ended.clone());
+    assert!(!effects.contains(&NodeEffect::Close), "{effects:?}");
+    let Some(KeyholderEvent::Wiped(first)) = pair.keyholder.on_frame(ms(2), &sent(&effects)[0]).unwrap()
+    else {
+        panic!("a receipt")
+    };
+    assert_eq!((first.stages.reached(), first.more), (1, true));
+    assert_eq!(pair.keyholder.request_challenge(), Err(SessionError::Closed), "nothing more is asked for");
+    // What was on its way is not acted upon.
+    assert!(sent(&pair.deliver(ms(3), &request).unwrap()).is_empty());
+
+    let stages = WipeStages { threads_ns: Some(6_000), memory_ns: Some(7_000), ..wiped.stages };
+    let last = WipeReport { stages, more: false, ..wiped };
+    let effects = pair.node.on_wiped(&pair.lease, &last, ended);
+    assert_eq!(effects.last(), Some(&NodeEffect::Close));
+    let Some(KeyholderEvent::Wiped(second)) = pair.keyholder.on_frame(ms(3), &sent(&effects)[0]).unwrap()
+    else {
+        panic!("a receipt")
+    };
+    assert_eq!((second.record, second.stages.reached(), second.more), (first.record, 3, false));
+    let incomplete = WipeStages { threads_ns: None, ..stages };
+    assert_eq!(incomplete.reached(), 1, "a stage does not count before the one below it");
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use lease::SessionError;
 use lease::envelope;
-use lease::message::{RevokeCause, Scope, WipeCause, WipeRecord};
+use lease::message::{RevokeCause, Scope, WipeCause, WipeRecord, WipeStages};
 use lease::node::{EvidenceInput, NodeEffect, NodeSession, WipeReport};
 use units::GrantId;
 
@@ -78,9 +78,13 @@ fn the_bytes_of_a_session_are_those_committed() {
     assert_eq!(pair.deliver(ms(6), &revoke).unwrap(), [NodeEffect::Wipe(WipeCause::Lockdown)]);
     let record = WipeRecord { cause: WipeCause::Lockdown, at: ms(7), generation: 1 };
     let ended = pair.lease.on_wiped(record);
-    let report = WipeReport { record, stage: 1, nanos: 23_000 };
-    let effects = pair.node.on_wiped(&pair.lease, &report, ended);
+    let report = WipeReport { record, stages: WipeStages::keys(23_000), more: false };
+    let first = WipeReport { more: true, ..report };
+    let effects = pair.node.on_wiped(&pair.lease, &first, ended.clone());
     compare("10-wipe-receipt", &sent(&effects)[0]);
+    let stages = WipeStages { threads_ns: Some(180_000), memory_ns: Some(12_000_000), ..report.stages };
+    let effects = pair.node.on_wiped(&pair.lease, &WipeReport { stages, ..report }, ended);
+    compare("12-wipe-receipt-last", &sent(&effects)[0]);
 
     compare("11-refused", &unframe(&NodeSession::refusal(&SessionError::NotEnrolled)));
 }

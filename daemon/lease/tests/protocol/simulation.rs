@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lease::keyholder::{GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
 use lease::limits::{DRIFT_PPM, lease_with_drift_ms};
-use lease::message::{RevokeCause, Scope, VolumePresent, WipeCause, WipeRecord};
+use lease::message::{RevokeCause, Scope, VolumePresent, WipeCause, WipeRecord, WipeStages};
 use lease::node::{EvidenceInput, NodeEffect, NodeLease, NodeSession, NodeSessionParams, WipeReport};
 use lease::{GrantRefusal, SessionError};
 use units::{BootInstant, Fence, GrantId, VolumeId};
@@ -268,7 +268,7 @@ impl World {
         self.wipes += 1;
         self.tally.expired += u64::from(cause == WipeCause::LeaseExpired);
         let record = WipeRecord { cause, at: self.now_node(), generation: self.wipes };
-        let report = WipeReport { record, stage: 1, nanos: 1 };
+        let report = WipeReport { record, stages: WipeStages::keys(1), more: false };
         let ended = self.lease.on_wiped(record);
         let last = self.nodes.len() - 1;
         let effects = self.nodes[last].on_wiped(&self.lease, &report, ended);
@@ -298,7 +298,7 @@ impl World {
                         self.keys.remove(&volume);
                     }
                     let record = WipeRecord { cause: WipeCause::Revoked, at: now, generation: self.wipes };
-                    let report = WipeReport { record, stage: 1, nanos: 1 };
+                    let report = WipeReport { record, stages: WipeStages::keys(1), more: false };
                     let Some(node) = self.nodes.get_mut(session) else { continue };
                     let effects = node.on_dropped(&mut self.lease, volume, grant, &report);
                     self.perform(session, effects);

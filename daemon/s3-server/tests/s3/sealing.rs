@@ -10,11 +10,15 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sealed_server_says_so_to_everybody_and_keeps_connections() {
+async fn a_sealed_server_ends_the_connections_from_before_and_says_so_to_everybody_new() {
     let mut running = Running::start().await;
     let mut client = Client::connect(&running).await;
     assert_eq!(client.put(&running, "/bucket/k", b"value").await.status, 200);
+    let leaving = running.server.leaving();
     running.seal().await;
+    leaving.wait().await;
+    assert!(client.read_head().await.is_none(), "ended without an answer to nothing");
+    let mut client = Client::connect(&running).await;
     for path in ["/", "/bucket", "/bucket/k", "/bucket?list-type=2"] {
         let answer = client.get(&running, path).await;
         assert_eq!(answer.status, 503, "{path}");
