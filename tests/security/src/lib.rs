@@ -12,5 +12,6 @@
 
 pub mod memory;
 pub mod needles;
+pub mod planted;
 pub mod recovery;
 pub mod schedule;
