@@ -48,7 +48,8 @@ fn main() -> ExitCode {
 /// can reach.
 fn start(args: &Args) -> Result<()> {
     umask(Mode::from_bits_truncate(0o077));
-    sandbox::before_threads().context("cannot protect this process's memory")?;
+    sandbox::before_threads(std::env::vars_os().map(|(name, _)| name))
+        .context("cannot protect this process's memory")?;
     // Read by a thread of their own, so that no handler ever runs; blocked here for every thread to come.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block().context("signals could not be blocked")?;

@@ -128,7 +128,7 @@ pub enum GrantError<E> {
     Seal(#[source] E),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     New,
     AwaitingEvidence,
@@ -145,8 +145,8 @@ enum State {
     Over,
 }
 
-/// The keyholder's end of one connection.
-#[derive(Debug)]
+/// The keyholder's end of one connection. A copy is for a model checker; a program has one.
+#[derive(Clone, Debug)]
 pub struct KeyholderSession {
     signer: Arc<dyn Signer>,
     pinned: Option<SigningPublicKey>,

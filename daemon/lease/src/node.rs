@@ -29,7 +29,7 @@ use crate::message::{
 use crate::transcript::{Signer, grant_aad};
 
 /// What a node is, for as long as its program runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NodeParams {
     /// The node's id.
     pub node: NodeId,
@@ -217,7 +217,9 @@ pub struct HeldStatus {
 }
 
 /// What a node holds and until when. One per run of the program; shared by its sessions.
-#[derive(Debug)]
+///
+/// A copy is for a model checker, which goes every way from one state; a program has one.
+#[derive(Clone, Debug)]
 pub struct NodeLease {
     params: NodeParams,
     volumes: BTreeMap<VolumeId, VolumePresent>,

@@ -84,6 +84,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// Before any thread or key exists: no core file, no reading by other programs of the same user, no signal handler but
 /// those for faults.
 fn harden() -> anyhow::Result<()> {
-    sandbox::before_threads()?;
+    sandbox::before_threads(std::env::vars_os().map(|(name, _)| name))?;
     node::block_signals().context("signals could not be blocked")
 }

@@ -18,7 +18,7 @@ fn main() {
     // The C library installs its handlers with the first thread; a daemon has its wiper by then.
     std::thread::spawn(|| {}).join().expect("a thread that ends");
     faults::install(|| {}).expect("installed once");
-    sandbox::before_threads().expect("before there are threads");
+    sandbox::before_threads(std::env::vars_os().map(|(name, _)| name)).expect("before there are threads");
     sandbox::drop_capabilities().expect("capabilities to drop");
     let rules = FileRules::default().allow(&inside, Access::Change);
     let enforcement = sandbox::restrict_files(&rules).expect("file rules");

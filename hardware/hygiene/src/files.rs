@@ -25,6 +25,7 @@ pub(crate) fn findings(tree: &Tree, sources: Option<usize>) -> Vec<Finding> {
         suid_dumpable(tree),
         init_on_free(tree),
         ptrace_scope(tree),
+        tracer(tree),
         lockdown(tree),
         secure_boot(tree),
         iommu(tree),
@@ -181,6 +182,19 @@ fn init_on_free(tree: &Tree) -> Finding {
 fn ptrace_scope(tree: &Tree) -> Finding {
     let is_good = |text: &str| text.parse::<u8>().is_ok_and(|scope| scope >= 2);
     stated(tree, PtraceScope, "proc/sys/kernel/yama/ptrace_scope", is_good)
+}
+
+/// Whether somebody traces this very process. One that attaches and lets go between two looks is not seen.
+fn tracer(tree: &Tree) -> Finding {
+    const PATH: &str = "proc/self/status";
+    let text = tree.text(PATH);
+    let tracer =
+        text.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("TracerPid:")));
+    match tracer.map(str::trim) {
+        None => unreadable(Tracer, PATH),
+        Some("0") => Finding::good(Tracer, "nobody traces this process"),
+        Some(pid) => Finding::bad(Tracer, format!("process {pid} traces this one")),
+    }
 }
 
 fn lockdown(tree: &Tree) -> Finding {

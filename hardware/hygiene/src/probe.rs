@@ -45,6 +45,7 @@ macro_rules! probes {
                         | Self::CorePattern
                         | Self::SuidDumpable
                         | Self::PtraceScope
+                        | Self::Tracer
                         | Self::Lockdown
                         | Self::Iommu
                 )
@@ -109,6 +110,9 @@ probes! {
     PtraceScope = "ptrace-scope", Advised,
         "Programs of the same user can read each other's memory. The node itself is not traceable.",
         "Set kernel.yama.ptrace_scope=3.";
+    Tracer = "tracer", Required,
+        "A debugger that root attached reads ordinary memory and can make the program do anything.",
+        "Find out who traces it (TracerPid in /proc/PID/status), and start the node without it.";
     Lockdown = "lockdown", Advised,
         "Without it root can read and change the kernel's memory.",
         "Boot with lockdown=confidentiality.";

@@ -643,6 +643,16 @@ impl Site {
         &self.keyholder_config.state_dir
     }
 
+    /// The keyholder's trail, line by line.
+    ///
+    /// # Panics
+    /// Where a line is no JSON.
+    pub fn keyholder_trail(&self) -> Vec<serde_json::Value> {
+        let path = self.keyholder_state_dir().join("audit.jsonl");
+        let text = std::fs::read_to_string(path).expect("a keyholder keeps a trail");
+        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    }
+
     // ---- clients ----
 
     /// A new user with an access key.

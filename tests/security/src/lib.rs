@@ -10,7 +10,9 @@
 //! - It never runs on its own process, which of course holds the needles.
 //! - What it could not read, it says.
 
+pub mod installation;
 pub mod memory;
 pub mod needles;
+pub mod planted;
 pub mod recovery;
 pub mod schedule;

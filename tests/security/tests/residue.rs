@@ -10,17 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aes::Aes256;
 use aes::cipher::KeyInit;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use harness::random::Random;
 use harness::s3::S3Client;
 use harness::site::{DISK, OBJECTS, PATIENCE, PushPolicy, Site, SiteSpec};
 use keyholder::api::Connection;
 use nbd_server::client::{Client, Endpoint};
 use nix::sys::signal::Signal;
+use security_tests::installation::{keys_of, needles, recovered};
 use security_tests::memory::{Scan, scan};
 use security_tests::needles::Needles;
-use security_tests::recovery::{Recovered, VolumeKeys, recover, root_from_shares};
+use security_tests::recovery::Recovered;
 use xts_mode::{Xts128, get_tweak_default};
 
 const SECTOR: usize = 4096;
@@ -34,42 +33,6 @@ const LEASE_MS: u64 = 2_000;
 fn known_sector() -> Vec<u8> {
     let mut random = Random::new(KNOWN_SECTOR);
     (0..SECTOR / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
-}
-
-/// Everything secret, from what an organisation keeps: shares and a backup.
-fn recovered(site: &Site) -> Recovered {
-    let shares: Vec<_> = site
-        .officers
-        .iter()
-        .skip(1)
-        .take(2)
-        .map(|officer| {
-            let sealed = officer.share.as_ref().expect("a ceremony was held");
-            sealed.open(&officer.secret).expect("an officer opens the own share")
-        })
-        .collect();
-    let root = root_from_shares(&shares).expect("two shares give the root");
-    let backup = BASE64.decode(site.ledger_backup().ledger).expect("a backup in base64");
-    recover(root, &backup).expect("the root opens the backup")
-}
-
-fn needles(recovered: &Recovered) -> Needles {
-    let mut needles = Needles::new();
-    needles.add_secret("root secret", &recovered.root);
-    needles.add_secret("ledger key", &recovered.ledger_key);
-    needles.add_secret("grant-signing seed", &recovered.grant_signing_seed);
-    for volume in &recovered.volumes {
-        let name = |what: &str| format!("{what} of {}", volume.label);
-        needles.add_secret(&name("domain secret"), &volume.domain_secret);
-        needles.add_secret(&name("PRK"), &volume.prk);
-        needles.add_aes_key(&name("data key"), &volume.data_key);
-        needles.add_aes_key(&name("tweak key"), &volume.tweak_key);
-    }
-    needles
-}
-
-fn keys_of<'a>(recovered: &'a Recovered, label: &str) -> &'a VolumeKeys {
-    recovered.volumes.iter().find(|volume| volume.label == label).expect("a volume in the ledger")
 }
 
 /// Whether the pool's file holds this ciphertext at some sector.

@@ -1,10 +1,10 @@
 //! The scanner's own proof: it finds a planted key in each form, and nothing where nothing was planted.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 
 use security_tests::memory::{Scan, scan};
 use security_tests::needles::Needles;
+use security_tests::planted::Planted;
 use security_tests::schedule;
 
 const DATA_KEY: [u8; 32] = [
@@ -12,41 +12,18 @@ const DATA_KEY: [u8; 32] = [
     0xc3, 0x6a, 0xfd, 0x58, 0x87, 0x2e, 0xe1, 0x94, 0x3b, 0xd6, 0x0f, 0xa2, 0x7d, 0x68, 0xb5,
 ];
 
-/// A process that holds `bytes` in ordinary memory until it is dropped.
-struct Holder(Child);
-
-impl Holder {
-    fn of(bytes: &[u8]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_planted"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the control program starts");
-        writeln!(child.stdin.as_mut().expect("piped"), "{}", hex::encode(bytes))
-            .expect("the control program reads");
-        let mut answer = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut answer).expect("it answers");
-        assert_eq!(answer, "held\n");
-        Self(child)
-    }
-
-    fn scan(&self) -> Scan {
-        let mut needles = Needles::new();
-        needles.add_aes_key("planted", &DATA_KEY);
-        scan(self.0.id(), &needles).expect("a child can be scanned")
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().expect("the control program ends with its input");
-    }
+/// What a scan of a process finds that holds `bytes`.
+fn scan_of(bytes: &[u8]) -> Scan {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let planted = Planted::start(Path::new(env!("CARGO_BIN_EXE_planted")), None, folder.path(), bytes);
+    let mut needles = Needles::new();
+    needles.add_aes_key("planted", &DATA_KEY);
+    scan(planted.pid(), &needles).expect("a child can be scanned")
 }
 
 #[test]
 fn a_process_without_the_key_is_clean() {
-    let scan = Holder::of(b"nothing of interest").scan();
+    let scan = scan_of(b"nothing of interest");
     assert!(scan.findings.is_empty(), "{}", scan.describe(10));
     assert!(scan.bytes_read > 100_000, "read only {} bytes", scan.bytes_read);
 }
@@ -66,7 +43,7 @@ fn a_planted_key_is_found_in_every_form() {
         ("the key under HMAC's inner pad", &padded),
     ];
     for (what, bytes) in planted {
-        let scan = Holder::of(bytes).scan();
+        let scan = scan_of(bytes);
         assert!(!scan.findings.is_empty(), "{what} was planted and not found");
     }
 }

@@ -84,3 +84,61 @@ fn an_unrenewed_lease_of_five_seconds_ends_on_time() {
     site.wait_serving();
     assert_eq!(s3().get("object").expect("an answer").expect("the object").len(), 8192);
 }
+
+/// A stop of the node's process, as SIGSTOP or a freezer would, that ends `past_ms` after its deadline. Its keyholder
+/// goes on all the while, and the answers to its challenges wait in its socket; so does a client's write.
+fn stopped_past_its_deadline(past_ms: u64) {
+    let mut site = Site::serving(SiteSpec { lease_ms: 2_000, plain: true, ..SiteSpec::default() });
+    let endpoint = Endpoint::unix(site.nbd_socket());
+    let mut client = Client::connect(&endpoint, DISK).expect("an unsealed export");
+    client.write(0, &[1; 4096], true).expect("a durable write");
+    let wipes = site.status().key_memory.generation;
+    site.signal_node(Signal::SIGSTOP);
+    // No renewal counts from later than this.
+    let latest_deadline = boot_ns() + 2_000 * 1_000_000;
+    let answer = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| client.write(0, &[2; 4096], true));
+        wait_for("the end of the lease", PATIENCE, || {
+            let over = boot_ns() >= latest_deadline + past_ms * 1_000_000;
+            if over { Ok(()) } else { Err("it runs".to_owned()) }
+        });
+        site.signal_node(Signal::SIGCONT);
+        asked.join().expect("the client ends")
+    });
+    assert!(answer.is_err(), "a write was answered after a stop past the lease");
+    let status = site.status();
+    assert!(status.key_memory.generation > wipes, "not wiped");
+    let wipe = status.last_wipe.expect("a wipe");
+    assert_eq!(wipe.cause, "lease-expired");
+    site.wait_serving();
+    let mut read = [0; 4096];
+    Client::connect(&endpoint, DISK).and_then(|mut client| client.read(0, &mut read)).expect("a read");
+    assert!(read == [1; 4096], "the write that was never answered was carried out past the lease");
+    drop(site);
+}
+
+#[test]
+fn a_node_that_was_stopped_past_its_lease_forgets_before_it_answers_anyone() {
+    for past_ms in [1, 3_000] {
+        stopped_past_its_deadline(past_ms);
+    }
+}
+
+#[test]
+fn a_stop_within_the_lease_delays_an_answer_and_nothing_else() {
+    let site = Site::serving(SiteSpec { lease_ms: 30_000, plain: true, ..SiteSpec::default() });
+    let mut client = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
+    site.signal_node(Signal::SIGSTOP);
+    let stopped = boot_ns();
+    let answer = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| client.write(0, &[2; 4096], true));
+        wait_for("a second", PATIENCE, || {
+            if boot_ns() >= stopped + 1_000_000_000 { Ok(()) } else { Err("not yet".to_owned()) }
+        });
+        assert!(!asked.is_finished(), "a stopped node answers nobody");
+        site.signal_node(Signal::SIGCONT);
+        asked.join().expect("the client ends")
+    });
+    answer.expect("the node goes on where it was");
+    assert!(!site.status().seal.sealed);
+}

@@ -20,6 +20,7 @@ use crate::transcript::{
 };
 
 /// What a session is opened with.
+#[derive(Clone)]
 pub struct NodeSessionParams {
     /// The TLS exporter value for [`crate::EXPORTER_LABEL`].
     pub exporter: [u8; EXPORTER_BYTES],
@@ -34,7 +35,7 @@ impl std::fmt::Debug for NodeSessionParams {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     AwaitingHello,
     AwaitingEvidence { hello: Hello },
@@ -44,7 +45,7 @@ enum State {
     Over,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Challenge {
     nonce: Nonce,
     sent: BootInstant,
@@ -52,7 +53,7 @@ struct Challenge {
 }
 
 /// The node's end of one connection. Every method takes the node's [`NodeLease`], which outlives it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NodeSession {
     id: u64,
     params: NodeSessionParams,

@@ -7,6 +7,7 @@
 )]
 
 mod exchange;
+mod exhaustive;
 mod golden;
 mod simulation;
 mod support;
