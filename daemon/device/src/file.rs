@@ -14,6 +14,7 @@ use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{fdatasync, fsync};
 use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
 
+use crate::ring::{Ring, Stop};
 use crate::{
     Device, DeviceError, DeviceErrorKind, DeviceInfo, DeviceKind, Metadata, Operation, Sealed, SealedSlice,
     SectorBuf,
@@ -50,6 +51,8 @@ pub struct FileDevice {
     kind: DeviceKind,
     direct: bool,
     len_bytes: AtomicU64,
+    /// For what comes in batches; without it they are done one by one.
+    ring: Option<Ring>,
     /// The errno of the flush that failed. Set once, never cleared.
     failed_flush: OnceLock<Errno>,
 }
@@ -69,10 +72,12 @@ impl FileDevice {
             device.create(path.as_ref(), len)?;
         }
         device.refresh_len()?;
-        match options.direct {
-            Direct::Auto => device.with_direct_transfers(),
-            Direct::Never => Ok(device),
-        }
+        let mut device = match options.direct {
+            Direct::Auto => device.with_direct_transfers()?,
+            Direct::Never => device,
+        };
+        device.ring = Ring::new(&device.file);
+        Ok(device)
     }
 
     fn open_locked(path: &Path, shown: &Arc<str>, options: OpenOptions) -> Result<Self, DeviceError> {
@@ -105,6 +110,7 @@ impl FileDevice {
             kind,
             direct: false,
             len_bytes: AtomicU64::new(0),
+            ring: None,
             failed_flush: OnceLock::new(),
         })
     }
@@ -181,27 +187,26 @@ impl FileDevice {
             .map_err(|stop| self.transfer_error(&stop, Operation::Write, at, len))
     }
 
-    fn transfer_error(
-        &self,
-        stop: &TransferStop,
-        operation: Operation,
-        at: ByteOffset,
-        len: ByteLen,
-    ) -> DeviceError {
+    fn write_all_of(&self, parts: &[(ByteOffset, &[u8])]) -> Result<(), DeviceError> {
+        let Some(ring) = self.ring.as_ref().filter(|_| parts.len() > 1) else {
+            return parts.iter().try_for_each(|(at, bytes)| self.write_all(*at, bytes));
+        };
+        self.check_not_failed(Operation::Write)?;
+        let len = |bytes: &[u8]| ByteLen(bytes.len() as u64);
+        parts.iter().try_for_each(|(at, bytes)| self.check_range(*at, len(bytes), Operation::Write))?;
+        ring.write(parts).map_err(|(nth, stop)| {
+            let (at, bytes) = parts[nth];
+            self.transfer_error(&stop, Operation::Write, at, len(bytes))
+        })
+    }
+
+    fn transfer_error(&self, stop: &Stop, operation: Operation, at: ByteOffset, len: ByteLen) -> DeviceError {
         match stop {
-            TransferStop::Errno(errno) => DeviceError::from_errno(*errno, operation, &self.path),
-            TransferStop::End => DeviceError::new(DeviceErrorKind::UnexpectedEnd, operation, &self.path),
+            Stop::Errno(errno) => DeviceError::from_errno(*errno, operation, &self.path),
+            Stop::End => DeviceError::new(DeviceErrorKind::UnexpectedEnd, operation, &self.path),
         }
         .at(at, len)
     }
-}
-
-/// Why a transfer ended early.
-#[derive(Debug, PartialEq, Eq)]
-enum TransferStop {
-    Errno(Errno),
-    /// The system transferred nothing and reported no error: the end of the file.
-    End,
 }
 
 /// Repeats `transfer(bytes done, file offset)` until `len` bytes are done: the system may transfer less than it was
@@ -210,15 +215,15 @@ fn transfer_all(
     at: ByteOffset,
     len: usize,
     mut transfer: impl FnMut(usize, libc::off_t) -> nix::Result<usize>,
-) -> Result<(), TransferStop> {
+) -> Result<(), Stop> {
     let mut done = 0;
     while done < len {
-        let offset = i64::try_from(at.0 + done as u64).map_err(|_| TransferStop::Errno(Errno::EFBIG))?;
+        let offset = i64::try_from(at.0 + done as u64).map_err(|_| Stop::Errno(Errno::EFBIG))?;
         match transfer(done, offset) {
-            Ok(0) => return Err(TransferStop::End),
+            Ok(0) => return Err(Stop::End),
             Ok(moved) => done += moved,
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(TransferStop::Errno(errno)),
+            Err(errno) => return Err(Stop::Errno(errno)),
         }
     }
     Ok(())
@@ -245,7 +250,13 @@ impl Device for FileDevice {
     }
 
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { path: self.path.to_string(), kind: self.kind, len: self.len(), direct: self.direct }
+        DeviceInfo {
+            path: self.path.to_string(),
+            kind: self.kind,
+            len: self.len(),
+            direct: self.direct,
+            batched: self.ring.is_some(),
+        }
     }
 
     fn read(&self, at: ByteOffset, count: SectorCount) -> Result<Sealed, DeviceError> {
@@ -262,6 +273,30 @@ impl Device for FileDevice {
 
     fn write_metadata(&self, at: ByteOffset, data: &Metadata) -> Result<(), DeviceError> {
         self.write_all(at, data.as_bytes())
+    }
+
+    fn write_many(&self, parts: &[(ByteOffset, SealedSlice<'_>)]) -> Result<(), DeviceError> {
+        self.write_all_of(&parts.iter().map(|(at, data)| (*at, data.as_bytes())).collect::<Vec<_>>())
+    }
+
+    fn write_metadata_many(&self, parts: &[(ByteOffset, Metadata)]) -> Result<(), DeviceError> {
+        self.write_all_of(&parts.iter().map(|(at, data)| (*at, data.as_bytes())).collect::<Vec<_>>())
+    }
+
+    fn read_metadata_many(&self, parts: &[(ByteOffset, SectorCount)]) -> Result<Vec<Metadata>, DeviceError> {
+        let Some(ring) = self.ring.as_ref().filter(|_| parts.len() > 1) else {
+            return parts.iter().map(|(at, count)| self.read_metadata(*at, *count)).collect();
+        };
+        let len = |count: SectorCount| count.byte_len().unwrap_or(ByteLen(u64::MAX));
+        parts.iter().try_for_each(|(at, count)| self.check_range(*at, len(*count), Operation::Read))?;
+        let mut bufs: Vec<SectorBuf> = parts.iter().map(|(_, count)| SectorBuf::zeroed(*count)).collect();
+        let mut targets: Vec<(ByteOffset, &mut [u8])> =
+            parts.iter().zip(&mut bufs).map(|((at, _), buf)| (*at, buf.as_mut_bytes())).collect();
+        ring.read(&mut targets).map_err(|(nth, stop)| {
+            let (at, count) = parts[nth];
+            self.transfer_error(&stop, Operation::Read, at, len(count))
+        })?;
+        Ok(bufs.into_iter().map(Metadata::from_device).collect())
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
@@ -496,8 +531,8 @@ mod tests {
         });
         assert_eq!(result, Ok(()));
         assert_eq!(calls, [(0, 409_600), (4096, 413_696), (4096, 413_696), (4608, 414_208)]);
-        assert_eq!(transfer_all(ByteOffset(0), 1, |_, _| Ok(0)), Err(TransferStop::End));
+        assert_eq!(transfer_all(ByteOffset(0), 1, |_, _| Ok(0)), Err(Stop::End));
         let failed = transfer_all(ByteOffset(0), 1, |_, _| Err(Errno::EIO));
-        assert_eq!(failed, Err(TransferStop::Errno(Errno::EIO)));
+        assert_eq!(failed, Err(Stop::Errno(Errno::EIO)));
     }
 }

@@ -21,6 +21,7 @@
 mod buffer;
 mod error;
 mod file;
+mod ring;
 #[cfg(any(test, feature = "simulated"))]
 mod simulated;
 
@@ -66,6 +67,22 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// Writes pool metadata. Durable only after a later [`Device::flush`].
     fn write_metadata(&self, at: ByteOffset, data: &Metadata) -> Result<(), DeviceError>;
 
+    /// Writes all of these, in any order, together where the device can: none lies over another. After an error any of them may
+    /// have been written.
+    fn write_many(&self, parts: &[(ByteOffset, SealedSlice<'_>)]) -> Result<(), DeviceError> {
+        parts.iter().try_for_each(|(at, data)| self.write(*at, *data))
+    }
+
+    /// As [`Device::write_many`], of metadata.
+    fn write_metadata_many(&self, parts: &[(ByteOffset, Metadata)]) -> Result<(), DeviceError> {
+        parts.iter().try_for_each(|(at, data)| self.write_metadata(*at, data))
+    }
+
+    /// Reads all of these, together where the device can; in the order asked.
+    fn read_metadata_many(&self, parts: &[(ByteOffset, SectorCount)]) -> Result<Vec<Metadata>, DeviceError> {
+        parts.iter().map(|(at, count)| self.read_metadata(*at, *count)).collect()
+    }
+
     /// Makes every write that returned before this call durable. After a failure every write and flush fails with
     /// [`DeviceErrorKind::Failed`] until the device is opened again.
     fn flush(&self) -> Result<(), DeviceError>;
@@ -99,4 +116,6 @@ pub struct DeviceInfo {
     pub len: ByteLen,
     /// Whether transfers bypass the page cache (O_DIRECT).
     pub direct: bool,
+    /// Whether what comes in batches is transferred together (io_uring).
+    pub batched: bool,
 }

@@ -351,7 +351,13 @@ impl Device for SimulatedDevice {
     }
 
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { path: self.path.to_string(), kind: DeviceKind::Simulated, len: self.len(), direct: true }
+        DeviceInfo {
+            path: self.path.to_string(),
+            kind: DeviceKind::Simulated,
+            len: self.len(),
+            direct: true,
+            batched: false,
+        }
     }
 
     fn read(&self, at: ByteOffset, count: SectorCount) -> Result<Sealed, DeviceError> {
