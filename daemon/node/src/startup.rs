@@ -53,6 +53,9 @@ const MEMORY_CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
 /// What clients wrote and never flushed is made durable after this long, as an operating system's write-back would.
 const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What little waits for its place in a pool at rest is put there after this long.
+const TENDING_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A node that has everything it needs, and serves nobody yet.
 #[derive(Debug)]
 pub struct Prepared {
@@ -166,6 +169,7 @@ impl Prepared {
         let stop = CancellationToken::new();
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
+        start_tending(&node).context("the thread that tends a pool could not be started")?;
         announce(&ready, &config)?;
         keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
         tracing::info!("stopped");
@@ -474,6 +478,22 @@ async fn flush_pools(node: &Arc<Node>) {
     let node = Arc::clone(node);
     let flush = move || node.pools.iter().for_each(|open| drop(open.pool.flush()));
     let _ = tokio::task::spawn_blocking(flush).await;
+}
+
+/// Starts a thread for each pool that moves ciphertext from the log to its place, so that no client's flush has to.
+fn start_tending(node: &Node) -> std::io::Result<()> {
+    for (number, open) in node.pools.iter().enumerate() {
+        let pool = Arc::downgrade(&open.pool);
+        std::thread::Builder::new().name(format!("pool-{number}")).spawn(move || {
+            while let Some(pool) = pool.upgrade() {
+                if pool.tend(TENDING_PATIENCE).is_err() {
+                    // The pool has said so and tells every client.
+                    return;
+                }
+            }
+        })?;
+    }
+    Ok(())
 }
 
 async fn write_back(node: Arc<Node>, stop: CancellationToken) {

@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
-use device::{Device, DeviceErrorKind, Metadata, SectorBuf};
+use device::{Device, DeviceErrorKind, Metadata, Sealed, SectorBuf};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::allocator::{Account, Allocated, Allocator, Shortage};
@@ -41,6 +42,8 @@ const SMALL_SECTORS_WAITING: u64 = 128;
 const BUFFER_SECTORS_MAX: u64 = 8192;
 /// Least sectors to place at once: enough to keep a disk's queue full.
 const PLACED_AT_ONCE_MIN: u64 = 64;
+/// And most: 4 MiB.
+const PLACED_AT_ONCE_MAX: usize = 1024;
 /// Most records that wait for a checkpoint, about 40 MiB of memory.
 const RECORDS_WAITING_MAX: usize = 1 << 19;
 
@@ -52,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) allocator: Arc<Allocator>,
     pub(crate) holes: HoleTable,
     pub(crate) records: RecordStore,
+    /// Sectors that the log holds and their places may not.
+    placement: Placement,
     pub(crate) dirty: Mutex<Dirty>,
     /// Shared by those who unmap, taken alone by the snapshot of a flush.
     unmapping: RwLock<()>,
@@ -99,8 +104,6 @@ struct Writer {
     log: Log,
     /// What the log holds and the tables may not.
     logged: Logged,
-    /// Sectors that the log holds and their places may not.
-    placement: Placement,
     /// `data_writes` as of the last device flush.
     flushed_writes: u64,
 }
@@ -189,9 +192,10 @@ impl Core {
             allocator,
             holes,
             records,
+            placement,
             dirty: Mutex::default(),
             unmapping: RwLock::default(),
-            writer: Mutex::new(Writer { superblock, log, logged, placement, flushed_writes: 0 }),
+            writer: Mutex::new(Writer { superblock, log, logged, flushed_writes: 0 }),
             rounds: Mutex::default(),
             round_ended: Condvar::new(),
             data_writes: AtomicU64::new(0),
@@ -401,13 +405,13 @@ impl Core {
         let extents = of_data.map(|taken| (taken.extent.index(), Arc::clone(&taken.extent))).collect();
         self.log_records(&mut writer, snapshot.records, &extents)?;
         drop(extents);
-        settle(&mut writer.placement, snapshot.taken);
+        settle(&self.placement, snapshot.taken);
         for extent in snapshot.retired.iter().filter(|extent| extent.kind() == ExtentKind::Data) {
             // Whoever has it next shows no sector without a newer record.
             self.records.forget(extent.index());
-            writer.placement.forget(extent.index());
+            self.placement.forget(extent.index());
         }
-        self.place_some(&mut writer, buffered)?;
+        self.place_some(buffered)?;
         drop(writer);
         self.give_back(snapshot.retired);
         self.unmaps_reclaimed.fetch_max(unmaps, Ordering::AcqRel);
@@ -517,10 +521,10 @@ impl Core {
                 self.records.logged(of, record);
                 match ciphertext.zip(extents.get(&of.extent)) {
                     Some((sealed, extent)) => {
-                        writer.placement.add(of, Waiting { extent: Arc::clone(extent), sealed });
+                        self.placement.add(of, Waiting { extent: Arc::clone(extent), sealed });
                     }
                     // What the place has now is newer than what an earlier record of the log would put there.
-                    None => writer.placement.forget_sector(of),
+                    None => self.placement.forget_sector(of),
                 }
             }
             record => writer.logged.apply(record),
@@ -528,34 +532,47 @@ impl Core {
     }
 
     /// Step 16, a part of it: as much as a round of `added` sectors must place for the log and memory not to fill up.
-    fn place_some(&self, writer: &mut Writer, added: u64) -> Result<(), PoolError> {
-        let waiting = writer.placement.sectors();
+    fn place_some(&self, added: u64) -> Result<(), PoolError> {
+        let waiting = self.placement.sectors();
         if waiting <= self.buffer_sectors() / 2 {
             return Ok(());
         }
         let share = (2 * added).max(PLACED_AT_ONCE_MIN);
         let most = if waiting > self.buffer_sectors() { waiting } else { share };
-        self.place(writer, most)
+        self.place(most)
     }
 
     /// Step 16: ciphertext that the log has goes to its place.
-    fn place(&self, writer: &mut Writer, most: u64) -> Result<(), PoolError> {
-        let batch = writer.placement.take(most);
-        if batch.is_empty() {
-            return Ok(());
+    fn place(&self, most: u64) -> Result<(), PoolError> {
+        let mut left = most.min(self.placement.sectors());
+        while left > 0 {
+            let batch =
+                self.placement.take(usize::try_from(left).unwrap_or(usize::MAX).min(PLACED_AT_ONCE_MAX));
+            if batch.len() == 0 {
+                break;
+            }
+            left = left.saturating_sub(batch.len());
+            self.step(CrashStep::PlaceWrite);
+            let runs: Vec<(SectorId, Sealed)> = batch.runs().collect();
+            let at = |of: &SectorId| self.layout.sector_at(of.extent, of.sector);
+            let parts: Vec<_> = runs.iter().map(|(first, run)| (at(first), run.as_slice())).collect();
+            self.device.write_many(&parts)?;
+            batch.let_go();
         }
-        self.step(CrashStep::PlaceWrite);
-        for (first, run) in batch.runs() {
-            self.device.write(self.layout.sector_at(first.extent, first.sector), run.as_slice())?;
-        }
-        batch.let_go();
         Ok(())
+    }
+
+    /// Beside commits: puts what waits to its place, once it is worth it or `patience` is over.
+    pub(crate) fn tend(&self, patience: Duration) -> Result<(), PoolError> {
+        self.placement.wait(patience);
+        self.check_not_failed()?;
+        self.place(u64::MAX).map_err(|error| self.fail(error))
     }
 
     /// Writes what the log holds to its places and to the tables, and starts the log anew. Every record in `logged` is
     /// durable in the log here.
     fn checkpoint(&self, writer: &mut Writer) -> Result<(), PoolError> {
-        self.place(writer, u64::MAX)?;
+        self.place(u64::MAX)?;
         self.step(CrashStep::TableWrite);
         let written = self.records.write_pages()?;
         let volume_pages = self.write_volume_table(writer)?;
@@ -764,11 +781,13 @@ impl Core {
 
 /// The log has all of it: what is in its place is let go of, what the log says is on the device from now on, and nothing goes
 /// to a place any more where the log says that nothing is.
-fn settle(placement: &mut Placement, taken: Vec<TakenExtent>) {
+fn settle(placement: &Placement, taken: Vec<TakenExtent>) {
     for TakenExtent { extent, sectors, contents } in taken {
         let mut state = extent.state();
         if let Some(sectors) = sectors {
-            placement.keep(extent.index(), &sectors);
+            if extent.kind() == ExtentKind::Data {
+                placement.keep(extent.index(), &sectors);
+            }
             state.settle(sectors);
         }
         state.forget_placed(&contents);

@@ -3,15 +3,24 @@
 //! It goes there unless the log says meanwhile that nothing is there any more, or something newer: then somebody else may be
 //! writing to the place, and it is forgotten here before they may. Until it is there, its extent has it in memory for readers
 //! (`extent.rs`).
+//!
+//! Invariants:
+//! - One batch is on its way at a time, and of an extent that a batch is of nothing is forgotten before it has ended: so a place
+//!   is never written late, over what somebody wrote there since.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use device::Sealed;
 
+use crate::commit::lock;
 use crate::extent::{Content, Extent};
 use crate::presence::Presence;
 use crate::records::SectorId;
+
+/// Sectors that are worth placing: enough to keep a disk's queue full.
+const WORTHWHILE: usize = 64;
 
 /// A sector on its way to its place.
 #[derive(Clone, Debug)]
@@ -20,70 +29,104 @@ pub(crate) struct Waiting {
     pub(crate) sealed: Arc<Sealed>,
 }
 
-/// By place, the newest of each sector.
 #[derive(Debug, Default)]
 pub(crate) struct Placement {
+    state: Mutex<State>,
+    /// There is more to do, or a batch has ended.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By place, the newest of each sector.
     sectors: BTreeMap<SectorId, Waiting>,
-    /// Where the next placing goes on, so that all get their turn.
+    /// Where the next batch goes on, so that all get their turn.
     next: SectorId,
+    /// Extents of the batch that is on its way.
+    on_its_way: Option<BTreeSet<u32>>,
 }
 
 /// Sectors that are being placed, in the order of their places.
 #[derive(Debug)]
-pub(crate) struct PlacementBatch(Vec<(SectorId, Waiting)>);
+pub(crate) struct PlacementBatch<'a> {
+    of: &'a Placement,
+    sectors: Vec<(SectorId, Waiting)>,
+}
 
 impl Placement {
     pub(crate) fn new(sectors: BTreeMap<SectorId, Waiting>) -> Self {
-        Self { sectors, next: SectorId::default() }
+        Self { state: Mutex::new(State { sectors, ..State::default() }), changed: Condvar::new() }
     }
 
+    /// How many wait.
     pub(crate) fn sectors(&self) -> u64 {
-        self.sectors.len() as u64
+        lock(&self.state).sectors.len() as u64
     }
 
     /// The log has this.
-    pub(crate) fn add(&mut self, of: SectorId, waiting: Waiting) {
-        self.sectors.insert(of, waiting);
+    pub(crate) fn add(&self, of: SectorId, waiting: Waiting) {
+        let mut state = lock(&self.state);
+        state.sectors.insert(of, waiting);
+        if state.sectors.len() == WORTHWHILE {
+            self.changed.notify_all();
+        }
     }
 
     /// The log has something newer, which is in its place.
-    pub(crate) fn forget_sector(&mut self, of: SectorId) {
-        self.sectors.remove(&of);
-    }
-
-    /// The log says that this is what is present in the extent.
-    pub(crate) fn keep(&mut self, extent: u32, present: &Presence) {
-        let of = self.sectors.range(SectorId::all_of(extent)).map(|(of, _)| *of);
-        let gone: Vec<SectorId> = of.filter(|of| !present.contains(of.sector)).collect();
-        for sector in gone {
-            self.sectors.remove(&sector);
-        }
+    pub(crate) fn forget_sector(&self, of: SectorId) {
+        self.settled(of.extent).sectors.remove(&of);
     }
 
     /// The log says that the extent is nobody's.
-    pub(crate) fn forget(&mut self, extent: u32) {
-        let of: Vec<SectorId> = self.sectors.range(SectorId::all_of(extent)).map(|(of, _)| *of).collect();
-        for sector in of {
-            self.sectors.remove(&sector);
+    pub(crate) fn forget(&self, extent: u32) {
+        self.keep(extent, &Presence::None);
+    }
+
+    /// The log says that this is what is present in the extent.
+    pub(crate) fn keep(&self, extent: u32, present: &Presence) {
+        let mut state = self.settled(extent);
+        let of = state.sectors.range(SectorId::all_of(extent)).map(|(of, _)| *of);
+        let gone: Vec<SectorId> = of.filter(|of| !present.contains(of.sector)).collect();
+        for sector in gone {
+            state.sectors.remove(&sector);
         }
     }
 
-    /// Takes up to `most` sectors out, for [`PlacementBatch::let_go`] once they are in their places.
-    pub(crate) fn take(&mut self, most: u64) -> PlacementBatch {
-        let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.sectors.len());
-        let behind = self.sectors.range(self.next..).map(|(of, _)| *of);
-        let before = self.sectors.range(..self.next).map(|(of, _)| *of);
+    /// While no batch is of this extent.
+    fn settled(&self, extent: u32) -> MutexGuard<'_, State> {
+        let of_it =
+            |state: &mut State| state.on_its_way.as_ref().is_some_and(|extents| extents.contains(&extent));
+        self.changed.wait_while(lock(&self.state), of_it).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something worth placing, or something and `patience` is over.
+    pub(crate) fn wait(&self, patience: Duration) {
+        let too_few = |state: &mut State| state.sectors.len() < WORTHWHILE;
+        drop(self.changed.wait_timeout_while(lock(&self.state), patience, too_few));
+    }
+
+    /// Takes up to `most` sectors out, once no other batch is on its way.
+    pub(crate) fn take(&self, most: usize) -> PlacementBatch<'_> {
+        let busy = |state: &mut State| state.on_its_way.is_some();
+        let mut state =
+            self.changed.wait_while(lock(&self.state), busy).unwrap_or_else(PoisonError::into_inner);
+        let most = most.min(state.sectors.len());
+        let behind = state.sectors.range(state.next..).map(|(of, _)| *of);
+        let before = state.sectors.range(..state.next).map(|(of, _)| *of);
         let mut taken: Vec<SectorId> = behind.chain(before).take(most).collect();
-        self.next = taken.last().map_or(self.next, |last| SectorId { sector: last.sector + 1, ..*last });
+        state.next = taken.last().map_or(state.next, |last| SectorId { sector: last.sector + 1, ..*last });
         taken.sort_unstable();
-        let with_content = |of: SectorId| self.sectors.remove(&of).map(|waiting| (of, waiting));
-        PlacementBatch(taken.into_iter().filter_map(with_content).collect())
+        state.on_its_way = Some(taken.iter().map(|of| of.extent).collect());
+        let with_content = |of: SectorId| state.sectors.remove(&of).map(|waiting| (of, waiting));
+        let sectors = taken.into_iter().filter_map(with_content).collect();
+        drop(state);
+        PlacementBatch { of: self, sectors }
     }
 }
 
-impl PlacementBatch {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+impl PlacementBatch<'_> {
+    pub(crate) fn len(&self) -> u64 {
+        self.sectors.len() as u64
     }
 
     /// Sectors that lie one behind the other, each run from its first on.
@@ -91,16 +134,23 @@ impl PlacementBatch {
         let follows = |(a, _): &(SectorId, Waiting), (b, _): &(SectorId, Waiting)| {
             a.extent == b.extent && a.sector + 1 == b.sector
         };
-        self.0.chunk_by(follows).filter_map(|run| {
+        self.sectors.chunk_by(follows).filter_map(|run| {
             let first = run.first()?.0;
             Some((first, Sealed::gathered(run.iter().map(|(_, waiting)| waiting.sealed.as_slice()))))
         })
     }
 
     /// They are in their places: readers find them there.
-    pub(crate) fn let_go(self) {
-        for (of, Waiting { extent, sealed }) in self.0 {
+    pub(crate) fn let_go(mut self) {
+        for (of, Waiting { extent, sealed }) in self.sectors.drain(..) {
             extent.state().forget(of.sector, &Content::InMemory(sealed));
         }
+    }
+}
+
+impl Drop for PlacementBatch<'_> {
+    fn drop(&mut self) {
+        lock(&self.of.state).on_its_way = None;
+        self.of.changed.notify_all();
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
@@ -352,6 +353,12 @@ impl Pool {
         self.core.check_not_failed()?;
         self.volume_state(id)?.raise_fence(&self.core, fence)?;
         self.core.flush()
+    }
+
+    /// Puts what waits in the log to its place, for a thread that does so again and again beside the others: returns once it
+    /// has, after `patience` at the latest where there is too little to do. Without such a thread flushes do it.
+    pub fn tend(&self, patience: Duration) -> Result<(), PoolError> {
+        self.core.tend(patience)
     }
 
     /// Uses what the device has become longer by, and returns the length in use. Durable when it returns.

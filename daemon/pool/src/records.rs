@@ -66,6 +66,16 @@ fn self_checksum(pool: PoolId, of: SectorId, record: &SectorRecord) -> u32 {
     crc32c::crc32c(&covered)
 }
 
+/// Pages that are read or written at once: 4 MiB.
+const PAGES_AT_ONCE: u64 = 1024;
+
+/// Neighbouring pages, and the records that change in them.
+struct PageRun<'a> {
+    at: u64,
+    pages: u64,
+    changes: &'a [(SectorId, SectorRecord)],
+}
+
 type Page = Arc<[u8; SECTOR_BYTES]>;
 
 #[derive(Debug)]
@@ -164,48 +174,80 @@ impl RecordStore {
         self.newer().len()
     }
 
-    /// Writes the records that the log holds to their pages, neighbours in one transfer. They count as long as the log does.
+    /// Writes the records that the log holds to their pages, neighbours in one transfer, many transfers at once. They count as
+    /// long as the log does.
     pub(crate) fn write_pages(&self) -> Result<Written, PoolError> {
         let newer: Vec<(SectorId, SectorRecord)> =
             self.newer().iter().map(|(of, record)| (*of, *record)).collect();
-        let mut written = Vec::new();
         let page_of = |(of, _): &(SectorId, SectorRecord)| self.layout.record_page_at(of.extent, of.sector).0;
-        for run in newer.chunk_by(|a, b| page_of(b) - page_of(a) <= SECTOR) {
-            let first = run.first().map_or(0, page_of);
-            let last = run.last().map_or(first, page_of);
-            for start in
-                (first..=last).step_by(usize::try_from(PAGES_PER_TRANSFER * SECTOR).unwrap_or(usize::MAX))
-            {
-                let end = (last + SECTOR).min(start + PAGES_PER_TRANSFER * SECTOR);
-                let changed = run.iter().filter(|change| (start..end).contains(&page_of(change)));
-                self.write_run(start..end, changed, &mut written)?;
-            }
+        let mut runs: Vec<PageRun<'_>> = Vec::new();
+        for neighbours in newer.chunk_by(|a, b| page_of(b) - page_of(a) <= SECTOR) {
+            let first = neighbours.first().map_or(0, page_of);
+            let in_transfer =
+                |change: &(SectorId, SectorRecord)| (page_of(change) - first) / SECTOR / PAGES_PER_TRANSFER;
+            runs.extend(neighbours.chunk_by(|a, b| in_transfer(a) == in_transfer(b)).filter_map(|changes| {
+                let (at, last) = (page_of(changes.first()?), page_of(changes.last()?));
+                Some(PageRun { at, pages: (last - at) / SECTOR + 1, changes })
+            }));
+        }
+        let mut written = Vec::new();
+        let mut rest = &runs[..];
+        while !rest.is_empty() {
+            let mut pages = 0;
+            let fits = |run: &&PageRun<'_>| {
+                pages += run.pages;
+                pages <= PAGES_AT_ONCE
+            };
+            let (together, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            self.write_runs(together, &mut written)?;
+            rest = after;
         }
         Ok(Written(written))
     }
 
-    fn write_run<'a>(
+    fn write_runs(
         &self,
-        bytes: Range<u64>,
-        changed: impl Iterator<Item = &'a (SectorId, SectorRecord)>,
+        runs: &[PageRun<'_>],
         written: &mut Vec<(u64, Option<Page>)>,
     ) -> Result<(), PoolError> {
-        let at = ByteOffset(bytes.start);
-        let mut buf: SectorBuf =
-            self.device.read_metadata(at, SectorCount((bytes.end - bytes.start) / SECTOR))?.into_buf();
-        for (of, record) in changed {
-            let page = self.layout.record_page_at(of.extent, of.sector).0 - bytes.start;
-            let page = usize::try_from(page).unwrap_or(usize::MAX);
-            let place = self.layout.record_in_page(of.extent, of.sector);
-            let out = &mut buf.as_mut_bytes()[page + place.start..page + place.end];
-            encode_record(self.pool, *of, record, out);
+        let mut bufs: Vec<Option<SectorBuf>> = runs.iter().map(|run| self.cached(run)).collect();
+        let missing = runs.iter().zip(&bufs).filter(|(_, buf)| buf.is_none());
+        let missing: Vec<_> = missing.map(|(run, _)| (ByteOffset(run.at), SectorCount(run.pages))).collect();
+        let mut read = self.device.read_metadata_many(&missing)?.into_iter();
+        for buf in bufs.iter_mut().filter(|buf| buf.is_none()) {
+            *buf = read.next().map(Metadata::into_buf);
         }
-        let pages = buf.as_bytes().as_chunks::<SECTOR_BYTES>().0;
-        let with_place = (bytes.start..).step_by(SECTOR_BYTES).zip(pages);
-        written
-            .extend(with_place.map(|(at, page)| (at, self.pages.contains_key(&at).then(|| Arc::new(*page)))));
-        self.device.write_metadata(at, &Metadata::from_encoding(buf))?;
-        Ok(())
+        let mut parts = Vec::with_capacity(runs.len());
+        for (run, buf) in runs.iter().zip(bufs) {
+            let mut buf = buf.ok_or(PoolError::Interrupted)?;
+            for (of, record) in run.changes {
+                let page = self.layout.record_page_at(of.extent, of.sector).0 - run.at;
+                let page = usize::try_from(page).unwrap_or(usize::MAX);
+                let place = self.layout.record_in_page(of.extent, of.sector);
+                encode_record(
+                    self.pool,
+                    *of,
+                    record,
+                    &mut buf.as_mut_bytes()[page + place.start..page + place.end],
+                );
+            }
+            let pages = (run.at..).step_by(SECTOR_BYTES).zip(buf.as_bytes().as_chunks::<SECTOR_BYTES>().0);
+            written
+                .extend(pages.map(|(at, page)| (at, self.pages.contains_key(&at).then(|| Arc::new(*page)))));
+            parts.push((ByteOffset(run.at), Metadata::from_encoding(buf)));
+        }
+        Ok(self.device.write_metadata_many(&parts)?)
+    }
+
+    /// The pages of a run where the cache holds all of them.
+    fn cached(&self, run: &PageRun<'_>) -> Option<SectorBuf> {
+        let mut buf = SectorBuf::zeroed(SectorCount(run.pages));
+        for (at, bytes) in
+            (run.at..).step_by(SECTOR_BYTES).zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES))
+        {
+            bytes.copy_from_slice(&self.pages.peek(&at)?[..]);
+        }
+        Some(buf)
     }
 
     /// The superblock starts the log behind every record that `write_pages` wrote.

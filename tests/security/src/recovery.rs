@@ -215,7 +215,7 @@ fn volume_keys(root: &Secret, ledger_key: &Secret, volume: Volume) -> Result<Vol
     let aad = [b"nightlatch/ledger/1 secret".as_slice(), &volume.domain.0, &epoch.to_le_bytes()].concat();
     let domain_secret = unwrap(ledger_key, &aad, &volume.secret)?;
     let (prk, of_volume) = Hkdf::<Sha256>::extract(Some(&domain_secret), root);
-    let check: [u8; 16] = expand(&of_volume, &info("check", &volume.domain.0, epoch));
+    let check: [u8; 16] = expand(&of_volume, &info("check-tagged", &volume.domain.0, epoch));
     ensure!(check == volume.check, "the derived key of {} is not the one on record", volume.label);
     let xts: [u8; 64] = expand(&of_volume, &info("xts", &volume.domain.0, epoch));
     let (data_key, tweak_key) = xts.split_at(32);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use device::{Device, FileDevice, OpenOptions, Sealed, SectorRecord};
@@ -87,6 +88,7 @@ impl Site {
         let sectors = SectorCount(sectors);
         let spec = VolumeSpec { id, sectors, domain, epoch: EPOCH, check, kind: VolumeKind::Block };
         let volume = pool.create_volume(spec)?;
+        tend(&pool);
         Ok(Self { pool, volume, keyholder })
     }
 
@@ -100,6 +102,18 @@ impl Site {
         let key = self.keyholder.push(&keyring)?.handle;
         Ok(ClearStore(Volume::open(Arc::clone(&self.volume), keyring, key)))
     }
+}
+
+/// As the node does beside its clients.
+fn tend(pool: &Arc<Pool>) {
+    let pool = Arc::downgrade(pool);
+    std::thread::spawn(move || {
+        while let Some(pool) = pool.upgrade() {
+            if pool.tend(Duration::from_secs(1)).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// Ciphertext in and out, with records that nobody compares.
