@@ -33,6 +33,14 @@ pub const STATUS_DESCRIPTORS_MAX: usize = 8192;
 /// most 262,144 runs, 4 MiB of memory.
 pub const STATUS_WINDOW_BYTES: u64 = 1 << 30;
 
+/// Bytes over which one block status looks at most: 256 GiB, 256 steps. With lengths of 64 bits a client may ask for
+/// all of a volume; the protocol lets it ask again for the rest.
+pub const STATUS_BYTES_MAX: u64 = 256 << 30;
+
+/// Longest run of zeroes that is written out in one request: 4 GiB, what compact headers can ask for. Each takes a
+/// thread until it is done.
+pub const SEALED_ZEROES_BYTES_MAX: u64 = 4 << 30;
+
 /// Longest message in an error reply. They are fixed texts; the protocol allows 4096.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
 

@@ -24,8 +24,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::exports::{LiveExport, OnSeal};
-use crate::reply::{Batch, Outcome, SEALED};
+use crate::reply::{Batch, Outcome, ReplyTo, SEALED};
 use crate::transmission::Closed;
+use crate::wire::Style;
 
 /// What one request of a connection occupies until its reply has left.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ pub(crate) struct Outbox {
     export: Arc<LiveExport>,
     /// Operations that still run hold the outbox, and a buffer each.
     _present: TaskTrackerToken,
-    structured: bool,
+    style: Style,
     state: Mutex<State>,
     /// Something changed that the task must look at.
     task: Notify,
@@ -104,13 +105,13 @@ struct State {
 }
 
 impl Outbox {
-    pub(crate) fn new(export: Arc<LiveExport>, structured: bool, sink: &Sink) -> Self {
+    pub(crate) fn new(export: Arc<LiveExport>, style: Style, sink: &Sink) -> Self {
         let plain = match sink {
             Sink::Plain(plain) => Some(Arc::clone(plain)),
             Sink::Tls(_) => None,
         };
         let state = State {
-            waiting: Batch::new(structured),
+            waiting: Batch::new(style),
             sending: false,
             handed_over: false,
             unanswered: 0,
@@ -120,7 +121,7 @@ impl Outbox {
             closed: false,
         };
         let _present = export.present.token();
-        Self { export, _present, structured, state: Mutex::new(state), task: Notify::new() }
+        Self { export, _present, style, state: Mutex::new(state), task: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,13 +158,13 @@ impl Outbox {
         let mut state = self.state();
         state.closed = true;
         state.plain = None;
-        let unsent = mem::replace(&mut state.waiting, Batch::new(self.structured));
+        let unsent = mem::replace(&mut state.waiting, Batch::new(self.style));
         drop(state);
         drop(unsent);
     }
 
     /// Answers a request; `None` where the key was gone. Called on the thread that carried it out.
-    pub(crate) fn answer(&self, cookie: u64, outcome: Option<Outcome>, hold: Hold) {
+    pub(crate) fn answer(&self, to: ReplyTo, outcome: Option<Outcome>, hold: Hold) {
         let outcome = match (outcome, self.export.on_seal) {
             (Some(outcome), _) => Some(outcome),
             (None, OnSeal::Fail) => Some(Outcome::Refused(SEALED)),
@@ -179,7 +180,7 @@ impl Outbox {
             self.task.notify_one();
             return;
         };
-        state.waiting.push(cookie, outcome, hold);
+        state.waiting.push(to, outcome, hold);
         if state.sending {
             return;
         }
@@ -189,7 +190,7 @@ impl Outbox {
             self.task.notify_one();
             return;
         };
-        let batch = mem::replace(&mut state.waiting, Batch::new(self.structured));
+        let batch = mem::replace(&mut state.waiting, Batch::new(self.style));
         drop(state);
         self.send_here(batch, &plain);
     }
@@ -268,7 +269,7 @@ impl Outbox {
                     return Err(ended);
                 }
                 if mem::take(&mut state.handed_over) {
-                    Some(mem::replace(&mut state.waiting, Batch::new(self.structured)))
+                    Some(mem::replace(&mut state.waiting, Batch::new(self.style)))
                 } else if state.is_done() {
                     break;
                 } else {

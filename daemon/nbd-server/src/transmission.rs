@@ -32,9 +32,9 @@ use crate::metrics::Ended;
 use crate::negotiation::Features;
 use crate::operation::{execute, refusal_of};
 use crate::outbox::{Hold, Outbox, PlainSink, Sink};
-use crate::reply::Outcome;
-use crate::request::{Asked, Incoming, Refusal, Request};
-use crate::wire::{Command, Errno, REQUEST_BYTES, RequestHeader};
+use crate::reply::{Outcome, ReplyTo};
+use crate::request::{Asked, FILTER_BYTES, Incoming, Refusal, Request};
+use crate::wire::{Command, EXTENDED_REQUEST_BYTES, Errno, RequestHeader};
 
 /// An accepted socket.
 pub(crate) type Socket = Either<TcpStream, UnixStream>;
@@ -75,6 +75,8 @@ pub(crate) enum Closed {
     EndOfStream,
     #[error("the client sent a request that does not start with the request magic")]
     Malformed,
+    #[error("the client announced a payload that is longer than a server has to skip")]
+    Oversize,
     #[error("the server is draining")]
     Drained,
     #[error("the export was sealed")]
@@ -101,7 +103,7 @@ pub(crate) async fn serve(
 ) -> Closed {
     let _counted = export.connect();
     let (source, sink) = stream.split();
-    let outbox = Arc::new(Outbox::new(Arc::clone(&export), features.structured_replies, &sink));
+    let outbox = Arc::new(Outbox::new(Arc::clone(&export), features.style, &sink));
     let _closed_at_the_end = CloseOnDrop(Arc::clone(&outbox));
     let reader = Reader {
         stream: BufReader::with_capacity(READ_AHEAD_BYTES, source),
@@ -194,6 +196,18 @@ impl Reader {
         let hold = Hold { _slot: slot, payload: None };
         match incoming.asked {
             Asked::Disconnect => return Err(Closed::Disconnected),
+            Asked::Oversize => return Err(Closed::Oversize),
+            Asked::Filtered(status) => {
+                let mut pending = self.pending(&incoming, hold);
+                let mut payload = [0; FILTER_BYTES];
+                self.fill(&mut payload).await?;
+                match status.with_payload(&payload) {
+                    Ok(request) => {
+                        self.export.lane.submit(Operation { pending, request, payload: Vec::new() });
+                    }
+                    Err(refusal) => pending.answer(Some(Outcome::Refused(refusal)), 0),
+                }
+            }
             Asked::Refused(refusal) => {
                 let mut pending = self.pending(&incoming, hold);
                 self.discard(incoming.payload_bytes).await?;
@@ -215,7 +229,7 @@ impl Reader {
     fn pending(&self, incoming: &Incoming, hold: Hold) -> Pending {
         self.outbox.expect();
         Pending {
-            cookie: incoming.cookie,
+            to: ReplyTo { cookie: incoming.cookie, offset: incoming.offset },
             command: incoming.command,
             export: Arc::clone(&self.export),
             outbox: Arc::clone(&self.outbox),
@@ -225,9 +239,16 @@ impl Reader {
     }
 
     async fn header(&mut self) -> Result<RequestHeader, Closed> {
-        let mut bytes = [0; REQUEST_BYTES];
-        match self.stream.read_exact(&mut bytes).await {
-            Ok(_) => RequestHeader::decode(&bytes).ok_or(Closed::Malformed),
+        let style = self.features.style;
+        let mut bytes = [0; EXTENDED_REQUEST_BYTES];
+        let header = &mut bytes[..style.request_bytes()];
+        self.fill(header).await?;
+        RequestHeader::decode(header, style).ok_or(Closed::Malformed)
+    }
+
+    async fn fill(&mut self, out: &mut [u8]) -> Result<(), Closed> {
+        match self.stream.read_exact(out).await {
+            Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Closed::EndOfStream),
             Err(error) => Err(Closed::Broken(error)),
         }
@@ -311,7 +332,7 @@ fn carry_out(export: &LiveExport, request: Request, payload: &[u8]) -> Option<Ou
 /// input/output error, or was cut, which it does not see.
 #[derive(Debug)]
 struct Pending {
-    cookie: u64,
+    to: ReplyTo,
     command: Option<Command>,
     export: Arc<LiveExport>,
     outbox: Arc<Outbox>,
@@ -329,7 +350,7 @@ impl Pending {
 
     fn answer(&mut self, outcome: Option<Outcome>, payload_bytes: u32) {
         let Some(mut hold) = self.hold.take() else { return };
-        if !matches!(outcome, Some(Outcome::Data { .. })) {
+        if !matches!(outcome, Some(Outcome::Data(_))) {
             hold.payload = None;
         }
         let ended = match outcome {
@@ -338,7 +359,7 @@ impl Pending {
             None => Ended::Unanswered,
         };
         self.export.metrics.of(self.command).end(self.began, ended);
-        self.outbox.answer(self.cookie, outcome, hold);
+        self.outbox.answer(self.to, outcome, hold);
     }
 }
 
