@@ -18,10 +18,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::buffers::Buffers;
 use crate::lane::Lane;
 use crate::limits::LABEL_BYTES_MAX;
 use crate::metrics::{ExportMetrics, Metrics};
 use crate::negotiation::{Directory, Shape, Unavailable};
+use crate::pace::Pace;
 use crate::transmission::Operation;
 
 /// What clients of an export see when its key goes.
@@ -78,6 +80,8 @@ pub(crate) struct LiveExport {
     pub(crate) on_seal: OnSeal,
     pub(crate) metrics: ExportMetrics,
     pub(crate) lane: Arc<Lane<Operation>>,
+    pub(crate) pace: Pace,
+    pub(crate) buffers: Arc<Buffers>,
     sealed: CancellationToken,
     /// Connections and what they hold.
     pub(crate) present: TaskTracker,
@@ -131,7 +135,9 @@ pub(crate) struct Connected(Arc<LiveExport>);
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.buffers.release();
+        }
         self.0.metrics.connections.dec();
     }
 }
@@ -147,6 +153,7 @@ impl Entry {
     fn seal(&mut self) -> Option<TaskTracker> {
         let Self::Live(live) = self else { return None };
         live.sealed.cancel();
+        live.buffers.close();
         live.present.close();
         let leaving = live.present.clone();
         *self = Self::Sealed;
@@ -190,6 +197,8 @@ impl Exports {
             read_only: export.read_only,
             on_seal: export.on_seal,
             lane: Arc::new(Lane::new(Arc::clone(&self.extra_threads))),
+            pace: Pace::new(),
+            buffers: Arc::default(),
             sealed: CancellationToken::new(),
             failures: AtomicU64::new(0),
             connections: AtomicU64::new(0),

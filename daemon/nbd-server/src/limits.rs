@@ -48,6 +48,26 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
 /// payload still goes straight into its own buffer.
 pub const READ_AHEAD_BYTES: usize = 32 << 10;
 
+/// An operation that is likely to take no longer is carried out by the thread that read its request: less than waking
+/// another thread and having it scheduled costs on a busy machine, and far less than any disk takes.
+pub const QUICK_OPERATION_MAX: Duration = Duration::from_micros(60);
+
+/// Longest payload of an operation that the reading thread carries out itself: a longer one is worth a thread of its own.
+pub const QUICK_PAYLOAD_BYTES_MAX: u32 = 256 << 10;
+
+/// How long such an operation may take before another thread reads on in its place: the longest that it holds up other
+/// requests of its connection, twice at most.
+pub const TAKE_OVER_TIME: Duration = Duration::from_millis(4);
+
+/// Replies that may wait for the next requests, which have arrived already, so that all leave in one system call.
+pub const REPLIES_HELD_BACK_MAX: usize = 16;
+
+/// Longest payload of a reply that may wait.
+pub const HELD_BACK_PAYLOAD_BYTES_MAX: u32 = 16 << 10;
+
+/// Bytes of payload buffers that an export with connections keeps for the next requests: 16 MiB, a queue of 16 at 1 MiB.
+pub const BUFFERS_KEPT_BYTES_MAX: usize = 16 << 20;
+
 /// Bytes by which a payload that is not wanted is read and dropped.
 pub const DISCARD_STEP_BYTES: usize = 64 << 10;
 

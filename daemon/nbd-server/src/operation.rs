@@ -3,19 +3,21 @@
 use sealing::{Durability, ErrorKind, Presence, Volume, VolumeError, ZeroMode};
 use units::{ByteLen, ByteOffset};
 
+use crate::exports::LiveExport;
 use crate::limits::{STATUS_BYTES_MAX, STATUS_DESCRIPTORS_MAX, STATUS_WINDOW_BYTES};
 use crate::reply::{Outcome, StatusRun};
 use crate::request::{Range, Refusal, Request};
 use crate::wire::Errno;
 
 /// Carries out `request`; `payload` is the data of a write and empty otherwise.
-pub(crate) fn execute(volume: &Volume, request: Request, payload: &[u8]) -> Result<Outcome, VolumeError> {
+pub(crate) fn execute(export: &LiveExport, request: Request, payload: &[u8]) -> Result<Outcome, VolumeError> {
+    let volume = &export.volume;
     match request {
         Request::Read { range } => {
             // At most PAYLOAD_BYTES_MAX, which fits.
-            let mut data = vec![0; usize::try_from(range.len.0).unwrap_or(0)];
-            if !data.is_empty() {
-                volume.read(range.offset, &mut data)?;
+            let mut data = export.buffers.take(usize::try_from(range.len.0).unwrap_or(0));
+            if range.len.0 > 0 {
+                volume.read(range.offset, data.as_mut_bytes())?;
             }
             return Ok(Outcome::Data(data));
         }

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use crate::buffers::Buffer;
 use crate::limits::{ERROR_MESSAGE_BYTES_MAX, REPLIES_PER_WRITE_MAX};
 use crate::negotiation::ALLOCATION_CONTEXT_ID;
 use crate::request::Refusal;
@@ -32,7 +33,7 @@ pub(crate) struct StatusRun {
 pub(crate) enum Outcome {
     Done,
     /// All that a read asked for.
-    Data(Vec<u8>),
+    Data(Buffer),
     Status(Vec<StatusRun>),
     Refused(Refusal),
 }
@@ -54,6 +55,7 @@ pub(crate) const SEALED: Refusal =
 #[derive(Debug)]
 enum Body {
     Empty,
+    Data(Buffer),
     Owned(Vec<u8>),
     Fixed(&'static [u8]),
 }
@@ -62,6 +64,7 @@ impl Body {
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Empty => &[],
+            Self::Data(buffer) => buffer.as_bytes(),
             Self::Owned(bytes) => bytes,
             Self::Fixed(bytes) => bytes,
         }
@@ -145,14 +148,14 @@ impl<H> Encoded<H> {
         match (outcome, style.in_chunks()) {
             (Outcome::Done, false) => self.set_simple(0, Body::Empty),
             (Outcome::Done, true) => self.set_chunk(style, chunk::NONE, &[], Body::Empty),
-            (Outcome::Data(data), false) => self.set_simple(0, Body::Owned(data)),
+            (Outcome::Data(data), false) => self.set_simple(0, Body::Data(data)),
             // A data chunk of no bytes is forbidden.
-            (Outcome::Data(data), true) if data.is_empty() => {
+            (Outcome::Data(data), true) if data.as_bytes().is_empty() => {
                 self.set_chunk(style, chunk::NONE, &[], Body::Empty);
             }
             (Outcome::Data(data), true) => {
                 let offset = self.to.offset.to_be_bytes();
-                self.set_chunk(style, chunk::OFFSET_DATA, &[&offset], Body::Owned(data));
+                self.set_chunk(style, chunk::OFFSET_DATA, &[&offset], Body::Data(data));
             }
             (Outcome::Status(runs), true) => self.set_status(style, &runs),
             // Block status is parsed only where structured replies were negotiated.
@@ -190,6 +193,11 @@ impl<H> Batch<H> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.replies.is_empty()
+    }
+
+    /// Replies in it.
+    pub(crate) fn len(&self) -> usize {
+        self.replies.len()
     }
 
     /// Puts `earlier` in front, of which a part may have left; of `self` nothing has.
@@ -259,10 +267,12 @@ impl<H> Batch<H> {
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::buffers::Buffers;
 
     fn bytes_of<H>(batch: &Batch<H>) -> Vec<u8> {
         batch.slices().iter().flat_map(|slice| slice.to_vec()).collect()
@@ -272,6 +282,12 @@ mod tests {
         let mut batch = Batch::new(style);
         batch.push(ReplyTo { cookie: 0x0807_0605_0403_0201, offset: 512 }, outcome, ());
         bytes_of(&batch)
+    }
+
+    fn buffer(bytes: &[u8]) -> Buffer {
+        let mut buffer = Arc::new(Buffers::default()).take(bytes.len());
+        buffer.as_mut_bytes().copy_from_slice(bytes);
+        buffer
     }
 
     fn to(cookie: u64) -> ReplyTo {
@@ -284,7 +300,7 @@ mod tests {
     fn simple_replies_have_the_published_layout() {
         let head = |error: u8| [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, error], COOKIE.as_slice()].concat();
         assert_eq!(one(Style::Simple, Outcome::Done), head(0));
-        let data = Outcome::Data(vec![7, 7]);
+        let data = Outcome::Data(buffer(&[7, 7]));
         assert_eq!(one(Style::Simple, data), [head(0), vec![7, 7]].concat());
         let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
         assert_eq!(one(Style::Simple, refused), head(28), "a simple error carries no message");
@@ -296,12 +312,12 @@ mod tests {
             [&[0x66, 0x8e, 0x33, 0xef, 0, 1, kind[0], kind[1]], COOKIE.as_slice(), &[0, 0, 0, len]].concat()
         };
         assert_eq!(one(Style::Structured, Outcome::Done), head([0, 0], 0));
-        let data = Outcome::Data(vec![7, 7]);
+        let data = Outcome::Data(buffer(&[7, 7]));
         assert_eq!(
             one(Style::Structured, data),
             [head([0, 1], 10), vec![0, 0, 0, 0, 0, 0, 2, 0, 7, 7]].concat()
         );
-        let nothing = Outcome::Data(vec![]);
+        let nothing = Outcome::Data(buffer(&[]));
         assert_eq!(one(Style::Structured, nothing), head([0, 0], 0), "no data chunk without data");
         let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
         assert_eq!(
@@ -321,7 +337,7 @@ mod tests {
         };
         assert_eq!(one(Style::Extended, Outcome::Done), head([0, 0], 0));
         let data = [head([0, 1], 10), vec![0, 0, 0, 0, 0, 0, 2, 0, 7, 7]].concat();
-        assert_eq!(one(Style::Extended, Outcome::Data(vec![7, 7])), data);
+        assert_eq!(one(Style::Extended, Outcome::Data(buffer(&[7, 7]))), data);
         let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
         let error = [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat();
         assert_eq!(one(Style::Extended, refused), error);
@@ -355,7 +371,7 @@ mod tests {
                 let hold = Rc::new(());
                 held.push(Rc::downgrade(&hold));
                 let outcome = if with_data {
-                    Outcome::Data(vec![cookie; len])
+                    Outcome::Data(buffer(&vec![cookie; len]))
                 } else {
                     Outcome::Done
                 };
@@ -383,7 +399,7 @@ mod tests {
     #[test]
     fn refusing_leaves_no_data_behind() {
         let mut batch = Batch::new(Style::Structured);
-        batch.push(to(1), Outcome::Data(vec![0xaa; 64]), ());
+        batch.push(to(1), Outcome::Data(buffer(&[0xaa; 64])), ());
         batch.push(to(2), Outcome::Done, ());
         let invalid = Refusal { errno: Errno::Invalid, message: "no" };
         batch.push(to(3), Outcome::Refused(invalid), ());
@@ -400,7 +416,7 @@ mod tests {
     #[test]
     fn a_reply_that_is_partly_out_cannot_be_refused_unless_it_is_a_refusal() {
         let mut batch = Batch::new(Style::Simple);
-        batch.push(to(1), Outcome::Data(vec![0xaa; 64]), ());
+        batch.push(to(1), Outcome::Data(buffer(&[0xaa; 64])), ());
         batch.advance(20);
         assert!(!batch.refuse());
 

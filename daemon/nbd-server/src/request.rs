@@ -52,6 +52,19 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// What it was made of.
+    pub(crate) fn command(&self) -> Command {
+        match self {
+            Self::Read { .. } => Command::Read,
+            Self::Write { .. } => Command::Write,
+            Self::Flush => Command::Flush,
+            Self::Trim { .. } => Command::Trim,
+            Self::Cache { .. } => Command::Cache,
+            Self::WriteZeroes { .. } => Command::WriteZeroes,
+            Self::BlockStatus { .. } => Command::BlockStatus,
+        }
+    }
+
     /// Bytes of payload that the request holds in memory while it is in flight, in either direction.
     pub(crate) fn payload_bytes(&self) -> u32 {
         match self {
