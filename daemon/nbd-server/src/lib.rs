@@ -36,6 +36,7 @@ mod reader;
 mod reply;
 mod request;
 mod server;
+mod slow;
 mod stream;
 mod transmission;
 mod wire;

@@ -68,6 +68,9 @@ pub const HELD_BACK_PAYLOAD_BYTES_MAX: u32 = 16 << 10;
 /// Bytes of payload buffers that an export with connections keeps for the next requests: 16 MiB, a queue of 16 at 1 MiB.
 pub const BUFFERS_KEPT_BYTES_MAX: usize = 16 << 20;
 
+/// At most one line about slow operations of an export in this time; it says how many were left out.
+pub const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Bytes by which a payload that is not wanted is read and dropped.
 pub const DISCARD_STEP_BYTES: usize = 64 << 10;
 
@@ -99,6 +102,9 @@ pub struct Limits {
     /// How long a client that disconnected may take to read the answers that it is still owed, at most twice that.
     /// Not counted while operations are still running.
     pub linger_time_max: Duration,
+    /// An operation that takes this long from its arrival to its answer is counted as slow and named in the log. A second:
+    /// clients begin to complain, and no healthy disk takes it.
+    pub slow_operation: Duration,
 }
 
 impl Default for Limits {
@@ -110,6 +116,7 @@ impl Default for Limits {
             operations_max: 64,
             negotiation_time_max: Duration::from_secs(15),
             linger_time_max: Duration::from_secs(30),
+            slow_operation: Duration::from_secs(1),
         }
     }
 }

@@ -65,6 +65,19 @@ impl Request {
         }
     }
 
+    /// The bytes it is about; `None` for a flush.
+    pub(crate) fn range(&self) -> Option<Range> {
+        match self {
+            Self::Read { range }
+            | Self::Write { range, .. }
+            | Self::Trim { range, .. }
+            | Self::Cache { range }
+            | Self::WriteZeroes { range, .. }
+            | Self::BlockStatus { range, .. } => Some(*range),
+            Self::Flush => None,
+        }
+    }
+
     /// Bytes of payload that the request holds in memory while it is in flight, in either direction.
     pub(crate) fn payload_bytes(&self) -> u32 {
         match self {
@@ -511,13 +524,7 @@ mod tests {
                 _ => return Ok(()),
             };
             prop_assert!(request.payload_bytes() <= PAYLOAD_BYTES_MAX);
-            if let Request::Read { range }
-            | Request::Write { range, .. }
-            | Request::Trim { range, .. }
-            | Request::Cache { range }
-            | Request::WriteZeroes { range, .. }
-            | Request::BlockStatus { range, .. } = request
-            {
+            if let Some(range) = request.range() {
                 prop_assert!(range.offset.0 + range.len.0 <= EXPORT_BYTES);
             }
         }

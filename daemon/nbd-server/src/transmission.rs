@@ -223,9 +223,31 @@ impl Job for Operation {
         let Self { mut pending, request, payload } = self;
         let began = Instant::now();
         let outcome = carry_out(&pending.export, request, payload.as_ref().map_or(&[], Buffer::as_bytes));
-        pending.export.pace.record(request.command(), began.elapsed());
+        let took = began.elapsed();
+        pending.export.pace.record(request.command(), took);
+        let waited = began.saturating_duration_since(pending.began);
+        if pending.export.slow.is_slow(waited + took) {
+            tell_slow(&pending.export, request, waited, took);
+        }
         drop(payload);
         pending.answer(outcome, request.payload_bytes());
+    }
+}
+
+fn tell_slow(export: &LiveExport, request: Request, waited: Duration, took: Duration) {
+    export.metrics.of(Some(request.command())).count_slow();
+    if let Some(left_out) = export.slow.note(Instant::now()) {
+        let (offset, len) = request.range().map_or((0, 0), |range| (range.offset.0, range.len.0));
+        tracing::warn!(
+            export = %export.label,
+            operation = %request.command(),
+            offset,
+            len,
+            ?waited,
+            ?took,
+            left_out,
+            "a slow operation: `waited` is for its payload and a thread, `took` is the volume's; see the disk"
+        );
     }
 }
 
