@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher bench-wipe bench-nbd
+.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -64,13 +64,16 @@ advisories: ## Known vulnerabilities in what the lock file names (fetches the ad
 	tests/clients.sh lint
 	cargo deny --locked check advisories
 
-bench: bench-cipher bench-index bench-wipe bench-nbd ## Every bench; each writes target/bench/NAME.json
+bench: bench-cipher bench-index bench-pool bench-wipe bench-nbd ## Every bench; each writes target/bench/NAME.json
 
 bench-cipher: ## Every cipher kernel beside AWS-LC, OpenSSL (the system's and the newest), GCM, hashes and the bound
 	cargo run --locked --release -p benches --features rivals --bin cipher
 
 bench-index: ## The index engine (redb) beside sled: durable puts in batches, gets, scan
 	cargo run --locked --release -p benches --bin index
+
+bench-pool: ## The pool, and a volume under its key, beside the device below: reads, writes, flushes, snapshots
+	cargo run --locked --release -p benches --features storage --bin pool
 
 bench-wipe: ## From power loss, lease end, line, kernel event or order to keys gone, all cores busy: 10,000 rounds each (root)
 	cargo build --locked --release -p node -p keyholder --bins

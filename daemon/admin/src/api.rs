@@ -161,6 +161,10 @@ pub struct PoolStatus {
     pub reserved_bytes: u64,
     /// Extent size in bytes.
     pub extent_bytes: u64,
+    /// Whether every sector has a record that each read is verified by; a pool that was made in format 1 or 2 has none.
+    pub keeps_records: bool,
+    /// Sectors read since the start that were not what was written.
+    pub damaged_sectors: u64,
     /// A flush or write failed: nothing is acknowledged any more until the device is mended and the node restarted.
     pub failed: bool,
 }

@@ -96,53 +96,117 @@ fn sectors_in(bytes: &[u8]) -> SectorCount {
     SectorCount((bytes.len() / SECTOR_BYTES) as u64)
 }
 
-/// Whole sectors of ciphertext. Holding one proves that the content came out of the cipher or off a device, not
-/// that it is whole or of any particular volume.
+/// What is kept beside a sector of ciphertext, and is what the sector is compared with whenever it is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SectorRecord {
+    /// Which write of the sector this was; a later one has a higher number, but after a crash a number may return.
+    pub sequence: u64,
+    /// CRC-32C of the ciphertext: tells rot, without a key.
+    pub checksum: u32,
+    /// Keyed tag over ciphertext, key domain, address, epoch and sequence: tells tampering. This side stores it and never
+    /// looks into it.
+    pub tag: [u8; 16],
+}
+
+/// Whole sectors of ciphertext, with the record of each where they are known. Holding one proves that the content came out
+/// of the cipher or off a device, not that it is whole or of any particular volume.
 #[derive(Debug)]
-pub struct Sealed(SectorBuf);
+pub struct Sealed {
+    buf: SectorBuf,
+    /// One a sector, or none at all.
+    records: Vec<SectorRecord>,
+}
 
 impl Sealed {
-    /// Declares the content of `buf` ciphertext. Only the `sealing` crate, whose cipher wrote it, may call this; the
-    /// architecture test fails on any other caller.
-    pub fn from_cipher(buf: SectorBuf) -> Self {
-        Self(buf)
+    /// Declares the content of `buf` ciphertext, and these its records. Only the `sealing` crate, whose cipher wrote it, may
+    /// call this; the architecture test fails on any other caller.
+    ///
+    /// # Panics
+    ///
+    /// Where there is not one record a sector.
+    pub fn from_cipher(buf: SectorBuf, records: Vec<SectorRecord>) -> Self {
+        Self { buf, records: Vec::new() }.with_records(records)
     }
 
     /// Declares the content of `buf` as just read off a device.
     pub(crate) fn from_device(buf: SectorBuf) -> Self {
-        Self(buf)
+        Self { buf, records: Vec::new() }
+    }
+
+    /// The same sectors, with the records that are kept for them.
+    ///
+    /// # Panics
+    ///
+    /// Where there is not one record a sector.
+    #[must_use]
+    pub fn with_records(self, records: Vec<SectorRecord>) -> Self {
+        assert_eq!(records.len() as u64, self.sectors().0, "a record for every sector");
+        Self { records, ..self }
+    }
+
+    /// Copies sectors together.
+    ///
+    /// # Panics
+    ///
+    /// Where some of the parts have records and others none.
+    pub fn gathered<'a>(parts: impl Iterator<Item = SealedSlice<'a>> + Clone) -> Self {
+        let sectors = parts.clone().map(|part| part.sectors().0).sum();
+        let mut buf = SectorBuf::zeroed(SectorCount(sectors));
+        let mut records = Vec::new();
+        let mut at = 0;
+        for part in parts {
+            let end = at + part.bytes.len();
+            buf.as_mut_bytes()[at..end].copy_from_slice(part.bytes);
+            records.extend_from_slice(part.records);
+            at = end;
+        }
+        assert!(records.is_empty() || records.len() as u64 == sectors, "a record for every sector, or none");
+        Self { buf, records }
     }
 
     pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+        self.buf.as_bytes()
+    }
+
+    /// What is kept beside each sector; empty where nothing is known of them.
+    pub fn records(&self) -> &[SectorRecord] {
+        &self.records
     }
 
     /// The buffer itself, to decrypt in place.
     pub fn into_buf(self) -> SectorBuf {
-        self.0
+        self.buf
     }
 
     pub fn sectors(&self) -> SectorCount {
-        self.0.sectors()
+        self.buf.sectors()
     }
 
     /// All of it, borrowed.
     pub fn as_slice(&self) -> SealedSlice<'_> {
-        SealedSlice(self.0.as_bytes())
+        SealedSlice { bytes: self.buf.as_bytes(), records: &self.records }
     }
 }
 
 /// Some whole sectors of a [`Sealed`], borrowed.
 #[derive(Clone, Copy)]
-pub struct SealedSlice<'a>(&'a [u8]);
+pub struct SealedSlice<'a> {
+    bytes: &'a [u8],
+    records: &'a [SectorRecord],
+}
 
 impl<'a> SealedSlice<'a> {
     pub fn as_bytes(self) -> &'a [u8] {
-        self.0
+        self.bytes
+    }
+
+    /// As [`Sealed::records`].
+    pub fn records(self) -> &'a [SectorRecord] {
+        self.records
     }
 
     pub fn sectors(self) -> SectorCount {
-        sectors_in(self.0)
+        sectors_in(self.bytes)
     }
 
     /// The sectors `range` of this slice, counted from its start.
@@ -151,13 +215,12 @@ impl<'a> SealedSlice<'a> {
     ///
     /// Where the range reaches past the end.
     pub fn sectors_in(self, range: Range<u64>) -> Self {
-        let byte = |sector: u64| {
-            usize::try_from(sector)
-                .ok()
-                .and_then(|sector| sector.checked_mul(SECTOR_BYTES))
-                .expect("a range inside a buffer fits the address space")
-        };
-        Self(&self.0[byte(range.start)..byte(range.end)])
+        let index =
+            |sector: u64| usize::try_from(sector).expect("a range inside a buffer fits the address space");
+        let range = index(range.start)..index(range.end);
+        let bytes = &self.bytes[range.start * SECTOR_BYTES..range.end * SECTOR_BYTES];
+        let records = if self.records.is_empty() { self.records } else { &self.records[range] };
+        Self { bytes, records }
     }
 }
 
@@ -185,6 +248,26 @@ impl Metadata {
     }
 
     pub(crate) fn from_device(buf: SectorBuf) -> Self {
+        Self(buf)
+    }
+
+    /// With ciphertext behind it, to be written in one transfer.
+    #[must_use]
+    pub fn followed_by<'a>(self, sealed: impl IntoIterator<Item = SealedSlice<'a>, IntoIter: Clone>) -> Self {
+        let sealed = sealed.into_iter();
+        let more: u64 = sealed.clone().map(|slice| slice.sectors().0).sum();
+        if more == 0 {
+            return self;
+        }
+        let own = self.as_bytes().len();
+        let mut buf = SectorBuf::zeroed(SectorCount(self.sectors().0 + more));
+        let (front, mut behind) = buf.as_mut_bytes().split_at_mut(own);
+        front.copy_from_slice(self.as_bytes());
+        for slice in sealed {
+            let (to, rest) = behind.split_at_mut(slice.as_bytes().len());
+            to.copy_from_slice(slice.as_bytes());
+            behind = rest;
+        }
         Self(buf)
     }
 
@@ -222,15 +305,21 @@ mod tests {
     fn a_slice_of_sealed_sectors_is_whole_sectors() {
         let mut buf = SectorBuf::zeroed(SectorCount(4));
         buf.as_mut_bytes()[2 * SECTOR_BYTES] = 9;
-        let sealed = Sealed::from_cipher(buf);
+        let records: Vec<SectorRecord> =
+            (1..=4).map(|sequence| SectorRecord { sequence, ..SectorRecord::default() }).collect();
+        let sealed = Sealed::from_cipher(buf, records);
         let part = sealed.as_slice().sectors_in(2..4);
-        assert_eq!((part.sectors(), part.as_bytes()[0]), (SectorCount(2), 9));
+        assert_eq!((part.sectors(), part.as_bytes()[0], part.records()[0].sequence), (SectorCount(2), 9, 3));
+        let copy = Sealed::gathered([part, part.sectors_in(1..2)].into_iter());
+        assert_eq!((copy.sectors(), copy.as_bytes()[0], copy.as_bytes()[8192]), (SectorCount(3), 9, 0));
+        assert_eq!(copy.records().iter().map(|record| record.sequence).collect::<Vec<_>>(), [3, 4, 4]);
     }
 
     #[test]
     fn debug_output_shows_no_content() {
         let mut buf = SectorBuf::zeroed(SectorCount(1));
         buf.as_mut_bytes().fill(b'x');
-        assert_eq!(format!("{:?}", Sealed::from_cipher(buf)), "Sealed(SectorBuf(1 sectors))");
+        let sealed = Sealed::from_cipher(buf, vec![SectorRecord::default()]);
+        assert!(!format!("{sealed:?}").contains("120"), "{sealed:?}");
     }
 }

@@ -343,7 +343,7 @@ mod tests {
     fn sealed(sectors: u64, fill: u8) -> Sealed {
         let mut buf = SectorBuf::zeroed(SectorCount(sectors));
         buf.as_mut_bytes().fill(fill);
-        Sealed::from_cipher(buf)
+        Sealed::from_device(buf)
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::fmt;
 
 use units::{ByteLen, ByteOffset, SectorCount};
 
-pub use buffer::{Metadata, Sealed, SealedSlice, SectorBuf};
+pub use buffer::{Metadata, Sealed, SealedSlice, SectorBuf, SectorRecord};
 pub use error::{DeviceError, DeviceErrorKind, Operation};
 pub use file::{Direct, FileDevice, OpenOptions};
 #[cfg(any(test, feature = "simulated"))]

@@ -61,6 +61,7 @@ struct State {
     faults: Vec<Fault>,
     /// Writes, discards and flushes so far.
     operations: u64,
+    writes: u64,
     flushes: u64,
     cut_at: Option<u64>,
     power: bool,
@@ -97,6 +98,7 @@ impl SimulatedDevice {
                 failed_flush: None,
                 faults: Vec::new(),
                 operations: 0,
+                writes: 0,
                 flushes: 0,
                 cut_at: None,
                 power: true,
@@ -126,6 +128,11 @@ impl SimulatedDevice {
     /// Writes, discards and flushes so far, whether or not they succeeded.
     pub fn operations(&self) -> u64 {
         self.state().operations
+    }
+
+    /// Writes so far, whether or not they succeeded.
+    pub fn writes(&self) -> u64 {
+        self.state().writes
     }
 
     /// Flushes so far.
@@ -266,6 +273,7 @@ impl SimulatedDevice {
     fn write_bytes(&self, at: ByteOffset, bytes: &[u8]) -> Result<(), DeviceError> {
         let mut state = self.state();
         self.begin(&mut state, Operation::Write, at, ByteLen(bytes.len() as u64))?;
+        state.writes += 1;
         let first = at.0 / SECTOR_BYTES as u64;
         let pages: Vec<Arc<Page>> =
             bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(|page| Arc::new(*page)).collect();
@@ -433,7 +441,7 @@ mod tests {
     fn sealed(fill: u8) -> Sealed {
         let mut buf = SectorBuf::zeroed(SectorCount(1));
         buf.as_mut_bytes().fill(fill);
-        Sealed::from_cipher(buf)
+        Sealed::from_device(buf)
     }
 
     fn first_sector(device: &SimulatedDevice) -> Vec<u8> {

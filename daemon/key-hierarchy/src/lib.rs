@@ -40,13 +40,15 @@ pub enum Label {
     TagHash,
     /// AES-256 key over that hash.
     TagPrf,
-    /// The key-check value; not a secret.
+    /// The key-check value of a volume whose sectors are not verified; not a secret.
     Check,
+    /// The key-check value of a volume that has a tag for every sector; not a secret.
+    CheckTagged,
 }
 
 impl Label {
     /// Every label, in the order of HIERARCHY.md.
-    pub const ALL: [Self; 4] = [Self::Xts, Self::TagHash, Self::TagPrf, Self::Check];
+    pub const ALL: [Self; 5] = [Self::Xts, Self::TagHash, Self::TagPrf, Self::Check, Self::CheckTagged];
 
     /// The text that goes into the derivation.
     pub const fn text(self) -> &'static str {
@@ -55,6 +57,7 @@ impl Label {
             Self::TagHash => "tag-hash",
             Self::TagPrf => "tag-prf",
             Self::Check => "check",
+            Self::CheckTagged => "check-tagged",
         }
     }
 
@@ -63,7 +66,7 @@ impl Label {
         match self {
             Self::Xts => 64,
             Self::TagPrf => 32,
-            Self::TagHash | Self::Check => 16,
+            Self::TagHash | Self::Check | Self::CheckTagged => 16,
         }
     }
 }
@@ -132,11 +135,49 @@ pub fn expand(prk: &[u8; SECRET_BYTES], label: Label, domain: &DomainId, epoch: 
     expand_with(prk, &Info::new(label.text(), &domain.0, epoch.0), out);
 }
 
-/// The key-check value of (`domain`, `epoch`).
-pub fn check_value(prk: &[u8; SECRET_BYTES], domain: &DomainId, epoch: VolumeEpoch) -> KeyCheck {
+/// What a volume was promised when it was made. Whoever has the key learns it from the key-check value, which nobody
+/// without the key can change from one to the other: a disk cannot take the promise back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Integrity {
+    /// Sectors are not verified.
+    Unverified,
+    /// Every sector has a tag, and is nothing without it.
+    Tagged,
+}
+
+impl Integrity {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Unverified, Self::Tagged];
+
+    /// What the key-check value is derived for.
+    pub const fn label(self) -> Label {
+        match self {
+            Self::Unverified => Label::Check,
+            Self::Tagged => Label::CheckTagged,
+        }
+    }
+}
+
+/// The key-check value of (`domain`, `epoch`) for a volume of this integrity.
+pub fn check_value(
+    prk: &[u8; SECRET_BYTES],
+    domain: &DomainId,
+    epoch: VolumeEpoch,
+    integrity: Integrity,
+) -> KeyCheck {
     let mut check = [0; 16];
-    expand(prk, Label::Check, domain, epoch, &mut check);
+    expand(prk, integrity.label(), domain, epoch, &mut check);
     KeyCheck(check)
+}
+
+/// Which integrity a key-check value promises; `None` where it is not this key's.
+pub fn promised(
+    prk: &[u8; SECRET_BYTES],
+    domain: &DomainId,
+    epoch: VolumeEpoch,
+    check: KeyCheck,
+) -> Option<Integrity> {
+    Integrity::ALL.into_iter().find(|integrity| check_value(prk, domain, epoch, *integrity).matches(&check))
 }
 
 /// A key that belongs to the root secret itself, under its own epoch.

@@ -1,7 +1,9 @@
 //! The committed vectors, which an independent implementation made (tests/vectors/generate.py).
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use key_hierarchy::{KeyCheck, Label, RootLabel, check_value, expand, expand_root, extract_prk};
+use key_hierarchy::{
+    Integrity, KeyCheck, Label, RootLabel, check_value, expand, expand_root, extract_prk, promised,
+};
 use units::{DomainId, RootEpoch, VolumeEpoch};
 
 const VECTORS: &str = include_str!("vectors/hierarchy.txt");
@@ -52,8 +54,10 @@ fn domain_keys_match_the_vectors() {
         let (domain, epoch) = (vector.domain.unwrap(), VolumeEpoch(vector.epoch));
         expand(&prk, label, &domain, epoch, &mut key);
         assert_eq!(key, vector.key, "{} in epoch {epoch}", vector.label);
-        if label == Label::Check {
-            assert!(check_value(&prk, &domain, epoch).matches(&KeyCheck(array(&hex::encode(&key)))));
+        for integrity in Integrity::ALL.into_iter().filter(|integrity| integrity.label() == label) {
+            let check = KeyCheck(array(&hex::encode(&key)));
+            assert!(check_value(&prk, &domain, epoch, integrity).matches(&check));
+            assert_eq!(promised(&prk, &domain, epoch, check), Some(integrity));
         }
         seen += 1;
     }
@@ -75,14 +79,22 @@ fn root_keys_match_the_vectors() {
 
 #[test]
 fn every_input_changes_the_check_value() {
-    let derive = |root: u8, secret: u8, domain: u8, epoch: u32| {
+    let derive_for = |root: u8, secret: u8, domain: u8, epoch: u32, integrity| {
         let mut prk = [0; 32];
         extract_prk(&[root; 32], &[secret; 32], &mut prk);
-        check_value(&prk, &DomainId([domain; 16]), VolumeEpoch(epoch))
+        check_value(&prk, &DomainId([domain; 16]), VolumeEpoch(epoch), integrity)
     };
+    let derive = |root, secret, domain, epoch| derive_for(root, secret, domain, epoch, Integrity::Unverified);
     let reference = derive(1, 2, 3, 4);
     assert!(reference.matches(&derive(1, 2, 3, 4)));
-    for other in [derive(9, 2, 3, 4), derive(1, 9, 3, 4), derive(1, 2, 9, 4), derive(1, 2, 3, 9)] {
+    let others = [
+        derive(9, 2, 3, 4),
+        derive(1, 9, 3, 4),
+        derive(1, 2, 9, 4),
+        derive(1, 2, 3, 9),
+        derive_for(1, 2, 3, 4, Integrity::Tagged),
+    ];
+    for other in others {
         assert!(!reference.matches(&other));
     }
 }

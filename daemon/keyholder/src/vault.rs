@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305};
-use key_hierarchy::{RootLabel, check_value, expand_root, extract_prk};
+use key_hierarchy::{Integrity, RootLabel, check_value, expand_root, extract_prk};
 use lease::envelope::{self, EnvelopeError, PublicEnvelopeKey};
 use lease::keyholder::SealRequest;
 use lease::message::SigningPublicKey;
@@ -378,7 +378,7 @@ impl Vault {
             let (mut root, mut prk) = ([0; SECRET_BYTES], [0; SECRET_BYTES]);
             self.arena.secret(PLACES.root).read_into(&mut root);
             extract_prk(&root, &secret, &mut prk);
-            Ok((wrapped, check_value(&prk, &of.domain, of.epoch).0))
+            Ok((wrapped, check_value(&prk, &of.domain, of.epoch, Integrity::Tagged).0))
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aes_xts::XtsKeyError;
-use key_hierarchy::{KeyCheck, Label, SECRET_BYTES};
+use key_hierarchy::{Integrity, KeyCheck, Label, SECRET_BYTES};
 use lease::envelope::{self, PublicEnvelopeKey};
 use zeroize::Zeroize;
 
@@ -108,8 +108,9 @@ impl Keyring {
     pub fn admit(&self, grant: &SealedGrant<'_>) -> Result<Admitted, AdmitError> {
         let generation = self.gate.enter().ok_or(AdmitError::Wiped)?;
         let (slot, serial) = self.slots.claim().ok_or(AdmitError::TooManyKeys { limit: LENT_KEYS_MAX })?;
-        let handle = KeyHandle { slot, generation, serial };
-        let opened = self.on_key_stack(generation, || self.open_grant(handle, grant));
+        // As far as is known yet.
+        let mut handle = KeyHandle { slot, generation, serial, integrity: Integrity::Tagged };
+        let opened = self.on_key_stack(generation, || self.open_grant(&mut handle, grant));
         // 1. The key is on the shelf. 2. No wipe has begun: one that begins from here on makes noise of it, so it is safe to
         // 3. publish the slot. 4. Such a wipe may have passed over the slot while it was busy: look again. Without 2 a slot
         // would be held for a key that nobody can open.
@@ -126,7 +127,7 @@ impl Keyring {
         Ok(Admitted { handle, generation })
     }
 
-    fn open_grant(&self, handle: KeyHandle, grant: &SealedGrant<'_>) -> Result<(), AdmitError> {
+    fn open_grant(&self, handle: &mut KeyHandle, grant: &SealedGrant<'_>) -> Result<(), AdmitError> {
         let generation = handle.generation;
         // From here on no newer slot key can be made: that needs this stack.
         if !self.gate.is_current(generation) {
@@ -156,14 +157,13 @@ impl Keyring {
 
     fn derive(
         &self,
-        handle: KeyHandle,
+        handle: &mut KeyHandle,
         prk: &[u8; SECRET_BYTES],
         grant: &SealedGrant<'_>,
     ) -> Result<(), AdmitError> {
-        let actual = key_hierarchy::check_value(prk, &grant.domain, grant.epoch);
-        if !actual.matches(&KeyCheck(grant.check)) {
-            return Err(AdmitError::WrongKey { domain: grant.domain, epoch: grant.epoch });
-        }
+        let promised = key_hierarchy::promised(prk, &grant.domain, grant.epoch, KeyCheck(grant.check));
+        let wrong = AdmitError::WrongKey { domain: grant.domain, epoch: grant.epoch };
+        handle.integrity = promised.ok_or(wrong)?;
         let mut keys = Keys::EMPTY;
         key_hierarchy::expand(prk, Label::Xts, &grant.domain, grant.epoch, &mut keys.xts);
         key_hierarchy::expand(prk, Label::TagHash, &grant.domain, grant.epoch, &mut keys.tag_hash);
@@ -172,7 +172,7 @@ impl Keyring {
         let words: [AtomicU64; KEY_WORDS] = std::array::from_fn(|_| AtomicU64::new(0));
         let expanded = ExpandedKey::over(&words);
         keys.expand(expanded).map_err(|XtsKeyError::EqualHalves| AdmitError::EqualHalves)?;
-        self.keep(handle, expanded)
+        self.keep(*handle, expanded)
     }
 
     /// Puts `key` on the shelf, sealed under this generation's slot key.

@@ -66,6 +66,7 @@ use users::Users;
 pub use aes_xts::{Kernel, KernelError};
 pub use clock::Clock;
 pub use error::{AdmitError, EnvelopeKeyError, KeyGone};
+pub use key_hierarchy::Integrity;
 pub use lease::message::WipeCause;
 pub use users::Straggler;
 
@@ -120,6 +121,14 @@ pub struct KeyHandle {
     slot: u16,
     generation: u64,
     serial: u64,
+    integrity: Integrity,
+}
+
+impl KeyHandle {
+    /// What the volume of this key was promised. Not the disk's word for it but the key's.
+    pub fn integrity(self) -> Integrity {
+        self.integrity
+    }
 }
 
 /// A key on loan: what a use of it may compute with, and only inside the closure it is lent to.

@@ -8,6 +8,8 @@ use lease::envelope;
 use locked_memory::Policy;
 use units::{BootInstant, DomainId, VolumeEpoch};
 
+use key_hierarchy::Integrity;
+
 use crate::{AdmitError, Admitted, Clock, Kernel, Keyring, SealedGrant};
 
 /// A keyring with an endless lease, in whatever locked memory this machine has.
@@ -45,6 +47,7 @@ pub struct Keyholder {
     domain: DomainId,
     epoch: VolumeEpoch,
     prk: [u8; 32],
+    integrity: Integrity,
 }
 
 impl fmt::Debug for Keyholder {
@@ -62,12 +65,18 @@ impl Keyholder {
             b"and a domain's secret of its own",
             &mut prk,
         );
-        Self { domain, epoch, prk }
+        Self { domain, epoch, prk, integrity: Integrity::Tagged }
     }
 
     /// As [`Keyholder::new`], with this PRK.
     pub fn with_prk(domain: DomainId, epoch: VolumeEpoch, prk: [u8; 32]) -> Self {
-        Self { domain, epoch, prk }
+        Self { domain, epoch, prk, integrity: Integrity::Tagged }
+    }
+
+    /// For a volume that was promised this.
+    #[must_use]
+    pub fn promising(self, integrity: Integrity) -> Self {
+        Self { integrity, ..self }
     }
 
     /// The XTS key that a node derives from the PRK, for an oracle or a scanner.
@@ -87,7 +96,7 @@ impl Keyholder {
 
     /// The key-check value to create a volume with.
     pub fn check(&self) -> [u8; 16] {
-        key_hierarchy::check_value(&self.prk, &self.domain, self.epoch).0
+        key_hierarchy::check_value(&self.prk, &self.domain, self.epoch, self.integrity).0
     }
 
     /// Pushes the key by the full way: one-time key, envelope, admission.

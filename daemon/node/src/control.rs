@@ -163,12 +163,24 @@ impl Node {
             None => self
                 .pools
                 .iter()
+                .filter(|open| open.pool.info().keeps_records)
                 .max_by_key(|open| {
                     let info = open.pool.info();
                     info.capacity.0.saturating_sub(info.allocated.0)
                 })
-                .ok_or_else(|| invalid("this node has no pool", "add one to its configuration"))?,
+                .ok_or_else(|| {
+                    invalid(
+                        "this node has no pool for new volumes",
+                        "make one and add it to its configuration",
+                    )
+                })?,
         };
+        if !open.pool.info().keeps_records {
+            return Err(invalid(
+                "the pool was made in an older format, without sector records, and could not verify the volume",
+                "create the volume in a pool that `nightlatch pool create` makes now",
+            ));
+        }
         let spec = VolumeSpec {
             id: request.volume,
             sectors: len.whole_sectors(),
@@ -350,6 +362,8 @@ fn pool_status(open: &OpenPool) -> api::PoolStatus {
         used_bytes: info.allocated.0,
         reserved_bytes: info.reserved.0,
         extent_bytes: info.extent_len.0,
+        keeps_records: info.keeps_records,
+        damaged_sectors: info.damaged,
         failed: info.failed,
     }
 }

@@ -38,6 +38,7 @@ pub(crate) struct NodeMetrics {
     last_wipe_seconds: Gauge<f64, AtomicU64>,
     pool_capacity_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     pool_used_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    pool_damaged: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     pool_failed: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     source_up: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_active: Family<SourceLabel, Gauge<i64, AtomicI64>>,
@@ -84,6 +85,11 @@ impl NodeMetrics {
             Unit::Bytes,
             metrics.pool_used_bytes.clone(),
         );
+        pool.register(
+            "damaged_sectors",
+            "Sectors read since the start that were not what was written, and were answered with an error",
+            metrics.pool_damaged.clone(),
+        );
         pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
         metrics.register_sources(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
@@ -126,6 +132,7 @@ impl NodeMetrics {
             let label = PoolLabel { pool: info.id.to_string() };
             self.pool_capacity_bytes.get_or_create(&label).set(count(info.capacity.0));
             self.pool_used_bytes.get_or_create(&label).set(count(info.allocated.0));
+            self.pool_damaged.get_or_create(&label).set(count(info.damaged));
             self.pool_failed.get_or_create(&label).set(i64::from(info.failed));
         }
     }

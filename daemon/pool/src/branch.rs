@@ -24,7 +24,7 @@ use crate::LEVELS_MAX;
 use crate::allocator::{Account, Allocated};
 use crate::commit::{Core, lock};
 use crate::entry::{BranchId, Level, Mapping, Moment, Place};
-use crate::extent::{Extent, ExtentKind, ExtentState, Retired};
+use crate::extent::{Content, Extent, ExtentKind, ExtentState, Retired};
 use crate::presence::Presence;
 
 /// Extents of a volume that are looked at under one lock while walking a branch, so that writers wait for
@@ -85,8 +85,23 @@ impl Layer {
 /// What became of a dirty extent.
 #[derive(Debug)]
 pub(crate) enum Taken {
-    Used { index: u32, mapping: Mapping },
+    Used {
+        extent: Arc<Extent>,
+        /// What the table must say; `None` where it does.
+        mapping: Option<Mapping>,
+        /// Sectors whose record, or more, the log lacks.
+        contents: Vec<(u32, Content)>,
+    },
     Emptied(Retired),
+}
+
+/// What a write that has ended has put into an extent.
+#[derive(Debug)]
+pub(crate) enum Written {
+    Nothing,
+    /// These sectors, in their places, of a pool that keeps no records.
+    WithoutRecords(Range<u32>),
+    Sectors(Vec<(u32, Content)>),
 }
 
 /// Consecutive sectors of one extent of the volume that are alike: held by which layer, or a hole.
@@ -279,18 +294,30 @@ impl Branch {
         extent
     }
 
-    /// Takes one writer off `extent`, which is or was at `place`, and makes what it has written present.
+    /// Takes one writer off `extent`, which is or was at `place`, lets others write `part` of it, and makes present what has
+    /// been written.
     pub(crate) fn end_write(
         self: &Arc<Self>,
         core: &Core,
         place: Place,
         extent: &Extent,
-        written: Option<Range<u32>>,
+        (part, written): (Range<u32>, Written),
     ) {
         let _map = self.map();
         let mut state = extent.state();
         state.writers -= 1;
-        let changed = written.is_some_and(|part| state.sectors.insert(part, self.extent_sectors));
+        extent.end_ways(&mut state, &part);
+        let changed = match written {
+            Written::Nothing => false,
+            Written::WithoutRecords(part) => state.sectors.insert(part, self.extent_sectors),
+            Written::Sectors(sectors) => {
+                let any = !sectors.is_empty();
+                for (sector, content) in sectors {
+                    state.hold(sector, content, self.extent_sectors);
+                }
+                any
+            }
+        };
         let empty = state.sectors.is_empty();
         // An extent that stays empty because its first write failed is on the list so that it is given back.
         if changed || empty {
@@ -306,7 +333,7 @@ impl Branch {
         let map = self.map();
         let Some(extent) = map.extents.get(&place) else { return false };
         let mut state = extent.state();
-        let changed = state.sectors.remove(part, self.extent_sectors);
+        let changed = state.remove(part, self.extent_sectors);
         if changed {
             self.mark_dirty(core, place, ExtentKind::Data, &mut state);
         }
@@ -374,10 +401,11 @@ impl Branch {
             // Its first writer is still on its way and marks it again.
             return None;
         }
-        state.recorded = true;
+        let (contents, changed) = state.take(self.extent_sectors);
         let sectors = state.sectors.clone();
-        let mapping = Mapping { branch: self.id, place, epoch: extent.epoch(), sectors };
-        Some(Taken::Used { index: extent.index(), mapping })
+        let mapping = changed.then(|| Mapping { branch: self.id, place, epoch: extent.epoch(), sectors });
+        drop(state);
+        Some(Taken::Used { extent, mapping, contents })
     }
 
     /// Takes what nobody sees of the extent `logical` of the volume out of the map, and out of those below.

@@ -22,14 +22,27 @@ use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 use crate::allocator::{Account, Allocated, Allocator, Shortage};
 use crate::branch::{Branch, Taken};
 use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry, encode_extent, encode_volume};
-use crate::extent::{Extent, ExtentKind, Retired};
+use crate::extent::{Content, Extent, ExtentKind, Retired};
 use crate::holes::HoleTable;
 use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
 use crate::load::{Loaded, Logged, read_pages};
 use crate::log::{Log, Packer, Record};
+use crate::placement::{Placement, Waiting};
 use crate::presence::Presence;
+use crate::records::{RecordStore, SectorId};
 use crate::superblock::{Superblock, superblock_at};
 use crate::{CrashStep, FORMAT_VERSION, Limits, PoolError, StepHook};
+
+/// Most sectors of a write that goes to memory where its place is free: 64 KiB.
+const SMALL_SECTORS: u64 = 16;
+/// And most of such that wait for a flush; what comes beyond is no small flushed write, and goes to its place: 512 KiB.
+const SMALL_SECTORS_WAITING: u64 = 128;
+/// Most sectors that wait in memory for a flush: 32 MiB; and as many wait behind it for their placing.
+const BUFFER_SECTORS_MAX: u64 = 8192;
+/// Least sectors to place at once: enough to keep a disk's queue full.
+const PLACED_AT_ONCE_MIN: u64 = 64;
+/// Most records that wait for a checkpoint, about 40 MiB of memory.
+const RECORDS_WAITING_MAX: usize = 1 << 19;
 
 /// What every part of an open pool shares.
 pub(crate) struct Core {
@@ -38,6 +51,7 @@ pub(crate) struct Core {
     pub(crate) pool: PoolId,
     pub(crate) allocator: Arc<Allocator>,
     pub(crate) holes: HoleTable,
+    pub(crate) records: RecordStore,
     pub(crate) dirty: Mutex<Dirty>,
     /// Shared by those who unmap, taken alone by the snapshot of a flush.
     unmapping: RwLock<()>,
@@ -45,14 +59,20 @@ pub(crate) struct Core {
     writer: Mutex<Writer>,
     rounds: Mutex<Rounds>,
     round_ended: Condvar,
-    /// Data writes that have returned. Counted before their presence is set.
+    /// Direct data writes that have returned. Counted before their presence is set.
     data_writes: AtomicU64,
+    /// Sectors that were written to memory since the last snapshot of a flush began.
+    buffered: AtomicU64,
+    /// The next write's sequence.
+    next_sequence: AtomicU64,
     /// The device length in use; also in the superblock, but status must not wait for a flush.
     used_len_bytes: AtomicU64,
     /// Unmappings that are marked dirty, and how many of them have been made durable and given back.
     unmaps: AtomicU64,
     unmaps_reclaimed: AtomicU64,
     discard_works: AtomicBool,
+    /// Sectors that were read and were not what was written.
+    damaged: AtomicU64,
     failed: OnceLock<Arc<PoolError>>,
     on_step: Option<StepHook>,
 }
@@ -79,6 +99,8 @@ struct Writer {
     log: Log,
     /// What the log holds and the tables may not.
     logged: Logged,
+    /// Sectors that the log holds and their places may not.
+    placement: Placement,
     /// `data_writes` as of the last device flush.
     flushed_writes: u64,
 }
@@ -94,6 +116,30 @@ struct Rounds {
 struct Snapshot {
     records: Vec<Record>,
     retired: Vec<Arc<Extent>>,
+    taken: Vec<TakenExtent>,
+}
+
+/// An extent of which a round makes something durable.
+struct TakenExtent {
+    extent: Arc<Extent>,
+    /// Its presence, where the table said something else.
+    sectors: Option<Presence>,
+    contents: Vec<(u32, Content)>,
+}
+
+impl TakenExtent {
+    /// What the log lacks of its sectors, in front of the presence that shows them.
+    fn sector_records(&self) -> impl Iterator<Item = Record> {
+        let of = |sector| SectorId { extent: self.extent.index(), sector };
+        self.contents.iter().map(move |(sector, content)| Record::Sector {
+            of: of(*sector),
+            record: content.record(),
+            ciphertext: match content {
+                Content::InMemory(sealed) => Some(Arc::clone(sealed)),
+                Content::Placed(_) => None,
+            },
+        })
+    }
 }
 
 impl Snapshot {
@@ -119,31 +165,43 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What an open pool's core is made of.
+pub(crate) struct Parts {
+    pub(crate) superblock: Superblock,
+    pub(crate) log: Log,
+    pub(crate) logged: Logged,
+    pub(crate) allocator: Arc<Allocator>,
+    pub(crate) holes: HoleTable,
+    pub(crate) records: RecordStore,
+    pub(crate) placement: Placement,
+    pub(crate) next_sequence: u64,
+    pub(crate) on_step: Option<StepHook>,
+}
+
 impl Core {
-    pub(crate) fn new(
-        device: Arc<dyn Device>,
-        superblock: Superblock,
-        log: Log,
-        logged: Logged,
-        (allocator, holes): (Arc<Allocator>, HoleTable),
-        on_step: Option<StepHook>,
-    ) -> Self {
+    pub(crate) fn new(device: Arc<dyn Device>, parts: Parts) -> Self {
+        let Parts { superblock, log, logged, allocator, holes, records, placement, next_sequence, on_step } =
+            parts;
         Self {
             device,
             layout: superblock.layout,
             pool: superblock.pool,
             allocator,
             holes,
+            records,
             dirty: Mutex::default(),
             unmapping: RwLock::default(),
-            writer: Mutex::new(Writer { superblock, log, logged, flushed_writes: 0 }),
+            writer: Mutex::new(Writer { superblock, log, logged, placement, flushed_writes: 0 }),
             rounds: Mutex::default(),
             round_ended: Condvar::new(),
             data_writes: AtomicU64::new(0),
+            buffered: AtomicU64::new(0),
+            next_sequence: AtomicU64::new(next_sequence),
             used_len_bytes: AtomicU64::new(superblock.device_len.0),
             unmaps: AtomicU64::new(0),
             unmaps_reclaimed: AtomicU64::new(0),
             discard_works: AtomicBool::new(true),
+            damaged: AtomicU64::new(0),
             failed: OnceLock::new(),
             on_step,
         }
@@ -179,6 +237,37 @@ impl Core {
         self.data_writes.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Numbers for `count` writes of a sector, the first of them.
+    pub(crate) fn take_sequences(&self, count: u64) -> u64 {
+        self.next_sequence.fetch_add(count, Ordering::Relaxed)
+    }
+
+    /// Whether a write of so many sectors goes to memory whatever is in its place: with the flush that is likely to follow
+    /// the log then takes it, in one device write, and one device flush answers.
+    pub(crate) fn buffers_small(&self, sectors: u64) -> bool {
+        let waiting = self.buffered.load(Ordering::Acquire);
+        sectors <= SMALL_SECTORS && waiting + sectors <= SMALL_SECTORS_WAITING.min(self.buffer_sectors())
+    }
+
+    /// Makes what is in memory durable where there is too much of it for `sectors` more.
+    pub(crate) fn make_room(&self, sectors: u64) -> Result<(), PoolError> {
+        match self.buffered.load(Ordering::Acquire) {
+            0 => Ok(()),
+            waiting if waiting + sectors <= self.buffer_sectors() => Ok(()),
+            _ => self.flush(),
+        }
+    }
+
+    /// Counts sectors that are written to memory.
+    pub(crate) fn buffered(&self, sectors: u64) {
+        self.buffered.fetch_add(sectors, Ordering::AcqRel);
+    }
+
+    /// Sectors that may wait in memory for a flush, and as many behind it for their placing: a log's worth at most.
+    fn buffer_sectors(&self) -> u64 {
+        BUFFER_SECTORS_MAX.min(self.layout.log_blocks() / 2)
+    }
+
     /// Counts an unmapping, after it was marked dirty.
     pub(crate) fn unmapped(&self) {
         self.unmaps.fetch_add(1, Ordering::AcqRel);
@@ -197,6 +286,16 @@ impl Core {
                 Err(Shortage::Quota) => return Err(PoolError::Quota),
             }
         }
+    }
+
+    /// Sees to it, on a sparse file, that what the log promises of an extent finds room in its place.
+    pub(crate) fn reserve_space(&self, extent: u32) -> Result<(), PoolError> {
+        if self.layout.has_records() {
+            let (records_at, records_len) = self.layout.records_of(extent);
+            self.device.reserve(records_at, records_len)?;
+            self.device.reserve(self.layout.sector_at(extent, 0), self.layout.extent_len())?;
+        }
+        Ok(())
     }
 
     /// A free extent for a volume's data, with room in the hole table should it ever be hidden.
@@ -288,6 +387,8 @@ impl Core {
     fn commit(&self) -> Result<(), PoolError> {
         let mut writer = self.writer()?;
         let unmaps = self.unmaps.load(Ordering::Acquire);
+        // What is written from here on may be counted and taken as well: then it is counted too often, and never too seldom.
+        let buffered = self.buffered.swap(0, Ordering::AcqRel);
         let snapshot = self.snapshot();
         // After the snapshot: a write in it was counted before it was marked.
         let written = self.data_writes.load(Ordering::Acquire);
@@ -296,7 +397,17 @@ impl Core {
             self.device.flush()?;
             writer.flushed_writes = written;
         }
-        self.log_records(&mut writer, snapshot.records)?;
+        let of_data = snapshot.taken.iter().filter(|taken| taken.extent.kind() == ExtentKind::Data);
+        let extents = of_data.map(|taken| (taken.extent.index(), Arc::clone(&taken.extent))).collect();
+        self.log_records(&mut writer, snapshot.records, &extents)?;
+        drop(extents);
+        settle(&mut writer.placement, snapshot.taken);
+        for extent in snapshot.retired.iter().filter(|extent| extent.kind() == ExtentKind::Data) {
+            // Whoever has it next shows no sector without a newer record.
+            self.records.forget(extent.index());
+            writer.placement.forget(extent.index());
+        }
+        self.place_some(&mut writer, buffered)?;
         drop(writer);
         self.give_back(snapshot.retired);
         self.unmaps_reclaimed.fetch_max(unmaps, Ordering::AcqRel);
@@ -315,32 +426,43 @@ impl Core {
     /// 1. volumes and the hole table's extents, so that nothing ever names one that is not there;
     /// 2. extents that were cut out of a map, so that no place ever has two;
     /// 3. holes, so that what they hide does not show when what is above them goes;
-    /// 4. extents in use;
-    /// 5. what nobody sees any more, behind what hides it, holes behind what they hid;
-    /// 6. extents that have become empty, behind what was below them and unseen.
+    /// 4. sectors' records, so that none is ever shown without;
+    /// 5. extents in use;
+    /// 6. what nobody sees any more, behind what hides it, holes behind what they hid;
+    /// 7. extents that have become empty, behind what was below them and unseen.
     fn snapshot(&self) -> Snapshot {
         let _alone = self.unmapping.write().unwrap_or_else(PoisonError::into_inner);
         let Dirty { extents, volumes, chunks, cut, unseen } = std::mem::take(&mut *lock(&self.dirty));
         let volumes =
             volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry: Box::new(entry) });
-        let mut snapshot = Snapshot { records: volumes.chain(chunks).collect(), retired: Vec::new() };
+        let mut snapshot =
+            Snapshot { records: volumes.chain(chunks).collect(), retired: Vec::new(), taken: Vec::new() };
         cut.into_iter().for_each(|retired| snapshot.free(retired));
         let (mut holes, mut used, mut emptied, mut hidden) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (branch, place, kind) in extents {
-            match (branch.take_dirty(place, kind), kind) {
-                (None, _) => {}
-                (Some(Taken::Used { index, mapping }), ExtentKind::Holes) => {
-                    holes.push(Record::Holes { index, mapping: Some(mapping) });
+            match branch.take_dirty(place, kind) {
+                None => {}
+                Some(Taken::Used { extent, mapping, contents }) => {
+                    let sectors = mapping.as_ref().map(|mapping| mapping.sectors.clone());
+                    let record = mapping.map(|mapping| (extent.index(), Some(mapping)));
+                    match kind {
+                        ExtentKind::Holes => {
+                            holes.extend(record.map(|(index, mapping)| Record::Holes { index, mapping }));
+                        }
+                        ExtentKind::Data => {
+                            used.extend(record.map(|(index, mapping)| Record::Extent { index, mapping }));
+                        }
+                    }
+                    snapshot.taken.push(TakenExtent { extent, sectors, contents });
                 }
-                (Some(Taken::Used { index, mapping }), ExtentKind::Data) => {
-                    used.push(Record::Extent { index, mapping: Some(mapping) });
-                }
-                (Some(Taken::Emptied(retired)), _) => emptied.push(retired),
+                Some(Taken::Emptied(retired)) => emptied.push(retired),
             }
             // What it holds now may be the last that was needed to hide something older.
             hidden.extend(branch.collect(place.logical()));
         }
         snapshot.records.append(&mut holes);
+        let of_sectors: Vec<Record> = snapshot.taken.iter().flat_map(TakenExtent::sector_records).collect();
+        snapshot.records.extend(of_sectors);
         snapshot.records.append(&mut used);
         unseen.into_iter().chain(emptied).for_each(|retired| snapshot.free(retired));
         if !hidden.is_empty() {
@@ -351,40 +473,91 @@ impl Core {
         snapshot
     }
 
-    fn log_records(&self, writer: &mut Writer, records: Vec<Record>) -> Result<(), PoolError> {
+    fn log_records(
+        &self,
+        writer: &mut Writer,
+        records: Vec<Record>,
+        extents: &BTreeMap<u32, Arc<Extent>>,
+    ) -> Result<(), PoolError> {
         let mut packer = Packer::new(self.layout, self.pool);
-        let mut packed = Vec::new();
         for record in records {
-            if packer.blocks() == self.layout.log_blocks() && packer.would_open_a_block(&record) {
-                self.log_batch(writer, &mut packer, &mut packed)?;
+            if packer.blocks() + packer.blocks_more(&record) > self.layout.log_blocks() {
+                self.log_batch(writer, &mut packer, extents)?;
             }
-            packer.push(&record);
-            packed.push(record);
+            packer.push(record);
         }
-        if packed.is_empty() { Ok(()) } else { self.log_batch(writer, &mut packer, &mut packed) }
+        if packer.blocks() == 0 { Ok(()) } else { self.log_batch(writer, &mut packer, extents) }
     }
 
     fn log_batch(
         &self,
         writer: &mut Writer,
         packer: &mut Packer,
-        packed: &mut Vec<Record>,
+        extents: &BTreeMap<u32, Arc<Extent>>,
     ) -> Result<(), PoolError> {
-        if writer.log.free_blocks() < packer.blocks() {
+        let too_many = self.records.waiting() > RECORDS_WAITING_MAX;
+        if writer.log.free_blocks() < packer.blocks() || too_many {
             self.checkpoint(writer)?;
         }
+        let batch = packer.take();
         self.step(CrashStep::LogWrite);
-        writer.log.append(&*self.device, &packer.take())?;
+        writer.log.append(&*self.device, &batch)?;
         self.step(CrashStep::LogFlush);
         self.device.flush()?;
-        packed.drain(..).for_each(|record| writer.logged.apply(record));
+        for record in batch.records {
+            self.note_logged(writer, record, extents);
+        }
         Ok(())
     }
 
-    /// Writes what the log holds to the tables and starts the log anew. Every record in `logged` is durable in the
-    /// log here.
+    /// Takes in a record that is durable in the log.
+    fn note_logged(&self, writer: &mut Writer, record: Record, extents: &BTreeMap<u32, Arc<Extent>>) {
+        match record {
+            Record::Sector { of, record, ciphertext } => {
+                self.records.logged(of, record);
+                match ciphertext.zip(extents.get(&of.extent)) {
+                    Some((sealed, extent)) => {
+                        writer.placement.add(of, Waiting { extent: Arc::clone(extent), sealed });
+                    }
+                    // What the place has now is newer than what an earlier record of the log would put there.
+                    None => writer.placement.forget_sector(of),
+                }
+            }
+            record => writer.logged.apply(record),
+        }
+    }
+
+    /// Step 16, a part of it: as much as a round of `added` sectors must place for the log and memory not to fill up.
+    fn place_some(&self, writer: &mut Writer, added: u64) -> Result<(), PoolError> {
+        let waiting = writer.placement.sectors();
+        if waiting <= self.buffer_sectors() / 2 {
+            return Ok(());
+        }
+        let share = (2 * added).max(PLACED_AT_ONCE_MIN);
+        let most = if waiting > self.buffer_sectors() { waiting } else { share };
+        self.place(writer, most)
+    }
+
+    /// Step 16: ciphertext that the log has goes to its place.
+    fn place(&self, writer: &mut Writer, most: u64) -> Result<(), PoolError> {
+        let batch = writer.placement.take(most);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.step(CrashStep::PlaceWrite);
+        for (first, run) in batch.runs() {
+            self.device.write(self.layout.sector_at(first.extent, first.sector), run.as_slice())?;
+        }
+        batch.let_go();
+        Ok(())
+    }
+
+    /// Writes what the log holds to its places and to the tables, and starts the log anew. Every record in `logged` is
+    /// durable in the log here.
     fn checkpoint(&self, writer: &mut Writer) -> Result<(), PoolError> {
+        self.place(writer, u64::MAX)?;
         self.step(CrashStep::TableWrite);
+        let written = self.records.write_pages()?;
         let volume_pages = self.write_volume_table(writer)?;
         let extent_pages = self.write_extent_table(writer)?;
         let hole_pages = self.write_hole_table(writer)?;
@@ -397,11 +570,13 @@ impl Core {
             volume_pages,
             extent_pages,
             hole_pages,
+            next_sequence: self.next_sequence.load(Ordering::Acquire),
             ..writer.superblock
         };
         self.write_superblock(writer, superblock)?;
         writer.log.forget_all();
         writer.logged = Logged::default();
+        self.records.end_checkpoint(written);
         Ok(())
     }
 
@@ -573,8 +748,30 @@ impl Core {
         Loaded::read(&*self.device)
     }
 
+    pub(crate) fn count_damaged(&self) {
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sectors that were read since the pool was opened and were not what was written.
+    pub(crate) fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.get().is_some()
+    }
+}
+
+/// The log has all of it: what is in its place is let go of, what the log says is on the device from now on, and nothing goes
+/// to a place any more where the log says that nothing is.
+fn settle(placement: &mut Placement, taken: Vec<TakenExtent>) {
+    for TakenExtent { extent, sectors, contents } in taken {
+        let mut state = extent.state();
+        if let Some(sectors) = sectors {
+            placement.keep(extent.index(), &sectors);
+            state.settle(sectors);
+        }
+        state.forget_placed(&contents);
     }
 }
 

@@ -155,6 +155,12 @@ pub enum PoolError {
     )]
     StaleFence { volume: VolumeId, given: Fence, highest: Fence },
 
+    #[error(
+        "the record of a sector is damaged, at {at} of {device}: the sector cannot be told from a forged one and is not \
+         given out. Check the device (kernel log, smartctl); write the sector again, or recover it from the replica"
+    )]
+    RecordDamaged { device: String, at: ByteOffset },
+
     #[error("the system's random source failed: {0}")]
     Random(getrandom::Error),
 }
@@ -209,6 +215,7 @@ impl PoolError {
             Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) => PoolErrorKind::NoSuchVolume,
             Self::ReadOnly(_) => PoolErrorKind::ReadOnly,
             Self::StaleFence { .. } => PoolErrorKind::StaleFence,
+            Self::RecordDamaged { .. } => PoolErrorKind::Damaged,
             Self::Device(error) => match error.kind() {
                 DeviceErrorKind::NoSpace => PoolErrorKind::NoSpace,
                 DeviceErrorKind::Failed => PoolErrorKind::Failed,
@@ -243,6 +250,8 @@ pub enum PoolErrorKind {
     StaleFence,
     /// The device failed this transfer.
     Io,
+    /// What the device holds of this sector is not what was written.
+    Damaged,
     /// The request or the device's content was refused as it is; the message says why.
     Refused,
 }

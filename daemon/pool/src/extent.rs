@@ -1,7 +1,14 @@
 //! An extent of a volume, in memory, and an entry of the hole table, which is an extent without space of its own.
+//!
+//! What is written to a sector goes one of two ways. **Directly** to its place, where nothing durable says that the place
+//! holds anything: a power cut then leaves a sector that is not there. Otherwise into memory, from there to the log, and
+//! only when the log has it to its place: a power cut then leaves the old sector or the new one, each with its record.
 
-use std::sync::{Mutex, MutexGuard};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use device::{Sealed, SectorRecord};
 use units::VolumeEpoch;
 
 use crate::allocator::Allocated;
@@ -25,12 +32,20 @@ pub(crate) struct Extent {
     epoch: VolumeEpoch,
     kind: ExtentKind,
     state: Mutex<ExtentState>,
+    /// A write has ended.
+    written: Condvar,
 }
 
 #[derive(Debug)]
 pub(crate) struct ExtentState {
     /// Sectors whose write has returned and that were not unmapped since; of the hole table, sectors that are holes.
     pub(crate) sectors: Presence,
+    /// Sectors whose place may hold what a table or the log says is there: never written directly.
+    on_device: Presence,
+    /// Sectors that are being written, in no order. Whoever would write them too waits.
+    writing: Vec<Range<u32>>,
+    /// What is newer than the place or than the record that is on the device.
+    pending: BTreeMap<u32, Pending>,
     /// Writes on their way: while there are any, the extent stays in the map though nothing in it is present.
     pub(crate) writers: u32,
     /// Whether it is on the dirty list.
@@ -39,17 +54,144 @@ pub(crate) struct ExtentState {
     pub(crate) recorded: bool,
 }
 
+/// A sector of which the device does not have everything yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) content: Content,
+    /// Whether a commit has taken it to the log.
+    taken: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// Its ciphertext is in its place.
+    Placed(SectorRecord),
+    /// One sector, with its record.
+    InMemory(Arc<Sealed>),
+}
+
+impl Content {
+    pub(crate) fn record(&self) -> SectorRecord {
+        match self {
+            Self::Placed(record) => *record,
+            Self::InMemory(sealed) => sealed.records().first().copied().unwrap_or_default(),
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Placed(a), Self::Placed(b)) => a == b,
+            (Self::InMemory(a), Self::InMemory(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// Which way consecutive sectors go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Direct,
+    Buffered,
+}
+
+/// How the ways of a write are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Directly where nothing durable says that the place holds anything.
+    ByPlace,
+    /// All through memory.
+    Buffered,
+    /// All directly: a pool without records has no log of ciphertext either.
+    Direct,
+}
+
+impl ExtentState {
+    fn new(sectors: Presence, writers: u32, recorded: bool) -> Self {
+        Self {
+            on_device: sectors.clone(),
+            sectors,
+            writing: Vec::new(),
+            pending: BTreeMap::new(),
+            writers,
+            dirty: false,
+            recorded,
+        }
+    }
+
+    /// What of `sectors` the device does not have yet.
+    pub(crate) fn pending(&self, sectors: Range<u32>) -> impl Iterator<Item = (u32, &Content)> {
+        self.pending.range(sectors).map(|(sector, pending)| (*sector, &pending.content))
+    }
+
+    /// Makes sectors present with this content.
+    pub(crate) fn hold(&mut self, sector: u32, content: Content, extent_sectors: u32) {
+        self.sectors.insert(sector..sector + 1, extent_sectors);
+        self.pending.insert(sector, Pending { content, taken: false });
+    }
+
+    /// Takes sectors away; whether any was there.
+    pub(crate) fn remove(&mut self, part: Range<u32>, extent_sectors: u32) -> bool {
+        if !self.pending.is_empty() {
+            self.pending.retain(|sector, _| !part.contains(sector));
+        }
+        self.sectors.remove(part, extent_sectors)
+    }
+
+    /// What the log lacks: sectors that a commit takes now, and whether the table says something else than `sectors`.
+    pub(crate) fn take(&mut self, extent_sectors: u32) -> (Vec<(u32, Content)>, bool) {
+        let untaken = self.pending.iter_mut().filter(|(_, pending)| !pending.taken);
+        let taken = untaken.map(|(sector, pending)| {
+            pending.taken = true;
+            (*sector, pending.content.clone())
+        });
+        let taken = taken.collect();
+        let changed = !self.recorded || self.on_device != self.sectors;
+        self.on_device.add(&self.sectors, extent_sectors);
+        self.recorded = true;
+        (taken, changed)
+    }
+
+    /// The log has `sectors` as this extent's presence, durably.
+    pub(crate) fn settle(&mut self, sectors: Presence) {
+        self.on_device = sectors;
+    }
+
+    /// The log has these records, durably, and where it has the ciphertext too it stays in memory until it is placed.
+    pub(crate) fn forget_placed(&mut self, logged: &[(u32, Content)]) {
+        for (sector, content) in logged.iter().filter(|(_, content)| matches!(content, Content::Placed(_))) {
+            self.forget(*sector, content);
+        }
+    }
+
+    /// Lets go of what the device now has, unless it is something newer.
+    pub(crate) fn forget(&mut self, sector: u32, content: &Content) {
+        if self.pending.get(&sector).is_some_and(|pending| pending.content.is(content)) {
+            self.pending.remove(&sector);
+        }
+    }
+
+    /// As opening finds it in the log.
+    pub(crate) fn restore(&mut self, sector: u32, sealed: Arc<Sealed>) {
+        self.pending.insert(sector, Pending { content: Content::InMemory(sealed), taken: true });
+    }
+
+    fn way(&self, sector: u32) -> Way {
+        match self.sectors.contains(sector) || self.on_device.contains(sector) {
+            true => Way::Buffered,
+            false => Way::Direct,
+        }
+    }
+}
+
 impl Extent {
     /// A new extent, for one writer.
     pub(crate) fn for_first_write(space: Allocated, epoch: VolumeEpoch) -> Self {
-        let state = ExtentState { sectors: Presence::None, writers: 1, dirty: false, recorded: false };
-        Self { space, epoch, kind: ExtentKind::Data, state: Mutex::new(state) }
+        Self::with(space, ExtentKind::Data, epoch, ExtentState::new(Presence::None, 1, false))
     }
 
     /// A new entry of the hole table, without a hole yet.
     pub(crate) fn for_first_hole(space: Allocated) -> Self {
-        let state = ExtentState { sectors: Presence::None, writers: 0, dirty: false, recorded: false };
-        Self { space, epoch: VolumeEpoch(0), kind: ExtentKind::Holes, state: Mutex::new(state) }
+        Self::with(space, ExtentKind::Holes, VolumeEpoch(0), ExtentState::new(Presence::None, 0, false))
     }
 
     /// One that its table names.
@@ -59,8 +201,42 @@ impl Extent {
         epoch: VolumeEpoch,
         sectors: Presence,
     ) -> Self {
-        let state = ExtentState { sectors, writers: 0, dirty: false, recorded: true };
-        Self { space, epoch, kind, state: Mutex::new(state) }
+        Self::with(space, kind, epoch, ExtentState::new(sectors, 0, true))
+    }
+
+    fn with(space: Allocated, kind: ExtentKind, epoch: VolumeEpoch, state: ExtentState) -> Self {
+        Self { space, epoch, kind, state: Mutex::new(state), written: Condvar::new() }
+    }
+
+    /// Decides which way each sector of `part` goes, and keeps other writes of these sectors waiting until
+    /// [`Extent::end_ways`]. Waits for those that came before.
+    pub(crate) fn begin_ways(&self, part: Range<u32>, route: Route) -> Vec<(Range<u32>, Way)> {
+        let overlaps = |state: &mut ExtentState| {
+            state.writing.iter().any(|other| other.start < part.end && part.start < other.end)
+        };
+        let waited = self.written.wait_while(self.state(), overlaps);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.writing.push(part.clone());
+        match route {
+            Route::Buffered => return vec![(part, Way::Buffered)],
+            Route::Direct => return vec![(part, Way::Direct)],
+            Route::ByPlace => {}
+        }
+        let mut runs: Vec<(Range<u32>, Way)> = Vec::new();
+        for sector in part {
+            let way = state.way(sector);
+            match runs.last_mut() {
+                Some((run, same)) if *same == way => run.end = sector + 1,
+                _ => runs.push((sector..sector + 1, way)),
+            }
+        }
+        runs
+    }
+
+    /// Lets others write `part`. `state` is this extent's.
+    pub(crate) fn end_ways(&self, state: &mut ExtentState, part: &Range<u32>) {
+        state.writing.retain(|run| run != part);
+        self.written.notify_all();
     }
 
     pub(crate) fn index(&self) -> u32 {

@@ -1,5 +1,5 @@
-//! Where everything lies on the device. Every offset follows from two numbers chosen at creation, the extent length
-//! and the log length; growth changes none of them.
+//! Where everything lies on the device. Every offset follows from three things chosen at creation, the extent length, the
+//! log length and whether sectors have records; growth changes none of them.
 //!
 //! ```text
 //! 0          superblock, first copy            one sector
@@ -10,8 +10,9 @@
 //!            group 1: extent table, extents    ...
 //! ```
 //!
-//! A group is one extent's worth of table followed by as many extents as that table has entries for. So metadata
-//! space is there from the first day and grows with the device, and a device grows by whole or partial groups.
+//! A group is one extent's worth of table followed by as many extents as that table has entries for, before each 128 of
+//! them one extent's worth of their sectors' records. So metadata space is there from the first day and grows with the
+//! device, a device grows by whole or partial groups, and where a record lies needs no map.
 
 use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
 
@@ -34,6 +35,13 @@ const LOG_AT: u64 = 2 << 20;
 const _: () = assert!(VOLUME_TABLE_AT + VOLUME_TABLE_BYTES <= LOG_AT);
 const _: () = assert!(SUPERBLOCK_SECTORS[1] * SECTOR < VOLUME_TABLE_AT);
 
+/// A sector's record on the device.
+pub(crate) const SECTOR_RECORD_BYTES: usize = 32;
+pub(crate) const SECTOR_RECORDS_PER_PAGE: u32 = 128;
+const _: () = assert!(SECTOR_RECORDS_PER_PAGE as usize * SECTOR_RECORD_BYTES == SECTOR_BYTES);
+/// Extents whose records fill one extent, whatever its length.
+const EXTENTS_PER_RECORD_EXTENT: u64 = (SECTOR_BYTES / SECTOR_RECORD_BYTES) as u64;
+
 /// An extent entry without its presence bitmap: checksum, epoch, branch, place.
 pub(crate) const EXTENT_ENTRY_HEADER_BYTES: usize = 24;
 
@@ -41,31 +49,43 @@ const EXTENT_BYTES_MIN: u64 = 64 << 10;
 const EXTENT_BYTES_MAX: u64 = 64 << 20;
 const LOG_BYTES_MIN: u64 = 64 << 10;
 const LOG_BYTES_MAX: u64 = 256 << 20;
-/// A log of 1/256 of the device up to 16 MiB: long enough that checkpoints are rare, short enough to replay in
-/// milliseconds.
-const LOG_BYTES_DEFAULT_MAX: u64 = 16 << 20;
-const LOG_SHARE: u64 = 256;
+/// A log of 1/64 of the device up to 64 MiB: it carries overwritten sectors whole, and every lap of it is a checkpoint. Short
+/// enough to be read at opening in a fraction of a second.
+const LOG_BYTES_DEFAULT_MAX: u64 = 64 << 20;
+const LOG_SHARE: u64 = 64;
 
 /// Pages moved in one transfer when tables are read or written.
 pub(crate) const PAGES_PER_TRANSFER: u64 = 256;
 
-/// The two numbers everything follows from.
+/// Whether there is a record beside every sector. Pools of version 1 and 2 have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SectorRecords {
+    Kept,
+    Absent,
+}
+
+/// What everything follows from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     extent_bytes: u64,
     log_bytes: u64,
+    records: SectorRecords,
 }
 
 impl Layout {
     /// A layout with these lengths, if the format allows them.
-    pub(crate) fn new(extent: ByteLen, log: ByteLen) -> Result<Self, PoolError> {
+    pub(crate) fn new(extent: ByteLen, log: ByteLen, records: SectorRecords) -> Result<Self, PoolError> {
         if !extent.0.is_power_of_two() || !(EXTENT_BYTES_MIN..=EXTENT_BYTES_MAX).contains(&extent.0) {
             return Err(PoolError::ExtentLen(extent));
         }
         if !log.is_sector_aligned() || !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&log.0) {
             return Err(PoolError::LogLen(log));
         }
-        Ok(Self { extent_bytes: extent.0, log_bytes: log.0 })
+        Ok(Self { extent_bytes: extent.0, log_bytes: log.0, records })
+    }
+
+    pub(crate) fn has_records(self) -> bool {
+        self.records == SectorRecords::Kept
     }
 
     /// The log length for a device where none was asked for.
@@ -123,15 +143,40 @@ impl Layout {
         (LOG_AT + self.log_bytes).next_multiple_of(self.extent_bytes)
     }
 
+    /// Extents' worth of space before `extents` of a group, the table and the records before them included.
+    fn slots_before(self, extents: u64) -> u64 {
+        match self.records {
+            SectorRecords::Kept => 1 + extents + extents / EXTENTS_PER_RECORD_EXTENT + 1,
+            SectorRecords::Absent => 1 + extents,
+        }
+    }
+
+    fn slots_per_group(self) -> u64 {
+        // Behind the last extent come no more records.
+        self.slots_before(self.extents_per_group() - 1) + 1
+    }
+
     fn group_at(self, group: u64) -> u64 {
-        self.base() + group * (1 + self.extents_per_group()) * self.extent_bytes
+        self.base() + group * self.slots_per_group() * self.extent_bytes
+    }
+
+    /// The group of an extent, and which of its extents it is.
+    fn in_group(self, extent: u32) -> (u64, u64) {
+        (u64::from(extent) / self.extents_per_group(), u64::from(extent) % self.extents_per_group())
     }
 
     /// Extents on a device of this length.
     pub(crate) fn extents_on(self, device: ByteLen) -> Result<u32, PoolError> {
         let slots = device.0.saturating_sub(self.base()) / self.extent_bytes;
-        let per_group = 1 + self.extents_per_group();
-        let extents = slots / per_group * self.extents_per_group() + (slots % per_group).saturating_sub(1);
+        let behind_table = (slots % self.slots_per_group()).saturating_sub(1);
+        let partial = match self.records {
+            SectorRecords::Kept => {
+                let run = 1 + EXTENTS_PER_RECORD_EXTENT;
+                behind_table / run * EXTENTS_PER_RECORD_EXTENT + (behind_table % run).saturating_sub(1)
+            }
+            SectorRecords::Absent => behind_table,
+        };
+        let extents = slots / self.slots_per_group() * self.extents_per_group() + partial;
         match u32::try_from(extents) {
             Ok(extents) if extents <= DEVICE_EXTENTS_MAX => Ok(extents),
             _ => Err(PoolError::TooManyExtents { extent: self.extent_len() }),
@@ -140,14 +185,43 @@ impl Layout {
 
     /// The shortest device that holds one extent.
     pub(crate) fn device_len_min(self) -> ByteLen {
-        ByteLen(self.base() + 2 * self.extent_bytes)
+        ByteLen(self.base() + (self.slots_before(0) + 1) * self.extent_bytes)
     }
 
     /// Where sector `sector` of an extent lies.
     pub(crate) fn sector_at(self, extent: u32, sector: u32) -> ByteOffset {
-        let (group, slot) =
-            (u64::from(extent) / self.extents_per_group(), u64::from(extent) % self.extents_per_group());
-        ByteOffset(self.group_at(group) + (1 + slot) * self.extent_bytes + u64::from(sector) * SECTOR)
+        let (group, nth) = self.in_group(extent);
+        let extent_at = self.group_at(group) + self.slots_before(nth) * self.extent_bytes;
+        ByteOffset(extent_at + u64::from(sector) * SECTOR)
+    }
+
+    /// Where the page of records lies that has the one of this sector. Of the sectors before it in its extent it has those of
+    /// `sector - sector % 128`, or of the extents before it where an extent has fewer.
+    pub(crate) fn record_page_at(self, extent: u32, sector: u32) -> ByteOffset {
+        ByteOffset(self.record_at(extent, sector) / SECTOR * SECTOR)
+    }
+
+    /// Where in that page it stands.
+    pub(crate) fn record_in_page(self, extent: u32, sector: u32) -> std::ops::Range<usize> {
+        let at = usize::try_from(self.record_at(extent, sector) % SECTOR).unwrap_or(0);
+        at..at + SECTOR_RECORD_BYTES
+    }
+
+    fn record_at(self, extent: u32, sector: u32) -> u64 {
+        debug_assert!(self.has_records());
+        let (group, nth) = self.in_group(extent);
+        let (run, in_run) = (nth / EXTENTS_PER_RECORD_EXTENT, nth % EXTENTS_PER_RECORD_EXTENT);
+        let records_at =
+            self.group_at(group) + (1 + run * (1 + EXTENTS_PER_RECORD_EXTENT)) * self.extent_bytes;
+        let record = in_run * u64::from(self.extent_sectors()) + u64::from(sector);
+        records_at + record * SECTOR_RECORD_BYTES as u64
+    }
+
+    /// The records of one extent, whole pages: what is reserved for them on a sparse file.
+    pub(crate) fn records_of(self, extent: u32) -> (ByteOffset, ByteLen) {
+        let first = self.record_page_at(extent, 0);
+        let last = self.record_page_at(extent, self.extent_sectors() - 1);
+        (first, ByteLen(last.0 + SECTOR - first.0))
     }
 
     /// Where page `page` of the extent table lies.
@@ -209,7 +283,37 @@ mod tests {
     use super::*;
 
     fn layouts() -> impl Iterator<Item = Layout> {
-        (16..=26).map(|shift| Layout::new(ByteLen(1 << shift), ByteLen(64 << 10)).unwrap())
+        (16..=26).flat_map(|shift| {
+            [SectorRecords::Kept, SectorRecords::Absent]
+                .map(|records| Layout::new(ByteLen(1 << shift), ByteLen(64 << 10), records).unwrap())
+        })
+    }
+
+    #[test]
+    fn every_sector_has_a_record_of_its_own_in_front_of_its_run_of_extents() {
+        for layout in layouts().filter(|layout| layout.has_records()) {
+            let per_group = u32::try_from(layout.extents_per_group()).unwrap();
+            let last = layout.extent_sectors() - 1;
+            for extent in [0, 1, 126, 127, 128, 129, per_group - 1, per_group, per_group + 128] {
+                let run_first = extent - extent % per_group % 128;
+                let records = layout.sector_at(run_first, 0).0 - layout.extent_bytes;
+                for sector in [0, 1, last] {
+                    let at = layout.record_at(extent, sector);
+                    assert!((records..records + layout.extent_bytes).contains(&at), "{extent} {sector}");
+                    let in_page = layout.record_in_page(extent, sector);
+                    assert_eq!(layout.record_page_at(extent, sector).0 + in_page.start as u64, at);
+                }
+                assert_eq!(
+                    layout.record_at(extent, last) + 32,
+                    layout.record_at(extent, 0) + u64::from(last + 1) * 32
+                );
+                if extent % per_group % 128 != 127 {
+                    assert_eq!(layout.record_at(extent, last) + 32, layout.record_at(extent + 1, 0));
+                }
+                let (at, len) = layout.records_of(extent);
+                assert!(at.0 >= records && at.0 + len.0 <= records + layout.extent_bytes);
+            }
+        }
     }
 
     #[test]
@@ -236,7 +340,7 @@ mod tests {
     #[test]
     fn the_last_extent_ends_inside_the_device_and_one_more_would_not() {
         for layout in layouts() {
-            let group = (1 + layout.extents_per_group()) * layout.extent_bytes;
+            let group = layout.slots_per_group() * layout.extent_bytes;
             let least = layout.device_len_min().0;
             for len in
                 [least, least + layout.extent_bytes, least + group, least + group - layout.extent_bytes]
@@ -253,24 +357,28 @@ mod tests {
     #[test]
     fn lengths_at_the_limits_are_taken_and_one_past_refused() {
         let log = ByteLen(64 << 10);
+        let with = |extent, log| Layout::new(ByteLen(extent), log, SectorRecords::Kept);
         for extent in [64 << 10, 64 << 20] {
-            assert!(Layout::new(ByteLen(extent), log).is_ok());
+            assert!(with(extent, log).is_ok());
         }
         for extent in [0, 32 << 10, 128 << 20, (1 << 20) + 4096] {
-            assert!(matches!(Layout::new(ByteLen(extent), log), Err(PoolError::ExtentLen(_))));
+            assert!(matches!(with(extent, log), Err(PoolError::ExtentLen(_))));
         }
         for (bytes, good) in [(64 << 10, true), (256 << 20, true), (60 << 10, false), ((64 << 10) + 1, false)]
         {
-            assert_eq!(Layout::new(ByteLen(1 << 20), ByteLen(bytes)).is_ok(), good);
+            assert_eq!(with(1 << 20, ByteLen(bytes)).is_ok(), good);
         }
-        let small = Layout::new(ByteLen(64 << 10), log).unwrap();
+        let small = with(64 << 10, log).unwrap();
         assert!(matches!(small.extents_on(ByteLen(1 << 50)), Err(PoolError::TooManyExtents { .. })));
     }
 
     #[test]
-    fn a_mebibyte_extent_costs_64_bytes_of_table() {
-        let layout = Layout::new(ByteLen(1 << 20), ByteLen(16 << 20)).unwrap();
-        assert_eq!(layout.extent_entry_bytes(), 64);
-        assert_eq!(layout.extents_on(ByteLen(1 << 40)).unwrap(), (1 << 20) - 18 - 64);
+    fn a_mebibyte_extent_costs_64_bytes_of_table_and_two_pages_of_records() {
+        let layout = |records| Layout::new(ByteLen(1 << 20), ByteLen(16 << 20), records).unwrap();
+        assert_eq!(layout(SectorRecords::Kept).extent_entry_bytes(), 64);
+        assert_eq!(layout(SectorRecords::Kept).records_of(7).1, ByteLen(8192));
+        let extents = |records| layout(records).extents_on(ByteLen(1 << 40)).unwrap();
+        assert_eq!(extents(SectorRecords::Absent), (1 << 20) - 18 - 64);
+        assert_eq!(extents(SectorRecords::Kept), (1 << 20) - 18 - 64 - 8128);
     }
 }

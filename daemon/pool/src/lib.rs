@@ -25,9 +25,11 @@ mod holes;
 mod layout;
 mod load;
 mod log;
+mod placement;
 mod pool;
 mod presence;
 mod probe;
+mod records;
 mod snapshot;
 mod steps;
 mod superblock;
@@ -48,7 +50,7 @@ pub use steps::CrashStep;
 pub use volume::{Piece, PoolVolume};
 
 /// The version of the on-disk format that this crate reads and writes (FORMAT.md).
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// The oldest version that it reads, and brings to the present one by opening.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Most volumes and snapshots in a pool.
@@ -119,15 +121,27 @@ impl Default for CreateOptions {
 pub type StepHook = Arc<dyn Fn(CrashStep) + Send + Sync>;
 
 /// How to open a pool.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct OpenOptions {
+    /// Memory for the records of sectors that are read: 64 MiB, those of 8 GiB, by default. A read beyond it reads a page
+    /// more.
+    pub record_cache: ByteLen,
     /// Told of every step of the crash order: for tests that cut power at each of them.
     pub on_step: Option<StepHook>,
 }
 
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { record_cache: records::CACHE_LEN_DEFAULT, on_step: None }
+    }
+}
+
 impl fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenOptions").field("on_step", &self.on_step.is_some()).finish()
+        f.debug_struct("OpenOptions")
+            .field("record_cache", &self.record_cache)
+            .field("on_step", &self.on_step.is_some())
+            .finish()
     }
 }
 
@@ -150,6 +164,10 @@ pub struct PoolInfo {
     pub snapshots: u64,
     /// The copy of the superblock that was damaged when the pool was opened, and was written again from the other.
     pub repaired: Option<RepairedSuperblock>,
+    /// Whether it keeps a record of every sector, to verify each by.
+    pub keeps_records: bool,
+    /// Sectors that were read since it was opened and were not what was written.
+    pub damaged: u64,
     /// Whether a flush or metadata write has failed.
     pub failed: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use device::{Device, DeviceError};
+use device::{Device, DeviceError, SectorRecord};
 use units::{ByteOffset, PoolId, SECTORS_MAX, SectorCount};
 
 use crate::entry::{
@@ -11,7 +11,8 @@ use crate::entry::{
 };
 use crate::extent::ExtentKind;
 use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
-use crate::log::{LogEnd, Record, ReplayError, replay};
+use crate::log::{LogEnd, Record, ReplayError, Replayed, replay};
+use crate::records::SectorId;
 use crate::superblock::{Superblock, Superblocks};
 use crate::{Damage, PoolError};
 
@@ -40,6 +41,8 @@ pub(crate) struct Logged {
 impl Logged {
     pub(crate) fn apply(&mut self, record: Record) {
         match record {
+            // Kept by the record store and the placement.
+            Record::Sector { .. } => {}
             Record::Volume { slot, entry } => {
                 self.volumes.insert(slot, *entry);
             }
@@ -50,6 +53,37 @@ impl Logged {
                 self.holes.insert(index, mapping);
             }
         }
+    }
+}
+
+/// A sector's record that the log holds, and which of its blocks has the ciphertext, if one has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoggedSector {
+    pub(crate) record: SectorRecord,
+    pub(crate) block: Option<u64>,
+}
+
+/// What the log says, the newest of everything.
+#[derive(Debug, Default)]
+struct LogContent {
+    logged: Logged,
+    sectors: BTreeMap<SectorId, LoggedSector>,
+    highest_sequence: u64,
+}
+
+impl LogContent {
+    fn apply(&mut self, replayed: Replayed) {
+        let record = match replayed {
+            Replayed::Sector { of, record, block } => {
+                self.highest_sequence = self.highest_sequence.max(record.sequence);
+                self.sectors.insert(of, LoggedSector { record, block });
+                return;
+            }
+            Replayed::Volume { slot, entry } => Record::Volume { slot, entry },
+            Replayed::Holes { index, mapping } => Record::Holes { index, mapping },
+            Replayed::Extent { index, mapping } => Record::Extent { index, mapping },
+        };
+        self.logged.apply(record);
     }
 }
 
@@ -67,6 +101,10 @@ pub(crate) struct Loaded {
     pub(crate) superblocks: Superblocks,
     pub(crate) log_end: LogEnd,
     pub(crate) logged: Logged,
+    /// Sectors' records that the log holds.
+    pub(crate) sectors: BTreeMap<SectorId, LoggedSector>,
+    /// Above every sequence that is known.
+    pub(crate) next_sequence: u64,
     /// Every slot that was ever used.
     pub(crate) volumes: BTreeMap<u32, VolumeEntry>,
     /// Branches that somebody looks at, and what is below each.
@@ -95,23 +133,26 @@ impl Loaded {
                 found: device.len(),
             });
         }
-        let mut logged = Logged::default();
+        let mut content = LogContent::default();
         let mut problems = Vec::new();
         // What follows the damage is not known, so tables and log are judged as far as it goes, and nothing is opened.
         let mut damaged_log = |damage, sequence| {
             problems.push(Problem { damage, at: superblock.layout.log_block_at(sequence) });
             LogEnd { next: superblock.log_start, link: superblock.log_link }
         };
-        let log_end = match replay(device, &superblock, |record| logged.apply(record)) {
+        let log_end = match replay(device, &superblock, |record| content.apply(record)) {
             Ok(end) => end,
             Err(ReplayError::Pool(error)) => return Err(error),
             Err(ReplayError::Record { sequence }) => damaged_log(Damage::LogRecord, sequence),
             Err(ReplayError::Block { sequence }) => damaged_log(Damage::LogBlock, sequence),
         };
+        let LogContent { logged, sectors, highest_sequence } = content;
         let mut loaded = Self {
             superblocks,
             log_end,
             logged,
+            sectors,
+            next_sequence: superblock.next_sequence.max(highest_sequence + 1),
             volumes: BTreeMap::new(),
             branches: BTreeMap::new(),
             ends: BTreeMap::new(),

@@ -7,19 +7,24 @@
 //! - Blocks come in batches, and a batch counts only when its last block is there. One batch is durable before the next
 //!   is written, so a damaged block with later batches behind it is told from the end of the log.
 //!
+//! - A sector's ciphertext lies in a block of its own behind the blocks of its batch, without a header: its record's checksum
+//!   covers it. A batch that lacks one was never acknowledged, unless another follows it.
+//!
 //! What the log is not: a journal of operations. Its records are whole entries, and applying them again is harmless.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use device::{Device, Metadata, SectorBuf};
+use device::{Device, Metadata, Sealed, SectorBuf, SectorRecord};
 use units::{PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::bytes::{Decoder, Encoder};
 use crate::entry::{
     Mapping, VolumeEntry, decode_extent, decode_volume, encode_extent, encode_volume, extent_record_bytes,
 };
-use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRY_BYTES};
+use crate::layout::{Layout, PAGES_PER_TRANSFER, SECTOR_RECORD_BYTES, VOLUME_ENTRY_BYTES};
+use crate::records::{SectorId, decode_record, encode_record};
 use crate::superblock::Superblock;
 use crate::{PoolError, VOLUMES_MAX};
 
@@ -35,6 +40,12 @@ const KIND_EXTENT: u8 = 2;
 const KIND_EXTENT_FREE: u8 = 3;
 const KIND_HOLES: u8 = 4;
 const KIND_HOLES_FREE: u8 = 5;
+/// A sector's record; its ciphertext is in its place.
+const KIND_SECTOR: u8 = 6;
+/// A sector's record, and its ciphertext in a block behind the records.
+const KIND_SECTOR_AND_CONTENT: u8 = 7;
+/// The sector's number, then its record.
+const SECTOR_BODY_BYTES: usize = 4 + SECTOR_RECORD_BYTES;
 
 /// How a block names the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +54,44 @@ pub(crate) struct Link {
     pub(crate) checksum: u32,
 }
 
-/// One table entry on its way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One table entry, or one sector's record, on its way.
+#[derive(Clone, Debug)]
 pub(crate) enum Record {
     Volume { slot: u32, entry: Box<VolumeEntry> },
     Extent { index: u32, mapping: Option<Mapping> },
     Holes { index: u32, mapping: Option<Mapping> },
+    Sector { of: SectorId, record: SectorRecord, ciphertext: Option<Arc<Sealed>> },
+}
+
+/// As replay finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Replayed {
+    Volume {
+        slot: u32,
+        entry: Box<VolumeEntry>,
+    },
+    Extent {
+        index: u32,
+        mapping: Option<Mapping>,
+    },
+    Holes {
+        index: u32,
+        mapping: Option<Mapping>,
+    },
+    /// With the sequence number of the block that has the ciphertext, where one has.
+    Sector {
+        of: SectorId,
+        record: SectorRecord,
+        block: Option<u64>,
+    },
+}
+
+/// What one batch carries.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    payloads: Vec<Vec<u8>>,
+    ciphertexts: Vec<Arc<Sealed>>,
+    pub(crate) records: Vec<Record>,
 }
 
 impl Record {
@@ -60,6 +103,7 @@ impl Record {
                     extent_record_bytes(layout)
                 }
                 Self::Extent { mapping: None, .. } | Self::Holes { mapping: None, .. } => 0,
+                Self::Sector { .. } => SECTOR_BODY_BYTES,
             }
     }
 
@@ -76,13 +120,22 @@ impl Record {
             Self::Holes { index, mapping } => {
                 (if mapping.is_some() { KIND_HOLES } else { KIND_HOLES_FREE }, *index, mapping.as_ref())
             }
+            Self::Sector { of, record, ciphertext } => {
+                let (sector, stored) = body.split_at_mut(4);
+                Encoder::new(sector).u32(of.sector);
+                encode_record(pool, *of, record, stored);
+                let kind = if ciphertext.is_some() { KIND_SECTOR_AND_CONTENT } else { KIND_SECTOR };
+                (kind, of.extent, None)
+            }
         };
         if mapping.is_some() {
             encode_extent(layout, pool, index, mapping, body);
         }
         Encoder::new(header).u8(kind).bytes(&[0; 3]).u32(index);
     }
+}
 
+impl Replayed {
     /// Reads one record; `None` where it cannot be one of this pool's.
     fn decode(layout: Layout, pool: PoolId, extents: u32, fields: &mut Decoder<'_>) -> Option<Self> {
         let kind = fields.u8()?;
@@ -103,6 +156,13 @@ impl Record {
                 Some(Self::Holes { index, mapping: Some(decode_extent(layout, pool, index, body)??) })
             }
             KIND_HOLES_FREE => Some(Self::Holes { index, mapping: None }),
+            KIND_SECTOR | KIND_SECTOR_AND_CONTENT if index < extents && layout.has_records() => {
+                let of = SectorId { extent: index, sector: fields.u32()? };
+                let record = decode_record(pool, of, fields.bytes(SECTOR_RECORD_BYTES)?)?;
+                // Which block is known when all records of the batch are.
+                let block = (kind == KIND_SECTOR_AND_CONTENT).then_some(0);
+                (of.sector < layout.extent_sectors()).then_some(Self::Sector { of, record, block })
+            }
             _ => None,
         }
     }
@@ -175,41 +235,115 @@ impl From<PoolError> for ReplayError {
 pub(crate) fn replay(
     device: &dyn Device,
     superblock: &Superblock,
-    mut apply: impl FnMut(Record),
+    apply: impl FnMut(Replayed),
 ) -> Result<LogEnd, ReplayError> {
-    let extents = superblock.layout.extents_on(superblock.device_len)?;
-    let mut end = LogEnd { next: superblock.log_start, link: superblock.log_link };
-    let mut at = end;
-    let mut batch: Vec<Record> = Vec::new();
-    let mut left_expected = None;
-    let mut damage = None;
-    scan(device, superblock, end.next, |bytes| {
-        let Some(block) = Block::decode(superblock.pool, bytes) else { return ControlFlow::Break(()) };
-        let continues = block.sequence == at.next && block.previous == at.link;
-        if !continues || left_expected.is_some_and(|left| left != block.left) {
-            return ControlFlow::Break(());
-        }
-        let mut fields = Decoder::new(block.payload);
-        while !fields.is_empty() {
-            let Some(record) = Record::decode(superblock.layout, superblock.pool, extents, &mut fields)
-            else {
-                damage = Some(ReplayError::Record { sequence: at.next });
-                return ControlFlow::Break(());
-            };
-            batch.push(record);
-        }
-        at = LogEnd { next: at.next + 1, link: Link { session: block.session, checksum: block.checksum } };
-        left_expected = block.left.checked_sub(1);
-        if left_expected.is_none() {
-            batch.drain(..).for_each(&mut apply);
-            end = at;
-        }
-        ControlFlow::Continue(())
-    })?;
+    let mut replay = Replay {
+        superblock: *superblock,
+        extents: superblock.layout.extents_on(superblock.device_len)?,
+        end: LogEnd { next: superblock.log_start, link: superblock.log_link },
+        at: LogEnd { next: superblock.log_start, link: superblock.log_link },
+        batch: Vec::new(),
+        left: 0,
+        ciphertexts: VecDeque::new(),
+        doubtful: false,
+        damage: None,
+        apply,
+    };
+    scan(device, superblock, superblock.log_start, |bytes| replay.block(bytes))?;
+    let Replay { end, damage, .. } = replay;
     match damage {
         Some(damage) => Err(damage),
         None if goes_on_behind(device, superblock, end)? => Err(ReplayError::Block { sequence: end.next }),
         None => Ok(end),
+    }
+}
+
+/// The log being read, block by block.
+struct Replay<F> {
+    superblock: Superblock,
+    extents: u32,
+    /// Behind the last batch that counts.
+    end: LogEnd,
+    /// Behind the last block.
+    at: LogEnd,
+    batch: Vec<Replayed>,
+    /// Blocks of the batch that are still to come.
+    left: u32,
+    /// Records of the batch whose ciphertext is still to come, by their place in `batch`.
+    ciphertexts: VecDeque<usize>,
+    /// The batch lacks a ciphertext: it counts only if it was acknowledged, so if another follows.
+    doubtful: bool,
+    damage: Option<ReplayError>,
+    apply: F,
+}
+
+impl<F: FnMut(Replayed)> Replay<F> {
+    fn block(&mut self, bytes: &[u8]) -> ControlFlow<()> {
+        // As long as blocks with records follow, more blocks do than there are ciphertexts known.
+        if self.left > 0 && self.ciphertexts.len() == self.left as usize {
+            self.ciphertext(bytes);
+            return ControlFlow::Continue(());
+        }
+        let Some(block) = Block::decode(self.superblock.pool, bytes) else { return ControlFlow::Break(()) };
+        let continues = block.sequence == self.at.next && block.previous == self.at.link;
+        if !continues || (self.left > 0 && block.left != self.left - 1) {
+            return ControlFlow::Break(());
+        }
+        self.records(&block)
+    }
+
+    fn records(&mut self, block: &Block<'_>) -> ControlFlow<()> {
+        if self.left == 0 && self.doubtful {
+            // This batch names it as durable.
+            self.apply_batch();
+        }
+        let mut fields = Decoder::new(block.payload);
+        while !fields.is_empty() {
+            let (layout, pool) = (self.superblock.layout, self.superblock.pool);
+            let Some(record) = Replayed::decode(layout, pool, self.extents, &mut fields) else {
+                return self.stop(ReplayError::Record { sequence: self.at.next });
+            };
+            if let Replayed::Sector { block: Some(_), .. } = record {
+                self.ciphertexts.push_back(self.batch.len());
+            }
+            self.batch.push(record);
+        }
+        if self.ciphertexts.len() > block.left as usize {
+            return self.stop(ReplayError::Record { sequence: self.at.next });
+        }
+        self.at.link = Link { session: block.session, checksum: block.checksum };
+        self.pass(block.left);
+        ControlFlow::Continue(())
+    }
+
+    fn ciphertext(&mut self, bytes: &[u8]) {
+        let of = self.ciphertexts.pop_front().and_then(|nth| self.batch.get_mut(nth));
+        if let Some(Replayed::Sector { record, block, .. }) = of {
+            let whole = crc32c::crc32c(bytes) == record.checksum;
+            self.doubtful |= !whole;
+            *block = whole.then_some(self.at.next);
+        }
+        self.pass(self.left - 1);
+    }
+
+    /// Goes behind a block of whose batch `left` blocks are still to come.
+    fn pass(&mut self, left: u32) {
+        self.at.next += 1;
+        self.left = left;
+        if left == 0 && !self.doubtful {
+            self.apply_batch();
+        }
+    }
+
+    fn apply_batch(&mut self) {
+        self.batch.drain(..).for_each(&mut self.apply);
+        self.end = self.at;
+        self.doubtful = false;
+    }
+
+    fn stop(&mut self, damage: ReplayError) -> ControlFlow<()> {
+        self.damage = Some(damage);
+        ControlFlow::Break(())
     }
 }
 
@@ -294,25 +428,34 @@ impl Log {
     ///
     /// # Panics
     ///
-    /// Where there are more payloads than free blocks, or a payload is too long: the caller measures.
-    pub(crate) fn append(&mut self, device: &dyn Device, payloads: &[Vec<u8>]) -> Result<(), PoolError> {
-        assert!(payloads.len() as u64 <= self.free_blocks(), "a batch fits the log");
-        let mut end = self.end;
-        let mut rest = payloads;
-        while !rest.is_empty() {
-            let to_ring_end = self.layout.log_blocks() - end.next % self.layout.log_blocks();
-            let count = rest.len().min(usize::try_from(to_ring_end).unwrap_or(usize::MAX));
-            let at = self.layout.log_block_at(end.next);
-            let mut buf = SectorBuf::zeroed(SectorCount(count as u64));
-            for (offset, bytes) in buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES).enumerate() {
-                let left = u32::try_from(rest.len() - offset - 1).unwrap_or(u32::MAX);
-                let checksum = self.encode_block(end, left, &rest[offset], bytes);
+    /// Where it is longer than there are free blocks, or a payload is too long: the caller measures.
+    pub(crate) fn append(&mut self, device: &dyn Device, batch: &Batch) -> Result<(), PoolError> {
+        let blocks = (batch.payloads.len() + batch.ciphertexts.len()) as u64;
+        assert!(blocks <= self.free_blocks(), "a batch fits the log");
+        let (mut payloads, mut ciphertexts) = (&batch.payloads[..], &batch.ciphertexts[..]);
+        let (mut end, mut at) = (self.end, self.end.next);
+        // One transfer where the ring's end does not come between.
+        while !(payloads.is_empty() && ciphertexts.is_empty()) {
+            let to_ring_end = self.layout.log_blocks() - at % self.layout.log_blocks();
+            let room = usize::try_from(to_ring_end.min(PAGES_PER_TRANSFER)).unwrap_or(usize::MAX);
+            let (front, payloads_left) = payloads.split_at(room.min(payloads.len()));
+            let (behind, ciphertexts_left) =
+                ciphertexts.split_at((room - front.len()).min(ciphertexts.len()));
+            let mut buf = SectorBuf::zeroed(SectorCount(front.len() as u64));
+            for (nth, (payload, bytes)) in
+                front.iter().zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)).enumerate()
+            {
+                let left = u32::try_from(payloads.len() + ciphertexts.len() - nth - 1).unwrap_or(u32::MAX);
+                let checksum = self.encode_block(end, left, payload, bytes);
                 end = LogEnd { next: end.next + 1, link: Link { session: self.session, checksum } };
             }
-            device.write_metadata(at, &Metadata::from_encoding(buf))?;
-            rest = &rest[count..];
+            let transfer =
+                Metadata::from_encoding(buf).followed_by(behind.iter().map(|sealed| sealed.as_slice()));
+            device.write_metadata(self.layout.log_block_at(at), &transfer)?;
+            at += (front.len() + behind.len()) as u64;
+            (payloads, ciphertexts) = (payloads_left, ciphertexts_left);
         }
-        self.end = end;
+        self.end = LogEnd { next: at, ..end };
         Ok(())
     }
 
@@ -340,38 +483,47 @@ impl Log {
 pub(crate) struct Packer {
     layout: Layout,
     pool: PoolId,
-    payloads: Vec<Vec<u8>>,
+    batch: Batch,
 }
 
 impl Packer {
     pub(crate) fn new(layout: Layout, pool: PoolId) -> Self {
-        Self { layout, pool, payloads: Vec::new() }
+        Self { layout, pool, batch: Batch::default() }
     }
 
     /// Blocks needed so far.
     pub(crate) fn blocks(&self) -> u64 {
-        self.payloads.len() as u64
+        (self.batch.payloads.len() + self.batch.ciphertexts.len()) as u64
     }
 
-    /// Whether `record` needs one block more.
-    pub(crate) fn would_open_a_block(&self, record: &Record) -> bool {
-        let used = self.payloads.last().map_or(PAYLOAD_BYTES, Vec::len);
+    /// Blocks that `record` needs more.
+    pub(crate) fn blocks_more(&self, record: &Record) -> u64 {
+        let content = matches!(record, Record::Sector { ciphertext: Some(_), .. });
+        u64::from(self.opens_a_block(record)) + u64::from(content)
+    }
+
+    fn opens_a_block(&self, record: &Record) -> bool {
+        let used = self.batch.payloads.last().map_or(PAYLOAD_BYTES, Vec::len);
         used + record.encoded_bytes(self.layout) > PAYLOAD_BYTES
     }
 
-    pub(crate) fn push(&mut self, record: &Record) {
-        if self.would_open_a_block(record) {
-            self.payloads.push(Vec::with_capacity(PAYLOAD_BYTES));
+    pub(crate) fn push(&mut self, record: Record) {
+        if self.opens_a_block(&record) {
+            self.batch.payloads.push(Vec::with_capacity(PAYLOAD_BYTES));
         }
-        if let Some(payload) = self.payloads.last_mut() {
+        if let Some(payload) = self.batch.payloads.last_mut() {
             let start = payload.len();
             payload.resize(start + record.encoded_bytes(self.layout), 0);
             record.encode(self.layout, self.pool, &mut payload[start..]);
         }
+        if let Record::Sector { ciphertext: Some(sealed), .. } = &record {
+            self.batch.ciphertexts.push(Arc::clone(sealed));
+        }
+        self.batch.records.push(record);
     }
 
-    pub(crate) fn take(&mut self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.payloads)
+    pub(crate) fn take(&mut self) -> Batch {
+        std::mem::take(&mut self.batch)
     }
 }
 
@@ -388,11 +540,12 @@ mod tests {
 
     use super::*;
     use crate::entry::BranchId;
+    use crate::layout::SectorRecords;
 
     const LINK: Link = Link { session: 1, checksum: 2 };
 
     fn superblock(log_start: u64) -> Superblock {
-        let layout = Layout::new(ByteLen(64 << 10), ByteLen(64 << 10)).unwrap();
+        let layout = Layout::new(ByteLen(64 << 10), ByteLen(64 << 10), SectorRecords::Kept).unwrap();
         Superblock {
             version: crate::FORMAT_VERSION,
             pool: PoolId([3; 16]),
@@ -405,6 +558,7 @@ mod tests {
             extent_pages: 0,
             volume_pages: 0,
             hole_pages: 0,
+            next_sequence: 1,
         }
     }
 
@@ -412,25 +566,90 @@ mod tests {
         SimulatedDevice::new(ByteLen(16 << 20))
     }
 
-    fn deleted(serial: u64) -> Record {
+    fn deleted(serial: u64) -> Replayed {
         let entry = VolumeEntry { serial: BranchId(serial), volume: None };
-        Record::Volume { slot: 0, entry: Box::new(entry) }
+        Replayed::Volume { slot: 0, entry: Box::new(entry) }
     }
 
     /// One block a record, whatever its size.
-    fn payloads(serials: &[u64]) -> Vec<Vec<u8>> {
+    fn payloads(serials: &[u64]) -> Batch {
         let superblock = superblock(0);
-        serials
-            .iter()
-            .flat_map(|serial| {
-                let mut packer = Packer::new(superblock.layout, superblock.pool);
-                packer.push(&deleted(*serial));
-                packer.take()
-            })
-            .collect()
+        let payload = |serial: &u64| {
+            let mut packer = Packer::new(superblock.layout, superblock.pool);
+            let entry = VolumeEntry { serial: BranchId(*serial), volume: None };
+            packer.push(Record::Volume { slot: 0, entry: Box::new(entry) });
+            packer.take().payloads
+        };
+        Batch { payloads: serials.iter().flat_map(payload).collect(), ..Batch::default() }
     }
 
-    fn replayed(device: &SimulatedDevice, superblock: &Superblock) -> (Vec<Record>, LogEnd) {
+    /// A volume entry, then a sector with its ciphertext, one placed already, and one more with its ciphertext.
+    fn sectors() -> Batch {
+        let superblock = superblock(0);
+        let mut packer = Packer::new(superblock.layout, superblock.pool);
+        let entry = VolumeEntry { serial: BranchId(77), volume: None };
+        packer.push(Record::Volume { slot: 0, entry: Box::new(entry) });
+        for (sector, content) in [(3, true), (4, false), (5, true)] {
+            let (record, sealed) = sealed(sector);
+            let of = SectorId { extent: 1, sector };
+            packer.push(Record::Sector { of, record, ciphertext: content.then_some(sealed) });
+        }
+        packer.take()
+    }
+
+    fn sealed(tag: u32) -> (SectorRecord, Arc<Sealed>) {
+        let mut buf = SectorBuf::zeroed(SectorCount(1));
+        buf.as_mut_bytes().fill(u8::try_from(tag).unwrap());
+        let checksum = crc32c::crc32c(buf.as_bytes());
+        let record = SectorRecord { sequence: u64::from(tag), checksum, tag: [9; 16] };
+        (record, Arc::new(Sealed::from_cipher(buf, vec![record])))
+    }
+
+    /// What replay makes of [`sectors`], whose first ciphertext is in block `first`.
+    fn replayed_sectors(blocks: [Option<u64>; 2]) -> Vec<Replayed> {
+        let sector = |sector, block| Replayed::Sector {
+            of: SectorId { extent: 1, sector },
+            record: sealed(sector).0,
+            block,
+        };
+        vec![deleted(77), sector(3, blocks[0]), sector(4, None), sector(5, blocks[1])]
+    }
+
+    #[test]
+    fn ciphertext_comes_back_with_its_record_wherever_the_ring_ends() {
+        for start in 0..16 {
+            let (device, superblock) = (device(), superblock(start));
+            let mut log = Log::new(&superblock, LogEnd { next: start, link: LINK }, 9);
+            log.append(&*device, &sectors()).unwrap();
+            log.append(&*device, &payloads(&[5])).unwrap();
+            let mut expected = replayed_sectors([Some(start + 1), Some(start + 2)]);
+            expected.push(deleted(5));
+            assert_eq!(replayed(&device, &superblock), (expected, log.end()));
+            assert_eq!(log.used_blocks(), 4);
+        }
+    }
+
+    #[test]
+    fn a_batch_whose_ciphertext_is_not_there_counts_only_if_another_follows() {
+        for lost in [1, 2] {
+            let (device, superblock) = (device(), superblock(0));
+            let start = LogEnd { next: 0, link: LINK };
+            let mut log = Log::new(&superblock, start, 9);
+            log.append(&*device, &sectors()).unwrap();
+            device.edit(sector_of(lost), |block| block[17] ^= 1);
+            assert_eq!(replayed(&device, &superblock), (vec![], start), "it was never acknowledged");
+            log.append(&*device, &payloads(&[5])).unwrap();
+            let mut expected = replayed_sectors([1, 2].map(|block| (block != lost).then_some(block)));
+            expected.push(deleted(5));
+            assert_eq!(
+                replayed(&device, &superblock),
+                (expected, log.end()),
+                "one sector is lost, not the pool"
+            );
+        }
+    }
+
+    fn replayed(device: &SimulatedDevice, superblock: &Superblock) -> (Vec<Replayed>, LogEnd) {
         let mut records = Vec::new();
         let end = replay(device, superblock, |record| records.push(record)).unwrap();
         (records, end)
@@ -530,7 +749,7 @@ mod tests {
             [vec![9; 8], vec![KIND_EXTENT_FREE, 0, 0, 0, 255, 255, 255, 255], vec![KIND_VOLUME, 0, 0]]
         {
             let at = log.end();
-            log.append(&*device, &[payload]).unwrap();
+            log.append(&*device, &Batch { payloads: vec![payload], ..Batch::default() }).unwrap();
             let here = Superblock { log_start: at.next, log_link: at.link, ..superblock };
             let error = replay(&*device, &here, |_| {}).unwrap_err();
             assert!(matches!(error, ReplayError::Record { sequence } if sequence == at.next), "{error:?}");

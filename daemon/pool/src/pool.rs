@@ -9,14 +9,16 @@ use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
 
 use crate::allocator::{Account, Allocated, Allocator};
 use crate::branch::{Branch, View};
-use crate::commit::{Core, lock};
+use crate::commit::{Core, Parts, lock};
 use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
 use crate::extent::{Extent, ExtentKind};
 use crate::holes::HoleTable;
-use crate::layout::{Layout, SUPERBLOCK_SECTORS};
+use crate::layout::{Layout, SUPERBLOCK_SECTORS, SectorRecords};
 use crate::load::{Loaded, MappedExtent};
 use crate::log::{Link, Log};
+use crate::placement::{Placement, Waiting};
 use crate::probe;
+use crate::records::{RecordStore, SectorId};
 use crate::superblock::{Superblock, Superblocks, superblock_at};
 use crate::volume::{PoolVolume, VolumeState};
 use crate::{
@@ -87,8 +89,8 @@ impl Pool {
         open: OpenOptions,
     ) -> Result<Arc<Self>, PoolError> {
         let len = device.refresh_len()?;
-        let layout =
-            Layout::new(create.extent_len, create.log_len.unwrap_or_else(|| Layout::default_log_len(len)))?;
+        let log_len = create.log_len.unwrap_or_else(|| Layout::default_log_len(len));
+        let layout = Layout::new(create.extent_len, log_len, SectorRecords::Kept)?;
         if layout.extents_on(len)? == 0 {
             return Err(PoolError::DeviceTooSmall {
                 device: device.info().path,
@@ -114,6 +116,7 @@ impl Pool {
             extent_pages: 0,
             volume_pages: 0,
             hole_pages: 0,
+            next_sequence: 1,
         };
         write_first_superblocks(&*device, &superblock, open.on_step.as_ref())?;
         Self::open_with(device, open)
@@ -139,15 +142,27 @@ impl Pool {
             allocator: Allocator::new(superblock.layout.extents_on(superblock.device_len)?),
             holes: HoleTable::new(superblock.layout.hole_entries_per_chunk()),
         };
-        let (volumes, branches) = space.take(&*device, &mut loaded)?;
+        let Taken { volumes, branches, placement } = space.take(&*device, &mut loaded)?;
         let log = Log::new(&superblock, loaded.log_end, random_u64()?);
         // Step 14. A predecessor that was killed leaves log blocks in the device's cache, read here as if they were
         // durable. Were one lost after an extent that it frees has been given away, the old mapping would be back.
         step(options.on_step.as_ref(), CrashStep::OpenFlush);
         device.flush()?;
         let repaired = repair(&*device, &loaded.superblocks, options.on_step.as_ref())?;
-        let space = (space.allocator, space.holes);
-        let core = Arc::new(Core::new(device, superblock, log, loaded.logged, space, options.on_step));
+        let newer = loaded.sectors.iter().map(|(of, logged)| (*of, logged.record)).collect();
+        let of_pool = (superblock.layout, superblock.pool);
+        let parts = Parts {
+            superblock,
+            log,
+            logged: loaded.logged,
+            allocator: space.allocator,
+            holes: space.holes,
+            records: RecordStore::new(Arc::clone(&device), of_pool, newer, options.record_cache),
+            placement,
+            next_sequence: loaded.next_sequence,
+            on_step: options.on_step,
+        };
+        let core = Arc::new(Core::new(device, parts));
         core.migrate()?;
         let pool = Self { core, volumes: Mutex::new(volumes), changing: Mutex::new(()), repaired };
         pool.take_up(&branches);
@@ -186,6 +201,8 @@ impl Pool {
             volumes: volumes.live.len() as u64 - snapshots,
             snapshots,
             repaired: self.repaired,
+            keeps_records: self.core.layout.has_records(),
+            damaged: self.core.damaged(),
             failed: self.core.has_failed(),
         }
     }
@@ -416,6 +433,35 @@ fn repair(
     Ok(repaired)
 }
 
+/// What opening has made of what it read.
+struct Taken {
+    volumes: Volumes,
+    branches: BTreeMap<BranchId, Arc<Branch>>,
+    placement: Placement,
+}
+
+/// Takes the ciphertext of an extent's sectors that the log has and their places may lack into memory, as it was before the
+/// cut.
+fn restore_logged(
+    device: &dyn Device,
+    loaded: &Loaded,
+    extent: &Arc<Extent>,
+    waiting: &mut BTreeMap<SectorId, Waiting>,
+) -> Result<(), PoolError> {
+    let layout = loaded.superblocks.current.layout;
+    for (of, logged) in loaded.sectors.range(SectorId::all_of(extent.index())) {
+        let Some(block) = logged.block.filter(|_| extent.state().sectors.contains(of.sector)) else {
+            continue;
+        };
+        let sealed =
+            device.read(layout.log_block_at(block), SectorCount(1))?.with_records(vec![logged.record]);
+        let sealed = Arc::new(sealed);
+        extent.state().restore(of.sector, Arc::clone(&sealed));
+        waiting.insert(*of, Waiting { extent: Arc::clone(extent), sealed });
+    }
+    Ok(())
+}
+
 /// What there is to be given out, before anything is marked as in use.
 struct Space {
     allocator: Arc<Allocator>,
@@ -424,11 +470,7 @@ struct Space {
 
 impl Space {
     /// Builds the branches, the volumes and the snapshots that look at them, and puts every extent in its place.
-    fn take(
-        &self,
-        device: &dyn Device,
-        loaded: &mut Loaded,
-    ) -> Result<(Volumes, BTreeMap<BranchId, Arc<Branch>>), PoolError> {
+    fn take(&self, device: &dyn Device, loaded: &mut Loaded) -> Result<Taken, PoolError> {
         let layout = loaded.superblocks.current.layout;
         let taken_twice = |index: u32| PoolError::MetadataDamaged {
             device: device.info().path,
@@ -444,6 +486,7 @@ impl Space {
         }
         let accounts = self.accounts(loaded);
         let mut branches: BTreeMap<BranchId, Arc<Branch>> = BTreeMap::new();
+        let mut waiting: BTreeMap<SectorId, Waiting> = BTreeMap::new();
         let mut extents = std::mem::take(&mut loaded.extents);
         extents.sort_unstable_by_key(|extent| (extent.mapping.branch, extent.mapping.place));
         let mut extents = extents.into_iter().peekable();
@@ -458,8 +501,11 @@ impl Space {
                     ExtentKind::Data => take(index, account)?,
                     ExtentKind::Holes => self.holes.mark(index).ok_or_else(|| taken_twice(0))?,
                 };
-                let extent = Extent::recorded(space, kind, mapping.epoch, mapping.sectors);
-                branch.insert_recorded(mapping.place, Arc::new(extent));
+                let extent = Arc::new(Extent::recorded(space, kind, mapping.epoch, mapping.sectors));
+                if kind == ExtentKind::Data {
+                    restore_logged(device, loaded, &extent, &mut waiting)?;
+                }
+                branch.insert_recorded(mapping.place, extent);
             }
             self.holes.expect_inherited(branch.inherited);
             branches.insert(*id, branch);
@@ -468,7 +514,7 @@ impl Space {
         for branch in branches.values().filter(|branch| !accounts.contains_key(&branch.id)) {
             self.allocator.close_account(branch.account);
         }
-        Ok((volumes, branches))
+        Ok(Taken { volumes, branches, placement: Placement::new(waiting) })
     }
 
     /// Whom the branches' extents are counted for: the volume that writes them, else that of a snapshot of them, else the

@@ -49,6 +49,19 @@ impl Presence {
         self.change(range, sectors, true)
     }
 
+    /// Adds all that `other` has.
+    pub(crate) fn add(&mut self, other: &Self, sectors: u32) {
+        match (&mut *self, other) {
+            (Self::All, _) | (_, Self::None) => {}
+            (Self::None, other) => *self = other.clone(),
+            (_, Self::All) => *self = Self::All,
+            (Self::Some(words), Self::Some(others)) => {
+                words.iter_mut().zip(others).for_each(|(word, other)| *word |= other);
+                *self = std::mem::replace(self, Self::None).simplified(sectors);
+            }
+        }
+    }
+
     /// Takes `range` away; whether that changed anything.
     pub(crate) fn remove(&mut self, range: Range<u32>, sectors: u32) -> bool {
         self.change(range, sectors, false)
@@ -147,6 +160,14 @@ fn masks(range: Range<u32>) -> impl Iterator<Item = (usize, u64)> {
 mod tests {
     use super::*;
 
+    fn with_range(presence: &Presence, range: Range<u32>, sectors: u32) -> Presence {
+        let mut added = Presence::None;
+        added.insert(range, sectors);
+        let mut both = presence.clone();
+        both.add(&added, sectors);
+        both
+    }
+
     /// Every change and every answer, against one bool a sector.
     #[test]
     fn it_behaves_as_one_bool_a_sector() {
@@ -183,6 +204,13 @@ mod tests {
                 assert_eq!(presence.is_within(&[lacking.clone()], sectors), presence.is_empty());
                 assert!(presence.is_within(&[lacking, presence.clone()], sectors));
                 assert_eq!(Presence::from_bitmap(&presence.to_bitmap(sectors), sectors), presence);
+                let mut both = with_range(&presence, start..end, sectors);
+                assert!(
+                    (0..sectors)
+                        .all(|at| both.contains(at) == (model[at as usize] || (start..end).contains(&at)))
+                );
+                both.add(&Presence::All, sectors);
+                assert_eq!(both, Presence::All);
             }
         }
     }

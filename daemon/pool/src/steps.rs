@@ -2,8 +2,9 @@
 
 /// A step of the crash order. The tests cut power at every one of them.
 ///
-/// A flush is steps 2 to 4, step 11 behind them where extents became free. When the log has no room left, steps 5 to
-/// 10 come between 2 and 3. Creating and opening a pool have steps of their own, 12 to 15.
+/// A flush is steps 2 to 4, step 11 behind them where extents became free, step 16 where much waits for its place. When the
+/// log has no room left, steps 16 and 5 to 10 come between 2 and 3. Creating and opening a pool have steps of their own, 12
+/// to 15.
 ///
 /// | swapped | what breaks |
 /// |---|---|
@@ -11,17 +12,19 @@
 /// | 2 and 3 | as above, after a cut between them |
 /// | 3 and 5 | the table names extents by records that are not durable: a cut leaves half a batch, and a torn table page has no log to mend it |
 /// | 4 and 11, or 4 and reuse of a freed extent | the old mapping comes back after a cut and shows what the extent's next owner wrote |
+/// | 4 and 16 | the place holds what no durable record says: a cut makes the sector unreadable |
+/// | 16 and 6 | the log that alone has the ciphertext is given up before it is in its place |
 /// | 6 and 7 | the superblock gives up log records that are the only copy of torn or unwritten table pages |
 /// | 8 and 9 | one cut tears both copies of the superblock |
 /// | 10 and reuse of the log | the second copy, should the first be damaged, names log blocks that are overwritten |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum CrashStep {
-    /// Ciphertext goes to its place. A sector written for the first time is not present yet, in memory or on disk.
+    /// Ciphertext of sectors whose place holds nothing goes there. They are not present yet, in memory or on disk.
     DataWrite = 1,
     /// The device flush that covers every write replied to so far.
     DataFlush = 2,
-    /// The records of new mappings, presence and unmappings go to the log.
+    /// The records of sectors, presence, mappings and unmappings go to the log, with the ciphertext of what was in memory.
     LogWrite = 3,
     /// The device flush that makes them count. After it the callers of `flush` are answered.
     LogFlush = 4,
@@ -43,11 +46,13 @@ pub enum CrashStep {
     OpenFlush = 14,
     /// Opening: a damaged or older copy of the superblock is written again, and flushed.
     OpenRepair = 15,
+    /// Ciphertext of sectors that held something goes from the log to its place, over what was there.
+    PlaceWrite = 16,
 }
 
 impl CrashStep {
     /// All of them in order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::DataWrite,
         Self::DataFlush,
         Self::LogWrite,
@@ -63,6 +68,7 @@ impl CrashStep {
         Self::CreateEraseFlush,
         Self::OpenFlush,
         Self::OpenRepair,
+        Self::PlaceWrite,
     ];
 
     /// Its number in the crash order.

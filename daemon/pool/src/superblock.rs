@@ -10,7 +10,7 @@ use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::bytes::{Decoder, Encoder};
-use crate::layout::{Layout, SECTOR, SUPERBLOCK_SECTORS};
+use crate::layout::{Layout, SECTOR, SUPERBLOCK_SECTORS, SectorRecords};
 use crate::log::Link;
 use crate::{FORMAT_VERSION, FORMAT_VERSION_MIN, PoolError, RepairedSuperblock, SuperblockFault, probe};
 
@@ -18,8 +18,10 @@ const MAGIC: [u8; 8] = *b"NLATCHPL";
 /// Where the checksum stands; it covers the whole sector with these bytes zero.
 const CHECKSUM_AT: usize = 8;
 
-/// Features that a program must know to read the pool. None so far.
-const INCOMPAT_KNOWN: u64 = 0;
+/// Sectors have records: without them a pool is laid out otherwise.
+const INCOMPAT_RECORDS: u64 = 1;
+/// Features that a program must know to read the pool.
+const INCOMPAT_KNOWN: u64 = INCOMPAT_RECORDS;
 /// Features that a program must know to write to the pool. None so far.
 const RO_COMPAT_KNOWN: u64 = 0;
 
@@ -46,6 +48,8 @@ pub(crate) struct Superblock {
     pub(crate) volume_pages: u64,
     /// Pages of the hole table that have been written; the others are not read.
     pub(crate) hole_pages: u64,
+    /// No write that the tables or records know of had this sequence or a higher one; those that the log knows of may.
+    pub(crate) next_sequence: u64,
 }
 
 /// A superblock whose checksum is right, not necessarily one this program understands.
@@ -65,7 +69,7 @@ impl Superblock {
             .u32(self.version)
             .u64(self.compat)
             .u64(RO_COMPAT_KNOWN)
-            .u64(INCOMPAT_KNOWN)
+            .u64(if self.layout.has_records() { INCOMPAT_RECORDS } else { 0 })
             .bytes(&self.pool.0)
             .u64(self.generation)
             .u64(self.device_len.0)
@@ -78,7 +82,8 @@ impl Superblock {
             .u32(0)
             .u64(self.extent_pages)
             .u64(self.volume_pages)
-            .u64(self.hole_pages);
+            .u64(self.hole_pages)
+            .u64(self.next_sequence);
         let checksum = crc32c::crc32c(bytes);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
         Metadata::from_encoding(buf)
@@ -117,7 +122,11 @@ impl Superblock {
         let generation = fields.u64()?;
         let device_len = ByteLen(fields.u64()?);
         let sector_bytes = fields.u64()?;
-        let layout = Layout::new(ByteLen(fields.u64()?), ByteLen(fields.u64()?)).ok()?;
+        let records = match incompat & INCOMPAT_RECORDS {
+            0 => SectorRecords::Absent,
+            _ => SectorRecords::Kept,
+        };
+        let layout = Layout::new(ByteLen(fields.u64()?), ByteLen(fields.u64()?), records).ok()?;
         let log_start = fields.u64()?;
         let session = fields.u64()?;
         let log_link = Link { session, checksum: fields.u32()? };
@@ -125,6 +134,8 @@ impl Superblock {
         let (extent_pages, volume_pages) = (fields.u64()?, fields.u64()?);
         // Zero in version 1.
         let hole_pages = fields.u64()?;
+        // Zero before version 3.
+        let next_sequence = fields.u64()?;
         let extents = layout.extents_on(device_len).ok()?;
         let pages_max = u64::from(extents.div_ceil(layout.extent_entries_per_page()));
         let sound = version >= FORMAT_VERSION_MIN
@@ -134,7 +145,8 @@ impl Superblock {
             && volume_pages <= Layout::volume_pages_max()
             && hole_pages <= u64::from(extents) * layout.hole_pages_per_chunk()
             && generation < u64::MAX
-            && log_start < u64::MAX / 2;
+            && log_start < u64::MAX / 2
+            && next_sequence < u64::MAX / 2;
         sound.then_some(Found::Understood(Self {
             version,
             pool,
@@ -147,6 +159,7 @@ impl Superblock {
             extent_pages,
             volume_pages,
             hole_pages,
+            next_sequence,
         }))
     }
 }

@@ -10,14 +10,14 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use device::Sealed;
-use units::{ByteLen, ByteOffset, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
+use device::{Sealed, SectorRecord};
+use units::{ByteLen, ByteOffset, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::allocator::Allocated;
-use crate::branch::{Branch, Layer, View, resolve};
+use crate::branch::{Branch, Layer, View, Written, resolve};
 use crate::commit::{Core, lock};
 use crate::entry::{BranchId, Moment, Place, Role, VolumeEntry, VolumeRecord};
-use crate::extent::{Extent, ExtentKind};
+use crate::extent::{Content, Extent, ExtentKind, Route, Way};
 use crate::{CrashStep, Limits, PoolError, SnapshotInfo, VolumeInfo, VolumeSpec};
 
 /// A volume's or snapshot's part of an open pool.
@@ -368,25 +368,101 @@ pub enum Piece {
 struct Span {
     first: u64,
     count: u64,
-    /// Where they lie and what they are sealed under; `None` for a hole.
-    place: Option<(ByteOffset, VolumeEpoch)>,
+    source: Source,
+}
+
+/// Where sectors are read from, and what they are sealed under.
+enum Source {
+    Hole,
+    /// Their places, one behind the other, from `at` on.
+    Device {
+        at: ByteOffset,
+        epoch: VolumeEpoch,
+        parts: Vec<PlacedPart>,
+    },
+    /// Not in their places yet.
+    Memory {
+        epoch: VolumeEpoch,
+        sectors: Vec<Arc<Sealed>>,
+    },
+}
+
+/// Sectors of one extent that are in their places, and those of their records that the device does not have yet.
+struct PlacedPart {
+    extent: u32,
+    sectors: Range<u32>,
+    known: Vec<(u32, SectorRecord)>,
 }
 
 impl Span {
-    /// Appends `next` where it continues this span on the device as well.
-    fn absorbs(&mut self, next: &Self) -> bool {
-        let continues = match (self.place, next.place) {
-            (None, None) => true,
-            (Some((at, epoch)), Some((next_at, next_epoch))) => {
-                let end = SectorCount(self.count).byte_len().and_then(|len| at.checked_add(len));
-                end == Some(next_at) && epoch == next_epoch
+    /// Takes in `next`, where it continues this span on the device as well, or gives it back.
+    fn absorb(&mut self, next: Self) -> Option<Self> {
+        match (&mut self.source, next.source) {
+            (Source::Hole, Source::Hole) => {}
+            (
+                Source::Device { at, epoch, parts },
+                Source::Device { at: next_at, epoch: next_epoch, parts: mut next_parts },
+            ) if *epoch == next_epoch
+                && SectorCount(self.count).byte_len().and_then(|len| at.checked_add(len))
+                    == Some(next_at) =>
+            {
+                parts.append(&mut next_parts);
             }
-            _ => false,
-        };
-        if continues {
-            self.count += next.count;
+            (
+                Source::Memory { epoch, sectors },
+                Source::Memory { epoch: next_epoch, sectors: mut next_sectors },
+            ) if *epoch == next_epoch => sectors.append(&mut next_sectors),
+            (_, source) => return Some(Self { source, ..next }),
         }
-        continues
+        self.count += next.count;
+        None
+    }
+}
+
+/// Spans in order, as few as there can be.
+#[derive(Default)]
+struct Spans(Vec<Span>);
+
+impl Spans {
+    fn push(&mut self, span: Span) {
+        if span.count > 0 {
+            let left = match self.0.last_mut() {
+                Some(last) => last.absorb(span),
+                None => Some(span),
+            };
+            self.0.extend(left);
+        }
+    }
+
+    /// Pushes the sectors `run` of `extent`, of which the first is sector `first` of the volume.
+    fn push_run(&mut self, core: &Core, extent: &Extent, first: u64, run: Range<u32>) {
+        let (index, epoch) = (extent.index(), extent.epoch());
+        let placed = |sectors: Range<u32>, known: Vec<(u32, SectorRecord)>| Span {
+            first: first + u64::from(sectors.start - run.start),
+            count: sectors.len() as u64,
+            source: Source::Device {
+                at: core.layout.sector_at(index, sectors.start),
+                epoch,
+                parts: vec![PlacedPart { extent: index, sectors, known }],
+            },
+        };
+        let state = extent.state();
+        let (mut at, mut known) = (run.start, Vec::new());
+        for (sector, content) in state.pending(run.clone()) {
+            match content {
+                Content::Placed(record) => known.push((sector, *record)),
+                Content::InMemory(sealed) => {
+                    self.push(placed(at..sector, std::mem::take(&mut known)));
+                    self.push(Span {
+                        first: first + u64::from(sector - run.start),
+                        count: 1,
+                        source: Source::Memory { epoch, sectors: vec![Arc::clone(sealed)] },
+                    });
+                    at = sector + 1;
+                }
+            }
+        }
+        self.push(placed(at..run.end, known));
     }
 }
 
@@ -424,19 +500,47 @@ impl PoolVolume {
     pub fn read(&self, first: Lba, count: SectorCount) -> Result<Vec<Piece>, PoolError> {
         self.core.check_not_failed()?;
         let (spans, held) = self.plan(first, count)?;
-        let pieces = spans
-            .into_iter()
-            .map(|span| match span.place {
-                None => Ok(Piece::Hole(SectorCount(span.count))),
-                Some((at, epoch)) => {
-                    let data = self.core.device.read(at, SectorCount(span.count))?;
-                    Ok(Piece::Sealed { first: Lba(span.first), epoch, data })
-                }
-            })
-            .collect();
+        let pieces = spans.into_iter().map(|span| self.piece(span)).collect();
         // Until here no one else is given these extents, even if they are unmapped meanwhile.
         drop(held);
         pieces
+    }
+
+    fn piece(&self, span: Span) -> Result<Piece, PoolError> {
+        let first = Lba(span.first);
+        match span.source {
+            Source::Hole => Ok(Piece::Hole(SectorCount(span.count))),
+            Source::Memory { epoch, sectors } => {
+                let data = Sealed::gathered(sectors.iter().map(|sealed| sealed.as_slice()));
+                Ok(Piece::Sealed { first, epoch, data })
+            }
+            Source::Device { at, epoch, parts } => {
+                let data = self.core.device.read(at, SectorCount(span.count))?;
+                if !self.core.layout.has_records() {
+                    return Ok(Piece::Sealed { first, epoch, data });
+                }
+                let mut records = Vec::with_capacity(data.as_bytes().len() / SECTOR_BYTES);
+                for part in &parts {
+                    self.read_records(part, &mut records).inspect_err(|error| {
+                        if let PoolError::RecordDamaged { .. } = error {
+                            self.report_damage(first, error);
+                        }
+                    })?;
+                }
+                Ok(Piece::Sealed { first, epoch, data: data.with_records(records) })
+            }
+        }
+    }
+
+    fn read_records(&self, part: &PlacedPart, records: &mut Vec<SectorRecord>) -> Result<(), PoolError> {
+        let mut at = part.sectors.start;
+        for (sector, record) in &part.known {
+            records.extend(self.core.records.read(part.extent, at..*sector)?);
+            records.push(*record);
+            at = sector + 1;
+        }
+        records.extend(self.core.records.read(part.extent, at..part.sectors.end)?);
+        Ok(())
     }
 
     /// Whether each sector of the range is present: runs of (sectors, present) that cover it in order.
@@ -445,7 +549,7 @@ impl PoolVolume {
         let (spans, _) = self.plan(first, count)?;
         let mut runs: Vec<(SectorCount, bool)> = Vec::new();
         for span in spans {
-            let present = span.place.is_some();
+            let present = !matches!(span.source, Source::Hole);
             match runs.last_mut() {
                 Some((run, same)) if *same == present => run.0 += span.count,
                 _ => runs.push((SectorCount(span.count), present)),
@@ -459,30 +563,25 @@ impl PoolVolume {
         let head = self.state.head();
         let range = self.state.range(&head, first, count)?;
         let layers = head.view.layers(self.state.logical(&range));
-        let (mut spans, mut held): (Vec<Span>, Vec<Layer>) = (Vec::new(), Vec::new());
-        let mut push = |span: Span| {
-            if span.count > 0 && !spans.last_mut().is_some_and(|last| last.absorbs(&span)) {
-                spans.push(span);
-            }
-        };
+        let (mut spans, mut held) = (Spans::default(), Vec::new());
+        let hole = |from: u64, to: u64| Span { first: from, count: to - from, source: Source::Hole };
         let mut at = range.start;
         for (logical, layers) in layers {
             let start = logical * u64::from(self.state.extent_sectors);
             let part = self.state.part(logical, &range);
-            let part_first = start + u64::from(part.start);
-            push(Span { first: at, count: part_first - at, place: None });
+            spans.push(hole(at, start + u64::from(part.start)));
             at = start + u64::from(part.end);
             for (run, holder) in resolve(&layers, part) {
-                let place = holder.map(|nth| {
-                    let extent = &layers[nth].extent;
-                    (self.core.layout.sector_at(extent.index(), run.start), extent.epoch())
-                });
-                push(Span { first: start + u64::from(run.start), count: run.len() as u64, place });
+                let first = start + u64::from(run.start);
+                match holder {
+                    Some(nth) => spans.push_run(&self.core, &layers[nth].extent, first, run),
+                    None => spans.push(hole(first, first + run.len() as u64)),
+                }
             }
             held.extend(layers);
         }
-        push(Span { first: at, count: range.end - at, place: None });
-        Ok((spans, held))
+        spans.push(hole(at, range.end));
+        Ok((spans.0, held))
     }
 
     /// Writes sealed sectors from `first` on. Durable only after a later [`PoolVolume::flush`]. On an error any part
@@ -494,6 +593,7 @@ impl PoolVolume {
         if epoch != expected {
             return Err(PoolError::WrongEpoch { expected, given: epoch });
         }
+        self.core.make_room(data.sectors().0)?;
         let (range, view, _request) = {
             let head = self.state.head();
             let range = self.state.range(&head, first, data.sectors())?;
@@ -516,10 +616,43 @@ impl PoolVolume {
         data: device::SealedSlice<'_>,
     ) -> Result<(), PoolError> {
         let extent = self.begin_write(view, logical)?;
-        self.core.step(CrashStep::DataWrite);
-        let written = self.core.device.write(self.core.layout.sector_at(extent.index(), part.start), data);
-        self.end_write(view, logical, &extent, written.is_ok().then_some(part))?;
-        Ok(written?)
+        let route = match self.core.layout.has_records() {
+            false => Route::Direct,
+            true if self.core.buffers_small(data.sectors().0) => Route::Buffered,
+            true => Route::ByPlace,
+        };
+        let mut contents = Vec::with_capacity(data.records().len());
+        let mut result = Ok(());
+        let mut direct = false;
+        for (run, way) in extent.begin_ways(part.clone(), route) {
+            let slice = data.sectors_in(u64::from(run.start - part.start)..u64::from(run.end - part.start));
+            match way {
+                Way::Direct if result.is_ok() => {
+                    direct = true;
+                    self.core.step(CrashStep::DataWrite);
+                    result =
+                        self.core.device.write(self.core.layout.sector_at(extent.index(), run.start), slice);
+                    contents
+                        .extend(run.zip(slice.records()).map(|(at, record)| (at, Content::Placed(*record))));
+                }
+                Way::Direct => {}
+                Way::Buffered => contents.extend(run.clone().zip(0..).map(|(at, nth)| {
+                    let sector = Sealed::gathered(std::iter::once(slice.sectors_in(nth..nth + 1)));
+                    (at, Content::InMemory(Arc::new(sector)))
+                })),
+            }
+        }
+        let written = match (&result, route) {
+            (Err(_), _) => Written::Nothing,
+            (Ok(()), Route::Direct) => Written::WithoutRecords(part.clone()),
+            (Ok(()), _) => Written::Sectors(contents),
+        };
+        if direct && result.is_ok() {
+            // Before presence is set: a snapshot that has the presence must find the write counted, or it would not flush.
+            self.core.data_written();
+        }
+        self.end_write(view, logical, &extent, (part, written))?;
+        Ok(result?)
     }
 
     /// The extent at `logical` for the moment of `view`, allocated if there is none, with one writer more.
@@ -531,6 +664,7 @@ impl PoolVolume {
         let account = view.branch.account;
         let index = self.core.allocate_for_data(account)?;
         let space = Allocated::new(index, account, &self.core.allocator);
+        self.core.reserve_space(index)?;
         // No shrinking may come between looking at the size and the extent's being there.
         let head = self.state.head();
         self.state.check_alive(&head)?;
@@ -541,23 +675,30 @@ impl PoolVolume {
         Ok(view.branch.insert_or_join(place, space, self.state.spec.epoch))
     }
 
-    /// Takes one writer off the extent, and makes what it has written present.
+    /// Takes one writer off the extent, and makes what it has written present, as far as the volume still reaches.
     fn end_write(
         &self,
         view: &View,
         logical: u64,
         extent: &Extent,
-        written: Option<Range<u32>>,
+        (part, written): (Range<u32>, Written),
     ) -> Result<(), PoolError> {
-        // Before presence is set: a snapshot that has the presence must find the write counted, or it would not flush.
-        if written.is_some() {
-            self.core.data_written();
-        }
         let head = self.state.head();
         let inside = head.sectors.0.saturating_sub(logical * u64::from(self.state.extent_sectors));
         let inside = up_to_extent(inside, self.state.extent_sectors);
-        let written = written.map(|part| part.start.min(inside)..part.end.min(inside));
-        view.branch.end_write(&self.core, Place::new(logical, view.moment), extent, written);
+        let written = match written {
+            Written::Nothing => Written::Nothing,
+            Written::WithoutRecords(part) => {
+                Written::WithoutRecords(part.start.min(inside)..part.end.min(inside))
+            }
+            Written::Sectors(mut sectors) => {
+                sectors.retain(|(sector, _)| *sector < inside);
+                let in_memory = sectors.iter().filter(|(_, content)| matches!(content, Content::InMemory(_)));
+                self.core.buffered(in_memory.count() as u64);
+                Written::Sectors(sectors)
+            }
+        };
+        view.branch.end_write(&self.core, Place::new(logical, view.moment), extent, (part, written));
         self.state.check_alive(&head)
     }
 
@@ -575,6 +716,23 @@ impl PoolVolume {
             self.core.unmapped();
         }
         Ok(())
+    }
+
+    /// Numbers for `count` writes of a sector, to seal them under: this one and those after it. No write before had any of
+    /// them, but for such as a crash undid.
+    pub fn take_sequences(&self, count: SectorCount) -> u64 {
+        self.core.take_sequences(count.0)
+    }
+
+    /// A sector that was read is not what was written: counts it and says so in the log.
+    pub fn report_damage(&self, sector: Lba, damage: &dyn std::fmt::Display) {
+        self.core.count_damaged();
+        tracing::error!(pool = %self.core.pool, volume = %self.id(), sector = sector.0, %damage, "a damaged sector was read");
+    }
+
+    /// Whether the pool keeps a record of every sector. One that was made by an earlier version does not.
+    pub fn keeps_records(&self) -> bool {
+        self.core.layout.has_records()
     }
 
     /// Makes everything durable that was acknowledged before the call, on this and every other volume of the pool.

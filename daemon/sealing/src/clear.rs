@@ -3,10 +3,10 @@
 use std::fmt;
 use std::mem;
 
-use aes_xts::{BatchError, Direction, Sectors};
-use device::{Sealed, SectorBuf};
-use keyring::{KeyGone, KeyHandle, Keyring};
-use units::{Lba, SECTOR_BYTES, SectorCount};
+use aes_xts::{BatchError, Binding, Direction, Record, Sectors};
+use device::{Sealed, SectorBuf, SectorRecord};
+use keyring::{Integrity, KeyGone, KeyHandle, Keyring};
+use units::{DomainId, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch};
 use zeroize::Zeroize;
 
 /// Whole sectors of plaintext. No device takes it: the only way to storage is [`seal`], which consumes it. Zeroed
@@ -28,12 +28,17 @@ impl Clear {
     pub fn as_mut_bytes(&mut self) -> &mut [u8] {
         self.0.as_mut_bytes()
     }
+
+    /// How many.
+    pub fn sectors(&self) -> SectorCount {
+        self.0.sectors()
+    }
 }
 
 impl fmt::Debug for Clear {
     /// Says how much, never what.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Clear({} sectors)", self.0.sectors().0)
+        write!(f, "Clear({} sectors)", self.sectors().0)
     }
 }
 
@@ -43,37 +48,132 @@ impl Drop for Clear {
     }
 }
 
-/// Encrypts `clear` in place for the sectors from `first` on.
+/// What the sectors of a volume are bound to, beside their numbers and sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Key domain.
+    pub domain: DomainId,
+    /// Volume epoch.
+    pub epoch: VolumeEpoch,
+}
+
+/// Encrypts `clear` in place for the sectors from `first` on, and makes their records, under the sequences from `sequence`
+/// on.
 ///
 /// A buffer that was being encrypted while the key went is neither plaintext nor ciphertext: it is zeroed and the
 /// answer is [`KeyGone`].
-pub fn seal(mut clear: Clear, keyring: &Keyring, key: KeyHandle, first: Lba) -> Result<Sealed, KeyGone> {
+pub fn seal(
+    mut clear: Clear,
+    (keyring, key): (&Keyring, KeyHandle),
+    bound: Bound,
+    (first, sequence): (Lba, u64),
+) -> Result<Sealed, KeyGone> {
+    let sequences: Vec<u64> = (sequence..sequence.saturating_add(clear.sectors().0)).collect();
+    let mut made = vec![Record::default(); sequences.len()];
     keyring.with_key(key, |key| {
-        whole(key.cipher.apply(Direction::Encrypt, sectors_from(first), clear.as_mut_bytes()))
+        let binding = bound.binding(&sequences);
+        whole(key.cipher.seal(key.tags, sectors_from(first), binding, clear.as_mut_bytes(), &mut made));
     })?;
-    Ok(Sealed::from_cipher(mem::replace(&mut clear.0, SectorBuf::zeroed(SectorCount(0)))))
+    let records = sequences.iter().zip(&made).map(|(sequence, made)| SectorRecord {
+        sequence: *sequence,
+        checksum: made.checksum,
+        tag: *made.tag.bytes(),
+    });
+    let records = records.collect();
+    Ok(Sealed::from_cipher(mem::replace(&mut clear.0, SectorBuf::zeroed(SectorCount(0))), records))
 }
 
-/// Decrypts `sealed`, which was read from the sectors from `first` on, into `out` of the same length.
+/// Decrypts `sealed`, which was read from the sectors from `first` on, into `out` of the same length, and compares each
+/// sector with its record.
 ///
-/// When the key goes meanwhile, `out` is zeroed and the answer is [`KeyGone`].
+/// When the key goes meanwhile, or a sector is not what was sealed, `out` is zeroed.
 ///
 /// # Panics
 /// If the lengths differ: the caller's invariant.
 pub fn unseal(
     sealed: &Sealed,
-    keyring: &Keyring,
-    key: KeyHandle,
+    (keyring, key): (&Keyring, KeyHandle),
+    bound: Bound,
     first: Lba,
     out: &mut [u8],
-) -> Result<(), KeyGone> {
-    let lent = keyring.with_key(key, |key| {
-        whole(key.cipher.apply_into(Direction::Decrypt, sectors_from(first), (sealed.as_bytes(), &mut *out)))
-    });
-    if lent.is_err() {
+) -> Result<(), UnsealError> {
+    let opened = match (sealed.records(), key.integrity()) {
+        ([], Integrity::Unverified) => {
+            let lent = keyring.with_key(key, |key| {
+                let ends = (sealed.as_bytes(), &mut *out);
+                whole(key.cipher.apply_into(Direction::Decrypt, sectors_from(first), ends));
+            });
+            lent.map_err(UnsealError::KeyGone)
+        }
+        ([], Integrity::Tagged) => Err(UnsealError::Damaged { first, damage: Damage::NoRecord }),
+        (records, _) => open_verified(sealed, records, (keyring, key), bound, first, out),
+    };
+    if opened.is_err() {
         out.zeroize();
     }
-    lent.map(|_blocks| ())
+    opened
+}
+
+fn open_verified(
+    sealed: &Sealed,
+    records: &[SectorRecord],
+    (keyring, key): (&Keyring, KeyHandle),
+    bound: Bound,
+    first: Lba,
+    out: &mut [u8],
+) -> Result<(), UnsealError> {
+    let sequences: Vec<u64> = records.iter().map(|record| record.sequence).collect();
+    let mut found = vec![Record::default(); records.len()];
+    let lent = keyring.with_key(key, |key| {
+        let ends = (sealed.as_bytes(), &mut *out);
+        whole(key.cipher.open(key.tags, sectors_from(first), bound.binding(&sequences), ends, &mut found));
+    });
+    lent.map_err(UnsealError::KeyGone)?;
+    for ((record, found), nth) in records.iter().zip(&found).zip(0..) {
+        let damage = match found.tag.verify(&record.tag) {
+            Ok(()) if found.checksum == record.checksum => continue,
+            Err(_) if found.checksum == record.checksum => Damage::Tag,
+            _ => Damage::Checksum,
+        };
+        return Err(UnsealError::Damaged { first: Lba(first.0 + nth), damage });
+    }
+    Ok(())
+}
+
+/// Why there is no plaintext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnsealError {
+    /// The key is gone, or went meanwhile.
+    KeyGone(KeyGone),
+    /// The sector is not what was sealed.
+    Damaged { first: Lba, damage: Damage },
+}
+
+/// How a sector differs from what was sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Damage {
+    /// Its ciphertext does not have the checksum of its record: the device let it rot, or somebody changed it without care.
+    Checksum,
+    /// It has the checksum and not the tag: somebody changed, moved or put back ciphertext and record alike.
+    Tag,
+    /// The volume was made with records, and the pool says that it keeps none.
+    NoRecord,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checksum => "its ciphertext does not match its checksum",
+            Self::Tag => "its checksum matches and its tag does not",
+            Self::NoRecord => "its record is missing",
+        })
+    }
+}
+
+impl Bound {
+    fn binding(self, sequences: &[u64]) -> Binding<'_> {
+        Binding { domain: self.domain.0, epoch: self.epoch.0, sequences }
+    }
 }
 
 /// The tweak is the sector's number in its key domain.

@@ -6,6 +6,8 @@ use keyring::KeyGone;
 use pool::{PoolError, PoolErrorKind};
 use units::{ByteLen, ByteOffset, Lba, VolumeEpoch};
 
+use crate::clear::{Damage, UnsealError};
+
 /// What a head has to tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -16,7 +18,7 @@ pub enum ErrorKind {
     OutOfRange,
     /// The pool has no room. What was there before is unharmed.
     NoSpace,
-    /// The device failed this request; others may succeed.
+    /// The device failed this request, or what it gave is not what was written; others may succeed.
     Io,
     /// The pool has failed and stays failed until it is opened again (a failed flush is never retried into success).
     Failed,
@@ -76,9 +78,22 @@ pub(crate) enum Cause {
     )]
     ForeignEpoch { first: Lba, found: VolumeEpoch, granted: VolumeEpoch },
     #[error(
+        "{first} is not what was written: {damage}; restore it from a snapshot, a replica or a backup, and check the device"
+    )]
+    Damaged { first: Lba, damage: Damage },
+    #[error(
         "the pool answered a read of {asked} sectors from {first} with {got}; restart the node to open the pool again"
     )]
     ShortAnswer { first: Lba, asked: u64, got: u64 },
+}
+
+impl From<UnsealError> for Cause {
+    fn from(error: UnsealError) -> Self {
+        match error {
+            UnsealError::KeyGone(gone) => Self::KeyGone(gone),
+            UnsealError::Damaged { first, damage } => Self::Damaged { first, damage },
+        }
+    }
 }
 
 impl VolumeError {
@@ -91,7 +106,7 @@ impl VolumeError {
         match &self.cause {
             Cause::KeyGone(_) => ErrorKind::KeyGone,
             Cause::OutOfRange { .. } => ErrorKind::OutOfRange,
-            Cause::ForeignEpoch { .. } => ErrorKind::Io,
+            Cause::ForeignEpoch { .. } | Cause::Damaged { .. } => ErrorKind::Io,
             Cause::ShortAnswer { .. } => ErrorKind::Failed,
             Cause::Pool(error) => match error.kind() {
                 PoolErrorKind::NoSpace => ErrorKind::NoSpace,

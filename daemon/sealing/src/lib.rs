@@ -18,6 +18,6 @@ mod locks;
 pub mod simulated;
 mod volume;
 
-pub use clear::{Clear, seal, unseal};
+pub use clear::{Bound, Clear, Damage, UnsealError, seal, unseal};
 pub use error::{ErrorKind, Operation, VolumeError};
 pub use volume::{Durability, Presence, Volume, ZeroMode};

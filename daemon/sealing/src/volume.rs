@@ -4,12 +4,13 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use device::Sealed;
 use keyring::{KeyGone, KeyHandle, Keyring};
 use pool::{Piece, PoolVolume};
 use units::{ByteLen, ByteOffset, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 use zeroize::Zeroize;
 
-use crate::clear::{Clear, seal, unseal};
+use crate::clear::{Bound, Clear, UnsealError, seal, unseal};
 use crate::error::{Cause, Operation, VolumeError};
 use crate::locks::{Access, RangeLocks};
 
@@ -65,7 +66,7 @@ struct Inner {
     pool: Arc<PoolVolume>,
     keyring: Arc<Keyring>,
     key: KeyHandle,
-    epoch: VolumeEpoch,
+    bound: Bound,
     locks: Arc<RangeLocks>,
 }
 
@@ -93,7 +94,8 @@ impl Volume {
     pub fn open(pool: Arc<PoolVolume>, keyring: Arc<Keyring>, key: KeyHandle) -> Self {
         let info = pool.info();
         let locks = RangeLocks::of(info.id);
-        Self { inner: Arc::new(Inner { id: info.id, pool, keyring, key, epoch: info.epoch, locks }) }
+        let bound = Bound { domain: info.domain, epoch: info.epoch };
+        Self { inner: Arc::new(Inner { id: info.id, pool, keyring, key, bound, locks }) }
     }
 
     /// The volume's identifier.
@@ -254,17 +256,27 @@ impl Inner {
         };
         self.check_epoch(first, *epoch)?;
         if wanted == (0..data.as_bytes().len()) {
-            return Ok(unseal(data, &self.keyring, self.key, Lba(first), out)?);
+            return self.unseal(data, first, out);
         }
         let mut clear = Clear::zeroed(data.sectors());
-        unseal(data, &self.keyring, self.key, Lba(first), clear.as_mut_bytes())?;
+        self.unseal(data, first, clear.as_mut_bytes())?;
         out.copy_from_slice(&clear.as_bytes()[wanted]);
         Ok(())
     }
 
+    /// Decrypts and verifies what was read from sector `first` on.
+    fn unseal(&self, data: &Sealed, first: u64, out: &mut [u8]) -> Result<(), Cause> {
+        let opened = unseal(data, (&self.keyring, self.key), self.bound, Lba(first), out);
+        if let Err(UnsealError::Damaged { first, damage }) = opened {
+            self.pool.report_damage(first, &damage);
+        }
+        Ok(opened?)
+    }
+
     fn check_epoch(&self, first: u64, found: VolumeEpoch) -> Result<(), Cause> {
-        if found != self.epoch {
-            return Err(Cause::ForeignEpoch { first: Lba(first), found, granted: self.epoch });
+        let granted = self.bound.epoch;
+        if found != granted {
+            return Err(Cause::ForeignEpoch { first: Lba(first), found, granted });
         }
         Ok(())
     }
@@ -307,7 +319,7 @@ impl Inner {
         match self.pool.read(Lba(sector), SectorCount(1))?.first() {
             Some(Piece::Sealed { epoch, data, .. }) if data.sectors() == SectorCount(1) => {
                 self.check_epoch(sector, *epoch)?;
-                unseal(data, &self.keyring, self.key, Lba(sector), out)?;
+                self.unseal(data, sector, out)?;
                 Ok(Presence::Data)
             }
             Some(Piece::Hole(SectorCount(1))) => {
@@ -321,8 +333,9 @@ impl Inner {
     /// The last steps of every write: 1. encrypt, 2. see that the key was there throughout (both in `seal`), 3. write. A
     /// check left out, or made before the encryption only, would let through what a wipe's zeros encrypted.
     fn seal_and_write(&self, first: u64, clear: Clear) -> Result<(), Cause> {
-        let sealed = seal(clear, &self.keyring, self.key, Lba(first))?;
-        Ok(self.pool.write(Lba(first), self.epoch, &sealed)?)
+        let sequence = self.pool.take_sequences(clear.sectors());
+        let sealed = seal(clear, (&self.keyring, self.key), self.bound, (Lba(first), sequence))?;
+        Ok(self.pool.write(Lba(first), self.bound.epoch, &sealed)?)
     }
 
     fn write_sealed_zeros(&self, range: Bytes) -> Result<(), Cause> {

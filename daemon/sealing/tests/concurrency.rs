@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use device::{Device, DeviceError, DeviceInfo, Fault, Metadata, Sealed, SealedSlice, SimulatedDevice};
+use device::{
+    Device, DeviceError, DeviceInfo, Fault, Metadata, Sealed, SealedSlice, SectorRecord, SimulatedDevice,
+};
 use keyring::WipeCause;
 use keyring::simulated::{Keyholder, keyring};
 use pool::{CreateOptions, Pool, PoolVolume, VolumeKind, VolumeSpec};
@@ -213,7 +215,8 @@ fn device_errors_and_a_full_pool_are_told_apart_and_a_failed_flush_stays_failed(
     let node =
         SimulatedNode::create(SimulatedDevice::new(ByteLen(16 << 20)), ByteLen(64 << 20), VolumeKind::Block);
     let volume = node.volume();
-    volume.write(ByteOffset(0), &[1; SECTOR_BYTES], Durability::Durable).unwrap();
+    // More than may wait in memory.
+    volume.write(ByteOffset(0), &[1; 32 * SECTOR_BYTES], Durability::Durable).unwrap();
     let fault = |operation, errno| Fault { operation, after: 0, errno, lasting: false };
 
     node.device().inject(fault(device::Operation::Read, nix::errno::Errno::EIO));
@@ -286,7 +289,8 @@ impl Device for AwkwardDevice {
             let half = SECTOR_BYTES / 2;
             sector[..half].copy_from_slice(&before[..half]);
         }
-        Ok(Sealed::from_cipher(mixed))
+        let unknown = vec![SectorRecord::default(); index(count.0)];
+        Ok(Sealed::from_cipher(mixed, unknown))
     }
     fn read_metadata(&self, at: ByteOffset, count: SectorCount) -> Result<Metadata, DeviceError> {
         self.device.read_metadata(at, count)
@@ -326,17 +330,17 @@ fn a_write_from_before_a_wipe_never_lands_on_one_from_after_it() {
         Volume::open(Arc::clone(&pool_volume), Arc::clone(&keyring), key)
     };
     let old = open();
-    old.write(ByteOffset(0), &[1; SECTOR_BYTES], Durability::Durable).unwrap();
-
+    // So much goes to the device at once, where nothing was before.
+    const LEN: usize = 32 * SECTOR_BYTES;
     thread::scope(|scope| {
         let (arrived, go) = device.hold_next_write();
-        let late = scope.spawn(|| old.write(ByteOffset(0), &[2; SECTOR_BYTES], Durability::Buffered));
+        let late = scope.spawn(|| old.write(ByteOffset(0), &[2; LEN], Durability::Buffered));
         arrived.recv().unwrap();
         keyring.wipe(WipeCause::PowerLoss);
         let new = open();
         let (done, is_done) = channel();
         scope.spawn(move || {
-            new.write(ByteOffset(0), &[3; SECTOR_BYTES], Durability::Buffered).unwrap();
+            new.write(ByteOffset(0), &[3; LEN], Durability::Buffered).unwrap();
             done.send(()).unwrap();
         });
         assert!(is_done.recv_timeout(Duration::from_millis(100)).is_err(), "overtook the write under way");
@@ -344,7 +348,7 @@ fn a_write_from_before_a_wipe_never_lands_on_one_from_after_it() {
         is_done.recv().unwrap();
         assert_eq!(late.join().unwrap().unwrap_err().kind(), ErrorKind::KeyGone, "not acknowledged");
     });
-    let mut out = vec![0; SECTOR_BYTES];
+    let mut out = vec![0; LEN];
     open().read(ByteOffset(0), &mut out).unwrap();
-    assert_eq!(out, [3; SECTOR_BYTES]);
+    assert_eq!(out, [3; LEN]);
 }

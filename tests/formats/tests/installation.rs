@@ -1,4 +1,4 @@
-//! What version 1 wrote opens, byte for byte.
+//! What earlier versions wrote opens, byte for byte. The number in a file's name is the pool format that it has.
 //!
 //! `NIGHTLATCH_WRITE_GOLDEN=1` makes the file where there is none; it never replaces one. A change of format keeps the old
 //! file, adds a new one, and makes both open.
@@ -85,14 +85,23 @@ fn check(device: Arc<SimulatedDevice>) {
     store.put("new", b"new").expect("a put");
 }
 
-#[test]
-fn an_installation_of_version_1_opens() {
-    let path = golden("installation-1.bin");
+fn opens(name: &str) {
+    let path = golden(name);
     if std::env::var_os(WRITE_VARIABLE).is_some() && !path.exists() {
         std::fs::write(&path, encode(&write_installation())).expect("a writable golden folder");
     }
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     check(decode(&bytes).expect("a golden device"));
+}
+
+#[test]
+fn an_installation_of_version_1_opens() {
+    opens("installation-1.bin");
+}
+
+#[test]
+fn an_installation_of_version_3_opens() {
+    opens("installation-3.bin");
 }
 
 /// The check itself finds a flipped bit in a stored sector: the golden file is not opened by luck.

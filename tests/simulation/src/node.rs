@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use device::{Device, SimulatedDevice};
+use keyring::Integrity;
 use keyring::simulated::{Keyholder, keyring};
 use objects::{
     CompleteOptions, CompletedPart, Condition, Declared, ListRequest, Metadata, PutOptions, Store, StoreError,
@@ -91,12 +92,23 @@ impl SimulatedNode {
     pub fn open(device: Arc<SimulatedDevice>, on_step: Option<StepHook>) -> Result<Self, Interruption> {
         let wrong =
             |what: &str, error: &dyn std::fmt::Display| Interruption::Wrong(format!("{what}: {error}"));
-        let pool = Pool::open_with(Arc::clone(&device) as Arc<dyn Device>, OpenOptions { on_step })
-            .map_err(|error| wrong("the pool does not open", &error))?;
+        let pool = Pool::open_with(
+            Arc::clone(&device) as Arc<dyn Device>,
+            OpenOptions { on_step, ..OpenOptions::default() },
+        )
+        .map_err(|error| wrong("the pool does not open", &error))?;
         let keyring = keyring();
+        // As a keyholder remembers it.
+        let integrity = match pool.info().keeps_records {
+            true => Integrity::Tagged,
+            false => Integrity::Unverified,
+        };
         let volume = |id| {
             let volume = pool.volume(id).map_err(|error| wrong("a volume is gone", &error))?;
-            let key = keyholder(id).push(&keyring).map_err(|error| wrong("a key is refused", &error))?;
+            let key = keyholder(id)
+                .promising(integrity)
+                .push(&keyring)
+                .map_err(|error| wrong("a key is refused", &error))?;
             Ok(Volume::open(volume, Arc::clone(&keyring), key.handle))
         };
         let disk = volume(DISK)?;

@@ -24,7 +24,8 @@ fn outlives(flush: bool, seed: u64) -> bool {
     volume.write(ByteOffset(0), &written(1), Durability::Durable).expect("a durable write");
     volume.write(ByteOffset(0), &written(2), Durability::Buffered).expect("an acknowledged write");
     node.wipe();
-    let refused = volume.write(ByteOffset(0), &written(3), Durability::Buffered).expect_err("no key, no write");
+    let refused =
+        volume.write(ByteOffset(0), &written(3), Durability::Buffered).expect_err("no key, no write");
     assert_eq!(refused.kind(), ErrorKind::KeyGone);
     if flush {
         node.pool().flush().expect("a flush takes no key");

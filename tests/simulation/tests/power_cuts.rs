@@ -51,7 +51,7 @@ fn what_was_acknowledged_survives_every_power_cut() {
 
 /// The steps of the pool's crash order that happen under load and at opening. Those of creation and repair have tests of
 /// their own beside the pool.
-const STEPS: [CrashStep; 12] = [
+const STEPS: [CrashStep; 13] = [
     CrashStep::DataWrite,
     CrashStep::DataFlush,
     CrashStep::LogWrite,
@@ -64,6 +64,7 @@ const STEPS: [CrashStep; 12] = [
     CrashStep::SecondSuperblockFlush,
     CrashStep::Discard,
     CrashStep::OpenFlush,
+    CrashStep::PlaceWrite,
 ];
 
 #[test]

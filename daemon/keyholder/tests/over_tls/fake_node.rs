@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing};
 use identity::{Credentials, Problem, Role, ServeLimits, Trust, control_server, serve_https};
-use key_hierarchy::check_value;
+use key_hierarchy::{KeyCheck, promised};
 use lease::envelope;
 use lease::frame::FrameBuffer;
 use lease::message::{LeaseLimits, VolumePresent, WipeCause, WipeRecord, WipeStages};
@@ -241,7 +241,7 @@ impl Inner {
         let mut prk = [0; 32];
         envelope::open(&secret, &grant.info, &grant.aad, &grant.envelope, &mut prk)
             .map_err(|_| GrantRefusal::Unopenable)?;
-        if check_value(&prk, &grant.domain, grant.epoch).0 != grant.check {
+        if promised(&prk, &grant.domain, grant.epoch, KeyCheck(grant.check)).is_none() {
             return Err(GrantRefusal::WrongKey);
         }
         self.keys.lock().unwrap().insert(grant.volume, prk);

@@ -38,10 +38,17 @@ impl std::fmt::Debug for NodeSessionParams {
 #[derive(Clone, Debug)]
 enum State {
     AwaitingHello,
-    AwaitingEvidence { hello: Hello },
-    Established { transcript: [u8; 32], keyholder: SigningPublicKey },
+    AwaitingEvidence {
+        hello: Hello,
+    },
+    Established {
+        transcript: [u8; 32],
+        keyholder: SigningPublicKey,
+    },
     /// A wipe was told, and will be once more: nothing is taken in any more, what still arrives is not looked at.
-    Wiped { transcript: [u8; 32] },
+    Wiped {
+        transcript: [u8; 32],
+    },
     Over,
 }
 

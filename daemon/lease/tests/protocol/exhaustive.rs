@@ -25,7 +25,7 @@ use std::rc::Rc;
 
 use lease::keyholder::{Challenged, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
 use lease::limits::{LEASE_MS_MIN, lease_with_drift_ms};
-use lease::message::{WipeCause, WipeRecord};
+use lease::message::{WipeCause, WipeRecord, WipeStages};
 use lease::node::{
     EvidenceInput, NodeEffect, NodeLease, NodeNote, NodeSession, NodeSessionParams, WipeReport,
 };
@@ -220,7 +220,8 @@ impl World {
         self.deadline = None;
         let record = WipeRecord { cause, at: self.node_now(), generation: 1 };
         let ended = self.lease.on_wiped(record);
-        let effects = self.node.on_wiped(&self.lease, &WipeReport { record, stage: 1, nanos: 1 }, ended);
+        let report = WipeReport { record, stages: WipeStages::keys(1), more: false };
+        let effects = self.node.on_wiped(&self.lease, &report, ended);
         self.perform(effects);
     }
 

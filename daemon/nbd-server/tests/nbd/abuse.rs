@@ -7,7 +7,7 @@ use nbd_server::Limits;
 
 use crate::metrics::counter;
 use crate::raw::*;
-use crate::rig::{MIB, PATIENCE, Random, Rig, Setup, eventually, soak};
+use crate::rig::{MIB, NOT_SMALL, PATIENCE, Random, Rig, Setup, eventually, soak};
 
 /// The next client is served, and nothing was overwritten.
 pub(crate) fn still_serves(rig: &Rig) {
@@ -137,7 +137,7 @@ fn malformed_requests_are_answered_and_their_payload_is_consumed() {
 #[test]
 fn a_request_with_the_wrong_magic_ends_the_connection_after_what_is_in_flight() {
     let rig = Rig::new();
-    rig.client().write(MIB, &[5; 4096], false).unwrap();
+    rig.client().write(MIB, &[5; NOT_SMALL], false).unwrap();
     rig.device.close();
     let mut raw = Raw::structured(&rig.socket);
     raw.request(READ, 0, 1, MIB, 4096);
@@ -235,7 +235,7 @@ fn a_client_that_leaves_without_reading_its_answers_is_given_up() {
 fn more_requests_than_may_be_in_flight_wait_their_turn() {
     let limits = Limits { requests_in_flight_max: 4, ..Limits::default() };
     let rig = Rig::with(Setup { limits, ..Setup::default() });
-    rig.client().write(MIB, &[5; 1 << 16], false).unwrap();
+    rig.client().write(MIB, &[5; NOT_SMALL], false).unwrap();
     rig.device.close();
     let mut raw = Raw::structured(&rig.socket);
     for cookie in 0..16 {

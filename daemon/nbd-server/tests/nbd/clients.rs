@@ -214,7 +214,10 @@ fn qemu_holds_its_requests_through_a_seal_and_sends_them_again() {
     let drive = format!("driver=nbd,server.type=unix,server.path={path},export=disk,reconnect-delay=60");
     rig.device.close();
     let qemu = std::thread::spawn(move || {
-        qemu_io(&["--image-opts", &drive], &["write -P 2 64k 64k", "read -P 2 64k 64k", "read -P 0 0 64k"])
+        qemu_io(
+            &["--image-opts", &drive],
+            &["write -P 2 128k 128k", "read -P 2 128k 128k", "read -P 0 0 128k"],
+        )
     });
     rig.device.wait_held(1);
     rig.seal();
@@ -223,7 +226,7 @@ fn qemu_holds_its_requests_through_a_seal_and_sends_them_again() {
     eventually("a second attempt", || counter(&rig, "nbd_connections_accepted_total", "") >= 3);
     rig.push();
     let said = qemu.join().unwrap();
-    assert!(said.contains("wrote 65536/65536") && said.contains("read 65536/65536"), "{said}");
+    assert!(said.contains("wrote 131072/131072") && said.contains("read 131072/131072"), "{said}");
 }
 
 #[test]

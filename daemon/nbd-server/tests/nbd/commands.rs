@@ -4,7 +4,7 @@ use nbd_server::client::{Client, ClientError, Endpoint, Extent, RefusalKind, Zer
 use nbd_server::{Errno, InvalidLabel};
 
 use crate::raw::*;
-use crate::rig::{MIB, Random, Rig, Setup};
+use crate::rig::{MIB, NOT_SMALL, Random, Rig, Setup};
 
 #[test]
 fn what_is_written_is_read_back_at_any_alignment() {
@@ -205,7 +205,7 @@ fn insert(label: &str) -> Result<(), InvalidLabel> {
 #[test]
 fn replies_come_as_requests_finish() {
     let rig = Rig::new();
-    rig.client().write(0, &[5; 4096], false).unwrap();
+    rig.client().write(0, &[5; NOT_SMALL], false).unwrap();
     rig.device.close();
     let mut raw = Raw::structured(&rig.socket);
     raw.request(READ, 0, 1, 0, 4096);
@@ -226,14 +226,14 @@ fn replies_come_as_requests_finish() {
 fn a_disconnect_answers_everything_in_flight_and_so_does_a_closed_half() {
     for disconnect in [true, false] {
         let rig = Rig::new();
-        rig.client().write(0, &[5; 64 << 10], false).unwrap();
+        rig.client().write(0, &[5; NOT_SMALL], false).unwrap();
         rig.device.close();
         let mut raw = Raw::structured(&rig.socket);
         for cookie in 0..16 {
             raw.request(READ, 0, cookie, cookie * 4096, 4096);
         }
-        raw.request(WRITE, 0, 16, MIB, 4096);
-        raw.send(&[6; 4096]);
+        raw.request(WRITE, 0, 16, MIB, u32::try_from(NOT_SMALL).unwrap());
+        raw.send(&[6; NOT_SMALL]);
         if disconnect {
             raw.request(DISC, 0, 17, 0, 0);
         } else {
@@ -252,7 +252,7 @@ fn a_disconnect_answers_everything_in_flight_and_so_does_a_closed_half() {
 fn a_failing_device_is_an_error_and_the_connection_goes_on() {
     let rig = Rig::new();
     let mut client = rig.client();
-    client.write(0, &[5; 4096], false).unwrap();
+    client.write(0, &[5; NOT_SMALL], false).unwrap();
     rig.device.below().inject(device::Fault {
         operation: device::Operation::Read,
         after: 0,
@@ -272,7 +272,7 @@ fn a_failing_device_is_an_error_and_the_connection_goes_on() {
 fn a_bug_below_is_an_error_and_the_connection_goes_on() {
     let rig = Rig::new();
     let mut client = rig.client();
-    client.write(0, &[5; 4096], false).unwrap();
+    client.write(0, &[5; NOT_SMALL], false).unwrap();
     rig.device.panic_once();
     let mut read = [0; 4096];
     assert_eq!(client.read(0, &mut read).unwrap_err().errno(), Some(Errno::Io));
@@ -308,7 +308,7 @@ fn a_full_pool_is_enospc_and_what_was_there_stays() {
 #[test]
 fn a_drain_finishes_what_is_in_flight_and_takes_nothing_more() {
     let rig = Rig::new();
-    rig.client().write(0, &[5; 4096], false).unwrap();
+    rig.client().write(0, &[5; NOT_SMALL], false).unwrap();
     rig.device.close();
     let mut raw = Raw::structured(&rig.socket);
     raw.request(READ, 0, 1, 0, 4096);
@@ -333,7 +333,7 @@ fn a_drain_finishes_what_is_in_flight_and_takes_nothing_more() {
 #[test]
 fn a_drain_cuts_what_does_not_finish() {
     let rig = Rig::new();
-    rig.client().write(0, &[5; 4096], false).unwrap();
+    rig.client().write(0, &[5; NOT_SMALL], false).unwrap();
     rig.device.close();
     let mut raw = Raw::structured(&rig.socket);
     raw.request(READ, 0, 1, 0, 4096);

@@ -19,6 +19,9 @@ use units::{BootInstant, ByteLen, ByteOffset, DomainId, SectorCount, VolumeEpoch
 
 pub(crate) const MIB: u64 = 1 << 20;
 
+/// So much, where nothing is, goes to the device at once; less may wait in memory for a flush.
+pub(crate) const NOT_SMALL: usize = 128 << 10;
+
 /// No step of a test takes longer, whatever else the machine does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 

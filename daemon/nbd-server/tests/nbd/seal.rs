@@ -10,7 +10,7 @@ use units::BootInstant;
 
 use crate::metrics::counter;
 use crate::raw::*;
-use crate::rig::{MIB, PATIENCE, Random, Rig, Setup, eventually, moved, soak};
+use crate::rig::{MIB, NOT_SMALL, PATIENCE, Random, Rig, Setup, eventually, moved, soak};
 
 fn rig(on_seal: OnSeal) -> Rig {
     let rig = Rig::with(Setup { on_seal, ..Setup::default() });
@@ -32,8 +32,8 @@ fn hold_closes_without_answering_what_is_in_flight() {
     rig.device.close();
     let mut raw = Raw::structured(&rig.socket);
     raw.request(READ, 0, 1, 0, 4096);
-    raw.request(WRITE, 0, 2, MIB, 4096);
-    raw.send(&[6; 4096]);
+    raw.request(WRITE, 0, 2, MIB, u32::try_from(NOT_SMALL).unwrap());
+    raw.send(&[6; NOT_SMALL]);
     let mut idle = Raw::simple(&rig.socket);
     let mut half = Raw::structured(&rig.socket);
     half.request(WRITE, 0, 3, MIB, 4096);

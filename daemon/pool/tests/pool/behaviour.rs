@@ -205,7 +205,7 @@ fn fences_only_rise_and_are_remembered() {
 }
 
 #[test]
-fn overwriting_needs_one_device_flush_and_no_metadata() {
+fn overwriting_needs_one_device_write_and_one_flush() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 16)).unwrap();
     volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
@@ -214,6 +214,7 @@ fn overwriting_needs_one_device_flush_and_no_metadata() {
     volume.write(Lba(0), EPOCH, &sealed([2])).unwrap();
     volume.flush().unwrap();
     volume.flush().unwrap();
+    // The log's block with the ciphertext behind it, and the flush.
     assert_eq!((device.operations() - operations, device.flushes() - flushes), (2, 1));
 }
 
@@ -225,7 +226,8 @@ fn a_failed_flush_is_final_for_the_pool_and_every_volume() {
         let second = pool.create_volume(spec(2, 16)).unwrap();
         second.write(Lba(0), EPOCH, &sealed([1])).unwrap();
         pool.flush().unwrap();
-        first.write(Lba(0), EPOCH, &sealed([2])).unwrap();
+        // So many go to their places at once: the flush is one of the device before the log, and one behind it.
+        first.write(Lba(0), EPOCH, &sealed(2..=17)).unwrap();
         device.inject(Fault { operation: Operation::Flush, after, errno: Errno::EIO, lasting: false });
         let error = first.flush().unwrap_err();
         assert!(matches!(&error, PoolError::Failed(_)), "{error}");
@@ -255,15 +257,17 @@ fn a_failed_write_is_that_writes_alone_and_gives_its_extent_back() {
     let volume = pool.create_volume(spec(1, 64)).unwrap();
     for (errno, kind) in [(Errno::EIO, PoolErrorKind::Io), (Errno::ENOSPC, PoolErrorKind::NoSpace)] {
         device.inject(Fault { operation: Operation::Write, after: 0, errno, lasting: false });
-        assert_eq!(volume.write(Lba(0), EPOCH, &sealed([1])).unwrap_err().kind(), kind);
+        // More than is held in memory for a flush that may follow.
+        assert_eq!(volume.write(Lba(0), EPOCH, &sealed(1..=16)).unwrap_err().kind(), kind);
         assert_eq!(read(&volume, 0, 1).unwrap(), [None]);
     }
     volume.flush().unwrap();
     assert_eq!(pool.info().allocated, ByteLen(0));
     volume.write(Lba(0), EPOCH, &sealed([2])).unwrap();
+    volume.write(Lba(16), EPOCH, &sealed(1..=16)).unwrap();
     assert_eq!(read(&volume, 0, 1).unwrap(), [Some([2; 8])]);
     device.inject(Fault { operation: Operation::Read, after: 0, errno: Errno::EIO, lasting: false });
-    assert_eq!(volume.read(Lba(0), SectorCount(1)).unwrap_err().kind(), PoolErrorKind::Io);
+    assert_eq!(volume.read(Lba(16), SectorCount(1)).unwrap_err().kind(), PoolErrorKind::Io);
     volume.flush().unwrap();
 }
 
@@ -287,7 +291,7 @@ fn a_longer_device_is_used_after_grow_and_across_groups() {
     let volume = fill(&pool);
     volume.flush().unwrap();
     // Past the first group, which has 2048 extents, and into the third.
-    let long = ByteLen((2 << 20) + LOG + 2 * 2049 * EXTENT + 100 * EXTENT);
+    let long = ByteLen((2 << 20) + LOG + 2 * (1 + 2048 + 16) * EXTENT + 101 * EXTENT);
     device.set_len(long);
     assert_eq!(pool.info().capacity, ByteLen(EXTENTS * EXTENT));
     assert!(matches!(volume.write(Lba(EXTENTS * 16), EPOCH, &sealed([7])), Err(PoolError::NoSpace)));
@@ -460,23 +464,23 @@ fn a_write_that_overtakes_the_device_flush_is_not_logged_as_present() {
         let gated = Gated::new();
         let pool = Pool::create(gated.clone(), create_options()).unwrap();
         let volume = pool.create_volume(spec(1, 160)).unwrap();
-        volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        volume.write(Lba(0), EPOCH, &sealed(1..=9)).unwrap();
         let gate = gated.close(Point::AfterFlush);
         let flushing = {
             let volume = Arc::clone(&volume);
             thread::spawn(move || volume.flush().unwrap())
         };
         gate.arrived.recv().unwrap();
-        // One in the same extent, one in an extent of its own; neither is flushed.
-        volume.write(Lba(1), EPOCH, &sealed([2])).unwrap();
-        volume.write(Lba(32), EPOCH, &sealed([3])).unwrap();
+        // In their places, in an extent of their own, and in memory, in the same extent; neither is flushed.
+        volume.write(Lba(32), EPOCH, &sealed(30..=45)).unwrap();
+        volume.write(Lba(9), EPOCH, &sealed([20])).unwrap();
         gate.open.send(()).unwrap();
         flushing.join().unwrap();
         // Nothing was logged after the snapshot, so nothing of it is flushed by the log's flush but what it covers.
         let survivor = gated.inner.power_cut(seed);
         let pool = Pool::open(survivor).unwrap();
         let volume = pool.volume(volume.id()).unwrap();
-        assert_eq!(read(&volume, 0, 2).unwrap(), [Some([1; 8]), None]);
+        assert_eq!(read(&volume, 8, 2).unwrap(), [Some([9; 8]), None]);
         assert_eq!(read(&volume, 32, 1).unwrap(), [None]);
     }
 }
@@ -494,7 +498,7 @@ fn unmapping_beside_a_write_on_its_way_is_durable_and_leaks_nothing() {
         let gate = gated.close(Point::BeforeWrite);
         let writing = {
             let volume = Arc::clone(&volume);
-            thread::spawn(move || volume.write(Lba(1), EPOCH, &sealed([2])))
+            thread::spawn(move || volume.write(Lba(1), EPOCH, &sealed(2..=13)))
         };
         gate.arrived.recv().unwrap();
         volume.unmap(Lba(0), SectorCount(1)).unwrap();
@@ -513,5 +517,30 @@ fn unmapping_beside_a_write_on_its_way_is_durable_and_leaks_nothing() {
             assert_eq!(read(&volume, 0, 2).unwrap(), [None, Some([2; 8])]);
             verify_metadata(&pool).unwrap();
         }
+    }
+}
+
+/// What the log still has for a place that has become free must not go there: somebody may have written there since.
+#[test]
+fn what_waits_for_a_place_is_forgotten_when_nothing_is_there_any_more() {
+    // With so many batches before, one of the flushes at the end finds no room in the log and first places what waits.
+    for filled in 0..20 {
+        let (device, pool) = small_pool();
+        let volume = pool.create_volume(spec(1, 16)).unwrap();
+        volume.write(Lba(15), EPOCH, &sealed([15])).unwrap();
+        volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        for fence in 0..filled {
+            pool.raise_fence(volume.id(), Fence(fence + 1)).unwrap();
+        }
+        volume.unmap(Lba(0), SectorCount(1)).unwrap();
+        volume.flush().unwrap();
+        // More than such a log takes: to its place at once.
+        volume.write(Lba(0), EPOCH, &sealed(101..=109)).unwrap();
+        volume.flush().unwrap();
+        let expected = [Some([101; 8]), Some([102; 8])];
+        assert_eq!(read(&volume, 0, 2).unwrap(), expected, "{filled} batches before");
+        let reopened = Pool::open(device.power_cut(filled)).unwrap();
+        let found = read(&reopened.volume(volume.id()).unwrap(), 0, 2).unwrap();
+        assert_eq!(found, expected, "{filled} batches before, after a cut");
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use device::{Sealed, SectorBuf, SimulatedDevice};
+use device::{Sealed, SectorBuf, SectorRecord, SimulatedDevice};
 use pool::{CreateOptions, Limits, Piece, Pool, VolumeInfo};
 use units::{ByteLen, Fence, Lba, PoolId, SECTOR_BYTES, SectorCount};
 
@@ -15,22 +15,30 @@ use crate::model::{EPOCH, spec, verify_metadata};
 
 const VERSION_1: &[u8] = include_bytes!("../golden/version-1.image");
 const VERSION_2: &[u8] = include_bytes!("../golden/version-2.image");
+const VERSION_3: &[u8] = include_bytes!("../golden/version-3.image");
 const DEVICE: ByteLen = ByteLen(4 << 20);
 const SUPERBLOCKS: [u64; 2] = [0, 16];
 const LOG: ByteLen = ByteLen(64 << 10);
 const LIMITS: Limits = Limits { quota: Some(ByteLen(1 << 30)), reserve: ByteLen(128 << 10) };
 const POOL: PoolId = PoolId(*b"a pool from 2026");
 
-/// A sector of which all but the start is zero, so that the image stays small.
+/// Sectors of which all but the start is zero, so that the image stays small.
+fn sectors(tag: u8, count: u64) -> Sealed {
+    let mut buf = SectorBuf::zeroed(SectorCount(count));
+    buf.as_mut_bytes().chunks_mut(SECTOR_BYTES).for_each(|sector| sector[..32].fill(tag));
+    let checksum = crc32c::crc32c(&buf.as_bytes()[..SECTOR_BYTES]);
+    let record = SectorRecord { sequence: u64::from(tag), checksum, tag: [tag; 16] };
+    Sealed::from_cipher(buf, vec![record; usize::try_from(count).unwrap()])
+}
+
 fn sector(tag: u8) -> Sealed {
-    let mut buf = SectorBuf::zeroed(SectorCount(1));
-    buf.as_mut_bytes()[..32].fill(tag);
-    Sealed::from_cipher(buf)
+    sectors(tag, 1)
 }
 
 /// Everything the format has. As version 1: live, deleted and reused slots, full, partial, freed and stale extents, a log
 /// that has been round and holds records of every kind. Since version 2: snapshots, one of a volume that is gone, a clone, a
-/// rollback, holes over shared extents, freed ones among them, in table and log, limits.
+/// rollback, holes over shared extents, freed ones among them, in table and log, limits. Since version 3: records in their
+/// pages and in the log, with and without the ciphertext.
 fn make() -> Arc<SimulatedDevice> {
     let device = SimulatedDevice::new(DEVICE);
     let options =
@@ -64,6 +72,7 @@ fn make() -> Arc<SimulatedDevice> {
     objects.write(Lba(8), EPOCH, &sector(32)).unwrap();
     block.unmap(Lba(500), SectorCount(1)).unwrap();
     block.write(Lba(17), EPOCH, &sector(23)).unwrap();
+    block.write(Lba(608), EPOCH, &sectors(25, 12)).unwrap();
     objects.flush().unwrap();
     pool.delete_volume(pool.create_volume(spec(6, 1)).unwrap().id()).unwrap();
     device
@@ -102,6 +111,8 @@ fn present(pool: &Pool, number: u8, lba: u64) -> Option<u8> {
             assert_eq!((*first, *epoch), (Lba(lba), EPOCH));
             let tag = data.as_bytes()[0];
             assert_eq!(data.as_bytes(), sector(tag).as_bytes());
+            let recorded = if volume.keeps_records() { sector(tag).records().to_vec() } else { Vec::new() };
+            assert_eq!(data.records(), recorded);
             Some(tag)
         }
         pieces => panic!("{pieces:?}"),
@@ -129,7 +140,7 @@ fn holds(device: &Arc<SimulatedDevice>, sectors: &[(u8, u64, Option<u8>)]) -> Ar
     assert!(report.is_sound(), "{report:?}");
     let pool = Pool::open(device.clone()).unwrap();
     let info = pool.info();
-    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 2, None));
+    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 3, None));
     assert_eq!((info.used_len, info.extent_len), (DEVICE, ByteLen(64 << 10)));
     for (number, lba, tag) in sectors {
         assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
@@ -173,19 +184,25 @@ const IN_VERSION_2: &[(u8, u64, Option<u8>)] = &[
     (12, (1 << 34) - 1, Some(30)),
 ];
 
+const SINCE_VERSION_3: &[(u8, u64, Option<u8>)] =
+    &[(2, 607, None), (2, 608, Some(25)), (2, 619, Some(25)), (2, 620, None)];
+
 fn volumes_of_version_1() -> [VolumeInfo; 2] {
     [expected(2, 1000, 14, 3), expected(3, 1 << 34, 0, 1)]
 }
 
-fn holds_what_was_put_in(device: &Arc<SimulatedDevice>) {
+fn holds_what_was_put_in(device: &Arc<SimulatedDevice>, since: &[(u8, u64, Option<u8>)], extents: u64) {
     let pool = holds(device, IN_VERSION_2);
+    for (number, lba, tag) in since {
+        assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
+    }
     let clone = VolumeInfo {
         id: spec(5, 1).id,
         clone_of: Some(spec(10, 1).id),
         limits: LIMITS,
         ..expected(2, 1000, 0, 1)
     };
-    assert_eq!(pool.volumes(), [expected(2, 1000, 14, 5), expected(3, 1 << 34, 0, 2), clone]);
+    assert_eq!(pool.volumes(), [expected(2, 1000, 14, extents), expected(3, 1 << 34, 0, 2), clone]);
     let snapshots: Vec<_> =
         pool.snapshots().iter().map(|info| (info.volume, info.id, info.created_s, info.sectors.0)).collect();
     let snapshot = |of, number, created, sectors| (spec(of, 1).id, spec(number, 1).id, created, sectors);
@@ -209,16 +226,40 @@ fn without_superblocks(device: &SimulatedDevice) -> BTreeMap<u64, Vec<u8>> {
 }
 
 #[test]
-fn the_image_of_version_2_opens_as_it_was() {
-    let device = decode(VERSION_2);
+fn the_image_of_version_3_opens_as_it_was() {
+    let device = decode(VERSION_3);
     let before = device.content();
     drop(holds(&device, IN_VERSION_2));
     assert!(device.content() == before, "opening a sound pool changes nothing");
-    holds_what_was_put_in(&device);
+    holds_what_was_put_in(&device, SINCE_VERSION_3, 6);
+}
+
+/// An older pool keeps its layout, without records, and takes what it took.
+#[test]
+fn the_image_of_version_2_opens_as_it_was_and_is_version_3_from_then_on() {
+    let device = decode(VERSION_2);
+    let before = without_superblocks(&device);
+    drop(holds(&device, IN_VERSION_2));
+    assert!(without_superblocks(&device) == before, "only the superblocks change");
+    are_of_version(3, &device);
+    holds_what_was_put_in(&device, &[], 5);
+    let pool = Pool::open(device.clone()).unwrap();
+    let volume = pool.volume(spec(2, 1).id).unwrap();
+    assert!(!volume.keeps_records());
+    volume.write(Lba(0), EPOCH, &sectors(60, 40)).unwrap();
+    volume.flush().unwrap();
+    drop(holds(&device, &[(2, 0, Some(60)), (2, 39, Some(60)), (10, 0, Some(20))]));
+}
+
+fn are_of_version(version: u8, device: &SimulatedDevice) {
+    let content: BTreeMap<u64, Vec<u8>> = device.content().into_iter().collect();
+    for sector in SUPERBLOCKS {
+        assert_eq!(content[&sector][12], version);
+    }
 }
 
 #[test]
-fn the_image_of_version_1_opens_as_it_was_and_is_version_2_from_then_on() {
+fn the_image_of_version_1_opens_as_it_was_and_is_version_3_from_then_on() {
     let device = decode(VERSION_1);
     let before = without_superblocks(&device);
     assert_eq!(Pool::check_device(&*device).unwrap().present_sectors, 19);
@@ -227,10 +268,7 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_2_from_then_on() {
         assert_eq!(pool.volumes(), volumes_of_version_1());
     }
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    for sector in SUPERBLOCKS {
-        let content: BTreeMap<u64, Vec<u8>> = device.content().into_iter().collect();
-        assert_eq!(content[&sector][12], 2);
-    }
+    are_of_version(3, &device);
     // It takes what is new.
     let pool = Pool::open(device.clone()).unwrap();
     pool.create_snapshot(spec(2, 1).id, spec(10, 1).id, 0).unwrap();
@@ -239,34 +277,33 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_2_from_then_on() {
     verify_metadata(&pool).unwrap();
 }
 
-/// Power is cut at every operation of bringing a pool of version 1 up to date, also one whose second superblock is
-/// damaged: it opens every time, as it was.
+/// Power is cut at every operation of bringing an older pool up to date, also one whose second superblock is damaged: it
+/// opens every time, as it was.
 #[test]
-fn a_cut_while_version_1_becomes_version_2_leaves_the_one_or_the_other() {
+fn a_cut_while_an_older_version_becomes_the_present_one_leaves_the_one_or_the_other() {
     let mut cuts = 0;
-    for damaged in [false, true] {
-        let version_1 = || {
-            let device = decode(VERSION_1);
+    let older = [(VERSION_1, IN_VERSION_1), (VERSION_2, IN_VERSION_2)];
+    for ((image, content), damaged) in older.iter().flat_map(|older| [(older, false), (older, true)]) {
+        let before = || {
+            let device = decode(image);
             if damaged {
                 device.edit(SUPERBLOCKS[1], |sector| sector[100] ^= 1);
             }
             device
         };
         for nth in 0.. {
-            let uncut = version_1();
+            let uncut = before();
             uncut.cut_power_at(nth);
             if Pool::open(uncut.clone()).is_ok() && uncut.has_power() {
                 break;
             }
             for seed in 0..20 {
-                let device = version_1();
+                let device = before();
                 device.cut_power_at(nth);
                 Pool::open(device.clone()).unwrap_err();
                 let survivor = device.power_cut(seed);
-                let pool = Pool::open(survivor.clone()).unwrap();
-                assert_eq!(pool.volumes(), volumes_of_version_1());
-                drop(pool);
-                holds(&survivor, IN_VERSION_1);
+                drop(Pool::open(survivor.clone()).unwrap());
+                holds(&survivor, content);
                 cuts += 1;
             }
         }
@@ -294,7 +331,7 @@ fn the_same_operations_still_write_the_same_tables() {
     if let Some(path) = std::env::var_os("NIGHTLATCH_WRITE_GOLDEN") {
         std::fs::write(path, encode(&device)).unwrap();
     }
-    assert!(comparable(&device) == comparable(&decode(VERSION_2)), "the tables are not the same");
+    assert!(comparable(&device) == comparable(&decode(VERSION_3)), "the tables are not the same");
     assert_eq!(decode(&encode(&device)).content(), device.content());
-    holds_what_was_put_in(&device);
+    holds_what_was_put_in(&device, SINCE_VERSION_3, 6);
 }

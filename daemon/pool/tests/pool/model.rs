@@ -1,13 +1,14 @@
 //! The reference: what every sector may hold, kept as one map a volume.
 //!
 //! A sector's content is made from a tag, 512 bytes at a time, so that a torn sector shows which writes it is a mix of
-//! and a byte that no write ever put there is noticed.
+//! and a byte that no write ever put there is noticed. The record of a sector says what the model knows of it: whoever reads
+//! one compares them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use device::{Sealed, SectorBuf};
+use device::{Sealed, SectorBuf, SectorRecord};
 use pool::{Piece, Pool, PoolVolume, VolumeInfo, VolumeKind, VolumeSpec};
 use units::{DomainId, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
@@ -35,14 +36,21 @@ pub(crate) fn spec(number: u8, sectors: u64) -> VolumeSpec {
 
 /// Sectors with the content of `tags`.
 pub(crate) fn sealed(tags: impl IntoIterator<Item = Tag>) -> Sealed {
-    let mut bytes = Vec::new();
+    let (mut bytes, mut records) = (Vec::new(), Vec::new());
     for tag in tags {
+        let start = bytes.len();
         for unit in 0..(SECTOR_BYTES / UNIT_BYTES) as u64 {
             let word = unit_word(tag, unit).to_le_bytes();
             bytes.extend(word.iter().cycle().take(UNIT_BYTES));
         }
+        records.push(record_of(tag, &bytes[start..]));
     }
-    Sealed::from_cipher(SectorBuf::copied_from(&bytes).unwrap())
+    Sealed::from_cipher(SectorBuf::copied_from(&bytes).unwrap(), records)
+}
+
+fn record_of(tag: Tag, sector: &[u8]) -> SectorRecord {
+    let keyed = u128::from(tag) << 64 | 0x7a67;
+    SectorRecord { sequence: tag, checksum: crc32c::crc32c(sector), tag: keyed.to_le_bytes() }
 }
 
 fn unit_word(tag: Tag, unit: u64) -> u64 {
@@ -76,9 +84,13 @@ pub(crate) fn read(volume: &PoolVolume, first: u64, count: u64) -> Result<Conten
                 if at.0 != first + content.len() as u64 || epoch != EPOCH {
                     return Err(format!("a piece at {at} of epoch {epoch}, expected at {}", content.len()));
                 }
-                for sector in data.as_bytes().chunks(SECTOR_BYTES) {
+                for (sector, record) in data.as_bytes().chunks(SECTOR_BYTES).zip(data.records()) {
                     let at = first + content.len() as u64;
-                    content.push(Some(units(sector).ok_or_else(|| format!("garbage in sector {at}"))?));
+                    let units = units(sector).ok_or_else(|| format!("garbage in sector {at}"))?;
+                    if *record != record_of(units[0], sector) {
+                        return Err(format!("sector {at} holds {units:?}, and its record says {record:?}"));
+                    }
+                    content.push(Some(units));
                 }
             }
         }
@@ -108,13 +120,9 @@ impl Sector {
         self.since.last().copied().unwrap_or(self.durable)
     }
 
-    /// After a cut: a hole only where it was one or was made one since; otherwise every unit from one of the writes.
+    /// After a cut: old or one of the new, whole.
     fn allows(&self, found: Option<Units>) -> bool {
-        let states = || std::iter::once(self.durable).chain(self.since.iter().copied());
-        match found {
-            None => states().any(|state| state.is_none()),
-            Some(units) => (0..UNITS).all(|nth| states().flatten().any(|state| state[nth] == units[nth])),
-        }
+        std::iter::once(self.durable).chain(self.since.iter().copied()).any(|state| state == found)
     }
 }
 

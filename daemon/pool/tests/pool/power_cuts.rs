@@ -32,7 +32,8 @@ impl Cuts {
     }
 
     fn options(&self) -> OpenOptions {
-        OpenOptions { on_step: Some(self.hook()) }
+        // Two pages: records come from the device as often as from the cache.
+        OpenOptions { on_step: Some(self.hook()), record_cache: ByteLen(8192) }
     }
 
     fn count(&self) {
@@ -201,7 +202,7 @@ fn between_steps_that_must_not_be_swapped_there_is_a_flush() {
         let (device, trace) = (Arc::clone(&device), Arc::clone(&trace));
         Arc::new(move |step| trace.lock().unwrap().push((step, device.flushes())))
     };
-    let options = OpenOptions { on_step: Some(on_step) };
+    let options = OpenOptions { on_step: Some(on_step), ..OpenOptions::default() };
     let pool = Pool::create_with(device, Shape::LARGE.create_options(), options).unwrap();
     let mut workload = Workload::new(3, Shape::LARGE);
     for _ in 0..600 {
@@ -216,6 +217,8 @@ fn between_steps_that_must_not_be_swapped_there_is_a_flush() {
         (CrashStep::SecondSuperblockWrite, CrashStep::FirstSuperblockWrite, 0),
         (CrashStep::LogWrite, CrashStep::SecondSuperblockWrite, 0),
         (CrashStep::Discard, CrashStep::LogWrite, 0),
+        (CrashStep::PlaceWrite, CrashStep::LogWrite, 0),
+        (CrashStep::FirstSuperblockWrite, CrashStep::PlaceWrite, 0),
         (CrashStep::FirstSuperblockWrite, CrashStep::CreateErase, 0),
     ];
     for (later, earlier, seen) in &mut pairs {
@@ -236,7 +239,8 @@ const LOG_OF_FREES: u64 = 16 * 506;
 
 /// A pool with one volume in `extents` extents.
 fn many_extents(extents: u64) -> (Arc<SimulatedDevice>, Arc<Pool>, Arc<PoolVolume>) {
-    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + (extents + extents / 2048) * EXTENT));
+    let device =
+        SimulatedDevice::new(ByteLen(DEVICE.0 + (extents + extents / 2048 + extents / 128 + 1) * EXTENT));
     let pool = Pool::create(device.clone(), create_options()).unwrap();
     let volume = pool.create_volume(spec(2, extents * 16)).unwrap();
     for extent in 0..extents {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use pool::{Pool, PoolErrorKind, PoolVolume};
-use units::{Lba, SectorCount};
+use device::SimulatedDevice;
+use pool::{CreateOptions, Pool, PoolErrorKind, PoolVolume};
+use units::{ByteLen, Lba, SectorCount};
 
 use crate::model::{EPOCH, read, sealed, spec, verify_metadata};
-use crate::workload::{Random, small_pool};
+use crate::workload::{DEVICE, Random, create_options, small_pool};
 
 const THREADS: u64 = 8;
 /// Sectors that belong to each thread: every sixteenth, so that all of them share every extent.
@@ -226,7 +227,10 @@ fn a_snapshot_under_load_splits_no_request_and_never_changes() {
 /// One flush may answer many callers, and none too early.
 #[test]
 fn concurrent_flushers_share_device_flushes() {
-    let (device, pool) = small_pool();
+    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + (1 << 20)));
+    // A log that is not full before everybody is through: what empties it flushes as well.
+    let options = CreateOptions { log_len: Some(ByteLen(1 << 20)), ..create_options() };
+    let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, 16 * THREADS)).unwrap();
     volume.write(Lba(0), EPOCH, &sealed(1..=16 * THREADS)).unwrap();
     volume.flush().unwrap();

@@ -30,7 +30,7 @@ impl Shape {
 
     pub(crate) const fn device_len(self) -> ByteLen {
         let base = ((2 << 20) + LOG).next_multiple_of(self.extent);
-        ByteLen(base + (1 + EXTENTS) * self.extent)
+        ByteLen(base + (2 + EXTENTS) * self.extent)
     }
 
     pub(crate) fn create_options(self) -> CreateOptions {

@@ -6,11 +6,11 @@ fn by_conversion(clear: Clear) -> Sealed {
 }
 
 fn by_declaration(clear: Clear) -> Sealed {
-    Sealed::from_cipher(clear)
+    Sealed::from_cipher(clear, Vec::new())
 }
 
 fn by_taking_it_apart(clear: Clear) -> Sealed {
-    Sealed::from_cipher(clear.0)
+    Sealed::from_cipher(clear.0, Vec::new())
 }
 
 fn main() {
