@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher bench-pool bench-wipe
+.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -64,7 +64,7 @@ advisories: ## Known vulnerabilities in what the lock file names (fetches the ad
 	tests/clients.sh lint
 	cargo deny --locked check advisories
 
-bench: bench-cipher bench-index bench-pool bench-wipe ## Every bench; each writes target/bench/NAME.json
+bench: bench-cipher bench-index bench-pool bench-wipe bench-nbd ## Every bench; each writes target/bench/NAME.json
 
 bench-cipher: ## Every cipher kernel beside AWS-LC, OpenSSL (the system's and the newest), GCM, hashes and the bound
 	cargo run --locked --release -p benches --features rivals --bin cipher
@@ -78,3 +78,7 @@ bench-pool: ## The pool, and a volume under its key, beside the device below: re
 bench-wipe: ## From power loss, lease end, line, kernel event or order to keys gone, all cores busy: 10,000 rounds each (root)
 	cargo build --locked --release -p node -p keyholder --bins
 	cargo run --locked --release -p benches --features custody --bin wipe
+
+bench-nbd: ## Our NBD head, encrypted, beside nbdkit, qemu-nbd and nbd-server, in clear and LUKS: unix, TCP, TLS; memory and disk (root)
+	tests/clients.sh bench
+	cargo run --locked --release -p benches --features network-block --bin nbd

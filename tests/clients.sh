@@ -3,6 +3,7 @@
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
 #   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a Python venv, cargo-nextest
+#   tests/clients.sh bench    what the NBD head is measured beside
 #   tests/clients.sh lint     cargo-deny
 #
 # System packages come through apt, as root or with sudo. Everything else lands under target/tools and goes with
@@ -39,6 +40,15 @@ readonly programs=(
     dbus-daemon:dbus-daemon
 )
 
+readonly rivals=(
+    fio:fio
+    nbdkit:nbdkit
+    nbd-server:nbd-server
+    qemu-img:qemu-utils
+    qemu-nbd:qemu-utils
+    openssl:openssl
+)
+
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$@"
@@ -54,17 +64,16 @@ apt_get() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"
 }
 
+# install_packages ENTRY...: what of PROGRAM:PACKAGE is not on the PATH.
 install_packages() {
     local wanted=() entry
-    for entry in "${programs[@]}"; do
+    for entry in "$@"; do
         command -v "${entry%%:*}" >/dev/null || wanted+=("${entry##*:}")
     done
-    # A Python without ensurepip cannot make the venv: Debian splits it off.
-    [ -x "$venv/bin/python" ] || system_python -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
     [ ${#wanted[@]} -gt 0 ] || return 0
     mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | sort -u)
     command -v apt-get >/dev/null \
-        || fail "this machine has no apt: install by hand what brings ${programs[*]%%:*}, then run again"
+        || fail "this machine has no apt: install by hand what brings ${*%%:*}, then run again"
     say "installing ${wanted[*]}"
     apt_get update >/dev/null
     apt_get install -y --no-install-recommends "${wanted[@]}" >/dev/null
@@ -115,15 +124,21 @@ cargo_tool() {
 
 case "${1:-}" in
     test)
-        install_packages
+        # A Python without ensurepip cannot make the venv: Debian splits it off.
+        [ -x "$venv/bin/python" ] || system_python -c 'import ensurepip, venv' 2>/dev/null \
+            || set -- "$@" "a venv":python3-venv
+        install_packages "${programs[@]}" "${@:2}"
         install_ups_daemons
         install_python
         cargo_tool cargo-nextest "$nextest_version"
+        ;;
+    bench)
+        install_packages "${rivals[@]}"
         ;;
     lint)
         cargo_tool cargo-deny "$deny_version"
         ;;
     *)
-        fail "say which set: tests/clients.sh test | lint"
+        fail "say which set: tests/clients.sh test | bench | lint"
         ;;
 esac

@@ -64,7 +64,7 @@ pub(crate) async fn run(
     tracing::debug!(export = %export.label, ?features, "transmission begins");
     let closed = serve(stream, Arc::clone(&export), features, shared).await;
     match &closed {
-        Closed::Malformed | Closed::Lingered | Closed::Sealed => {
+        Closed::Malformed | Closed::Oversize | Closed::Lingered | Closed::Sealed => {
             tracing::info!(export = %export.label, reason = %closed, "connection closed");
         }
         Closed::Disconnected | Closed::EndOfStream | Closed::Drained | Closed::Broken(_) => {

@@ -12,16 +12,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sealing::Volume;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::buffers::Buffers;
 use crate::lane::Lane;
-use crate::limits::LABEL_BYTES_MAX;
+use crate::limits::{LABEL_BYTES_MAX, Limits};
 use crate::metrics::{ExportMetrics, Metrics};
 use crate::negotiation::{Directory, Shape, Unavailable};
+use crate::pace::Pace;
+use crate::slow::SlowLog;
 use crate::transmission::Operation;
 
 /// What clients of an export see when its key goes.
@@ -78,6 +82,9 @@ pub(crate) struct LiveExport {
     pub(crate) on_seal: OnSeal,
     pub(crate) metrics: ExportMetrics,
     pub(crate) lane: Arc<Lane<Operation>>,
+    pub(crate) pace: Pace,
+    pub(crate) slow: SlowLog,
+    pub(crate) buffers: Arc<Buffers>,
     sealed: CancellationToken,
     /// Connections and what they hold.
     pub(crate) present: TaskTracker,
@@ -131,7 +138,9 @@ pub(crate) struct Connected(Arc<LiveExport>);
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.buffers.release();
+        }
         self.0.metrics.connections.dec();
     }
 }
@@ -147,6 +156,7 @@ impl Entry {
     fn seal(&mut self) -> Option<TaskTracker> {
         let Self::Live(live) = self else { return None };
         live.sealed.cancel();
+        live.buffers.close();
         live.present.close();
         let leaving = live.present.clone();
         *self = Self::Sealed;
@@ -161,12 +171,14 @@ pub(crate) struct Exports {
     draining: CancellationToken,
     /// Threads beyond the first of each export.
     extra_threads: Arc<Semaphore>,
+    slow_operation: Duration,
 }
 
 impl Exports {
-    pub(crate) fn new(draining: CancellationToken, operations_max: usize) -> Self {
-        let extra_threads = Arc::new(Semaphore::new(operations_max));
-        Self { entries: Mutex::new(BTreeMap::new()), draining, extra_threads }
+    pub(crate) fn new(draining: CancellationToken, limits: &Limits) -> Self {
+        let extra_threads = Arc::new(Semaphore::new(limits.operations_max));
+        let slow_operation = limits.slow_operation;
+        Self { entries: Mutex::new(BTreeMap::new()), draining, extra_threads, slow_operation }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
@@ -190,6 +202,9 @@ impl Exports {
             read_only: export.read_only,
             on_seal: export.on_seal,
             lane: Arc::new(Lane::new(Arc::clone(&self.extra_threads))),
+            pace: Pace::new(),
+            slow: SlowLog::new(self.slow_operation),
+            buffers: Arc::default(),
             sealed: CancellationToken::new(),
             failures: AtomicU64::new(0),
             connections: AtomicU64::new(0),

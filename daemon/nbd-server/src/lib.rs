@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   client ── wire ── negotiation (sans-IO) ── connection ─┐
-//!                     request, reply (sans-IO) ── transmission ── operation ── sealing::Volume
+//!                     request, reply (sans-IO) ── transmission ── reader, lane ── operation ── sealing::Volume
 //!                                       server (exports, listeners, drain) ┘
 //! ```
 //!
@@ -16,20 +16,28 @@
 //! - A flush covers every write that was replied to before it on any connection; that is the volume's promise, and
 //!   the reason why several connections may share an export.
 //!
-//! The crate starts no runtime and no thread and opens no listening socket.
+//! The crate starts no runtime and opens no listening socket. Its threads are the runtime's blocking ones: one for each
+//! connection, and those of the lanes.
 
+mod buffers;
 pub mod client;
 mod connection;
 mod exports;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod lane;
 pub mod limits;
 mod metrics;
 mod negotiation;
 mod operation;
 mod outbox;
+mod pace;
+mod reader;
 mod reply;
 mod request;
 mod server;
+mod slow;
+mod stream;
 mod transmission;
 mod wire;
 

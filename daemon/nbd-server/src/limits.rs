@@ -33,12 +33,43 @@ pub const STATUS_DESCRIPTORS_MAX: usize = 8192;
 /// most 262,144 runs, 4 MiB of memory.
 pub const STATUS_WINDOW_BYTES: u64 = 1 << 30;
 
+/// Bytes over which one block status looks at most: 256 GiB, 256 steps. With lengths of 64 bits a client may ask for
+/// all of a volume; the protocol lets it ask again for the rest.
+pub const STATUS_BYTES_MAX: u64 = 256 << 30;
+
+/// Longest run of zeroes that is written out in one request: 4 GiB, what compact headers can ask for. Each takes a
+/// thread until it is done.
+pub const SEALED_ZEROES_BYTES_MAX: u64 = 4 << 30;
+
 /// Longest message in an error reply. They are fixed texts; the protocol allows 4096.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
 
 /// Bytes read ahead of the request that is being parsed: seven 4 KiB writes in one system call, while most of a long
 /// payload still goes straight into its own buffer.
 pub const READ_AHEAD_BYTES: usize = 32 << 10;
+
+/// An operation that is likely to take no longer is carried out by the thread that read its request: less than waking
+/// another thread and having it scheduled costs on a busy machine, and far less than any disk takes.
+pub const QUICK_OPERATION_MAX: Duration = Duration::from_micros(60);
+
+/// Longest payload of an operation that the reading thread carries out itself: a longer one is worth a thread of its own.
+pub const QUICK_PAYLOAD_BYTES_MAX: u32 = 256 << 10;
+
+/// How long such an operation may take before another thread reads on in its place: the longest that it holds up other
+/// requests of its connection, twice at most.
+pub const TAKE_OVER_TIME: Duration = Duration::from_millis(4);
+
+/// Replies that may wait for the next requests, which have arrived already, so that all leave in one system call.
+pub const REPLIES_HELD_BACK_MAX: usize = 16;
+
+/// Longest payload of a reply that may wait.
+pub const HELD_BACK_PAYLOAD_BYTES_MAX: u32 = 16 << 10;
+
+/// Bytes of payload buffers that an export with connections keeps for the next requests: 16 MiB, a queue of 16 at 1 MiB.
+pub const BUFFERS_KEPT_BYTES_MAX: usize = 16 << 20;
+
+/// At most one line about slow operations of an export in this time; it says how many were left out.
+pub const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bytes by which a payload that is not wanted is read and dropped.
 pub const DISCARD_STEP_BYTES: usize = 64 << 10;
@@ -71,6 +102,9 @@ pub struct Limits {
     /// How long a client that disconnected may take to read the answers that it is still owed, at most twice that.
     /// Not counted while operations are still running.
     pub linger_time_max: Duration,
+    /// An operation that takes this long from its arrival to its answer is counted as slow and named in the log. A second:
+    /// clients begin to complain, and no healthy disk takes it.
+    pub slow_operation: Duration,
 }
 
 impl Default for Limits {
@@ -82,6 +116,7 @@ impl Default for Limits {
             operations_max: 64,
             negotiation_time_max: Duration::from_secs(15),
             linger_time_max: Duration::from_secs(30),
+            slow_operation: Duration::from_secs(1),
         }
     }
 }

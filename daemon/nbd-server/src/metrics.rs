@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     bytes: Family<OperationLabels, Counter>,
     errors: Family<OperationLabels, Counter>,
     unanswered: Family<OperationLabels, Counter>,
+    slow: Family<OperationLabels, Counter>,
     in_flight: Family<OperationLabels, Gauge>,
     latency: Family<OperationLabels, Histogram>,
     export_connections: Family<ExportLabels, Gauge>,
@@ -58,6 +59,7 @@ impl Metrics {
             bytes: Family::default(),
             errors: Family::default(),
             unanswered: Family::default(),
+            slow: Family::default(),
             in_flight: Family::default(),
             latency: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_SECONDS)),
             export_connections: Family::default(),
@@ -77,6 +79,11 @@ impl Metrics {
             "unanswered",
             "Requests dropped without an answer: the key was gone, or the client",
             self.unanswered.clone(),
+        );
+        nbd.register(
+            "slow_requests",
+            "Requests that took longer than is called slow; the log names some",
+            self.slow.clone(),
         );
         nbd.register("requests_in_flight", "Requests being carried out", self.in_flight.clone());
         nbd.register_with_unit(
@@ -116,6 +123,7 @@ impl Metrics {
                 bytes: self.bytes.get_or_create_owned(&labels),
                 errors: self.errors.get_or_create_owned(&labels),
                 unanswered: self.unanswered.get_or_create_owned(&labels),
+                slow: self.slow.get_or_create_owned(&labels),
                 in_flight: self.in_flight.get_or_create_owned(&labels),
                 latency: self.latency.get_or_create_owned(&labels),
             }
@@ -173,6 +181,7 @@ pub(crate) struct OperationMetrics {
     bytes: Counter,
     errors: Counter,
     unanswered: Counter,
+    slow: Counter,
     in_flight: Gauge,
     latency: Histogram,
 }
@@ -186,6 +195,10 @@ pub(crate) enum Ended {
 }
 
 impl OperationMetrics {
+    pub(crate) fn count_slow(&self) {
+        self.slow.inc();
+    }
+
     pub(crate) fn begin(&self) -> Instant {
         self.in_flight.inc();
         Instant::now()

@@ -16,7 +16,7 @@ use crate::limits::{
 };
 use crate::wire::{
     BASE_ALLOCATION, BASE_WILDCARD, CLIENT_FLAGS_BYTES, Cursor, EXPORT_NAME_PADDING_BYTES, GREETING_BYTES,
-    OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode, ReplyCode, SESSION_MAGIC,
+    OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode, ReplyCode, SESSION_MAGIC, Style,
     handshake_flag, info, transmission_flag,
 };
 
@@ -67,7 +67,7 @@ pub(crate) enum Tls {
 /// What a client may use in the transmission phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Features {
-    pub(crate) structured_replies: bool,
+    pub(crate) style: Style,
     /// `base:allocation` was selected for the export that was chosen.
     pub(crate) block_status: bool,
 }
@@ -106,6 +106,8 @@ pub(crate) enum CloseReason {
     ExportNameUnknown,
     #[error("EXPORT_NAME for an export that is sealed")]
     ExportNameSealed,
+    #[error("EXPORT_NAME after extended headers, which need GO")]
+    ExportNameExtended,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +125,7 @@ pub(crate) struct Negotiation {
     options_seen: u32,
     fixed_newstyle: bool,
     no_zeroes: bool,
-    structured_replies: bool,
+    style: Style,
     /// The export that `base:allocation` was selected for.
     allocation_selected_for: Option<String>,
 }
@@ -136,7 +138,7 @@ impl Negotiation {
             options_seen: 0,
             fixed_newstyle: false,
             no_zeroes: false,
-            structured_replies: false,
+            style: Style::Simple,
             allocation_selected_for: None,
         }
     }
@@ -163,7 +165,7 @@ impl Negotiation {
     /// TLS is up: what was negotiated in clear no longer counts.
     pub(crate) fn tls_started(&mut self) {
         self.tls = Tls::Active;
-        self.structured_replies = false;
+        self.style = Style::Simple;
         self.allocation_selected_for = None;
     }
 
@@ -251,13 +253,8 @@ impl Negotiation {
                 self.describe(OptionCode::Info, data, directory, out);
             }
             Some(OptionCode::List) => list(data, directory, out),
-            Some(OptionCode::StructuredReply) if data.is_empty() => {
-                self.structured_replies = true;
-                reply(out, code, ReplyCode::Ack, &[]);
-            }
-            Some(OptionCode::StructuredReply) => {
-                reply_error(out, code, ReplyCode::ErrInvalid, "STRUCTURED_REPLY takes no data");
-            }
+            Some(OptionCode::StructuredReply) => self.on_style(OptionCode::StructuredReply, data, out),
+            Some(OptionCode::ExtendedHeaders) => self.on_style(OptionCode::ExtendedHeaders, data, out),
             Some(OptionCode::ListMetaContext) => list_contexts(data, directory, out),
             Some(OptionCode::SetMetaContext) => self.on_set_meta_context(data, directory, out),
             None => reply_error(out, code, ReplyCode::ErrUnsupported, "this server does not know the option"),
@@ -283,9 +280,27 @@ impl Negotiation {
         Step::Continue
     }
 
+    /// Structured replies or extended headers. There is no way back from the latter.
+    fn on_style(&mut self, option: OptionCode, data: &[u8], out: &mut Vec<u8>) {
+        let code = option.code();
+        let wanted = if option == OptionCode::ExtendedHeaders { Style::Extended } else { Style::Structured };
+        if !data.is_empty() {
+            reply_error(out, code, ReplyCode::ErrInvalid, "the option takes no data");
+        } else if self.style == Style::Extended && wanted == Style::Structured {
+            let message = "extended headers were negotiated, which contain structured replies";
+            reply_error(out, code, ReplyCode::ErrExtendedHeadersActive, message);
+        } else {
+            self.style = wanted;
+            reply(out, code, ReplyCode::Ack, &[]);
+        }
+    }
+
     fn on_export_name<D: Directory>(&self, data: &[u8], directory: &D, out: &mut Vec<u8>) -> Step<D::Export> {
         if self.tls == Tls::Required {
             return Step::Close(CloseReason::ExportNameInClear);
+        }
+        if self.style == Style::Extended {
+            return Step::Close(CloseReason::ExportNameExtended);
         }
         let Ok(label) = std::str::from_utf8(data) else {
             return Step::Close(CloseReason::ExportNameUnknown);
@@ -297,7 +312,7 @@ impl Negotiation {
         };
         let shape = directory.shape(&export);
         out.extend_from_slice(&shape.len_bytes.to_be_bytes());
-        out.extend_from_slice(&self.transmission_flags(shape).to_be_bytes());
+        out.extend_from_slice(&self.transmission_flags(shape, label).to_be_bytes());
         if !self.no_zeroes {
             out.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
@@ -335,7 +350,7 @@ impl Negotiation {
         let mut payload = Vec::with_capacity(16);
         payload.extend_from_slice(&info::EXPORT.to_be_bytes());
         payload.extend_from_slice(&shape.len_bytes.to_be_bytes());
-        payload.extend_from_slice(&self.transmission_flags(shape).to_be_bytes());
+        payload.extend_from_slice(&self.transmission_flags(shape, label).to_be_bytes());
         reply(out, code, ReplyCode::Info, &payload);
 
         payload.clear();
@@ -359,8 +374,9 @@ impl Negotiation {
         let code = OptionCode::SetMetaContext.code();
         // Replaces the earlier selection even where it fails.
         self.allocation_selected_for = None;
-        if !self.structured_replies {
-            reply_error(out, code, ReplyCode::ErrInvalid, "negotiate structured replies first");
+        if !self.style.in_chunks() {
+            let message = "negotiate structured replies or extended headers first";
+            reply_error(out, code, ReplyCode::ErrInvalid, message);
             return;
         }
         let Some((label, queries)) = parse_queries(data) else {
@@ -379,21 +395,21 @@ impl Negotiation {
     }
 
     fn features(&self, label: &str) -> Features {
-        Features {
-            structured_replies: self.structured_replies,
-            block_status: self.allocation_selected_for.as_deref() == Some(label),
-        }
+        Features { style: self.style, block_status: self.allocation_selected_for.as_deref() == Some(label) }
     }
 
-    fn transmission_flags(&self, shape: Shape) -> u16 {
+    fn transmission_flags(&self, shape: Shape, label: &str) -> u16 {
         use transmission_flag::{
-            CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH, SEND_FUA,
-            SEND_TRIM, SEND_WRITE_ZEROES,
+            BLOCK_STATUS_PAYLOAD, CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, SEND_CACHE, SEND_DF, SEND_FAST_ZERO,
+            SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
         };
         let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE;
         flags |= if shape.read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO };
-        if self.structured_replies {
+        if self.style.in_chunks() {
             flags |= SEND_DF;
+        }
+        if self.style == Style::Extended && self.features(label).block_status {
+            flags |= BLOCK_STATUS_PAYLOAD;
         }
         flags
     }

@@ -3,22 +3,23 @@
 use sealing::{Durability, ErrorKind, Presence, Volume, VolumeError, ZeroMode};
 use units::{ByteLen, ByteOffset};
 
-use crate::limits::{STATUS_DESCRIPTORS_MAX, STATUS_WINDOW_BYTES};
+use crate::exports::LiveExport;
+use crate::limits::{STATUS_BYTES_MAX, STATUS_DESCRIPTORS_MAX, STATUS_WINDOW_BYTES};
 use crate::reply::{Outcome, StatusRun};
 use crate::request::{Range, Refusal, Request};
 use crate::wire::Errno;
 
 /// Carries out `request`; `payload` is the data of a write and empty otherwise.
-pub(crate) fn execute(volume: &Volume, request: Request, payload: &[u8]) -> Result<Outcome, VolumeError> {
+pub(crate) fn execute(export: &LiveExport, request: Request, payload: &[u8]) -> Result<Outcome, VolumeError> {
+    let volume = &export.volume;
     match request {
         Request::Read { range } => {
-            let offset = range.offset.0;
             // At most PAYLOAD_BYTES_MAX, which fits.
-            let mut data = vec![0; usize::try_from(range.len.0).unwrap_or(0)];
-            if !data.is_empty() {
-                volume.read(range.offset, &mut data)?;
+            let mut data = export.buffers.take(usize::try_from(range.len.0).unwrap_or(0));
+            if range.len.0 > 0 {
+                volume.read(range.offset, data.as_mut_bytes())?;
             }
-            return Ok(Outcome::Data { offset, data });
+            return Ok(Outcome::Data(data));
         }
         Request::BlockStatus { range, one } => {
             let descriptors_max = if one { 1 } else { STATUS_DESCRIPTORS_MAX };
@@ -66,23 +67,22 @@ fn block_status(
     range: Range,
     descriptors_max: usize,
 ) -> Result<Vec<StatusRun>, VolumeError> {
-    // (bytes, hole). All together at most the request's 32-bit length.
-    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let mut runs: Vec<StatusRun> = Vec::new();
     let mut covered: u64 = 0;
-    'windows: while covered < range.len.0 {
-        let window = ByteLen((range.len.0 - covered).min(STATUS_WINDOW_BYTES));
+    let wanted = range.len.0.min(STATUS_BYTES_MAX);
+    'windows: while covered < wanted {
+        let window = ByteLen((wanted - covered).min(STATUS_WINDOW_BYTES));
         let at = ByteOffset(range.offset.0 + covered);
         for (ByteLen(len), presence) in volume.status(at, window)? {
             let hole = presence == Presence::Hole;
             let full = runs.len() == descriptors_max;
             match runs.last_mut() {
-                Some((run_len, run_hole)) if *run_hole == hole => *run_len += len,
+                Some(run) if run.hole == hole => run.len_bytes += len,
                 _ if full => break 'windows,
-                _ => runs.push((len, hole)),
+                _ => runs.push(StatusRun { len_bytes: len, hole }),
             }
         }
         covered += window.0;
     }
-    let clamp = |len| u32::try_from(len).unwrap_or(u32::MAX);
-    Ok(runs.into_iter().map(|(len, hole)| StatusRun { len_bytes: clamp(len), hole }).collect())
+    Ok(runs)
 }

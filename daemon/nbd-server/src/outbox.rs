@@ -19,13 +19,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::{tcp, unix};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::exports::{LiveExport, OnSeal};
-use crate::reply::{Batch, Outcome, SEALED};
+use crate::limits::REPLIES_HELD_BACK_MAX;
+use crate::reply::{Batch, Outcome, ReplyTo, SEALED};
+use crate::stream::PlainStream;
 use crate::transmission::Closed;
+use crate::wire::Style;
 
 /// What one request of a connection occupies until its reply has left.
 #[derive(Debug)]
@@ -34,35 +36,12 @@ pub(crate) struct Hold {
     pub(crate) payload: Option<OwnedSemaphorePermit>,
 }
 
-/// The sending half of a socket that any thread may write to.
-#[derive(Debug)]
-pub(crate) enum PlainSink {
-    Tcp(tcp::OwnedWriteHalf),
-    Unix(unix::OwnedWriteHalf),
-}
-
-impl PlainSink {
-    fn try_write(&self, batch: &Batch<Hold>) -> io::Result<usize> {
-        match self {
-            Self::Tcp(half) => half.try_write_vectored(&batch.slices()),
-            Self::Unix(half) => half.try_write_vectored(&batch.slices()),
-        }
-    }
-
-    async fn writable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(half) => half.writable().await,
-            Self::Unix(half) => half.writable().await,
-        }
-    }
-}
-
 /// The sending half of a TLS session.
 pub(crate) type TlsSink = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Where the task sends.
 pub(crate) enum Sink {
-    Plain(Arc<PlainSink>),
+    Plain(Arc<PlainStream>),
     Tls(TlsSink),
 }
 
@@ -78,7 +57,7 @@ pub(crate) struct Outbox {
     export: Arc<LiveExport>,
     /// Operations that still run hold the outbox, and a buffer each.
     _present: TaskTrackerToken,
-    structured: bool,
+    style: Style,
     state: Mutex<State>,
     /// Something changed that the task must look at.
     task: Notify,
@@ -97,20 +76,20 @@ struct State {
     /// More requests may come.
     reading: bool,
     /// Where any thread may send; gone when closed, and under TLS.
-    plain: Option<Arc<PlainSink>>,
+    plain: Option<Arc<PlainStream>>,
     /// Why the connection has to end; nothing is sent any more.
     ended: Option<Closed>,
     closed: bool,
 }
 
 impl Outbox {
-    pub(crate) fn new(export: Arc<LiveExport>, structured: bool, sink: &Sink) -> Self {
+    pub(crate) fn new(export: Arc<LiveExport>, style: Style, sink: &Sink) -> Self {
         let plain = match sink {
             Sink::Plain(plain) => Some(Arc::clone(plain)),
             Sink::Tls(_) => None,
         };
         let state = State {
-            waiting: Batch::new(structured),
+            waiting: Batch::new(style),
             sending: false,
             handed_over: false,
             unanswered: 0,
@@ -120,7 +99,7 @@ impl Outbox {
             closed: false,
         };
         let _present = export.present.token();
-        Self { export, _present, structured, state: Mutex::new(state), task: Notify::new() }
+        Self { export, _present, style, state: Mutex::new(state), task: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,13 +136,14 @@ impl Outbox {
         let mut state = self.state();
         state.closed = true;
         state.plain = None;
-        let unsent = mem::replace(&mut state.waiting, Batch::new(self.structured));
+        let unsent = mem::replace(&mut state.waiting, Batch::new(self.style));
         drop(state);
         drop(unsent);
     }
 
-    /// Answers a request; `None` where the key was gone. Called on the thread that carried it out.
-    pub(crate) fn answer(&self, cookie: u64, outcome: Option<Outcome>, hold: Hold) {
+    /// Answers a request; `None` where the key was gone. Called on the thread that carried it out. With `hold_back` the
+    /// reply may wait for others, until [`Self::send_held_back`].
+    pub(crate) fn answer(&self, to: ReplyTo, outcome: Option<Outcome>, hold: Hold, hold_back: bool) {
         let outcome = match (outcome, self.export.on_seal) {
             (Some(outcome), _) => Some(outcome),
             (None, OnSeal::Fail) => Some(Outcome::Refused(SEALED)),
@@ -179,8 +159,23 @@ impl Outbox {
             self.task.notify_one();
             return;
         };
-        state.waiting.push(cookie, outcome, hold);
-        if state.sending {
+        state.waiting.push(to, outcome, hold);
+        if !hold_back || state.waiting.len() >= REPLIES_HELD_BACK_MAX {
+            self.send_waiting(state);
+        }
+    }
+
+    /// Sends what was held back.
+    pub(crate) fn send_held_back(&self) {
+        let state = self.state();
+        if !state.waiting.is_empty() {
+            self.send_waiting(state);
+        }
+    }
+
+    /// Sends what waits, unless somebody does already.
+    fn send_waiting(&self, mut state: MutexGuard<'_, State>) {
+        if state.sending || state.closed || state.ended.is_some() {
             return;
         }
         state.sending = true;
@@ -189,20 +184,21 @@ impl Outbox {
             self.task.notify_one();
             return;
         };
-        let batch = mem::replace(&mut state.waiting, Batch::new(self.structured));
+        let batch = mem::replace(&mut state.waiting, Batch::new(self.style));
         drop(state);
         self.send_here(batch, &plain);
     }
 
     /// Sends until nothing waits or the socket is full.
-    fn send_here(&self, mut batch: Batch<Hold>, plain: &PlainSink) {
+    fn send_here(&self, mut batch: Batch<Hold>, plain: &PlainStream) {
         loop {
-            let sent = self.clear_to_send(&mut batch).and_then(|_cleared| match plain.try_write(&batch) {
-                Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
-                Ok(sent) => Ok(Some(sent)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                Err(error) => Err(Closed::Broken(error)),
-            });
+            let sent =
+                self.clear_to_send(&mut batch).and_then(|_cleared| match plain.try_write(&batch.slices()) {
+                    Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
+                    Ok(sent) => Ok(Some(sent)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                    Err(error) => Err(Closed::Broken(error)),
+                });
             match sent {
                 Ok(Some(sent)) => batch.advance(sent),
                 Ok(None) => {
@@ -268,7 +264,7 @@ impl Outbox {
                     return Err(ended);
                 }
                 if mem::take(&mut state.handed_over) {
-                    Some(mem::replace(&mut state.waiting, Batch::new(self.structured)))
+                    Some(mem::replace(&mut state.waiting, Batch::new(self.style)))
                 } else if state.is_done() {
                     break;
                 } else {
@@ -315,7 +311,7 @@ impl Outbox {
             Sink::Plain(plain) => loop {
                 plain.writable().await?;
                 self.clear_to_send(batch)?;
-                match plain.try_write(batch) {
+                match plain.try_write(&batch.slices()) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
                     sent => break sent?,
                 }

@@ -11,17 +11,19 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use crate::buffers::Buffer;
 use crate::limits::{ERROR_MESSAGE_BYTES_MAX, REPLIES_PER_WRITE_MAX};
 use crate::negotiation::ALLOCATION_CONTEXT_ID;
 use crate::request::Refusal;
 use crate::wire::{
-    CHUNK_HEADER_BYTES, ChunkHeader, Errno, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, allocation, chunk,
+    ChunkHeader, EXTENDED_CHUNK_HEADER_BYTES, Errno, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, Style,
+    allocation, chunk,
 };
 
 /// How a run of bytes is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StatusRun {
-    pub(crate) len_bytes: u32,
+    pub(crate) len_bytes: u64,
     /// Unallocated, so it reads as zeroes.
     pub(crate) hole: bool,
 }
@@ -30,13 +32,21 @@ pub(crate) struct StatusRun {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Done,
-    Data { offset: u64, data: Vec<u8> },
+    /// All that a read asked for.
+    Data(Buffer),
     Status(Vec<StatusRun>),
     Refused(Refusal),
 }
 
-/// A chunk header and an offset: the longest head there is.
-const HEAD_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 8;
+/// An extended chunk header and an offset: the longest head there is.
+const HEAD_BYTES_MAX: usize = EXTENDED_CHUNK_HEADER_BYTES + 8;
+
+/// What a reply repeats of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplyTo {
+    pub(crate) cookie: u64,
+    pub(crate) offset: u64,
+}
 
 /// The refusal of everything once the key is gone.
 pub(crate) const SEALED: Refusal =
@@ -45,6 +55,7 @@ pub(crate) const SEALED: Refusal =
 #[derive(Debug)]
 enum Body {
     Empty,
+    Data(Buffer),
     Owned(Vec<u8>),
     Fixed(&'static [u8]),
 }
@@ -53,6 +64,7 @@ impl Body {
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Empty => &[],
+            Self::Data(buffer) => buffer.as_bytes(),
             Self::Owned(bytes) => bytes,
             Self::Fixed(bytes) => bytes,
         }
@@ -62,7 +74,7 @@ impl Body {
 /// One reply in wire form, and what it holds until it has left.
 #[derive(Debug)]
 struct Encoded<H> {
-    cookie: u64,
+    to: ReplyTo,
     head: [u8; HEAD_BYTES_MAX],
     head_len: usize,
     body: Body,
@@ -90,49 +102,62 @@ impl<H> Encoded<H> {
         let mut head = [0; SIMPLE_REPLY_BYTES];
         head[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
         head[4..8].copy_from_slice(&error.to_be_bytes());
-        head[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        head[8..16].copy_from_slice(&self.to.cookie.to_be_bytes());
         self.set(&[&head], body);
     }
 
     /// One chunk that is the whole reply; `fields` come between the chunk header and the body.
-    fn set_chunk(&mut self, kind: u16, fields: &[&[u8]], body: Body) {
+    fn set_chunk(&mut self, style: Style, kind: u16, fields: &[&[u8]], body: Body) {
         let len: usize = fields.iter().map(|field| field.len()).sum::<usize>() + body.as_bytes().len();
         // Payloads are bounded by the limits, far below 4 GiB.
         let length = u32::try_from(len).unwrap_or(u32::MAX);
-        let header = ChunkHeader { flags: chunk::FLAG_DONE, kind, cookie: self.cookie, length }.encode();
-        let mut parts: [&[u8]; 3] = [&header, &[], &[]];
+        let header = ChunkHeader { flags: chunk::FLAG_DONE, kind, cookie: self.to.cookie, length };
+        let (compact, extended) = (header.encode(), header.encode_extended(self.to.offset));
+        let header: &[u8] = if style == Style::Extended { &extended } else { &compact };
+        let mut parts: [&[u8]; 3] = [header, &[], &[]];
         for (part, field) in parts[1..].iter_mut().zip(fields) {
             *part = field;
         }
         self.set(&parts, body);
     }
 
-    fn encode(&mut self, outcome: Outcome, structured: bool) {
+    fn set_status(&mut self, style: Style, runs: &[StatusRun]) {
+        let id = ALLOCATION_CONTEXT_ID.to_be_bytes();
+        let flags = |run: &StatusRun| if run.hole { allocation::HOLE | allocation::ZERO } else { 0 };
+        let mut body = Vec::with_capacity(16 * runs.len());
+        if style == Style::Extended {
+            for run in runs {
+                body.extend_from_slice(&run.len_bytes.to_be_bytes());
+                body.extend_from_slice(&u64::from(flags(run)).to_be_bytes());
+            }
+            // As many as the limits allow, far below 2³².
+            let count = u32::try_from(runs.len()).unwrap_or(u32::MAX).to_be_bytes();
+            self.set_chunk(style, chunk::BLOCK_STATUS_EXT, &[&id, &count], Body::Owned(body));
+        } else {
+            for run in runs {
+                // No longer than the request, whose length had 32 bits.
+                body.extend_from_slice(&u32::try_from(run.len_bytes).unwrap_or(u32::MAX).to_be_bytes());
+                body.extend_from_slice(&flags(run).to_be_bytes());
+            }
+            self.set_chunk(style, chunk::BLOCK_STATUS, &[&id], Body::Owned(body));
+        }
+    }
+
+    fn encode(&mut self, outcome: Outcome, style: Style) {
         self.refusal = matches!(outcome, Outcome::Refused(_));
-        match (outcome, structured) {
+        match (outcome, style.in_chunks()) {
             (Outcome::Done, false) => self.set_simple(0, Body::Empty),
-            (Outcome::Done, true) => self.set_chunk(chunk::NONE, &[], Body::Empty),
-            (Outcome::Data { data, .. }, false) => self.set_simple(0, Body::Owned(data)),
+            (Outcome::Done, true) => self.set_chunk(style, chunk::NONE, &[], Body::Empty),
+            (Outcome::Data(data), false) => self.set_simple(0, Body::Data(data)),
             // A data chunk of no bytes is forbidden.
-            (Outcome::Data { data, .. }, true) if data.is_empty() => {
-                self.set_chunk(chunk::NONE, &[], Body::Empty);
+            (Outcome::Data(data), true) if data.as_bytes().is_empty() => {
+                self.set_chunk(style, chunk::NONE, &[], Body::Empty);
             }
-            (Outcome::Data { offset, data }, true) => {
-                self.set_chunk(chunk::OFFSET_DATA, &[&offset.to_be_bytes()], Body::Owned(data));
+            (Outcome::Data(data), true) => {
+                let offset = self.to.offset.to_be_bytes();
+                self.set_chunk(style, chunk::OFFSET_DATA, &[&offset], Body::Data(data));
             }
-            (Outcome::Status(runs), true) => {
-                let mut body = Vec::with_capacity(8 * runs.len());
-                for run in runs {
-                    let flags = if run.hole { allocation::HOLE | allocation::ZERO } else { 0 };
-                    body.extend_from_slice(&run.len_bytes.to_be_bytes());
-                    body.extend_from_slice(&flags.to_be_bytes());
-                }
-                self.set_chunk(
-                    chunk::BLOCK_STATUS,
-                    &[&ALLOCATION_CONTEXT_ID.to_be_bytes()],
-                    Body::Owned(body),
-                );
-            }
+            (Outcome::Status(runs), true) => self.set_status(style, &runs),
             // Block status is parsed only where structured replies were negotiated.
             (Outcome::Status(_), false) => self.set_simple(Errno::Invalid.code(), Body::Empty),
             (Outcome::Refused(refusal), false) => self.set_simple(refusal.errno.code(), Body::Empty),
@@ -141,7 +166,12 @@ impl<H> Encoded<H> {
                 let message = &message[..message.len().min(ERROR_MESSAGE_BYTES_MAX)];
                 let message_len = u16::try_from(message.len()).unwrap_or(0);
                 let errno = refusal.errno.code().to_be_bytes();
-                self.set_chunk(chunk::ERROR, &[&errno, &message_len.to_be_bytes()], Body::Fixed(message));
+                self.set_chunk(
+                    style,
+                    chunk::ERROR,
+                    &[&errno, &message_len.to_be_bytes()],
+                    Body::Fixed(message),
+                );
             }
         }
     }
@@ -150,19 +180,24 @@ impl<H> Encoded<H> {
 /// Replies on their way out, in order. `H` is what a reply holds until it has left.
 #[derive(Debug)]
 pub(crate) struct Batch<H> {
-    structured: bool,
+    style: Style,
     replies: VecDeque<Encoded<H>>,
     /// Bytes of the first reply that have left.
     front_sent: usize,
 }
 
 impl<H> Batch<H> {
-    pub(crate) fn new(structured: bool) -> Self {
-        Self { structured, replies: VecDeque::new(), front_sent: 0 }
+    pub(crate) fn new(style: Style) -> Self {
+        Self { style, replies: VecDeque::new(), front_sent: 0 }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.replies.is_empty()
+    }
+
+    /// Replies in it.
+    pub(crate) fn len(&self) -> usize {
+        self.replies.len()
     }
 
     /// Puts `earlier` in front, of which a part may have left; of `self` nothing has.
@@ -172,16 +207,16 @@ impl<H> Batch<H> {
         *self = earlier;
     }
 
-    pub(crate) fn push(&mut self, cookie: u64, outcome: Outcome, hold: H) {
+    pub(crate) fn push(&mut self, to: ReplyTo, outcome: Outcome, hold: H) {
         let mut encoded = Encoded {
-            cookie,
+            to,
             head: [0; HEAD_BYTES_MAX],
             head_len: 0,
             body: Body::Empty,
             refusal: false,
             _hold: hold,
         };
-        encoded.encode(outcome, self.structured);
+        encoded.encode(outcome, self.style);
         self.replies.push_back(encoded);
     }
 
@@ -223,7 +258,7 @@ impl<H> Batch<H> {
             return false;
         }
         for reply in self.replies.iter_mut().filter(|reply| !reply.refusal) {
-            reply.encode(Outcome::Refused(SEALED), self.structured);
+            reply.encode(Outcome::Refused(SEALED), self.style);
         }
         true
     }
@@ -232,19 +267,31 @@ impl<H> Batch<H> {
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::buffers::Buffers;
 
     fn bytes_of<H>(batch: &Batch<H>) -> Vec<u8> {
         batch.slices().iter().flat_map(|slice| slice.to_vec()).collect()
     }
 
-    fn one(structured: bool, outcome: Outcome) -> Vec<u8> {
-        let mut batch = Batch::new(structured);
-        batch.push(0x0807_0605_0403_0201, outcome, ());
+    fn one(style: Style, outcome: Outcome) -> Vec<u8> {
+        let mut batch = Batch::new(style);
+        batch.push(ReplyTo { cookie: 0x0807_0605_0403_0201, offset: 512 }, outcome, ());
         bytes_of(&batch)
+    }
+
+    fn buffer(bytes: &[u8]) -> Buffer {
+        let mut buffer = Arc::new(Buffers::default()).take(bytes.len());
+        buffer.as_mut_bytes().copy_from_slice(bytes);
+        buffer
+    }
+
+    fn to(cookie: u64) -> ReplyTo {
+        ReplyTo { cookie, offset: 0 }
     }
 
     const COOKIE: [u8; 8] = [8, 7, 6, 5, 4, 3, 2, 1];
@@ -252,11 +299,11 @@ mod tests {
     #[test]
     fn simple_replies_have_the_published_layout() {
         let head = |error: u8| [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, error], COOKIE.as_slice()].concat();
-        assert_eq!(one(false, Outcome::Done), head(0));
-        let data = Outcome::Data { offset: 512, data: vec![7, 7] };
-        assert_eq!(one(false, data), [head(0), vec![7, 7]].concat());
+        assert_eq!(one(Style::Simple, Outcome::Done), head(0));
+        let data = Outcome::Data(buffer(&[7, 7]));
+        assert_eq!(one(Style::Simple, data), [head(0), vec![7, 7]].concat());
         let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
-        assert_eq!(one(false, refused), head(28), "a simple error carries no message");
+        assert_eq!(one(Style::Simple, refused), head(28), "a simple error carries no message");
     }
 
     #[test]
@@ -264,16 +311,46 @@ mod tests {
         let head = |kind: [u8; 2], len: u8| {
             [&[0x66, 0x8e, 0x33, 0xef, 0, 1, kind[0], kind[1]], COOKIE.as_slice(), &[0, 0, 0, len]].concat()
         };
-        assert_eq!(one(true, Outcome::Done), head([0, 0], 0));
-        let data = Outcome::Data { offset: 512, data: vec![7, 7] };
-        assert_eq!(one(true, data), [head([0, 1], 10), vec![0, 0, 0, 0, 0, 0, 2, 0, 7, 7]].concat());
-        let nothing = Outcome::Data { offset: 512, data: vec![] };
-        assert_eq!(one(true, nothing), head([0, 0], 0), "no data chunk without data");
+        assert_eq!(one(Style::Structured, Outcome::Done), head([0, 0], 0));
+        let data = Outcome::Data(buffer(&[7, 7]));
+        assert_eq!(
+            one(Style::Structured, data),
+            [head([0, 1], 10), vec![0, 0, 0, 0, 0, 0, 2, 0, 7, 7]].concat()
+        );
+        let nothing = Outcome::Data(buffer(&[]));
+        assert_eq!(one(Style::Structured, nothing), head([0, 0], 0), "no data chunk without data");
         let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
-        assert_eq!(one(true, refused), [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat());
+        assert_eq!(
+            one(Style::Structured, refused),
+            [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat()
+        );
         let runs = vec![StatusRun { len_bytes: 4096, hole: true }, StatusRun { len_bytes: 512, hole: false }];
         let body = [0, 0, 0, 1, 0, 0, 0x10, 0, 0, 0, 0, 3, 0, 0, 2, 0, 0, 0, 0, 0];
-        assert_eq!(one(true, Outcome::Status(runs)), [head([0, 5], 20), body.to_vec()].concat());
+        assert_eq!(one(Style::Structured, Outcome::Status(runs)), [head([0, 5], 20), body.to_vec()].concat());
+    }
+
+    #[test]
+    fn extended_replies_have_the_published_layout_and_repeat_the_offset() {
+        let head = |kind: [u8; 2], len: u8| {
+            let start = [0x6e, 0x8a, 0x27, 0x8c, 0, 1, kind[0], kind[1]];
+            [start.as_slice(), &COOKIE, &[0, 0, 0, 0, 0, 0, 2, 0], &[0, 0, 0, 0, 0, 0, 0, len]].concat()
+        };
+        assert_eq!(one(Style::Extended, Outcome::Done), head([0, 0], 0));
+        let data = [head([0, 1], 10), vec![0, 0, 0, 0, 0, 0, 2, 0, 7, 7]].concat();
+        assert_eq!(one(Style::Extended, Outcome::Data(buffer(&[7, 7]))), data);
+        let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
+        let error = [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat();
+        assert_eq!(one(Style::Extended, refused), error);
+        let runs =
+            vec![StatusRun { len_bytes: 3 << 40, hole: true }, StatusRun { len_bytes: 512, hole: false }];
+        let body = [
+            [0, 0, 0, 1, 0, 0, 0, 2].as_slice(),
+            &(3_u64 << 40).to_be_bytes(),
+            &3_u64.to_be_bytes(),
+            &512_u64.to_be_bytes(),
+            &0_u64.to_be_bytes(),
+        ];
+        assert_eq!(one(Style::Extended, Outcome::Status(runs)), [head([0, 6], 40), body.concat()].concat());
     }
 
     fn outcome() -> impl Strategy<Value = (bool, usize)> {
@@ -283,22 +360,22 @@ mod tests {
     proptest! {
         #[test]
         fn however_it_is_cut_the_stream_is_the_same_and_holds_go_with_the_last_byte(
-            structured in any::<bool>(),
+            style in prop_oneof![Just(Style::Simple), Just(Style::Structured), Just(Style::Extended)],
             replies in proptest::collection::vec(outcome(), 1..20),
             cuts in proptest::collection::vec(1_usize..60, 1..200),
         ) {
-            let mut batch = Batch::new(structured);
+            let mut batch = Batch::new(style);
             let mut ends = Vec::new();
             let mut held = Vec::new();
             for (cookie, (with_data, len)) in (0_u8..).zip(replies) {
                 let hold = Rc::new(());
                 held.push(Rc::downgrade(&hold));
                 let outcome = if with_data {
-                    Outcome::Data { offset: 0, data: vec![cookie; len] }
+                    Outcome::Data(buffer(&vec![cookie; len]))
                 } else {
                     Outcome::Done
                 };
-                batch.push(u64::from(cookie), outcome, hold);
+                batch.push(to(u64::from(cookie)), outcome, hold);
                 ends.push(bytes_of(&batch).len());
             }
             let whole = bytes_of(&batch);
@@ -321,31 +398,31 @@ mod tests {
 
     #[test]
     fn refusing_leaves_no_data_behind() {
-        let mut batch = Batch::new(true);
-        batch.push(1, Outcome::Data { offset: 0, data: vec![0xaa; 64] }, ());
-        batch.push(2, Outcome::Done, ());
+        let mut batch = Batch::new(Style::Structured);
+        batch.push(to(1), Outcome::Data(buffer(&[0xaa; 64])), ());
+        batch.push(to(2), Outcome::Done, ());
         let invalid = Refusal { errno: Errno::Invalid, message: "no" };
-        batch.push(3, Outcome::Refused(invalid), ());
+        batch.push(to(3), Outcome::Refused(invalid), ());
         assert!(batch.refuse());
         let bytes = bytes_of(&batch);
         assert!(!bytes.contains(&0xaa));
-        let mut expected = Batch::new(true);
+        let mut expected = Batch::new(Style::Structured);
         for (cookie, refusal) in [(1, SEALED), (2, SEALED), (3, invalid)] {
-            expected.push(cookie, Outcome::Refused(refusal), ());
+            expected.push(to(cookie), Outcome::Refused(refusal), ());
         }
         assert_eq!(bytes, bytes_of(&expected));
     }
 
     #[test]
     fn a_reply_that_is_partly_out_cannot_be_refused_unless_it_is_a_refusal() {
-        let mut batch = Batch::new(false);
-        batch.push(1, Outcome::Data { offset: 0, data: vec![0xaa; 64] }, ());
+        let mut batch = Batch::new(Style::Simple);
+        batch.push(to(1), Outcome::Data(buffer(&[0xaa; 64])), ());
         batch.advance(20);
         assert!(!batch.refuse());
 
-        let mut batch = Batch::new(true);
-        batch.push(1, Outcome::Refused(SEALED), ());
-        batch.push(2, Outcome::Done, ());
+        let mut batch = Batch::new(Style::Structured);
+        batch.push(to(1), Outcome::Refused(SEALED), ());
+        batch.push(to(2), Outcome::Done, ());
         let whole = bytes_of(&batch);
         batch.advance(20);
         assert!(batch.refuse());

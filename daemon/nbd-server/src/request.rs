@@ -3,15 +3,16 @@
 //! Invariants:
 //! - A [`Range`] lies inside the export, and a payload is at most [`PAYLOAD_BYTES_MAX`] long.
 //! - [`Incoming::payload_bytes`] is what follows on the wire whether or not the request is accepted: the shell
-//!   consumes it either way, or the stream would be read as headers from there on.
+//!   consumes it either way, or the stream would be read as headers from there on. The one that is longer than any
+//!   server has to follow is [`Asked::Oversize`].
 //!
 //! It does no input or output.
 
 use units::{ByteLen, ByteOffset};
 
-use crate::limits::PAYLOAD_BYTES_MAX;
-use crate::negotiation::{Features, Shape};
-use crate::wire::{Command, Errno, RequestHeader, command_flag};
+use crate::limits::{PAYLOAD_BYTES_MAX, SEALED_ZEROES_BYTES_MAX};
+use crate::negotiation::{ALLOCATION_CONTEXT_ID, Features, Shape};
+use crate::wire::{Command, Cursor, Errno, RequestHeader, Style, command_flag};
 
 /// Bytes inside an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,32 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// What it was made of.
+    pub(crate) fn command(&self) -> Command {
+        match self {
+            Self::Read { .. } => Command::Read,
+            Self::Write { .. } => Command::Write,
+            Self::Flush => Command::Flush,
+            Self::Trim { .. } => Command::Trim,
+            Self::Cache { .. } => Command::Cache,
+            Self::WriteZeroes { .. } => Command::WriteZeroes,
+            Self::BlockStatus { .. } => Command::BlockStatus,
+        }
+    }
+
+    /// The bytes it is about; `None` for a flush.
+    pub(crate) fn range(&self) -> Option<Range> {
+        match self {
+            Self::Read { range }
+            | Self::Write { range, .. }
+            | Self::Trim { range, .. }
+            | Self::Cache { range }
+            | Self::WriteZeroes { range, .. }
+            | Self::BlockStatus { range, .. } => Some(*range),
+            Self::Flush => None,
+        }
+    }
+
     /// Bytes of payload that the request holds in memory while it is in flight, in either direction.
     pub(crate) fn payload_bytes(&self) -> u32 {
         match self {
@@ -75,13 +102,19 @@ pub(crate) struct Refusal {
 pub(crate) enum Asked {
     Disconnect,
     Accepted(Request),
+    /// Length and contexts are in the payload.
+    Filtered(FilteredStatus),
     Refused(Refusal),
+    /// A payload, announced under extended headers, that no server has to take or to skip: up to 16 EiB.
+    Oversize,
 }
 
 /// A header, understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Incoming {
     pub(crate) cookie: u64,
+    /// As it stood in the header: extended replies repeat it, whatever became of the request.
+    pub(crate) offset: u64,
     /// `None` where the command is unknown.
     pub(crate) command: Option<Command>,
     /// Bytes that follow the header.
@@ -89,23 +122,55 @@ pub(crate) struct Incoming {
     pub(crate) asked: Asked,
 }
 
+/// A block status whose payload has not been read yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FilteredStatus {
+    offset: u64,
+    one: bool,
+    shape: Shape,
+}
+
+/// The payload of a block status: its length and the context that is asked for. One context exists, so a longer list
+/// names one twice, or one that was not negotiated.
+pub(crate) const FILTER_BYTES: usize = 12;
+
+impl FilteredStatus {
+    /// The request, now that its payload is there.
+    pub(crate) fn with_payload(self, payload: &[u8; FILTER_BYTES]) -> Result<Request, Refusal> {
+        let mut cursor = Cursor::new(payload);
+        let (length, context) = (cursor.u64().unwrap_or(u64::MAX), cursor.u32());
+        if context != Some(ALLOCATION_CONTEXT_ID) {
+            return Err(refuse(Errno::Invalid, "a metadata context that was not negotiated"));
+        }
+        block_status(self.offset, length, self.shape, self.one)
+    }
+}
+
 const fn refuse(errno: Errno, message: &'static str) -> Refusal {
     Refusal { errno, message }
 }
+
+const TOO_LONG: &str = "longer than the advertised maximum of 32 MiB";
 
 impl Incoming {
     /// Holds `header` against the export and what was negotiated.
     pub(crate) fn parse(header: RequestHeader, shape: Shape, features: Features) -> Self {
         let command = Command::from_code(header.command);
+        // A write carries its payload whether or not it says so: QEMU (seen up to 10.0) negotiates extended headers and
+        // leaves the flag out.
+        let says_so = features.style == Style::Extended && header.flags & command_flag::PAYLOAD_LEN != 0;
+        let carries_payload = says_so || command == Some(Command::Write);
+        // A length is 32 bits long, or has a limit.
+        let payload_bytes =
+            if carries_payload { u32::try_from(header.length).unwrap_or(u32::MAX) } else { 0 };
+        let oversize = features.style == Style::Extended && payload_bytes > PAYLOAD_BYTES_MAX;
         let asked = match command {
             Some(Command::Disconnect) => Asked::Disconnect,
-            Some(command) => {
-                parse(command, header, shape, features).map_or_else(Asked::Refused, Asked::Accepted)
-            }
+            _ if oversize => Asked::Oversize,
+            Some(command) => parse(command, header, shape, features).unwrap_or_else(Asked::Refused),
             None => Asked::Refused(refuse(Errno::Invalid, "unknown command")),
         };
-        let payload_bytes = if command == Some(Command::Write) { header.length } else { 0 };
-        Self { cookie: header.cookie, command, payload_bytes, asked }
+        Self { cookie: header.cookie, offset: header.offset, command, payload_bytes, asked }
     }
 }
 
@@ -114,9 +179,9 @@ fn parse(
     header: RequestHeader,
     shape: Shape,
     features: Features,
-) -> Result<Request, Refusal> {
+) -> Result<Asked, Refusal> {
     // FUA is valid on every command and means nothing on those that do not write.
-    if header.flags & !(command_flag::FUA | flags_of(command)) != 0 {
+    if header.flags & !(command_flag::FUA | flags_of(command, features)) != 0 {
         return Err(refuse(Errno::Invalid, "a command flag that the command does not take"));
     }
     let flag = |bit: u16| header.flags & bit != 0;
@@ -125,69 +190,82 @@ fn parse(
     if writes && shape.read_only {
         return Err(refuse(Errno::NotPermitted, "the export is read-only"));
     }
-    let range = || range_of(command, header, shape);
-    match command {
+    let range = || range_of(command, header.offset, header.length, shape);
+    let too_long = header.length > u64::from(PAYLOAD_BYTES_MAX);
+    let request = match command {
         // Told apart before this is called.
-        Command::Disconnect => Err(refuse(Errno::Invalid, "disconnect takes no reply")),
-        Command::Read => {
-            if flag(command_flag::DF) && !features.structured_replies {
-                return Err(refuse(Errno::Invalid, "DF needs structured replies"));
-            }
-            if header.length > PAYLOAD_BYTES_MAX {
-                let errno = if features.structured_replies { Errno::Overflow } else { Errno::Invalid };
-                return Err(refuse(errno, "longer than the advertised maximum of 32 MiB"));
-            }
-            Ok(Request::Read { range: range()? })
+        Command::Disconnect => return Err(refuse(Errno::Invalid, "disconnect takes no reply")),
+        Command::Read if too_long => {
+            let errno = if features.style.in_chunks() { Errno::Overflow } else { Errno::Invalid };
+            return Err(refuse(errno, TOO_LONG));
         }
-        Command::Write => {
-            if header.length > PAYLOAD_BYTES_MAX {
-                return Err(refuse(Errno::Invalid, "longer than the advertised maximum of 32 MiB"));
-            }
-            Ok(Request::Write { range: range()?, durable })
-        }
-        Command::Flush => Ok(Request::Flush),
-        Command::Trim => Ok(Request::Trim { range: range()?, durable }),
-        Command::Cache => Ok(Request::Cache { range: range()? }),
+        Command::Read => Request::Read { range: range()? },
+        Command::Write if too_long => return Err(refuse(Errno::Invalid, TOO_LONG)),
+        Command::Write => Request::Write { range: range()?, durable },
+        Command::Flush => Request::Flush,
+        Command::Trim => Request::Trim { range: range()?, durable },
+        Command::Cache => Request::Cache { range: range()? },
         Command::WriteZeroes => {
             let keep_allocated = flag(command_flag::NO_HOLE);
             if keep_allocated && flag(command_flag::FAST_ZERO) {
                 // Allocated zeroes are encrypted like any other data.
                 return Err(refuse(Errno::NotSupported, "zeroes that stay allocated are not fast"));
             }
-            Ok(Request::WriteZeroes { range: range()?, keep_allocated, durable })
+            let range = range()?;
+            if keep_allocated && range.len.0 > SEALED_ZEROES_BYTES_MAX {
+                return Err(refuse(
+                    Errno::Overflow,
+                    "allocated zeroes are written out: at most 4 GiB at once",
+                ));
+            }
+            Request::WriteZeroes { range, keep_allocated, durable }
         }
         Command::BlockStatus => {
+            let one = flag(command_flag::REQ_ONE);
             if !features.block_status {
                 return Err(refuse(Errno::Invalid, "no metadata context was selected"));
             }
-            if header.length == 0 {
-                return Err(refuse(Errno::Invalid, "block status of nothing"));
+            if !flag(command_flag::PAYLOAD_LEN) {
+                block_status(header.offset, header.length, shape, one)?
+            } else if header.length == FILTER_BYTES as u64 {
+                return Ok(Asked::Filtered(FilteredStatus { offset: header.offset, one, shape }));
+            } else {
+                return Err(refuse(Errno::Invalid, "a list of contexts that can't be had"));
             }
-            Ok(Request::BlockStatus { range: range()?, one: flag(command_flag::REQ_ONE) })
         }
+    };
+    Ok(Asked::Accepted(request))
+}
+
+fn block_status(offset: u64, length: u64, shape: Shape, one: bool) -> Result<Request, Refusal> {
+    if length == 0 {
+        return Err(refuse(Errno::Invalid, "block status of nothing"));
     }
+    Ok(Request::BlockStatus { range: range_of(Command::BlockStatus, offset, length, shape)?, one })
 }
 
 /// Command flags beyond FUA.
-const fn flags_of(command: Command) -> u16 {
+fn flags_of(command: Command, features: Features) -> u16 {
+    let extended = features.style == Style::Extended;
+    let payload = if extended { command_flag::PAYLOAD_LEN } else { 0 };
     match command {
-        Command::Read => command_flag::DF,
+        Command::Read if features.style.in_chunks() => command_flag::DF,
+        Command::Write => payload,
         Command::WriteZeroes => command_flag::NO_HOLE | command_flag::FAST_ZERO,
-        Command::BlockStatus => command_flag::REQ_ONE,
+        Command::BlockStatus => command_flag::REQ_ONE | payload,
         _ => 0,
     }
 }
 
-fn range_of(command: Command, header: RequestHeader, shape: Shape) -> Result<Range, Refusal> {
-    let end = header.offset.checked_add(u64::from(header.length));
-    if end.is_none_or(|end| end > shape.len_bytes) {
+fn range_of(command: Command, offset: u64, length: u64, shape: Shape) -> Result<Range, Refusal> {
+    if offset.checked_add(length).is_none_or(|end| end > shape.len_bytes) {
         let errno = match command {
             Command::Write | Command::WriteZeroes => Errno::NoSpace,
             _ => Errno::Invalid,
         };
         return Err(refuse(errno, "past the end of the export"));
     }
-    Ok(Range { offset: ByteOffset(header.offset), len: ByteLen(u64::from(header.length)) })
+    Ok(Range { offset: ByteOffset(offset), len: ByteLen(length) })
 }
 
 #[cfg(test)]
@@ -198,10 +276,16 @@ mod tests {
 
     const EXPORT_BYTES: u64 = 1 << 30;
     const WRITABLE: Shape = Shape { len_bytes: EXPORT_BYTES, read_only: false };
-    const ALL: Features = Features { structured_replies: true, block_status: true };
+    const ALL: Features = Features { style: Style::Structured, block_status: true };
+    const EXTENDED: Features = Features { style: Style::Extended, block_status: true };
 
     fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
-        RequestHeader { flags, command, cookie: 9, offset, length }
+        RequestHeader { flags, command, cookie: 9, offset, length: length.into() }
+    }
+
+    fn extended(command: Command, flags: u16, offset: u64, length: u64) -> Incoming {
+        let header = RequestHeader { flags, command: command.code(), cookie: 9, offset, length };
+        Incoming::parse(header, Shape { len_bytes: 1 << 60, read_only: false }, EXTENDED)
     }
 
     fn asked(command: Command, flags: u16, offset: u64, length: u32) -> Asked {
@@ -329,30 +413,118 @@ mod tests {
         assert_eq!(asked(Command::Disconnect, u16::MAX, u64::MAX, 5), Asked::Disconnect);
     }
 
+    #[test]
+    fn extended_headers_carry_64_bits_where_there_is_no_payload() {
+        const LONG: u64 = 5 << 40;
+        for command in [Command::Trim, Command::Cache, Command::WriteZeroes, Command::BlockStatus] {
+            let incoming = extended(command, 0, 1 << 50, LONG);
+            let Asked::Accepted(
+                Request::Trim { range, .. }
+                | Request::Cache { range }
+                | Request::WriteZeroes { range, .. }
+                | Request::BlockStatus { range, .. },
+            ) = incoming.asked
+            else {
+                panic!("{command}: {:?}", incoming.asked);
+            };
+            assert_eq!((range.len.0, incoming.payload_bytes), (LONG, 0), "{command}");
+        }
+        assert_eq!(errno(extended(Command::Read, 0, 0, LONG).asked), Some(Errno::Overflow));
+        assert_eq!(errno(extended(Command::Trim, 0, 1 << 60, 1).asked), Some(Errno::Invalid));
+        assert_eq!(errno(extended(Command::Trim, 0, 1, u64::MAX).asked), Some(Errno::Invalid));
+    }
+
+    #[test]
+    fn zeroes_that_are_written_out_have_a_limit() {
+        let zeroes = |length| extended(Command::WriteZeroes, command_flag::NO_HOLE, 0, length).asked;
+        assert_eq!(errno(zeroes(SEALED_ZEROES_BYTES_MAX)), None);
+        assert_eq!(errno(zeroes(SEALED_ZEROES_BYTES_MAX + 1)), Some(Errno::Overflow));
+    }
+
+    #[test]
+    fn under_extended_headers_a_write_or_the_flag_announces_a_payload() {
+        use command_flag::PAYLOAD_LEN;
+        for flags in [PAYLOAD_LEN, 0] {
+            let write = extended(Command::Write, flags, 0, 512);
+            assert!(matches!(write.asked, Asked::Accepted(Request::Write { .. })));
+            assert_eq!(write.payload_bytes, 512);
+        }
+        for command in [Command::Read, Command::Flush, Command::Trim, Command::Cache, Command::WriteZeroes] {
+            let uncalled = extended(command, PAYLOAD_LEN, 0, 512);
+            assert_eq!(
+                (errno(uncalled.asked), uncalled.payload_bytes),
+                (Some(Errno::Invalid), 512),
+                "{command}"
+            );
+        }
+        let longest = u64::from(PAYLOAD_BYTES_MAX);
+        assert!(matches!(extended(Command::Write, PAYLOAD_LEN, 0, longest).asked, Asked::Accepted(_)));
+        for length in [longest + 1, 1 << 32, u64::MAX] {
+            assert_eq!(extended(Command::Write, PAYLOAD_LEN, 0, length).asked, Asked::Oversize);
+            assert_eq!(extended(Command::Trim, PAYLOAD_LEN, 0, length).asked, Asked::Oversize);
+        }
+        let unknown = RequestHeader { flags: PAYLOAD_LEN, command: 77, cookie: 0, offset: 0, length: 40 };
+        let unknown = Incoming::parse(unknown, WRITABLE, EXTENDED);
+        assert_eq!((errno(unknown.asked), unknown.payload_bytes), (Some(Errno::Invalid), 40));
+        let compact = Incoming::parse(header(1, PAYLOAD_LEN, 0, 512), WRITABLE, ALL);
+        assert_eq!((errno(compact.asked), compact.payload_bytes), (Some(Errno::Invalid), 512));
+    }
+
+    #[test]
+    fn a_block_status_may_name_its_context_in_a_payload() {
+        use command_flag::{PAYLOAD_LEN, REQ_ONE};
+        let asked = |flags, length| extended(Command::BlockStatus, flags, 4096, length).asked;
+        let Asked::Filtered(status) = asked(PAYLOAD_LEN | REQ_ONE, 12) else { panic!("not taken") };
+        let payload = |length: u64, context: u32| {
+            let mut bytes = [0; FILTER_BYTES];
+            bytes[..8].copy_from_slice(&length.to_be_bytes());
+            bytes[8..].copy_from_slice(&context.to_be_bytes());
+            bytes
+        };
+        let range = Range { offset: ByteOffset(4096), len: ByteLen(7 << 40) };
+        let request = status.with_payload(&payload(7 << 40, ALLOCATION_CONTEXT_ID));
+        assert_eq!(request, Ok(Request::BlockStatus { range, one: true }));
+        for wrong in
+            [payload(4096, 0), payload(4096, 2), payload(0, 1), payload(u64::MAX, 1), payload(1 << 60, 1)]
+        {
+            assert_eq!(status.with_payload(&wrong).unwrap_err().errno, Errno::Invalid, "{wrong:?}");
+        }
+        for length in [1, 8, 11, 13, 16, 4096] {
+            assert_eq!(errno(asked(PAYLOAD_LEN, length)), Some(Errno::Invalid), "{length}");
+        }
+        let none = Features { block_status: false, ..EXTENDED };
+        let unselected = Incoming::parse(header(7, PAYLOAD_LEN, 0, 12), WRITABLE, none);
+        assert_eq!((errno(unselected.asked), unselected.payload_bytes), (Some(Errno::Invalid), 12));
+    }
+
     proptest! {
         #[test]
         fn whatever_is_accepted_lies_inside_the_export_and_the_limits(
             flags in prop_oneof![0_u16..32, any::<u16>()],
             command in prop_oneof![0_u16..10, any::<u16>()],
             offset in prop_oneof![0..EXPORT_BYTES + 9, any::<u64>()],
-            length in prop_oneof![0_u32..9000, any::<u32>()],
-            structured_replies in any::<bool>(),
+            length in prop_oneof![0_u64..9000, any::<u32>().prop_map(u64::from), any::<u64>()],
+            payload in any::<[u8; FILTER_BYTES]>(),
+            style in prop_oneof![Just(Style::Simple), Just(Style::Structured), Just(Style::Extended)],
             block_status in any::<bool>(),
             read_only in any::<bool>(),
         ) {
-            let features = Features { structured_replies, block_status };
+            let features = Features { style, block_status };
             let shape = Shape { len_bytes: EXPORT_BYTES, read_only };
-            let incoming = Incoming::parse(header(command, flags, offset, length), shape, features);
-            prop_assert_eq!(incoming.cookie, 9);
-            let Asked::Accepted(request) = incoming.asked else { return Ok(()) };
+            let length = if style == Style::Extended { length } else { length & u64::from(u32::MAX) };
+            let header = RequestHeader { flags, command, cookie: 9, offset, length };
+            let incoming = Incoming::parse(header, shape, features);
+            prop_assert_eq!((incoming.cookie, incoming.offset), (9, offset));
+            let request = match incoming.asked {
+                Asked::Accepted(request) => request,
+                Asked::Filtered(status) => match status.with_payload(&payload) {
+                    Ok(request) => request,
+                    Err(_) => return Ok(()),
+                },
+                _ => return Ok(()),
+            };
             prop_assert!(request.payload_bytes() <= PAYLOAD_BYTES_MAX);
-            if let Request::Read { range }
-            | Request::Write { range, .. }
-            | Request::Trim { range, .. }
-            | Request::Cache { range }
-            | Request::WriteZeroes { range, .. }
-            | Request::BlockStatus { range, .. } = request
-            {
+            if let Some(range) = request.range() {
                 prop_assert!(range.offset.0 + range.len.0 <= EXPORT_BYTES);
             }
         }

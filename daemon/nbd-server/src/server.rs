@@ -62,7 +62,7 @@ impl NbdServer {
         let shared = Shared { draining: draining.clone(), limits };
         Self {
             inner: Arc::new(Inner {
-                exports: Exports::new(draining, limits.operations_max),
+                exports: Exports::new(draining, &limits),
                 shared,
                 metrics: Metrics::new(),
                 connection_slots: Arc::new(Semaphore::new(limits.connections_max.max(1))),

@@ -1,7 +1,8 @@
 //! One client's transmission phase: requests are read, carried out side by side, and answered as they finish.
 //!
-//! The connection's task reads; the export's [`crate::lane`] carries requests out on threads that may wait for a
-//! device; the [`crate::outbox`] sends what comes of it. No executor thread waits for a device.
+//! A thread that may wait reads ([`crate::reader`]) and carries out what is quick; the export's [`crate::lane`] carries out
+//! the rest, on threads that may wait for a device; the [`crate::outbox`] sends what comes of it. No executor thread waits
+//! for a device.
 //!
 //! Invariants:
 //! - What a connection holds is bounded: a request takes a slot before its header is read, and its payload's bytes
@@ -13,28 +14,31 @@
 //!   flight is answered.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BufMut;
-use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
+use crate::buffers::Buffer;
 use crate::exports::{LiveExport, OnSeal};
 use crate::lane::Job;
-use crate::limits::{DISCARD_STEP_BYTES, Limits, PAYLOAD_BYTES_MAX, READ_AHEAD_BYTES, SEAL_ANSWER_TIME};
+use crate::limits::{HELD_BACK_PAYLOAD_BYTES_MAX, Limits, PAYLOAD_BYTES_MAX, SEAL_ANSWER_TIME};
 use crate::metrics::Ended;
 use crate::negotiation::Features;
 use crate::operation::{execute, refusal_of};
-use crate::outbox::{Hold, Outbox, PlainSink, Sink};
-use crate::reply::Outcome;
-use crate::request::{Asked, Incoming, Refusal, Request};
-use crate::wire::{Command, Errno, REQUEST_BYTES, RequestHeader};
+use crate::outbox::{Hold, Outbox, Sink};
+use crate::reader::{Baton, Reader};
+use crate::reply::{Outcome, ReplyTo};
+use crate::request::{Refusal, Request};
+use crate::stream::{Input, PlainStream, Source};
+use crate::wire::{Command, Errno};
 
 /// An accepted socket.
 pub(crate) type Socket = Either<TcpStream, UnixStream>;
@@ -45,22 +49,25 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
-type Source = Box<dyn AsyncRead + Send + Sync + Unpin>;
+/// Both directions of a connection.
+struct Halves {
+    plain: Option<Arc<PlainStream>>,
+    input: Input,
+    sink: Sink,
+}
 
 impl Stream {
-    fn split(self) -> (Source, Sink) {
+    fn split(self, stop: &CancellationToken) -> io::Result<Halves> {
         match self {
-            Self::Plain(Either::Left(stream)) => {
-                let (source, sink) = stream.into_split();
-                (Box::new(source), Sink::Plain(Arc::new(PlainSink::Tcp(sink))))
-            }
-            Self::Plain(Either::Right(stream)) => {
-                let (source, sink) = stream.into_split();
-                (Box::new(source), Sink::Plain(Arc::new(PlainSink::Unix(sink))))
+            Self::Plain(socket) => {
+                let stream = Arc::new(PlainStream::from_socket(socket)?);
+                let (plain, input) = (Some(Arc::clone(&stream)), Input::Plain(Arc::clone(&stream)));
+                Ok(Halves { plain, input, sink: Sink::Plain(stream) })
             }
             Self::Tls(stream) => {
-                let (source, sink) = tokio::io::split(*stream);
-                (Box::new(source), Sink::Tls(Box::new(sink)))
+                let (stream, sink) = tokio::io::split(*stream);
+                let input = Input::Tls { stream, runtime: Handle::current(), stop: stop.clone() };
+                Ok(Halves { plain: None, input, sink: Sink::Tls(Box::new(sink)) })
             }
         }
     }
@@ -75,6 +82,8 @@ pub(crate) enum Closed {
     EndOfStream,
     #[error("the client sent a request that does not start with the request magic")]
     Malformed,
+    #[error("the client announced a payload that is longer than a server has to skip")]
+    Oversize,
     #[error("the server is draining")]
     Drained,
     #[error("the export was sealed")]
@@ -100,18 +109,26 @@ pub(crate) async fn serve(
     shared: &Shared,
 ) -> Closed {
     let _counted = export.connect();
-    let (source, sink) = stream.split();
-    let outbox = Arc::new(Outbox::new(Arc::clone(&export), features.structured_replies, &sink));
-    let _closed_at_the_end = CloseOnDrop(Arc::clone(&outbox));
-    let reader = Reader {
-        stream: BufReader::with_capacity(READ_AHEAD_BYTES, source),
+    let stop = CancellationToken::new();
+    let Halves { plain, input, sink } = match stream.split(&stop) {
+        Ok(halves) => halves,
+        Err(error) => return Closed::Broken(error),
+    };
+    let outbox = Arc::new(Outbox::new(Arc::clone(&export), features.style, &sink));
+    let baton = Baton::new(plain.clone(), stop);
+    let (ended, reading_ended) = oneshot::channel();
+    let _ends = EndOnDrop { outbox: Arc::clone(&outbox), baton: Arc::clone(&baton), plain };
+    baton.start(Box::new(Reader {
+        source: Source::new(input),
         export: Arc::clone(&export),
         features,
         outbox: Arc::clone(&outbox),
         slots: Arc::new(Semaphore::new(shared.limits.requests_in_flight_max.max(1))),
         payload: Arc::new(Semaphore::new(payload_budget(&shared.limits))),
-    };
-    let both = read_and_answer(reader, sink, &outbox, shared);
+        runtime: Handle::current(),
+        ended: Some(ended),
+    }));
+    let both = read_and_answer(&baton, reading_ended, sink, &outbox, shared);
     match export.on_seal {
         OnSeal::Fail => tokio::select! {
             biased;
@@ -132,12 +149,20 @@ async fn sealed_for(export: &LiveExport, time: Duration) {
 }
 
 /// However the connection ends, dropped in the middle included: operations that still run hold the outbox, and must
-/// not hold the socket.
-struct CloseOnDrop(Arc<Outbox>);
+/// not hold the socket; a thread that waits for requests must not wait any longer.
+struct EndOnDrop {
+    outbox: Arc<Outbox>,
+    baton: Arc<Baton>,
+    plain: Option<Arc<PlainStream>>,
+}
 
-impl Drop for CloseOnDrop {
+impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.0.close();
+        self.outbox.close();
+        self.baton.stop();
+        if let Some(stream) = &self.plain {
+            stream.shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -147,13 +172,29 @@ fn payload_budget(limits: &Limits) -> usize {
 }
 
 /// Reads until there is nothing more to read, then until the last answer has left.
-async fn read_and_answer(mut reader: Reader, sink: Sink, outbox: &Outbox, shared: &Shared) -> Closed {
+async fn read_and_answer(
+    baton: &Arc<Baton>,
+    mut reading_ended: oneshot::Receiver<Closed>,
+    sink: Sink,
+    outbox: &Outbox,
+    shared: &Shared,
+) -> Closed {
     let mut sending = pin!(outbox.run(sink));
-    let closed = tokio::select! {
-        biased;
-        sent = &mut sending => return sent.err().unwrap_or(Closed::Disconnected),
-        () = shared.draining.cancelled() => Closed::Drained,
-        closed = reader.run() => closed,
+    let mut supervising = pin!(baton.supervise());
+    let mut drained = false;
+    let closed = loop {
+        tokio::select! {
+            biased;
+            sent = &mut sending => return sent.err().unwrap_or(Closed::Disconnected),
+            () = shared.draining.cancelled(), if !drained => {
+                // The reader ends with the request that it is at.
+                drained = true;
+                baton.stop();
+            }
+            // A reader that was dropped has ended, too.
+            closed = &mut reading_ended => break if drained { Closed::Drained } else { closed.unwrap_or(Closed::Drained) },
+            () = &mut supervising => {}
+        }
     };
     outbox.reading_done();
     // An operation may take its time. Once the last is done, the client has the linger time to read the answers.
@@ -168,121 +209,45 @@ async fn read_and_answer(mut reader: Reader, sink: Sink, outbox: &Outbox, shared
     }
 }
 
-struct Reader {
-    stream: BufReader<Source>,
-    export: Arc<LiveExport>,
-    features: Features,
-    outbox: Arc<Outbox>,
-    slots: Arc<Semaphore>,
-    payload: Arc<Semaphore>,
-}
-
-impl Reader {
-    async fn run(&mut self) -> Closed {
-        loop {
-            if let Err(closed) = self.one().await {
-                return closed;
-            }
-        }
-    }
-
-    /// Takes one request and sets it going.
-    async fn one(&mut self) -> Result<(), Closed> {
-        let slot = acquire(&self.slots, 1).await?;
-        let header = self.header().await?;
-        let incoming = Incoming::parse(header, self.export.shape(), self.features);
-        let hold = Hold { _slot: slot, payload: None };
-        match incoming.asked {
-            Asked::Disconnect => return Err(Closed::Disconnected),
-            Asked::Refused(refusal) => {
-                let mut pending = self.pending(&incoming, hold);
-                self.discard(incoming.payload_bytes).await?;
-                pending.answer(Some(Outcome::Refused(refusal)), 0);
-            }
-            Asked::Accepted(request) => {
-                let mut pending = self.pending(&incoming, hold);
-                let payload_bytes = request.payload_bytes();
-                if payload_bytes > 0 {
-                    pending.hold_payload(acquire(&self.payload, payload_bytes).await?);
-                }
-                let payload = self.payload(incoming.payload_bytes).await?;
-                self.export.lane.submit(Operation { pending, request, payload });
-            }
-        }
-        Ok(())
-    }
-
-    fn pending(&self, incoming: &Incoming, hold: Hold) -> Pending {
-        self.outbox.expect();
-        Pending {
-            cookie: incoming.cookie,
-            command: incoming.command,
-            export: Arc::clone(&self.export),
-            outbox: Arc::clone(&self.outbox),
-            hold: Some(hold),
-            began: self.export.metrics.of(incoming.command).begin(),
-        }
-    }
-
-    async fn header(&mut self) -> Result<RequestHeader, Closed> {
-        let mut bytes = [0; REQUEST_BYTES];
-        match self.stream.read_exact(&mut bytes).await {
-            Ok(_) => RequestHeader::decode(&bytes).ok_or(Closed::Malformed),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Closed::EndOfStream),
-            Err(error) => Err(Closed::Broken(error)),
-        }
-    }
-
-    /// The whole payload. Its length was held against the limit and the budget.
-    async fn payload(&mut self, len: u32) -> Result<Vec<u8>, Closed> {
-        let len = usize::try_from(len).unwrap_or(0);
-        let mut payload = Vec::with_capacity(len);
-        while payload.len() < len {
-            let missing = len - payload.len();
-            if self.stream.read_buf(&mut (&mut payload).limit(missing)).await? == 0 {
-                return Err(Closed::EndOfStream);
-            }
-        }
-        Ok(payload)
-    }
-
-    /// Reads and drops `len` bytes.
-    async fn discard(&mut self, len: u32) -> Result<(), Closed> {
-        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
-        if left == 0 {
-            return Ok(());
-        }
-        let mut step = vec![0; left.min(DISCARD_STEP_BYTES)];
-        while left > 0 {
-            let wanted = left.min(step.len());
-            match self.stream.read(&mut step[..wanted]).await? {
-                0 => return Err(Closed::EndOfStream),
-                read => left -= read,
-            }
-        }
-        Ok(())
-    }
-}
-
-async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> Result<OwnedSemaphorePermit, Closed> {
-    // The semaphores are never closed.
-    Arc::clone(semaphore).acquire_many_owned(permits).await.map_err(|_closed| Closed::Drained)
-}
-
 /// An accepted request on its way through a thread that may wait for the device.
 #[derive(Debug)]
 pub(crate) struct Operation {
-    pending: Pending,
-    request: Request,
-    payload: Vec<u8>,
+    pub(crate) pending: Pending,
+    pub(crate) request: Request,
+    /// The data of a write.
+    pub(crate) payload: Option<Buffer>,
 }
 
 impl Job for Operation {
     fn run(self) {
         let Self { mut pending, request, payload } = self;
-        let outcome = carry_out(&pending.export, request, &payload);
+        let began = Instant::now();
+        let outcome = carry_out(&pending.export, request, payload.as_ref().map_or(&[], Buffer::as_bytes));
+        let took = began.elapsed();
+        pending.export.pace.record(request.command(), took);
+        let waited = began.saturating_duration_since(pending.began);
+        if pending.export.slow.is_slow(waited + took) {
+            tell_slow(&pending.export, request, waited, took);
+        }
         drop(payload);
         pending.answer(outcome, request.payload_bytes());
+    }
+}
+
+fn tell_slow(export: &LiveExport, request: Request, waited: Duration, took: Duration) {
+    export.metrics.of(Some(request.command())).count_slow();
+    if let Some(left_out) = export.slow.note(Instant::now()) {
+        let (offset, len) = request.range().map_or((0, 0), |range| (range.offset.0, range.len.0));
+        tracing::warn!(
+            export = %export.label,
+            operation = %request.command(),
+            offset,
+            len,
+            ?waited,
+            ?took,
+            left_out,
+            "a slow operation: `waited` is for its payload and a thread, `took` is the volume's; see the disk"
+        );
     }
 }
 
@@ -291,7 +256,7 @@ fn carry_out(export: &LiveExport, request: Request, payload: &[u8]) -> Option<Ou
     if export.is_sealed() {
         return None;
     }
-    let error = match execute(&export.volume, request, payload) {
+    let error = match execute(export, request, payload) {
         Ok(outcome) => return Some(outcome),
         Err(error) => error,
     };
@@ -310,26 +275,28 @@ fn carry_out(export: &LiveExport, request: Request, payload: &[u8]) -> Option<Ou
 /// A request that has no answer yet. One that is dropped without an answer has panicked, which the client sees as an
 /// input/output error, or was cut, which it does not see.
 #[derive(Debug)]
-struct Pending {
-    cookie: u64,
-    command: Option<Command>,
-    export: Arc<LiveExport>,
-    outbox: Arc<Outbox>,
+pub(crate) struct Pending {
+    pub(crate) to: ReplyTo,
+    pub(crate) command: Option<Command>,
+    pub(crate) export: Arc<LiveExport>,
+    pub(crate) outbox: Arc<Outbox>,
     /// Gone once the answer is on its way.
-    hold: Option<Hold>,
-    began: Instant,
+    pub(crate) hold: Option<Hold>,
+    /// The thread that carries it out has another request to read: the answer may wait for that one's.
+    pub(crate) more_follows: bool,
+    pub(crate) began: Instant,
 }
 
 impl Pending {
-    fn hold_payload(&mut self, permit: OwnedSemaphorePermit) {
+    pub(crate) fn hold_payload(&mut self, permit: OwnedSemaphorePermit) {
         if let Some(hold) = &mut self.hold {
             hold.payload = Some(permit);
         }
     }
 
-    fn answer(&mut self, outcome: Option<Outcome>, payload_bytes: u32) {
+    pub(crate) fn answer(&mut self, outcome: Option<Outcome>, payload_bytes: u32) {
         let Some(mut hold) = self.hold.take() else { return };
-        if !matches!(outcome, Some(Outcome::Data { .. })) {
+        if !matches!(outcome, Some(Outcome::Data(_))) {
             hold.payload = None;
         }
         let ended = match outcome {
@@ -338,7 +305,8 @@ impl Pending {
             None => Ended::Unanswered,
         };
         self.export.metrics.of(self.command).end(self.began, ended);
-        self.outbox.answer(self.cookie, outcome, hold);
+        let hold_back = self.more_follows && payload_bytes <= HELD_BACK_PAYLOAD_BYTES_MAX;
+        self.outbox.answer(self.to, outcome, hold, hold_back);
     }
 }
 

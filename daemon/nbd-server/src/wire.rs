@@ -1,6 +1,7 @@
 //! The NBD protocol's numbers and byte layouts, shared by the server's codec and the client.
 //!
-//! Source: "The NBD protocol", NetworkBlockDevice/nbd doc/proto.md. All integers are big-endian.
+//! Source: "The NBD protocol", NetworkBlockDevice/nbd doc/proto.md, and its branch extension-ext-header for the
+//! messages of 32 bytes. All integers are big-endian.
 //!
 //! Invariants:
 //! - A raw code becomes an enum here and nowhere else; a code that no variant stands for is `None`, never a panic.
@@ -16,12 +17,16 @@ pub(crate) const SESSION_MAGIC: u64 = 0x4e42_444d_4147_4943;
 pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// Precedes every option reply.
 pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-/// Precedes every request in the transmission phase.
+/// Precedes every request in the transmission phase, where headers are compact.
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Precedes every request where headers are extended.
+pub(crate) const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Precedes a simple reply.
 pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Precedes a chunk of a structured reply.
 pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Precedes a chunk of an extended reply.
+pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Session magic, option magic, handshake flags.
 pub(crate) const GREETING_BYTES: usize = 18;
@@ -33,12 +38,16 @@ pub(crate) const OPTION_HEADER_BYTES: usize = 16;
 pub(crate) const OPTION_REPLY_HEADER_BYTES: usize = 20;
 /// Zero bytes that follow the answer to `EXPORT_NAME` unless the client declined them.
 pub(crate) const EXPORT_NAME_PADDING_BYTES: usize = 124;
-/// Magic, flags, command, cookie, offset, length.
+/// Magic, flags, command, cookie, offset, length of 32 bits.
 pub(crate) const REQUEST_BYTES: usize = 28;
+/// Magic, flags, command, cookie, offset, length of 64 bits.
+pub(crate) const EXTENDED_REQUEST_BYTES: usize = 32;
 /// Magic, error, cookie.
 pub(crate) const SIMPLE_REPLY_BYTES: usize = 16;
-/// Magic, flags, chunk type, cookie, payload length.
+/// Magic, flags, chunk type, cookie, payload length of 32 bits.
 pub(crate) const CHUNK_HEADER_BYTES: usize = 20;
+/// Magic, flags, chunk type, cookie, the request's offset, payload length of 64 bits.
+pub(crate) const EXTENDED_CHUNK_HEADER_BYTES: usize = 32;
 
 /// Handshake flags of the server and, bit for bit, the client flags that accept them.
 pub(crate) mod handshake_flag {
@@ -58,6 +67,7 @@ pub(crate) mod transmission_flag {
     pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
     pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Command flags of a request.
@@ -67,6 +77,7 @@ pub(crate) mod command_flag {
     pub(crate) const DF: u16 = 1 << 2;
     pub(crate) const REQ_ONE: u16 = 1 << 3;
     pub(crate) const FAST_ZERO: u16 = 1 << 4;
+    pub(crate) const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Chunk flag and chunk types of structured replies.
@@ -76,6 +87,7 @@ pub(crate) mod chunk {
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
     pub(crate) const BLOCK_STATUS: u16 = 5;
+    pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
     pub(crate) const ERROR: u16 = (1 << 15) + 1;
     /// Any type with this bit is an error chunk.
     pub(crate) const ERROR_BIT: u16 = 1 << 15;
@@ -130,6 +142,7 @@ codes! {
         StructuredReply = 8,
         ListMetaContext = 9,
         SetMetaContext = 10,
+        ExtendedHeaders = 11,
     }
 }
 
@@ -147,6 +160,7 @@ codes! {
         ErrUnknown = OPTION_ERROR_BIT + 6,
         ErrShutdown = OPTION_ERROR_BIT + 7,
         ErrTooBig = OPTION_ERROR_BIT + 9,
+        ErrExtendedHeadersActive = OPTION_ERROR_BIT + 10,
     }
 }
 
@@ -219,6 +233,33 @@ impl fmt::Display for Command {
     }
 }
 
+/// Which messages the transmission phase is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// Compact requests, simple replies.
+    #[default]
+    Simple,
+    /// Compact requests, replies in chunks.
+    Structured,
+    /// Requests and replies of 32 bytes, lengths of 64 bits.
+    Extended,
+}
+
+impl Style {
+    /// Whether replies come in chunks.
+    pub(crate) fn in_chunks(self) -> bool {
+        self != Self::Simple
+    }
+
+    /// Length of a request's header.
+    pub(crate) fn request_bytes(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => REQUEST_BYTES,
+            Self::Extended => EXTENDED_REQUEST_BYTES,
+        }
+    }
+}
+
 /// A request header as it stands on the wire, before anything in it is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestHeader {
@@ -226,14 +267,15 @@ pub(crate) struct RequestHeader {
     pub(crate) command: u16,
     pub(crate) cookie: u64,
     pub(crate) offset: u64,
-    pub(crate) length: u32,
+    pub(crate) length: u64,
 }
 
 impl RequestHeader {
     /// The header in `bytes`; `None` where the magic is wrong and the stream can't be followed any further.
-    pub(crate) fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8], style: Style) -> Option<Self> {
         let mut cursor = Cursor::new(bytes);
-        if cursor.u32()? != REQUEST_MAGIC {
+        let magic = if style == Style::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+        if cursor.u32()? != magic {
             return None;
         }
         Some(Self {
@@ -241,19 +283,21 @@ impl RequestHeader {
             command: cursor.u16()?,
             cookie: cursor.u64()?,
             offset: cursor.u64()?,
-            length: cursor.u32()?,
+            length: if style == Style::Extended { cursor.u64()? } else { u64::from(cursor.u32()?) },
         })
     }
 
-    pub(crate) fn encode(&self) -> [u8; REQUEST_BYTES] {
+    /// The compact form; `None` where the length needs more than its 32 bits.
+    pub(crate) fn encode(&self) -> Option<[u8; REQUEST_BYTES]> {
+        let length = u32::try_from(self.length).ok()?;
         let mut bytes = [0; REQUEST_BYTES];
         bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
         bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
         bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
-        bytes[24..28].copy_from_slice(&self.length.to_be_bytes());
-        bytes
+        bytes[24..28].copy_from_slice(&length.to_be_bytes());
+        Some(bytes)
     }
 }
 
@@ -274,6 +318,18 @@ impl ChunkHeader {
         bytes[6..8].copy_from_slice(&self.kind.to_be_bytes());
         bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         bytes[16..20].copy_from_slice(&self.length.to_be_bytes());
+        bytes
+    }
+
+    /// The form where headers are extended; `offset` is that of the request.
+    pub(crate) fn encode_extended(&self, offset: u64) -> [u8; EXTENDED_CHUNK_HEADER_BYTES] {
+        let mut bytes = [0; EXTENDED_CHUNK_HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.kind.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+        bytes[24..32].copy_from_slice(&u64::from(self.length).to_be_bytes());
         bytes
     }
 }
@@ -344,7 +400,7 @@ mod tests {
             offset: 0x1000,
             length: 0x200,
         };
-        let bytes = header.encode();
+        let bytes = header.encode().unwrap();
         assert_eq!(
             bytes,
             [
@@ -352,14 +408,46 @@ mod tests {
                 2, 0
             ]
         );
-        assert_eq!(RequestHeader::decode(&bytes), Some(header));
+        assert_eq!(RequestHeader::decode(&bytes, Style::Simple), Some(header));
+        assert_eq!(RequestHeader { length: 1 << 32, ..header }.encode(), None);
+    }
+
+    #[test]
+    fn extended_headers_have_the_published_layout() {
+        let bytes = [
+            0x21, 0xe4, 0x1c, 0x71, 0, 33, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0,
+            9, 0, 0, 2, 0,
+        ];
+        let header = RequestHeader {
+            flags: command_flag::FUA | command_flag::PAYLOAD_LEN,
+            command: Command::Write.code(),
+            cookie: 0x0102_0304_0506_0708,
+            offset: 0x1000,
+            length: (9 << 32) + 0x200,
+        };
+        assert_eq!(RequestHeader::decode(&bytes, Style::Extended), Some(header));
+        assert_eq!(RequestHeader::decode(&bytes, Style::Structured), None, "the compact magic is another");
+        let chunk =
+            ChunkHeader { flags: 1, kind: chunk::BLOCK_STATUS_EXT, cookie: header.cookie, length: 0x18 };
+        let bytes = [
+            0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0,
+            0, 0, 0, 0, 0x18,
+        ];
+        assert_eq!(chunk.encode_extended(0x1000), bytes);
     }
 
     #[test]
     fn a_header_with_another_magic_is_no_header() {
-        let mut bytes = RequestHeader { flags: 0, command: 0, cookie: 0, offset: 0, length: 0 }.encode();
+        let header = RequestHeader { flags: 0, command: 0, cookie: 0, offset: 0, length: 0 };
+        let mut bytes = header.encode().unwrap();
         bytes[3] ^= 1;
-        assert_eq!(RequestHeader::decode(&bytes), None);
+        assert_eq!(RequestHeader::decode(&bytes, Style::Simple), None);
+        bytes[0..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        assert_eq!(
+            RequestHeader::decode(&bytes, Style::Structured),
+            None,
+            "extended headers were not negotiated"
+        );
     }
 
     #[test]

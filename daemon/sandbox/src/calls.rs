@@ -171,6 +171,7 @@ const NODE: &[Rule] = rules! {
     // Sockets. They are bound already; none is made but for the service manager's notices.
     SYS_accept4 => "clients and keyholders";
     SYS_recvfrom => "requests";
+    SYS_readv => "block requests, and what comes behind them";
     SYS_sendto => "replies";
     SYS_write => "events to other threads, the log, files";
     SYS_writev => "replies of several pieces";
@@ -311,7 +312,7 @@ mod of_this_processor {
 
     pub(super) const NODE: &[Rule] = rules! {
         SYS_epoll_wait => "the executor waits";
-        SYS_poll, rare => "std waits for a socket";
+        SYS_poll => "a connection's thread waits for its client";
         SYS_unlink => "the ready file and the socket go";
         SYS_rename => "a file is replaced in one step";
         SYS_readlink, rare => "links that the probes look through";
@@ -339,7 +340,7 @@ mod of_this_processor {
 
     pub(super) const NODE: &[Rule] = rules! {
         SYS_epoll_pwait => "the executor waits";
-        SYS_ppoll, rare => "std waits for a socket";
+        SYS_ppoll => "a connection's thread waits for its client";
         SYS_unlinkat => "the ready file and the socket go";
         SYS_renameat => "a file is replaced in one step";
     };

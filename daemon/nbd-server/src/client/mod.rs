@@ -281,12 +281,11 @@ impl Client {
         len: u64,
         payload: &[u8],
     ) -> Result<(), ClientError> {
-        let length =
-            u32::try_from(len).map_err(|_| ClientError::TooLong { command: command.to_string(), len })?;
         self.next_cookie += 1;
         let header =
-            RequestHeader { flags, command: command.code(), cookie: self.next_cookie, offset, length }
-                .encode();
+            RequestHeader { flags, command: command.code(), cookie: self.next_cookie, offset, length: len };
+        let header =
+            header.encode().ok_or_else(|| ClientError::TooLong { command: command.to_string(), len })?;
         let sent = self.stream.write_all(&header).and_then(|()| self.stream.write_all(payload));
         sent.and_then(|()| self.stream.flush()).map_err(|source| ClientError::closed(Some(command), source))
     }

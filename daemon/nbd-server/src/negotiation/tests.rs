@@ -288,13 +288,13 @@ fn allocation_context_is_selected_for_one_export() {
     assert_eq!(codes(&out), [ReplyCode::Ack, ReplyCode::MetaContext, ReplyCode::Ack]);
     assert_eq!(replies(&out)[1].2, b"\x00\x00\x00\x01base:allocation");
     let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
-    let both = Features { structured_replies: true, block_status: true };
+    let both = Features { style: Style::Structured, block_status: true };
     assert_eq!(ended, Ended::Transmission("disk", both));
 
     let mut machine = started(Tls::Unavailable);
     run(&mut machine, &input);
     let (_, ended) = run(&mut machine, &option(7, &go_data("archive", &[])));
-    let structured = Features { structured_replies: true, block_status: false };
+    let structured = Features { style: Style::Structured, block_status: false };
     assert_eq!(ended, Ended::Transmission("archive", structured), "selected for another export");
 
     let mut machine = started(Tls::Unavailable);
@@ -340,7 +340,7 @@ fn option_data_that_does_not_parse_is_refused() {
 
 #[test]
 fn unknown_options_are_unsupported_and_their_data_is_consumed() {
-    let mut input = option(11, &[]);
+    let mut input = option(4, &[]);
     input.extend(option(0xdead, &[7; 1000]));
     input.extend(option(3, &[]));
     let (out, _) = run(&mut started(Tls::Unavailable), &input);
@@ -379,6 +379,50 @@ fn option_count_at_the_limit_is_taken_and_one_more_is_not() {
 fn abort_is_acknowledged_whatever_it_carries() {
     let (out, ended) = one_option(Tls::Unavailable, OptionCode::Abort, b"goodbye");
     assert_eq!((codes(&out), ended), (vec![ReplyCode::Ack], Ended::Closed(CloseReason::Aborted)));
+}
+
+#[test]
+fn extended_headers_take_precedence_over_structured_replies() {
+    let mut machine = started(Tls::Unavailable);
+    let (out, _) = run(&mut machine, &option(11, b"x"));
+    assert_eq!(codes(&out), [ReplyCode::ErrInvalid], "it takes no data");
+    let mut input = option(8, &[]);
+    input.extend(option(11, &[]));
+    input.extend(option(8, &[]));
+    input.extend(option(11, &[]));
+    let (out, _) = run(&mut machine, &input);
+    let refused = ReplyCode::ErrExtendedHeadersActive;
+    assert_eq!(codes(&out), [ReplyCode::Ack, ReplyCode::Ack, refused, ReplyCode::Ack]);
+    assert_eq!(refused.code(), (1 << 31) + 10);
+
+    let flags = |out: &[u8]| u16::from_be_bytes(replies(out)[0].2[10..12].try_into().unwrap());
+    let (out, _) = run(&mut machine, &option(6, &go_data("disk", &[])));
+    assert_eq!(flags(&out) & transmission_flag::BLOCK_STATUS_PAYLOAD, 0, "no context is selected");
+    assert_ne!(flags(&out) & transmission_flag::SEND_DF, 0);
+    let (out, _) = run(&mut machine, &option(10, &queries("disk", &["base:allocation"])));
+    assert_eq!(codes(&out), [ReplyCode::MetaContext, ReplyCode::Ack]);
+    let (out, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
+    assert_ne!(flags(&out) & transmission_flag::BLOCK_STATUS_PAYLOAD, 0);
+    let features = Features { style: Style::Extended, block_status: true };
+    assert_eq!(ended, Ended::Transmission("disk", features));
+}
+
+#[test]
+fn export_name_is_no_way_into_extended_headers() {
+    let mut machine = started(Tls::Unavailable);
+    let mut input = option(11, &[]);
+    input.extend(option(1, b"disk"));
+    let (_, ended) = run(&mut machine, &input);
+    assert_eq!(ended, Ended::Closed(CloseReason::ExportNameExtended));
+}
+
+#[test]
+fn the_upgrade_forgets_extended_headers() {
+    let mut machine = started(Tls::Unavailable);
+    run(&mut machine, &option(11, &[]));
+    machine.tls_started();
+    let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
+    assert_eq!(ended, Ended::Transmission("disk", Features::default()));
 }
 
 fn tls() -> impl Strategy<Value = Tls> {

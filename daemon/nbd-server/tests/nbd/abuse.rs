@@ -10,7 +10,7 @@ use crate::raw::*;
 use crate::rig::{MIB, NOT_SMALL, PATIENCE, Random, Rig, Setup, eventually, soak};
 
 /// The next client is served, and nothing was overwritten.
-fn still_serves(rig: &Rig) {
+pub(crate) fn still_serves(rig: &Rig) {
     let mut client = rig.client();
     let mut read = [9; 4096];
     client.read(0, &mut read).unwrap();
@@ -258,16 +258,22 @@ fn random_bytes_in_either_phase_harm_nobody() {
     while Instant::now() < deadline {
         let len = usize::try_from(random.below(3000)).unwrap();
         let mut bytes = random.bytes(len);
-        let mut raw = match random.below(4) {
+        let mut raw = match random.below(5) {
             0 => Raw::silent(&rig.socket),
             1 => Raw::greeted(&rig.socket),
             2 => Raw::simple(&rig.socket),
+            3 => Raw::extended(&rig.socket),
             _ => Raw::structured(&rig.socket),
         };
         // Half of them look right at first: an option header, or a request that changes nothing at sector 0.
         if random.below(2) == 0 {
             let command = u16::try_from(random.below(8)).unwrap();
-            let mut front = request(command, u16::try_from(random.below(64)).unwrap(), 1, 8192, 512);
+            let flags = u16::try_from(random.below(64)).unwrap();
+            let mut front = if random.below(2) == 0 {
+                request(command, flags, 1, 8192, 512)
+            } else {
+                extended_request(command, flags, 1, 8192, 512)
+            };
             front.append(&mut bytes);
             bytes = front;
         }

@@ -1,9 +1,11 @@
 //! Many connections on one export at once: nothing tears, nothing is lost, everybody sees what was answered.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::raw::*;
 use crate::rig::{MIB, Random, Rig, soak};
 
 const SECTOR: usize = 4096;
@@ -86,6 +88,69 @@ fn what_one_connection_was_answered_every_other_sees() {
                     let mut read = [0; 8];
                     reader.read(MIB + 1000, &mut read).unwrap();
                     assert!(u64::from_be_bytes(read) >= at_least, "a stale read");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn overlapping_requests_in_every_style_leave_whole_sectors_and_nothing_of_others() {
+    const SECTORS: u64 = 48;
+    /// What clients write into their own volume's neighbourhood; nobody writes it where the readers look.
+    const FOREIGN: u8 = 0xf0;
+    let rig = Rig::new();
+    let mut random = Random::seeded("overlapping requests");
+    rig.client().write(MIB, &[FOREIGN; MIB as usize], false).unwrap();
+    let deadline = Instant::now() + soak();
+    std::thread::scope(|scope| {
+        for connect in
+            [Raw::simple, Raw::structured, Raw::extended, Raw::simple, Raw::structured, Raw::extended]
+        {
+            let mut raw = connect(&rig.socket);
+            let extended = std::ptr::fn_addr_eq(connect, Raw::extended as fn(&Path) -> Raw);
+            let simple = std::ptr::fn_addr_eq(connect, Raw::simple as fn(&Path) -> Raw);
+            let mut random = random.fork();
+            scope.spawn(move || {
+                while Instant::now() < deadline {
+                    // A pipeline of eight, then its answers.
+                    for _ in 0..8 {
+                        let first = random.below(SECTORS);
+                        let count = 1 + random.below(SECTORS - first);
+                        let (offset, len) = (first * SECTOR as u64, count * SECTOR as u64);
+                        let command =
+                            *[WRITE, WRITE, WRITE, WRITE_ZEROES, TRIM].get(random.below(5) as usize).unwrap();
+                        let colour = 1 + u8::try_from(random.below(100)).unwrap();
+                        raw.send(&match (extended, command) {
+                            (true, WRITE) => extended_request(command, PAYLOAD_LEN, 1, offset, len),
+                            (true, _) => extended_request(command, 0, 1, offset, len),
+                            (false, _) => request(command, 0, 1, offset, len as u32),
+                        });
+                        if command == WRITE {
+                            raw.send(&vec![colour; len as usize]);
+                        }
+                    }
+                    for _ in 0..8 {
+                        if simple {
+                            assert_eq!(raw.simple_reply(), (0, 1));
+                        } else {
+                            let chunk = if extended { raw.extended_chunk().0 } else { raw.chunk() };
+                            assert_eq!((chunk.kind, chunk.payload.len()), (0, 0), "{chunk:?}");
+                        }
+                    }
+                }
+            });
+        }
+        for _ in 0..2 {
+            let mut client = rig.client();
+            scope.spawn(move || {
+                let mut read = vec![0; (SECTORS as usize) * SECTOR];
+                while Instant::now() < deadline {
+                    client.read(0, &mut read).unwrap();
+                    for (sector, bytes) in read.chunks(SECTOR).enumerate() {
+                        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "sector {sector} is torn");
+                        assert!(bytes[0] <= 100, "sector {sector} shows what was never written there");
+                    }
                 }
             });
         }

@@ -1,10 +1,13 @@
 //! The counters count what happened.
 
+use std::time::{Duration, Instant};
+
+use nbd_server::Limits;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
 use crate::raw::*;
-use crate::rig::{Rig, eventually};
+use crate::rig::{Rig, Setup, eventually};
 
 fn text(rig: &Rig) -> String {
     let mut registry = Registry::default();
@@ -63,4 +66,24 @@ fn requests_bytes_errors_and_connections_are_counted() {
     drop((client, raw));
     eventually("connections are counted down", || counter(&rig, "nbd_connections", "") == 0);
     assert_eq!(counter(&rig, "nbd_connections_accepted_total", ""), 3);
+}
+
+#[test]
+fn an_operation_that_takes_long_is_counted_as_slow() {
+    let limits = Limits { slow_operation: Duration::from_millis(30), ..Limits::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() });
+    rig.client().write(0, &[1; 4096], false).unwrap();
+    let mut raw = Raw::structured(&rig.socket);
+    rig.device.close();
+    let began = Instant::now();
+    raw.request(READ, 0, 1, 0, 4096);
+    rig.device.wait_held(1);
+    // Not to wait for anything: to be slow.
+    while began.elapsed() < limits.slow_operation {
+        std::thread::sleep(limits.slow_operation);
+    }
+    rig.device.open();
+    assert_eq!(raw.chunk().payload[8..], [1; 4096]);
+    assert_eq!(counter(&rig, "nbd_slow_requests_total", r#"operation="read""#), 1);
+    assert_eq!(counter(&rig, "nbd_slow_requests_total", r#"operation="flush""#), 0);
 }

@@ -16,17 +16,36 @@ pub(crate) const CACHE: u16 = 5;
 pub(crate) const WRITE_ZEROES: u16 = 6;
 pub(crate) const BLOCK_STATUS: u16 = 7;
 
+pub(crate) const FUA: u16 = 1 << 0;
+pub(crate) const NO_HOLE: u16 = 1 << 1;
+pub(crate) const DF: u16 = 1 << 2;
+pub(crate) const REQ_ONE: u16 = 1 << 3;
+pub(crate) const FAST_ZERO: u16 = 1 << 4;
+pub(crate) const PAYLOAD_LEN: u16 = 1 << 5;
+
 pub(crate) const OPT_EXPORT_NAME: u32 = 1;
+pub(crate) const OPT_ABORT: u32 = 2;
 pub(crate) const OPT_LIST: u32 = 3;
 pub(crate) const OPT_STARTTLS: u32 = 5;
+pub(crate) const OPT_INFO: u32 = 6;
 pub(crate) const OPT_GO: u32 = 7;
 pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
+pub(crate) const OPT_LIST_META_CONTEXT: u32 = 9;
 pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
+pub(crate) const OPT_EXTENDED_HEADERS: u32 = 11;
 
 pub(crate) const REP_ACK: u32 = 1;
+pub(crate) const REP_SERVER: u32 = 2;
+pub(crate) const REP_INFO: u32 = 3;
+pub(crate) const REP_META_CONTEXT: u32 = 4;
+pub(crate) const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
+pub(crate) const REP_ERR_POLICY: u32 = (1 << 31) + 2;
+pub(crate) const REP_ERR_INVALID: u32 = (1 << 31) + 3;
 pub(crate) const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
+pub(crate) const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 pub(crate) const REP_ERR_SHUTDOWN: u32 = (1 << 31) + 7;
 pub(crate) const REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
+pub(crate) const REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 
 pub(crate) const EPERM: u32 = 1;
 pub(crate) const EINVAL: u32 = 22;
@@ -82,15 +101,19 @@ impl Raw {
 
     /// In transmission on `disk`, with structured replies and block status.
     pub(crate) fn structured(socket: &Path) -> Self {
+        Self::in_chunks(socket, OPT_STRUCTURED_REPLY)
+    }
+
+    /// In transmission on `disk`, with extended headers and block status.
+    pub(crate) fn extended(socket: &Path) -> Self {
+        Self::in_chunks(socket, OPT_EXTENDED_HEADERS)
+    }
+
+    fn in_chunks(socket: &Path, style: u32) -> Self {
         let mut raw = Self::greeted(socket);
-        raw.option(OPT_STRUCTURED_REPLY, &[]);
+        raw.option(style, &[]);
         assert_eq!(raw.option_reply().1, REP_ACK);
-        let query = b"base:allocation";
-        let mut data = name("disk");
-        data.extend_from_slice(&1_u32.to_be_bytes());
-        data.extend_from_slice(&u32::try_from(query.len()).unwrap().to_be_bytes());
-        data.extend_from_slice(query);
-        raw.option(OPT_SET_META_CONTEXT, &data);
+        raw.option(OPT_SET_META_CONTEXT, &queries("disk", &["base:allocation"]));
         while raw.option_reply().1 != REP_ACK {}
         raw.option(OPT_GO, &go("disk"));
         while raw.option_reply().1 != REP_ACK {}
@@ -162,6 +185,25 @@ impl Raw {
         self.send(&request(command, flags, cookie, offset, len));
     }
 
+    pub(crate) fn extended_request(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, len: u64) {
+        self.send(&extended_request(command, flags, cookie, offset, len));
+    }
+
+    /// A chunk with extended headers, and the offset that it repeats.
+    pub(crate) fn extended_chunk(&mut self) -> (Chunk, u64) {
+        let header = self.take::<32>();
+        assert_eq!(header[..4], 0x6e8a_278c_u32.to_be_bytes(), "extended chunk magic");
+        let long = |at: usize| u64::from_be_bytes(header[at..at + 8].try_into().unwrap());
+        let payload = self.take_bytes(long(24) as usize);
+        let chunk = Chunk {
+            flags: u16::from_be_bytes(header[4..6].try_into().unwrap()),
+            kind: u16::from_be_bytes(header[6..8].try_into().unwrap()),
+            cookie: long(8),
+            payload,
+        };
+        (chunk, long(16))
+    }
+
     /// (error, cookie) of a simple reply.
     pub(crate) fn simple_reply(&mut self) -> (u32, u64) {
         let header = self.take::<16>();
@@ -193,6 +235,33 @@ pub(crate) fn request(command: u16, flags: u16, cookie: u64, offset: u64, len: u
     bytes.extend_from_slice(&offset.to_be_bytes());
     bytes.extend_from_slice(&len.to_be_bytes());
     bytes
+}
+
+pub(crate) fn extended_request(command: u16, flags: u16, cookie: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = 0x21e4_1c71_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
+}
+
+/// An option, header and all.
+pub(crate) fn option(code: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"IHAVEOPT".to_vec();
+    bytes.extend_from_slice(&code.to_be_bytes());
+    bytes.extend_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes());
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT.
+pub(crate) fn queries(label: &str, queries: &[&str]) -> Vec<u8> {
+    let mut data = name(label);
+    data.extend_from_slice(&u32::try_from(queries.len()).unwrap().to_be_bytes());
+    data.extend(queries.iter().flat_map(|query| name(query)));
+    data
 }
 
 pub(crate) fn name(label: &str) -> Vec<u8> {
