@@ -29,6 +29,9 @@ readonly programs=(
     qemu-io:qemu-utils
     nbdinfo:libnbd-bin
     nbdcopy:libnbd-bin
+    nbdfuse:libnbd-bin
+    fusermount3:fuse3
+    mkfs.ext4:e2fsprogs
     fio:fio
     strace:strace
     rclone:rclone

@@ -1,4 +1,4 @@
-//! Real clients: qemu-io, qemu-img, nbdinfo, nbdcopy, fio.
+//! Real clients: qemu-io, qemu-img, nbdinfo, nbdcopy, nbdfuse under a file system, fio.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -227,6 +227,33 @@ fn qemu_holds_its_requests_through_a_seal_and_sends_them_again() {
     rig.push();
     let said = qemu.join().unwrap();
     assert!(said.contains("wrote 131072/131072") && said.contains("read 131072/131072"), "{said}");
+}
+
+#[test]
+fn nbdfuse_carries_a_file_system_that_stands_its_check() {
+    let rig = Rig::new();
+    let folder = tempfile::tempdir().unwrap();
+    let [mount, files, back] = ["mount", "files", "back"].map(|name| folder.path().join(name));
+    for made in [&mount, &files, &back] {
+        fs::create_dir(made).unwrap();
+    }
+    let mut random = Random::seeded("files");
+    for number in 0..20 {
+        let len = usize::try_from(random.below(1 << 20)).unwrap();
+        fs::write(files.join(number.to_string()), random.bytes(len)).unwrap();
+    }
+    let mut fuse = client("nbdfuse").arg(&mount).arg(rig.uri()).spawn().expect("nbdfuse");
+    let disk = mount.join("nbd");
+    eventually("nbdfuse serves", || disk.is_file());
+    run(client("mkfs.ext4").args(["-q", "-F", "-d"]).args([&files, &disk]));
+    run(client("e2fsck").args(["-f", "-n"]).arg(&disk));
+    run(client("debugfs").arg("-R").arg(format!("rdump / {}", back.display())).arg(&disk));
+    for entry in fs::read_dir(&files).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!(fs::read(files.join(&name)).unwrap() == fs::read(back.join(&name)).unwrap(), "{name:?}");
+    }
+    run(client("fusermount3").arg("-u").arg(&mount));
+    assert!(fuse.wait().unwrap().success());
 }
 
 #[test]

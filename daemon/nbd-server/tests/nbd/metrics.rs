@@ -7,7 +7,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
 use crate::raw::*;
-use crate::rig::{Rig, Setup, eventually};
+use crate::rig::{NOT_SMALL, Rig, Setup, eventually};
 
 fn text(rig: &Rig) -> String {
     let mut registry = Registry::default();
@@ -72,7 +72,7 @@ fn requests_bytes_errors_and_connections_are_counted() {
 fn an_operation_that_takes_long_is_counted_as_slow() {
     let limits = Limits { slow_operation: Duration::from_millis(30), ..Limits::default() };
     let rig = Rig::with(Setup { limits, ..Setup::default() });
-    rig.client().write(0, &[1; 4096], false).unwrap();
+    rig.client().write(0, &[1; NOT_SMALL], false).unwrap();
     let mut raw = Raw::structured(&rig.socket);
     rig.device.close();
     let began = Instant::now();
