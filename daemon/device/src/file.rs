@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, Flock, FlockArg, OFlag, fallocate, fcntl};
@@ -84,26 +85,36 @@ impl FileDevice {
         // O_EXCL on a block device refuses one that is mounted or part of an array; on a file it means something
         // else, so the path is looked at first.
         let is_block = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
-        let file = std::fs::OpenOptions::new()
-            .read(true)
+        let mut how = std::fs::OpenOptions::new();
+        how.read(true)
             .write(true)
             .create(options.create_len.is_some() && !is_block)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(if is_block { libc::O_EXCL } else { 0 })
-            .open(path)
-            .map_err(|error| {
+            .custom_flags(if is_block { libc::O_EXCL } else { 0 });
+        let deadline = Instant::now() + LET_GO_TIMEOUT;
+        let file = while_held(deadline, || how.open(path), |error| errno_of(error) == Errno::EBUSY).map_err(
+            |error| {
                 let operation =
                     if options.create_len.is_some() { Operation::Create } else { Operation::Open };
                 DeviceError::from_errno(errno_of(&error), operation, shown)
-            })?;
+            },
+        )?;
         let metadata = file
             .metadata()
             .map_err(|error| DeviceError::from_errno(errno_of(&error), Operation::Open, shown))?;
         let kind = kind_of(&metadata)
             .ok_or_else(|| DeviceError::new(DeviceErrorKind::NotADevice, Operation::Open, shown))?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| DeviceError::from_errno(errno, Operation::Lock, shown))?;
+        let mut unlocked = Some(file);
+        let lock = || {
+            let file = unlocked.take().ok_or(Errno::EBADF)?;
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| {
+                unlocked = Some(file);
+                errno
+            })
+        };
+        let file = while_held(deadline, lock, |errno| *errno == Errno::EAGAIN)
+            .map_err(|errno| DeviceError::from_errno(errno, Operation::Lock, shown))?;
         Ok(Self {
             file,
             path: Arc::clone(shown),
@@ -206,6 +217,26 @@ impl FileDevice {
             Stop::End => DeviceError::new(DeviceErrorKind::UnexpectedEnd, operation, &self.path),
         }
         .at(at, len)
+    }
+}
+
+/// The kernel takes the ring of a process that has ended apart a moment later, and until its last transfer is over the file
+/// stays held: it is waited for this long.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Tries again until `deadline` while it fails because the file is held.
+fn while_held<T, E>(
+    deadline: Instant,
+    mut attempt: impl FnMut() -> Result<T, E>,
+    is_held: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    loop {
+        match attempt() {
+            Err(error) if is_held(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
     }
 }
 
