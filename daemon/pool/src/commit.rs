@@ -542,9 +542,10 @@ impl Core {
         self.place(most)
     }
 
-    /// Step 16: ciphertext that the log has goes to its place.
+    /// Step 16: ciphertext that the log has goes to its place, up to `most` sectors of it or until nothing waits and nothing
+    /// is on its way.
     fn place(&self, most: u64) -> Result<(), PoolError> {
-        let mut left = most.min(self.placement.sectors());
+        let mut left = most;
         while left > 0 {
             let batch =
                 self.placement.take(usize::try_from(left).unwrap_or(usize::MAX).min(PLACED_AT_ONCE_MAX));
@@ -566,7 +567,7 @@ impl Core {
     pub(crate) fn tend(&self, patience: Duration) -> Result<(), PoolError> {
         self.placement.wait(patience);
         self.check_not_failed()?;
-        self.place(u64::MAX).map_err(|error| self.fail(error))
+        self.place(self.placement.sectors()).map_err(|error| self.fail(error))
     }
 
     /// Writes what the log holds to its places and to the tables, and starts the log anew. Every record in `logged` is
@@ -783,11 +784,11 @@ impl Core {
 /// to a place any more where the log says that nothing is.
 fn settle(placement: &Placement, taken: Vec<TakenExtent>) {
     for TakenExtent { extent, sectors, contents } in taken {
+        if let Some(sectors) = sectors.as_ref().filter(|_| extent.kind() == ExtentKind::Data) {
+            placement.keep(extent.index(), sectors);
+        }
         let mut state = extent.state();
         if let Some(sectors) = sectors {
-            if extent.kind() == ExtentKind::Data {
-                placement.keep(extent.index(), &sectors);
-            }
             state.settle(sectors);
         }
         state.forget_placed(&contents);

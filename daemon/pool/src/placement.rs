@@ -6,7 +6,9 @@
 //!
 //! Invariants:
 //! - One batch is on its way at a time, and of an extent that a batch is of nothing is forgotten before it has ended: so a place
-//!   is never written late, over what somebody wrote there since.
+//!   is never written late, over what somebody wrote there since. Whoever waits for that holds no extent's lock, which the
+//!   batch takes at its end.
+//! - What a batch could not put to its place waits again: the log is not given up while it alone has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -105,7 +107,8 @@ impl Placement {
         drop(self.changed.wait_timeout_while(lock(&self.state), patience, too_few));
     }
 
-    /// Takes up to `most` sectors out, once no other batch is on its way.
+    /// Takes up to `most` sectors out, once no other batch is on its way. Nothing waits and nothing is on its way when an
+    /// empty one comes of a `most` above 0.
     pub(crate) fn take(&self, most: usize) -> PlacementBatch<'_> {
         let busy = |state: &mut State| state.on_its_way.is_some();
         let mut state =
@@ -150,7 +153,12 @@ impl PlacementBatch<'_> {
 
 impl Drop for PlacementBatch<'_> {
     fn drop(&mut self) {
-        lock(&self.of.state).on_its_way = None;
+        let mut state = lock(&self.of.state);
+        for (of, waiting) in self.sectors.drain(..) {
+            state.sectors.entry(of).or_insert(waiting);
+        }
+        state.on_its_way = None;
+        drop(state);
         self.of.changed.notify_all();
     }
 }

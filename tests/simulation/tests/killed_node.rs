@@ -158,7 +158,7 @@ impl Served {
             let start = Instant::now();
             let due = || answered.load(Ordering::Relaxed) >= ACKNOWLEDGED_MIN + more;
             while !due() && !failed.load(Ordering::SeqCst) && start.elapsed() < ROUND_PATIENCE {
-                std::thread::yield_now();
+                std::thread::sleep(Duration::from_millis(1));
             }
             killed.store(true, Ordering::SeqCst);
             self.site.kill_node();
