@@ -1,0 +1,154 @@
+//! A bit that flips on the disk behind the node's back: an error to the client that reads it, and never wrong data.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use harness::client::{client, run};
+use harness::random::{Random, seed};
+use harness::s3::S3Client;
+use harness::site::{DISK, Site, SiteSpec};
+use nbd_server::Errno;
+use nbd_server::client::{Client, ClientError, Endpoint};
+use nix::unistd::{Whence, lseek64};
+
+const BLOCK_BYTES: usize = 4096;
+/// Blocks that the tests write: longer than anything that the store writes beside a body.
+const BLOCKS: usize = 256;
+
+/// The blocks of a sparse file that hold anything.
+fn blocks(path: &Path) -> BTreeMap<u64, Vec<u8>> {
+    let file = std::fs::File::open(path).expect("the pool's file");
+    let mut found = BTreeMap::new();
+    let mut at = 0;
+    while let Ok(start) = lseek64(&file, at, Whence::SeekData) {
+        let end = lseek64(&file, start, Whence::SeekHole).expect("every file ends in a hole");
+        for block in (start..end).step_by(BLOCK_BYTES) {
+            let block = u64::try_from(block).expect("an offset");
+            let mut content = vec![0; BLOCK_BYTES];
+            file.read_exact_at(&mut content, block).expect("a readable file");
+            found.insert(block, content);
+        }
+        at = end;
+    }
+    found
+}
+
+/// Blocks that differ since `before`, in the order of their places.
+fn changed(path: &Path, before: &BTreeMap<u64, Vec<u8>>) -> Vec<u64> {
+    blocks(path).into_iter().filter(|(at, now)| before.get(at) != Some(now)).map(|(at, _)| at).collect()
+}
+
+fn flip_a_bit(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("the pool's file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("a readable file");
+    file.write_all_at(&[byte[0] ^ 0x10], at).expect("a writable file");
+    file.sync_all().expect("a written file");
+}
+
+fn random_bytes(len: usize) -> Vec<u8> {
+    let mut random = Random::new(seed());
+    std::iter::repeat_with(|| random.bits().to_le_bytes()).flatten().take(len).collect()
+}
+
+fn damaged_sectors(site: &Site) -> u64 {
+    let mut curl = client("curl");
+    let metrics =
+        run(curl.args(["--silent", &format!("http://{}/metrics", site.metrics_address())])).expect_success();
+    let line = metrics.lines().find(|line| line.starts_with("nightlatch_pool_damaged_sectors{"));
+    let line = line.unwrap_or_else(|| panic!("no such metric in\n{metrics}"));
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+fn is_eio(answer: &Result<(), ClientError>) -> bool {
+    answer.as_ref().is_err_and(|error| error.errno() == Some(Errno::Io))
+}
+
+#[test]
+fn a_bit_flipped_on_the_disk_is_an_io_error_over_nbd_until_the_sector_is_written_again() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.expect_log("a damaged sector was read");
+    site.expect_log("not what was written");
+    let file = site.pool_file().to_path_buf();
+    let before = blocks(&file);
+    let endpoint = Endpoint::unix(site.nbd_socket());
+    let mut disk = Client::connect(&endpoint, DISK).expect("an unsealed export");
+    let written = random_bytes(BLOCKS * BLOCK_BYTES);
+    disk.write(0, &written, true).expect("a write");
+    // A first write of sectors goes straight to their places, one behind the other in an extent of their own.
+    let places = changed(&file, &before);
+    assert!(places.len() >= BLOCKS, "{} blocks changed", places.len());
+    let run =
+        places.windows(BLOCKS).find(|run| run[BLOCKS - 1] - run[0] == ((BLOCKS - 1) * BLOCK_BYTES) as u64);
+    let first = run.expect("the extent that was written")[0];
+    assert_eq!(damaged_sectors(&site), 0);
+
+    flip_a_bit(&file, first + 3 * 4096 + 1234);
+    let mut whole = vec![0; written.len()];
+    let answer = disk.read(0, &mut whole);
+    assert!(is_eio(&answer), "a flipped bit gave {answer:?}");
+    let mut sector = vec![0; BLOCK_BYTES];
+    for number in 0..BLOCKS {
+        let at = number * BLOCK_BYTES;
+        let answer = disk.read(at as u64, &mut sector);
+        if number == 3 {
+            assert!(is_eio(&answer), "a flipped bit gave {answer:?}");
+        } else {
+            answer.unwrap_or_else(|error| panic!("sector {number}, which nobody touched: {error}"));
+            assert!(sector == written[at..at + BLOCK_BYTES], "sector {number} has changed");
+        }
+    }
+    // Half a sector is read, changed and written: what can't be read must not be sealed again as if it were right.
+    let answer = disk.write(3 * 4096, &[1; 512], true);
+    assert!(is_eio(&answer), "a write of a part of it gave {answer:?}");
+    assert!(damaged_sectors(&site) > 0);
+    assert!(site.status().pools[0].damaged_sectors > 0);
+
+    // It is as damaged after a restart, and whole once it is written.
+    drop(disk);
+    site.stop_node();
+    site.start_node();
+    site.wait_serving();
+    let mut disk = Client::connect(&endpoint, DISK).expect("an unsealed export");
+    let answer = disk.read(3 * 4096, &mut sector);
+    assert!(is_eio(&answer), "a flipped bit gave {answer:?} after a restart");
+    disk.write(3 * 4096, &[7; BLOCK_BYTES], true).expect("a write of the whole sector");
+    disk.read(3 * 4096, &mut sector).expect("what was written since");
+    assert!(sector == [7; BLOCK_BYTES]);
+}
+
+#[test]
+fn a_bit_flipped_in_an_objects_body_is_an_error_over_s3_and_the_others_are_served() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.expect_log("a damaged sector was read");
+    site.expect_log("not what was written");
+    let key = site.create_user("tester");
+    site.create_bucket("bucket");
+    let file = site.pool_file().to_path_buf();
+    let address = site.node_config().listen.s3.expect("the site serves S3");
+    let s3 = || S3Client::new(address, "bucket", &key.access_key, &key.secret_key);
+    let body = random_bytes(BLOCKS * BLOCK_BYTES);
+    s3().put("other", body.clone()).expect("an object is stored");
+    let before = blocks(&file);
+    s3().put("object", body.clone()).expect("an object is stored");
+    let places = changed(&file, &before);
+    // The longest run of blocks that changed together is the body.
+    let follows = |a: &u64, b: &u64| a + BLOCK_BYTES as u64 == *b;
+    let run = places.chunk_by(follows).max_by_key(|run| run.len()).expect("something changed");
+    assert!(run.len() >= BLOCKS / 2, "the longest run has {} blocks", run.len());
+
+    flip_a_bit(&file, run[run.len() / 2] + 99);
+    let answer = s3().get("object");
+    assert!(
+        answer.is_err(),
+        "a damaged body was served: {:?}",
+        answer.map(|body| body.map(|body| body.len()))
+    );
+    assert!(damaged_sectors(&site) > 0);
+    let other = s3().get("other").expect("an object that nobody touched").expect("it is there");
+    assert!(other == body);
+    s3().put("object", body.clone()).expect("an object is stored again");
+    assert!(s3().get("object").expect("a whole object").is_some_and(|found| found == body));
+}
