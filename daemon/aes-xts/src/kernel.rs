@@ -16,7 +16,7 @@ pub struct Kernel(Kind);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     #[cfg(target_arch = "x86_64")]
-    Vaes512,
+    Vaes512(x86::Tweaks),
     #[cfg(target_arch = "x86_64")]
     Vaes256,
     #[cfg(target_arch = "x86_64")]
@@ -26,10 +26,12 @@ enum Kind {
     Portable,
 }
 
-/// Fastest first.
+/// Fastest first, but for the two ways to make tweaks: [`Kernel::all`].
 const KINDS: &[Kind] = &[
     #[cfg(target_arch = "x86_64")]
-    Kind::Vaes512,
+    Kind::Vaes512(x86::Tweaks::ByBytes),
+    #[cfg(target_arch = "x86_64")]
+    Kind::Vaes512(x86::Tweaks::ByBits),
     #[cfg(target_arch = "x86_64")]
     Kind::Vaes256,
     #[cfg(target_arch = "x86_64")]
@@ -66,7 +68,9 @@ impl Kind {
     const fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Vaes512 => "vaes512",
+            Self::Vaes512(x86::Tweaks::ByBytes) => "vaes512-bytes",
+            #[cfg(target_arch = "x86_64")]
+            Self::Vaes512(x86::Tweaks::ByBits) => "vaes512-bits",
             #[cfg(target_arch = "x86_64")]
             Self::Vaes256 => "vaes256",
             #[cfg(target_arch = "x86_64")]
@@ -89,7 +93,7 @@ impl Kind {
         };
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Vaes512 | Self::Vaes256 => is_x86_feature_detected!("aes") && avx512(),
+            Self::Vaes512(_) | Self::Vaes256 => is_x86_feature_detected!("aes") && avx512(),
             #[cfg(target_arch = "x86_64")]
             Self::Vaes256Avx2 => {
                 is_x86_feature_detected!("aes")
@@ -112,7 +116,10 @@ impl Kernel {
 
     /// Every kernel that this processor runs, fastest first.
     pub fn all() -> impl Iterator<Item = Self> {
-        KINDS.iter().copied().filter(|kind| kind.is_supported()).map(Self)
+        let mut kinds: Vec<Kind> = KINDS.iter().copied().filter(|kind| kind.is_supported()).collect();
+        #[cfg(target_arch = "x86_64")]
+        kinds.sort_by_key(|kind| *kind != Kind::Vaes512(x86::Tweaks::fastest()));
+        kinds.into_iter().map(Self)
     }
 
     /// The kernel called `name`, as `NIGHTLATCH_CIPHER` gives it.
@@ -163,7 +170,7 @@ impl Kernel {
     /// Whether cipher, tag and checksum of such sectors run in one loop.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_fused_tag(self, sector_bytes: usize) -> bool {
-        self.0 == Kind::Vaes512 && sector_bytes.is_multiple_of(x86::TAGGED_TURN_BYTES)
+        self.fused_tweaks(sector_bytes).is_some()
     }
 
     /// As on x86-64, where there is such a loop.
@@ -172,12 +179,21 @@ impl Kernel {
         false
     }
 
+    /// How the loop that makes the tags of such sectors makes tweaks, where there is one.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn fused_tweaks(self, sector_bytes: usize) -> Option<x86::Tweaks> {
+        match self.0 {
+            Kind::Vaes512(tweaks) if sector_bytes.is_multiple_of(x86::TAGGED_TURN_BYTES) => Some(tweaks),
+            _ => None,
+        }
+    }
+
     /// Vectors on which this kernel multiplies without carries, if it does.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn hash_width(self) -> Option<x86::HashWidth> {
         match self.0 {
             _ if !is_x86_feature_detected!("pclmulqdq") => None,
-            Kind::Vaes512 => Some(x86::HashWidth::Bits512),
+            Kind::Vaes512(_) => Some(x86::HashWidth::Bits512),
             Kind::Vaes256 | Kind::Vaes256Avx2 => Some(x86::HashWidth::Bits256),
             Kind::AesNi => Some(x86::HashWidth::Bits128),
             Kind::Portable => None,
@@ -188,7 +204,7 @@ impl Kernel {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Kernel` exists only where `is_supported` said yes.
-            Kind::Vaes512 => unsafe { x86::vaes512(job) },
+            Kind::Vaes512(tweaks) => unsafe { x86::vaes512(job, tweaks) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kind::Vaes256 => unsafe { x86::vaes256(job) },

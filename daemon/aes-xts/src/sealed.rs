@@ -124,9 +124,9 @@ impl Kernel {
         records: &mut [Record],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.has_fused_tag(group.sector_bytes) {
+        if let Some(tweaks) = self.fused_tweaks(group.sector_bytes) {
             // SAFETY: the kernel exists, so the processor has what it needs; headers and list are as long as the group.
-            return unsafe { x86::tagged512(group, key, headers, records) };
+            return unsafe { x86::tagged512(group, key, headers, (tweaks, records)) };
         }
         if !group.encrypt {
             self.tag_apart(group.source, group, key, headers, records);

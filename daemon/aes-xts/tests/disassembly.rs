@@ -15,8 +15,10 @@ use aes_xts::{Binding, Cipher, Direction, Kernel, Record, Sectors, TAG_WORDS, Ta
 /// Functions that must be there, each with machine code of its own, and how many registers point at what its vector stores
 /// write: the destination, the scratch's ring, its list, its powers, a schedule, a sum.
 const KERNELS: &[(&str, usize)] = &[
-    ("aes_xts::x86::vaes512::encrypt_rounds", 2),
-    ("aes_xts::x86::vaes512::decrypt_rounds", 2),
+    ("aes_xts::x86::vaes512::encrypt_bits", 2),
+    ("aes_xts::x86::vaes512::encrypt_bytes", 2),
+    ("aes_xts::x86::vaes512::decrypt_bits", 2),
+    ("aes_xts::x86::vaes512::decrypt_bytes", 2),
     ("aes_xts::x86::vaes512::firsts", 1),
     ("aes_xts::x86::vaes256::encrypt_rounds", 2),
     ("aes_xts::x86::vaes256::decrypt_rounds", 2),
@@ -26,8 +28,10 @@ const KERNELS: &[(&str, usize)] = &[
     ("aes_xts::x86::aesni::encrypt_sector", 2),
     ("aes_xts::x86::aesni::decrypt_sector", 2),
     ("aes_xts::x86::aesni::firsts", 1),
-    ("aes_xts::x86::tagged512::seal", 4),
-    ("aes_xts::x86::tagged512::open", 4),
+    ("aes_xts::x86::tagged512::seal_bits", 4),
+    ("aes_xts::x86::tagged512::seal_bytes", 4),
+    ("aes_xts::x86::tagged512::open_bits", 4),
+    ("aes_xts::x86::tagged512::open_bytes", 4),
     ("aes_xts::x86::polyval::hash128", 1),
     ("aes_xts::x86::polyval::update", 1),
     ("aes_xts::x86::polyval_wide::hash256", 1),

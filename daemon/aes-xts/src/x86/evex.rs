@@ -5,9 +5,14 @@
 //!   nothing else ever took their turn; with sixteen, something may.
 //! - A round key is loaded once per sixteen rounds, into one of two registers, straight from the schedule. Nothing of a
 //!   key outlives the two rounds around it, and the registers that it leaves free hold the tweaks' bases.
-//! - Tweaks follow from the base of their chunk and not from each other: T·x^s is two shifts, one multiplication by a
-//!   constant for the bits that fall out, and one sum, for all s from 0 to 31 alike (0 to 15 in 256-bit vectors).
-//!   Shifts, sums and the multiplication run on ports that AES does not use; `vpshldvq` would take AES's.
+//! - Tweaks follow from the base of their chunk and not from each other, in one of two ways.
+//!   `bits`: T·x^s is two shifts, one multiplication by a constant for the bits that fall out, and one sum, for all s from 0
+//!   to 31 alike (0 to 15 in 256-bit vectors).
+//!   `bytes`: only the first two vectors of a sector are made so; every other is one of the two before it, times x^8 to
+//!   x^32: two shifts by whole bytes, the same multiplication and sum.
+//!   Which is faster is a matter of ports. AMD's bit shifts (but for `vpshldvq`) and multiplications run beside AES. Intel has
+//!   one port for AES on 512-bit vectors, on which bit shifts take turns with it, 2 of 16, and another for shuffles, byte
+//!   shifts and multiplications.
 //! - The tweaks of the next sixteen vectors are made between the rounds of these, into the other half of a ring in the
 //!   caller's scratch, so that the first round of the next turn never waits.
 //! - The first whitening is one `vpternlogq`; the last round adds `key 14 ^ tweak` instead of a key, which makes the
@@ -157,7 +162,123 @@ macro_rules! tweak_end {
 
 /// The base of the chunk after the one with base `$pb`: the next sector's first tweak, or x^32 (x^16) times this one.
 macro_rules! advance {
-    ($v:literal $bits:literal: $pb:literal $ps:literal -> $b:literal $s:literal) => {
+    (bytes $v:literal $w:literal $bits:literal: $pb:literal $ps:literal -> $b:literal $s:literal) => {
+        concat!(
+            "dec {left}\n",
+            "jnz 30f\n",
+            "vbroadcasti32x4 ",
+            $v,
+            $b,
+            ",[{firsts}]\n",
+            "vpshufd ",
+            $v,
+            $s,
+            ",",
+            $v,
+            $b,
+            ",0x4e\n",
+            "add {firsts},16\n",
+            "mov {left},{per}\n",
+            "vpsrlvq ",
+            $v,
+            "23,",
+            $v,
+            $s,
+            ",[{counts}+512]\n",
+            "vpsrlvq ",
+            $v,
+            "26,",
+            $v,
+            $s,
+            ",[{counts}+512+",
+            $w,
+            "]\n",
+            "vpsllvq ",
+            $v,
+            $s,
+            ",",
+            $v,
+            $b,
+            ",[{counts}+",
+            $w,
+            "]\n",
+            "vpsllvq ",
+            $v,
+            $b,
+            ",",
+            $v,
+            $b,
+            ",[{counts}]\n",
+            "jmp 31f\n",
+            "30:\n",
+            "vpsrldq ",
+            $v,
+            "23,",
+            $v,
+            $pb,
+            ",16-",
+            $bits,
+            "/8\n",
+            "vpsrldq ",
+            $v,
+            "26,",
+            $v,
+            $ps,
+            ",16-",
+            $bits,
+            "/8\n",
+            "vpslldq ",
+            $v,
+            $b,
+            ",",
+            $v,
+            $pb,
+            ",",
+            $bits,
+            "/8\n",
+            "vpslldq ",
+            $v,
+            $s,
+            ",",
+            $v,
+            $ps,
+            ",",
+            $bits,
+            "/8\n",
+            "31:\n",
+            "vpclmulqdq ",
+            $v,
+            "24,",
+            $v,
+            "23,",
+            $v,
+            "18,0\n",
+            "vpclmulqdq ",
+            $v,
+            "27,",
+            $v,
+            "26,",
+            $v,
+            "18,0\n",
+            "vpternlogq ",
+            $v,
+            $b,
+            ",",
+            $v,
+            "23,",
+            $v,
+            "24,0x96\n",
+            "vpternlogq ",
+            $v,
+            $s,
+            ",",
+            $v,
+            "26,",
+            $v,
+            "27,0x96\n",
+        )
+    };
+    (bits $v:literal $w:literal $bits:literal: $pb:literal $ps:literal -> $b:literal $s:literal) => {
         concat!(
             "dec {left}\n",
             "jnz 30f\n",
@@ -222,12 +343,70 @@ macro_rules! advance {
 
 /// Begin and end of a tweak vector in the even (base 19) and the odd (base 21) chunk of a turn.
 macro_rules! begin {
-    ($v:literal $w:literal even $j:literal) => { tweak_begin!($v $w $j: "19" "20" -> "23" "24" "25") };
-    ($v:literal $w:literal odd $j:literal) => { tweak_begin!($v $w $j: "21" "22" -> "26" "27" "28") };
+    (bits $v:literal $w:literal even $j:literal) => { tweak_begin!($v $w $j: "19" "20" -> "23" "24" "25") };
+    (bits $v:literal $w:literal odd $j:literal) => { tweak_begin!($v $w $j: "21" "22" -> "26" "27" "28") };
+    (bytes $v:literal $w:literal $half:ident "0") => { "" };
+    (bytes $v:literal $w:literal $half:ident "1") => { "" };
+    (bytes $v:literal $w:literal $half:ident "2") => { begin!($v $half first "1" "15") };
+    (bytes $v:literal $w:literal $half:ident "3") => { begin!($v $half second "1" "15") };
+    (bytes $v:literal $w:literal $half:ident "4") => { begin!($v $half first "2" "14") };
+    (bytes $v:literal $w:literal $half:ident "5") => { begin!($v $half second "2" "14") };
+    (bytes $v:literal $w:literal $half:ident "6") => { begin!($v $half first "3" "13") };
+    (bytes $v:literal $w:literal $half:ident "7") => { begin!($v $half second "3" "13") };
+    ($v:literal even first $k:literal $rest:literal) => { byte_begin!($v $k $rest: "19" -> "23" "24" "25") };
+    ($v:literal even second $k:literal $rest:literal) => { byte_begin!($v $k $rest: "20" -> "23" "24" "25") };
+    ($v:literal odd first $k:literal $rest:literal) => { byte_begin!($v $k $rest: "21" -> "26" "27" "28") };
+    ($v:literal odd second $k:literal $rest:literal) => { byte_begin!($v $k $rest: "22" -> "26" "27" "28") };
 }
 macro_rules! end {
-    ($v:literal $w:literal even $j:literal) => { tweak_end!($v $w "0" $j: "23" "24" "25") };
-    ($v:literal $w:literal odd $j:literal) => { tweak_end!($v $w "8" $j: "26" "27" "28") };
+    (bytes $v:literal $w:literal even "0") => { keep!($v $w "0" "0": "19") };
+    (bytes $v:literal $w:literal even "1") => { keep!($v $w "0" "1": "20") };
+    (bytes $v:literal $w:literal odd "0") => { keep!($v $w "8" "0": "21") };
+    (bytes $v:literal $w:literal odd "1") => { keep!($v $w "8" "1": "22") };
+    ($mode:ident $v:literal $w:literal even $j:literal) => { tweak_end!($v $w "0" $j: "23" "24" "25") };
+    ($mode:ident $v:literal $w:literal odd $j:literal) => { tweak_end!($v $w "8" $j: "26" "27" "28") };
+}
+
+/// As [`tweak_begin`], from the first or second vector of the chunk, `$k` bytes on.
+macro_rules! byte_begin {
+    ($v:literal $k:literal $rest:literal: $from:literal -> $x:literal $y:literal $z:literal) => {
+        concat!(
+            "vpsrldq ",
+            $v,
+            $y,
+            ",",
+            $v,
+            $from,
+            ",",
+            $rest,
+            "\n",
+            "vpslldq ",
+            $v,
+            $x,
+            ",",
+            $v,
+            $from,
+            ",",
+            $k,
+            "\n",
+            "vpclmulqdq ",
+            $v,
+            $z,
+            ",",
+            $v,
+            $y,
+            ",",
+            $v,
+            "18,0\n",
+        )
+    };
+}
+
+/// Keeps a vector of tweaks that is ready.
+macro_rules! keep {
+    ($v:literal $w:literal $first:literal $j:literal: $x:literal) => {
+        concat!("vmovdqu64 [{next}+", $w, "*(", $first, "+", $j, ")],", $v, $x, "\n")
+    };
 }
 
 /// Loads and whitens data vectors: data ^ key 0 ^ tweak. Leaves key 1 in register 16.
@@ -284,7 +463,7 @@ macro_rules! clear_registers {
 
 /// All rounds over the chunks of a job: `$fn` for `$op`, `$last` on vectors `$v` of `$w` bytes.
 macro_rules! evex_rounds {
-    ($(#[$attribute:meta])* $name:ident: $v:literal $w:literal $bits:literal $op:literal $last:literal) => {
+    ($(#[$attribute:meta])* $name:ident: $mode:ident $v:literal $w:literal $bits:literal $op:literal $last:literal) => {
         $(#[$attribute])*
         #[inline(never)]
         unsafe fn $name(stream: &Stream<'_>) {
@@ -294,46 +473,45 @@ macro_rules! evex_rounds {
             unsafe {
                 core::arch::asm!(
                     concat!("vmovdqu64 ", $v, "18,[{counts}+1024]"),
-                    concat!("vbroadcasti32x4 ", $v, "19,[{firsts}]"),
-                    concat!("vpshufd ", $v, "20,", $v, "19,0x4e"),
-                    "add {firsts},16",
-                    advance!($v $bits: "19" "20" -> "21" "22"),
-                    begin!($v $w even "0"), begin!($v $w odd "0"), end!($v $w even "0"), end!($v $w odd "0"),
-                    begin!($v $w even "1"), begin!($v $w odd "1"), end!($v $w even "1"), end!($v $w odd "1"),
-                    begin!($v $w even "2"), begin!($v $w odd "2"), end!($v $w even "2"), end!($v $w odd "2"),
-                    begin!($v $w even "3"), begin!($v $w odd "3"), end!($v $w even "3"), end!($v $w odd "3"),
-                    begin!($v $w even "4"), begin!($v $w odd "4"), end!($v $w even "4"), end!($v $w odd "4"),
-                    begin!($v $w even "5"), begin!($v $w odd "5"), end!($v $w even "5"), end!($v $w odd "5"),
-                    begin!($v $w even "6"), begin!($v $w odd "6"), end!($v $w even "6"), end!($v $w odd "6"),
-                    begin!($v $w even "7"), begin!($v $w odd "7"), end!($v $w even "7"), end!($v $w odd "7"),
+                    "mov {left:e},1",
+                    advance!($mode $v $w $bits: "21" "22" -> "19" "20"),
+                    advance!($mode $v $w $bits: "19" "20" -> "21" "22"),
+                    begin!($mode $v $w even "0"), begin!($mode $v $w odd "0"), end!($mode $v $w even "0"), end!($mode $v $w odd "0"),
+                    begin!($mode $v $w even "1"), begin!($mode $v $w odd "1"), end!($mode $v $w even "1"), end!($mode $v $w odd "1"),
+                    begin!($mode $v $w even "2"), begin!($mode $v $w odd "2"), end!($mode $v $w even "2"), end!($mode $v $w odd "2"),
+                    begin!($mode $v $w even "3"), begin!($mode $v $w odd "3"), end!($mode $v $w even "3"), end!($mode $v $w odd "3"),
+                    begin!($mode $v $w even "4"), begin!($mode $v $w odd "4"), end!($mode $v $w even "4"), end!($mode $v $w odd "4"),
+                    begin!($mode $v $w even "5"), begin!($mode $v $w odd "5"), end!($mode $v $w even "5"), end!($mode $v $w odd "5"),
+                    begin!($mode $v $w even "6"), begin!($mode $v $w odd "6"), end!($mode $v $w even "6"), end!($mode $v $w odd "6"),
+                    begin!($mode $v $w even "7"), begin!($mode $v $w odd "7"), end!($mode $v $w even "7"), end!($mode $v $w odd "7"),
                     "test {turns},{turns}",
                     "jz 3f",
                     ".p2align 6",
                     "2:",
                     "xchg {this},{next}",
                     whiten!($v $w: "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
-                    round16!($v $op "1" "16" "17": "", advance!($v $bits: "21" "22" -> "19" "20"), "", ""),
-                    round16!($v $op "2" "17" "16": "", advance!($v $bits: "19" "20" -> "21" "22"), "", ""),
+                    round16!($v $op "1" "16" "17": "", advance!($mode $v $w $bits: "21" "22" -> "19" "20"), "", ""),
+                    round16!($v $op "2" "17" "16": "", advance!($mode $v $w $bits: "19" "20" -> "21" "22"), "", ""),
                     round16!($v $op "3" "16" "17":
-                        begin!($v $w even "0"), begin!($v $w odd "0"), end!($v $w even "0"), begin!($v $w even "1")),
+                        begin!($mode $v $w even "0"), begin!($mode $v $w odd "0"), end!($mode $v $w even "0"), begin!($mode $v $w even "1")),
                     round16!($v $op "4" "17" "16":
-                        concat!(end!($v $w odd "0"), begin!($v $w odd "1")), end!($v $w even "1"),
-                        begin!($v $w even "2"), end!($v $w odd "1")),
+                        concat!(end!($mode $v $w odd "0"), begin!($mode $v $w odd "1")), end!($mode $v $w even "1"),
+                        begin!($mode $v $w even "2"), end!($mode $v $w odd "1")),
                     round16!($v $op "5" "16" "17":
-                        begin!($v $w odd "2"), end!($v $w even "2"), "", end!($v $w odd "2")),
+                        begin!($mode $v $w odd "2"), end!($mode $v $w even "2"), "", end!($mode $v $w odd "2")),
                     round16!($v $op "6" "17" "16":
-                        begin!($v $w even "3"), "", begin!($v $w odd "3"), end!($v $w even "3")),
+                        begin!($mode $v $w even "3"), "", begin!($mode $v $w odd "3"), end!($mode $v $w even "3")),
                     round16!($v $op "7" "16" "17":
-                        end!($v $w odd "3"), begin!($v $w even "4"), "", begin!($v $w odd "4")),
+                        end!($mode $v $w odd "3"), begin!($mode $v $w even "4"), "", begin!($mode $v $w odd "4")),
                     round16!($v $op "8" "17" "16":
-                        end!($v $w even "4"), end!($v $w odd "4"), begin!($v $w even "5"), ""),
+                        end!($mode $v $w even "4"), end!($mode $v $w odd "4"), begin!($mode $v $w even "5"), ""),
                     round16!($v $op "9" "16" "17":
-                        begin!($v $w odd "5"), end!($v $w even "5"), end!($v $w odd "5"), ""),
+                        begin!($mode $v $w odd "5"), end!($mode $v $w even "5"), end!($mode $v $w odd "5"), ""),
                     round16!($v $op "10" "17" "16":
-                        begin!($v $w even "6"), "", begin!($v $w odd "6"), end!($v $w even "6")),
+                        begin!($mode $v $w even "6"), "", begin!($mode $v $w odd "6"), end!($mode $v $w even "6")),
                     round16!($v $op "11" "16" "17":
-                        end!($v $w odd "6"), begin!($v $w even "7"), "", begin!($v $w odd "7")),
-                    round16!($v $op "12" "17" "16": end!($v $w even "7"), end!($v $w odd "7"), "", ""),
+                        end!($mode $v $w odd "6"), begin!($mode $v $w even "7"), "", begin!($mode $v $w odd "7")),
+                    round16!($v $op "12" "17" "16": end!($mode $v $w even "7"), end!($mode $v $w odd "7"), "", ""),
                     round16!($v $op "13" "16" "17": "", "", "", ""),
                     finish!($v $w $last: "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     concat!("add {source},16*", $w),

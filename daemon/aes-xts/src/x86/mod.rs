@@ -14,6 +14,7 @@ mod vaes256;
 mod vaes256_avx2;
 mod vaes512;
 
+use std::arch::x86_64::__cpuid;
 use std::marker::PhantomData;
 
 use crate::batch::{BLOCK_BYTES, Job};
@@ -31,6 +32,27 @@ pub(crate) const TAGGED_TURN_BYTES: usize = 1024;
 
 /// A header for each sector of a group, and one more.
 type Headers = [[u8; HEADER_BYTES]; GROUP_SECTORS + 1];
+
+/// How a kernel on 512-bit vectors makes its tweaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Tweaks {
+    /// Each by a shift of its own from its chunk's base.
+    ByBits,
+    /// The first two of a chunk so, the others by whole bytes from those.
+    ByBytes,
+}
+
+impl Tweaks {
+    /// What this processor does beside AES. Intel's has one port for AES on such vectors and bit shifts take turns with it;
+    /// byte shifts run on the port of shuffles. AMD's has ports of their own for bit shifts, and shuffles take turns with AES.
+    pub(crate) fn fastest() -> Self {
+        let vendor = __cpuid(0);
+        match [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() {
+            b"GenuineIntel" => Self::ByBytes,
+            _ => Self::ByBits,
+        }
+    }
+}
 
 /// What the rounds of a kernel run over: chunks of whole sectors.
 struct Stream<'a> {
@@ -95,12 +117,12 @@ unsafe fn run_chunked(job: &Job<'_>, kernel: Chunked, keys: *const u8) {
 /// Encrypts or decrypts a group of sectors and makes their tags in the same loop.
 ///
 /// # Safety
-/// The processor must have what the kernel `vaes512` asks for; sectors are whole turns, at most a group of them.
+/// The processor must have what the kernels on 512-bit vectors ask for; sectors are whole turns, at most a group of them.
 pub(crate) unsafe fn tagged512(
     group: &Job<'_>,
     key: &TagSchedule,
     headers: &Headers,
-    records: &mut [Record],
+    (tweaks, records): (Tweaks, &mut [Record]),
 ) {
     let turns_a_sector = (group.sector_bytes / TAGGED_TURN_BYTES) as u64;
     group.scratch.number(group.first_sector, group.sectors);
@@ -129,13 +151,17 @@ pub(crate) unsafe fn tagged512(
         call: PhantomData,
     };
     // Hashes take the places of tweaks that have been used. When sealing, the first goes to what comes before the first.
+    let rounds = match (tweaks, group.encrypt) {
+        (Tweaks::ByBits, true) => tagged512::seal_bits,
+        (Tweaks::ByBits, false) => tagged512::open_bits,
+        (Tweaks::ByBytes, true) => tagged512::seal_bytes,
+        (Tweaks::ByBytes, false) => tagged512::open_bytes,
+    };
+    // SAFETY: as above.
+    unsafe { rounds(&mut call) };
     let (hashes, checksums) = if group.encrypt {
-        // SAFETY: as above.
-        unsafe { tagged512::seal(&mut call) };
         (list.wrapping_add(BLOCK_BYTES), &checksums[1..])
     } else {
-        // SAFETY: as above.
-        unsafe { tagged512::open(&mut call) };
         (list, &checksums[..])
     };
     for (record, checksum) in records.iter_mut().zip(checksums) {

@@ -6,7 +6,8 @@
 //!   sector. So eleven powers are enough, whatever the length.
 //! - When sealing, the ciphertext of the turn before is hashed, which is in the first-level cache; when opening, that of
 //!   this turn, before it is overwritten.
-//! - `vpclmulqdq` is then the scarcest port: tweaks are reduced by three shifts instead.
+//! - Where AES and bit shifts have ports of their own, `vpclmulqdq` is then the scarcest: tweaks are reduced by three shifts
+//!   instead.
 //!
 //! A sector is whole turns of 1 KiB here. TAG.md has what is hashed.
 
@@ -88,15 +89,121 @@ macro_rules! tweak {
     };
 }
 macro_rules! even {
-    ($j:literal) => { tweak!("0" $j: "zmm19" "zmm20") };
+    (bits $j:literal) => { tweak!("0" $j: "zmm19" "zmm20") };
+    (bytes "0") => { keep_tweak!("0" "zmm19") };
+    (bytes "1") => { keep_tweak!("1" "zmm20") };
+    (bytes "2") => { byte_tweak!("2": "zmm19" "1" "15") };
+    (bytes "3") => { byte_tweak!("3": "zmm20" "1" "15") };
+    (bytes "4") => { byte_tweak!("4": "zmm19" "2" "14") };
+    (bytes "5") => { byte_tweak!("5": "zmm20" "2" "14") };
+    (bytes "6") => { byte_tweak!("6": "zmm19" "3" "13") };
+    (bytes "7") => { byte_tweak!("7": "zmm20" "3" "13") };
 }
 macro_rules! odd {
-    ($j:literal) => { tweak!("8" $j: "zmm21" "zmm22") };
+    (bits $j:literal) => { tweak!("8" $j: "zmm21" "zmm22") };
+    (bytes "0") => { keep_tweak!("8" "zmm21") };
+    (bytes "1") => { keep_tweak!("9" "zmm22") };
+    (bytes "2") => { byte_tweak!("10": "zmm21" "1" "15") };
+    (bytes "3") => { byte_tweak!("11": "zmm22" "1" "15") };
+    (bytes "4") => { byte_tweak!("12": "zmm21" "2" "14") };
+    (bytes "5") => { byte_tweak!("13": "zmm22" "2" "14") };
+    (bytes "6") => { byte_tweak!("14": "zmm21" "3" "13") };
+    (bytes "7") => { byte_tweak!("15": "zmm22" "3" "13") };
+}
+
+/// Vector `$at` of the turn, from the first or second vector of its chunk, `$k` bytes on: as in `evex.rs`.
+macro_rules! byte_tweak {
+    ($at:literal: $from:literal $k:literal $rest:literal) => {
+        concat!(
+            "vpsrldq zmm24,",
+            $from,
+            ",",
+            $rest,
+            "\n",
+            "vpslldq zmm23,",
+            $from,
+            ",",
+            $k,
+            "\n",
+            "vpclmulqdq zmm25,zmm24,[rip+{counts}+1024],0\n",
+            "vpternlogq zmm23,zmm24,zmm25,0x96\n",
+            "vmovdqu64 [{next}+64*",
+            $at,
+            "],zmm23\n",
+        )
+    };
+}
+
+/// Keeps a vector of tweaks that is ready.
+macro_rules! keep_tweak {
+    ($at:literal $x:literal) => {
+        concat!("vmovdqu64 [{next}+64*", $at, "],", $x, "\n")
+    };
 }
 
 /// The base of the chunk after the one with base `$pb`.
 macro_rules! advance_base {
-    ($pb:literal $ps:literal -> $b:literal $s:literal) => {
+    (bytes $pb:literal $ps:literal -> $b:literal $s:literal) => {
+        concat!(
+            "dec {left}\n",
+            "jnz 30f\n",
+            "mov {left},[{call}+56]\n",
+            "vbroadcasti32x4 ",
+            $b,
+            ",[{left}]\n",
+            "add qword ptr [{call}+56],16\n",
+            "mov {left},[{call}]\n",
+            "vpshufd ",
+            $s,
+            ",",
+            $b,
+            ",0x4e\n",
+            "vpsrlvq zmm23,",
+            $s,
+            ",[rip+{counts}+512]\n",
+            "vpsrlvq zmm24,",
+            $s,
+            ",[rip+{counts}+576]\n",
+            "vpsllvq ",
+            $s,
+            ",",
+            $b,
+            ",[rip+{counts}+64]\n",
+            "vpsllvq ",
+            $b,
+            ",",
+            $b,
+            ",[rip+{counts}]\n",
+            "jmp 31f\n",
+            "30:\n",
+            "vpsrldq zmm23,",
+            $pb,
+            ",12\n",
+            "vpsrldq zmm24,",
+            $ps,
+            ",12\n",
+            "vpslldq ",
+            $b,
+            ",",
+            $pb,
+            ",4\n",
+            "vpslldq ",
+            $s,
+            ",",
+            $ps,
+            ",4\n",
+            "31:\n",
+            "vpclmulqdq zmm25,zmm23,[rip+{counts}+1024],0\n",
+            "vpternlogq ",
+            $b,
+            ",zmm23,zmm25,0x96\n",
+            "vpclmulqdq zmm25,zmm24,[rip+{counts}+1024],0\n",
+            "vpternlogq ",
+            $s,
+            ",zmm24,zmm25,0x96\n",
+        )
+    };
+    (bits $pb:literal $ps:literal -> $b:literal $s:literal) => {
         concat!(
             "dec {left}\n",
             "jnz 30f\n",
@@ -354,7 +461,7 @@ macro_rules! store {
 /// `$hashed` is where a turn finds what it hashes; `$first` what it is in the first turn; `$after` what is left to hash
 /// when all is encrypted.
 macro_rules! tagged_rounds {
-    ($name:ident: $op:literal $last:literal, $first:literal, $step:expr, $header:expr, $after:expr) => {
+    ($name:ident: $mode:ident $op:literal $last:literal, $first:literal, $step:expr, $header:expr, $after:expr) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,vaes,vpclmulqdq")]
         #[inline(never)]
         pub(super) unsafe fn $name(call: &mut Tagged<'_>) {
@@ -368,77 +475,74 @@ macro_rules! tagged_rounds {
                     "kmovd k2,{left:e}",
                     "mov {a},[{call}+104]",
                     spread!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
-                    "mov {left},[{call}]",
-                    "mov {hashed},[{call}+56]",
-                    "vbroadcasti32x4 zmm19,[{hashed}]",
-                    "vpshufd zmm20,zmm19,0x4e",
-                    "add qword ptr [{call}+56],16",
+                    "mov {left:e},1",
+                    advance_base!($mode "zmm21" "zmm22" -> "zmm19" "zmm20"),
                     "mov {a:e},-1",
                     "xor {b:e},{b:e}",
                     "xor {c:e},{c:e}",
                     $header,
-                    advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
-                    even!("0"), odd!("0"), even!("1"), odd!("1"), even!("2"), odd!("2"), even!("3"), odd!("3"),
-                    even!("4"), odd!("4"), even!("5"), odd!("5"), even!("6"), odd!("6"), even!("7"), odd!("7"),
+                    advance_base!($mode "zmm19" "zmm20" -> "zmm21" "zmm22"),
+                    even!($mode "0"), odd!($mode "0"), even!($mode "1"), odd!($mode "1"), even!($mode "2"), odd!($mode "2"), even!($mode "3"), odd!($mode "3"),
+                    even!($mode "4"), odd!($mode "4"), even!($mode "5"), odd!($mode "5"), even!($mode "6"), odd!($mode "6"), even!($mode "7"), odd!($mode "7"),
                     concat!("mov {hashed},", $first),
                     ".p2align 6",
                     "2:",
                     "xchg {this},{next}",
                     load!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
                     round16!("zmm" $op "1" "16" "17":
-                        concat!(advance_base!("zmm21" "zmm22" -> "zmm19" "zmm20"), hash_begin!("0")),
+                        concat!(advance_base!($mode "zmm21" "zmm22" -> "zmm19" "zmm20"), hash_begin!("0")),
                         "",
-                        even!("0"),
+                        even!($mode "0"),
                         ""),
                     round16!("zmm" $op "2" "17" "16":
-                        advance_base!("zmm19" "zmm20" -> "zmm21" "zmm22"),
+                        advance_base!($mode "zmm19" "zmm20" -> "zmm21" "zmm22"),
                         "",
                         concat!(hash!("1" "2": "13" "12"), crc!("0")),
-                        concat!(odd!("0"), crc!("1"))),
+                        concat!(odd!($mode "0"), crc!("1"))),
                     round16!("zmm" $op "3" "16" "17":
                         crc!("2"),
-                        concat!(even!("1"), crc!("3")),
+                        concat!(even!($mode "1"), crc!("3")),
                         crc!("4"),
                         crc!("5")),
                     round16!("zmm" $op "4" "17" "16":
-                        concat!(odd!("1"), hash!("3" "4": "11" "10"), crc!("6")),
+                        concat!(odd!($mode "1"), hash!("3" "4": "11" "10"), crc!("6")),
                         crc!("7"),
-                        concat!(even!("2"), crc!("8")),
+                        concat!(even!($mode "2"), crc!("8")),
                         crc!("9")),
                     round16!("zmm" $op "5" "16" "17":
                         crc!("10"),
-                        concat!(odd!("2"), hash!("5" "6": "9" "8"), crc!("11")),
+                        concat!(odd!($mode "2"), hash!("5" "6": "9" "8"), crc!("11")),
                         crc!("12"),
-                        concat!(even!("3"), crc!("13"))),
+                        concat!(even!($mode "3"), crc!("13"))),
                     round16!("zmm" $op "6" "17" "16":
                         crc!("14"),
                         crc!("15"),
-                        concat!(odd!("3"), crc!("16")),
+                        concat!(odd!($mode "3"), crc!("16")),
                         crc!("17")),
                     round16!("zmm" $op "7" "16" "17":
-                        concat!(even!("4"), crc!("18")),
+                        concat!(even!($mode "4"), crc!("18")),
                         concat!(hash!("7" "8": "7" "6"), crc!("19")),
                         crc!("20"),
-                        concat!(odd!("4"), crc!("21"))),
+                        concat!(odd!($mode "4"), crc!("21"))),
                     round16!("zmm" $op "8" "17" "16":
                         crc!("22"),
-                        concat!(even!("5"), crc!("23")),
+                        concat!(even!($mode "5"), crc!("23")),
                         crc!("24"),
                         crc!("25")),
                     round16!("zmm" $op "9" "16" "17":
-                        concat!(odd!("5"), hash!("9" "10": "5" "4"), crc!("26")),
+                        concat!(odd!($mode "5"), hash!("9" "10": "5" "4"), crc!("26")),
                         crc!("27"),
-                        concat!(even!("6"), hash!("11" "12": "3" "2"), crc!("28")),
+                        concat!(even!($mode "6"), hash!("11" "12": "3" "2"), crc!("28")),
                         crc!("29")),
                     round16!("zmm" $op "10" "17" "16":
                         crc!("30"),
-                        concat!(odd!("6"), crc!("31")),
+                        concat!(odd!($mode "6"), crc!("31")),
                         crc!("32"),
-                        concat!(even!("7"), crc!("33"))),
+                        concat!(even!($mode "7"), crc!("33"))),
                     round16!("zmm" $op "11" "16" "17":
                         crc!("34"),
                         concat!(hash!("13" "14": "1" "0"), crc!("35")),
-                        concat!(odd!("7"), crc!("36")),
+                        concat!(odd!($mode "7"), crc!("36")),
                         crc!("37")),
                     round16!("zmm" $op "12" "17" "16":
                         crc!("38"),
@@ -500,28 +604,41 @@ macro_rules! hash_turn {
 }
 
 // A turn behind: the first turn hashes what is nothing yet, and ends a sector that was none.
-tagged_rounds!(
-    seal: "vaesenc" "vaesenclast",
-    "{target}",
-    "mov {hashed},{target}",
-    "vpxorq zmm18,zmm18,zmm18",
-    concat!(
-        hash_turn!(),
-        crc!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20"),
-        crc!("21" "22" "23" "24" "25" "26" "27" "28" "29" "30" "31" "32" "33" "34" "35" "36" "37" "38" "39" "40" "41"),
-        crc_last!(),
-        crc_join!(),
-        sector_end!(),
-    )
-);
-tagged_rounds!(
-    open: "vaesdec" "vaesdeclast",
-    "{source}",
-    "lea {hashed},[{source}+1024]",
-    concat!(
-        "mov {hashed},[{call}+24]\n",
-        "vmovdqu64 zmm18,[{hashed}]\n",
-        "add qword ptr [{call}+24],64\n",
-    ),
-    ""
-);
+macro_rules! seal_rounds {
+    ($name:ident: $mode:ident) => {
+        tagged_rounds!(
+            $name: $mode "vaesenc" "vaesenclast",
+            "{target}",
+            "mov {hashed},{target}",
+            "vpxorq zmm18,zmm18,zmm18",
+            concat!(
+                hash_turn!(),
+                crc!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20"),
+                crc!("21" "22" "23" "24" "25" "26" "27" "28" "29" "30" "31" "32" "33" "34" "35" "36" "37" "38" "39" "40" "41"),
+                crc_last!(),
+                crc_join!(),
+                sector_end!(),
+            )
+        );
+    };
+}
+macro_rules! open_rounds {
+    ($name:ident: $mode:ident) => {
+        tagged_rounds!(
+            $name: $mode "vaesdec" "vaesdeclast",
+            "{source}",
+            "lea {hashed},[{source}+1024]",
+            concat!(
+                "mov {hashed},[{call}+24]\n",
+                "vmovdqu64 zmm18,[{hashed}]\n",
+                "add qword ptr [{call}+24],64\n",
+            ),
+            ""
+        );
+    };
+}
+
+seal_rounds!(seal_bits: bits);
+seal_rounds!(seal_bytes: bytes);
+open_rounds!(open_bits: bits);
+open_rounds!(open_bytes: bytes);

@@ -27,9 +27,9 @@ pub(crate) unsafe fn run(job: &Job<'_>) {
 evex_firsts! { #[target_feature(enable = "avx512f,avx512bw,avx512vl,vaes,vpclmulqdq")] firsts: "ymm" 32 }
 evex_rounds! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,vaes,vpclmulqdq")]
-    encrypt_rounds: "ymm" 32 16 "vaesenc" "vaesenclast"
+    encrypt_rounds: bits "ymm" 32 16 "vaesenc" "vaesenclast"
 }
 evex_rounds! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,vaes,vpclmulqdq")]
-    decrypt_rounds: "ymm" 32 16 "vaesdec" "vaesdeclast"
+    decrypt_rounds: bits "ymm" 32 16 "vaesdec" "vaesdeclast"
 }
