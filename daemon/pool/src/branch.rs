@@ -8,8 +8,9 @@
 //! Invariants:
 //! - Extents and holes born before the present moment do not change, but for writes that were on their way when it
 //!   ended: those are waited for before the snapshot is there.
-//! - What no volume or snapshot sees stays unseen: views are made of views, so it is free for good. It leaves the map
-//!   only in `collect`, and its record is freed behind the records of what hides it (`commit.rs`).
+//! - What no volume or snapshot sees stays unseen: views are made of views, so it is free for good. `collect` finds it, the
+//!   snapshot of the next commit takes it out of the map, and its record is freed behind the records of what hides it
+//!   (`commit.rs`). Until then it is in the map, so that whoever trims what hides it makes a hole there.
 //! - Within one moment presence wins over holes, so neither has to be changed with the other.
 //! - Locks are taken in the order volume, branch, branches below it, extent, dirty list. None is held across device input or
 //!   output.
@@ -43,6 +44,16 @@ pub(crate) struct Branch {
     pub(crate) inherited: u64,
     extent_sectors: u32,
     map: RwLock<Map>,
+}
+
+/// An extent or holes that nobody sees, still in the map.
+#[derive(Debug)]
+pub(crate) struct Unseen {
+    /// The branch through which alone it could be seen.
+    above: Arc<Branch>,
+    branch: Arc<Branch>,
+    place: Place,
+    extent: Arc<Extent>,
 }
 
 #[derive(Debug, Default)]
@@ -408,16 +419,16 @@ impl Branch {
         Some(Taken::Used { extent, mapping, contents })
     }
 
-    /// Takes what nobody sees of the extent `logical` of the volume out of the map, and out of those below.
-    pub(crate) fn collect(&self, logical: u64) -> Vec<Retired> {
-        self.collect_in(&mut self.map_mut(), logical)
+    /// What nobody sees of the extent `logical` of the volume, here and in the branches below.
+    pub(crate) fn collect(self: &Arc<Self>, logical: u64) -> Vec<Unseen> {
+        self.collect_in(&self.map(), logical)
     }
 
-    /// Takes all that nobody sees out of the map and out of those below, for the next commit to free.
-    pub(crate) fn collect_all(&self, core: &Core) {
+    /// Gives all that nobody sees, here and in the branches below, to the next commit to free.
+    pub(crate) fn collect_all(self: &Arc<Self>, core: &Core) {
         let mut from = Place::new(0, Moment(0));
         loop {
-            let mut map = self.map_mut();
+            let map = self.map();
             let of = |places: &BTreeMap<Place, Arc<Extent>>| -> Vec<u64> {
                 places.range(from..).take(WALK_EXTENTS).map(|(place, _)| place.logical()).collect()
             };
@@ -427,53 +438,50 @@ impl Branch {
             logicals.truncate(WALK_EXTENTS);
             let Some(last) = logicals.last() else { return };
             from = Place::new(last + 1, Moment(0));
-            let garbage: Vec<Retired> =
-                logicals.iter().flat_map(|logical| self.collect_in(&mut map, *logical)).collect();
+            let garbage: Vec<Unseen> =
+                logicals.iter().flat_map(|logical| self.collect_in(&map, *logical)).collect();
             lock(&core.dirty).unseen.extend(garbage);
         }
     }
 
-    fn collect_in(&self, map: &mut Map, logical: u64) -> Vec<Retired> {
+    fn collect_in(self: &Arc<Self>, map: &Map, logical: u64) -> Vec<Unseen> {
         let history = places(&(logical..logical + 1));
+        let unseen = |(place, extent): (&Place, &Arc<Extent>)| Unseen {
+            above: Arc::clone(self),
+            branch: Arc::clone(self),
+            place: *place,
+            extent: Arc::clone(extent),
+        };
         // Extents before holes, those below first: freeing a hole must not show what it hid.
         let mut garbage = self.collect_below(map, logical);
-        let unseen: Vec<Place> = map
-            .extents
-            .range(history.clone())
-            .filter(|(place, extent)| self.is_unseen_extent(map, **place, &extent.state()))
-            .map(|(place, _)| *place)
-            .collect();
-        garbage.extend(unseen.iter().filter_map(|place| map.extents.remove(place)).map(Retired::of_living));
-        let unseen: Vec<Place> = map
-            .holes
-            .range(history)
-            .filter(|(place, holes)| self.are_unseen_holes(map, **place, &holes.state()))
-            .map(|(place, _)| *place)
-            .collect();
-        garbage.extend(unseen.iter().filter_map(|place| map.holes.remove(place)).map(Retired::of_living));
+        let extents = map.extents.range(history.clone());
+        let extents = extents.filter(|(place, extent)| self.is_unseen_extent(map, **place, &extent.state()));
+        garbage.extend(extents.map(unseen));
+        let holes = map.holes.range(history);
+        let holes = holes.filter(|(place, holes)| self.are_unseen_holes(map, **place, &holes.state()));
+        garbage.extend(holes.map(unseen));
         garbage
     }
 
-    /// Takes out of the branches below what is seen through this one alone, and hidden here from all who look.
-    fn collect_below(&self, map: &Map, logical: u64) -> Vec<Retired> {
+    /// What of the branches below is seen through this one alone, and hidden here from all who look.
+    fn collect_below(self: &Arc<Self>, map: &Map, logical: u64) -> Vec<Unseen> {
         let mut garbage = Vec::new();
         let Some((first, _)) = map.seen.first_key_value() else { return garbage };
         let views: u32 = map.seen.values().map(|seen| seen.views).sum();
         let history = places(&(logical..logical + 1));
         let mut hidden = map.sectors_up_to(logical, *first);
         for (branch, until) in &self.below {
-            let mut below = branch.map_mut();
+            let below = branch.map();
             if below.seen.get(until).is_some_and(|seen| seen.views == views) {
-                let unseen: Vec<Place> = below
-                    .extents
-                    .range(history.clone())
-                    .filter(|(place, extent)| {
-                        below.is_hidden(**place, &extent.state(), (*until, &hidden), self.extent_sectors)
-                    })
-                    .map(|(place, _)| *place)
-                    .collect();
-                let unseen = unseen.iter().filter_map(|place| below.extents.remove(place));
-                garbage.extend(unseen.map(Retired::of_living));
+                let unseen = below.extents.range(history.clone()).filter(|(place, extent)| {
+                    below.is_hidden(**place, &extent.state(), (*until, &hidden), self.extent_sectors)
+                });
+                garbage.extend(unseen.map(|(place, extent)| Unseen {
+                    above: Arc::clone(self),
+                    branch: Arc::clone(branch),
+                    place: *place,
+                    extent: Arc::clone(extent),
+                }));
             }
             hidden.extend(below.sectors_up_to(logical, *until));
         }
@@ -550,6 +558,31 @@ impl Branch {
     /// Extents of the device in the branch.
     pub(crate) fn extents(&self) -> u64 {
         self.map().extents.len() as u64
+    }
+}
+
+impl Unseen {
+    /// Takes it out of its branch's map, unless it has left that already, or is holes and more were added to it.
+    pub(crate) fn take(&self) -> Option<Retired> {
+        let mut map = self.branch.map_mut();
+        let of_kind = match self.extent.kind() {
+            ExtentKind::Data => &map.extents,
+            ExtentKind::Holes => &map.holes,
+        };
+        of_kind.get(&self.place).filter(|found| Arc::ptr_eq(found, &self.extent))?;
+        match self.extent.kind() {
+            ExtentKind::Data => map.extents.remove(&self.place),
+            ExtentKind::Holes if self.branch.are_unseen_holes(&map, self.place, &self.extent.state()) => {
+                map.holes.remove(&self.place)
+            }
+            ExtentKind::Holes => None,
+        }
+        .map(Retired::of_living)
+    }
+
+    /// What else nobody sees at its place once it is gone: holes that hid it.
+    pub(crate) fn collect_again(&self) -> Vec<Unseen> {
+        self.above.collect(self.place.logical())
     }
 }
 

@@ -21,7 +21,7 @@ use device::{Device, DeviceErrorKind, Metadata, Sealed, SectorBuf};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::allocator::{Account, Allocated, Allocator, Shortage};
-use crate::branch::{Branch, Taken};
+use crate::branch::{Branch, Taken, Unseen};
 use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry, encode_extent, encode_volume};
 use crate::extent::{Content, Extent, ExtentKind, Retired};
 use crate::holes::HoleTable;
@@ -94,7 +94,7 @@ pub(crate) struct Dirty {
     /// Extents taken out of their map by deleting or shrinking a volume.
     pub(crate) cut: Vec<Retired>,
     /// Extents that nobody sees any more, in the order in which they must be freed.
-    pub(crate) unseen: Vec<Retired>,
+    pub(crate) unseen: Vec<Unseen>,
 }
 
 /// The disk's side: only who holds it writes metadata.
@@ -118,8 +118,26 @@ struct Rounds {
 /// What one round makes durable.
 struct Snapshot {
     records: Vec<Record>,
-    retired: Vec<Arc<Extent>>,
+    retired: NotYetFree,
     taken: Vec<TakenExtent>,
+}
+
+/// Extents that the log does not say are free yet. Dropped before it does, as a failed commit drops them, they are nobody's
+/// until the pool is opened again: the disk gives them to whom they belonged.
+#[derive(Default)]
+struct NotYetFree(Vec<Arc<Extent>>);
+
+impl NotYetFree {
+    /// The log says so, durably.
+    fn freed(mut self) -> Vec<Arc<Extent>> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for NotYetFree {
+    fn drop(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.0));
+    }
 }
 
 /// An extent of which a round makes something durable.
@@ -153,7 +171,7 @@ impl Snapshot {
                 ExtentKind::Holes => Record::Holes { index: extent.index(), mapping: None },
             });
         }
-        self.retired.push(extent);
+        self.retired.0.push(extent);
     }
 }
 
@@ -345,6 +363,7 @@ impl Core {
     fn add_hole_chunk(&self) -> Result<(), PoolError> {
         let index = self.allocate(Account::POOL)?;
         let space = Allocated::new(index, Account::POOL, &self.allocator);
+        self.device.reserve(self.layout.sector_at(index, 0), self.layout.extent_len())?;
         // Under the dirty list's lock, so that no entry of the new chunk is logged before the chunk itself.
         let mut dirty = lock(&self.dirty);
         let place = Place::new(self.holes.add_chunk(space), Moment(0));
@@ -393,7 +412,7 @@ impl Core {
         let unmaps = self.unmaps.load(Ordering::Acquire);
         // What is written from here on may be counted and taken as well: then it is counted too often, and never too seldom.
         let buffered = self.buffered.swap(0, Ordering::AcqRel);
-        let snapshot = self.snapshot();
+        let Snapshot { records, retired, taken } = self.snapshot();
         // After the snapshot: a write in it was counted before it was marked.
         let written = self.data_writes.load(Ordering::Acquire);
         if written != writer.flushed_writes {
@@ -401,19 +420,20 @@ impl Core {
             self.device.flush()?;
             writer.flushed_writes = written;
         }
-        let of_data = snapshot.taken.iter().filter(|taken| taken.extent.kind() == ExtentKind::Data);
+        let of_data = taken.iter().filter(|taken| taken.extent.kind() == ExtentKind::Data);
         let extents = of_data.map(|taken| (taken.extent.index(), Arc::clone(&taken.extent))).collect();
-        self.log_records(&mut writer, snapshot.records, &extents)?;
+        self.log_records(&mut writer, records, &extents)?;
         drop(extents);
-        settle(&self.placement, snapshot.taken);
-        for extent in snapshot.retired.iter().filter(|extent| extent.kind() == ExtentKind::Data) {
-            // Whoever has it next shows no sector without a newer record.
-            self.records.forget(extent.index());
+        settle(&self.placement, taken);
+        let retired = retired.freed();
+        // What the log has of their records stays: a reader that came before may still want them, and whoever has the extent
+        // next shows no sector without a newer one.
+        for extent in retired.iter().filter(|extent| extent.kind() == ExtentKind::Data) {
             self.placement.forget(extent.index());
         }
         self.place_some(buffered)?;
         drop(writer);
-        self.give_back(snapshot.retired);
+        self.give_back(retired);
         self.unmaps_reclaimed.fetch_max(unmaps, Ordering::AcqRel);
         Ok(())
     }
@@ -439,9 +459,15 @@ impl Core {
         let Dirty { extents, volumes, chunks, cut, unseen } = std::mem::take(&mut *lock(&self.dirty));
         let volumes =
             volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry: Box::new(entry) });
-        let mut snapshot =
-            Snapshot { records: volumes.chain(chunks).collect(), retired: Vec::new(), taken: Vec::new() };
+        let mut snapshot = Snapshot {
+            records: volumes.chain(chunks).collect(),
+            retired: NotYetFree::default(),
+            taken: Vec::new(),
+        };
         cut.into_iter().for_each(|retired| snapshot.free(retired));
+        // Out of the map before anything is taken of it, and while nobody trims what hides it.
+        let gone: Vec<(Unseen, Retired)> =
+            unseen.into_iter().filter_map(|unseen| unseen.take().map(|retired| (unseen, retired))).collect();
         let (mut holes, mut used, mut emptied, mut hidden) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (branch, place, kind) in extents {
             match branch.take_dirty(place, kind) {
@@ -468,7 +494,11 @@ impl Core {
         let of_sectors: Vec<Record> = snapshot.taken.iter().flat_map(TakenExtent::sector_records).collect();
         snapshot.records.extend(of_sectors);
         snapshot.records.append(&mut used);
-        unseen.into_iter().chain(emptied).for_each(|retired| snapshot.free(retired));
+        hidden.extend(gone.iter().flat_map(|(unseen, _)| unseen.collect_again()));
+        gone.into_iter()
+            .map(|(_, retired)| retired)
+            .chain(emptied)
+            .for_each(|retired| snapshot.free(retired));
         if !hidden.is_empty() {
             // For the next round: what hides it may have come after this snapshot.
             lock(&self.dirty).unseen.append(&mut hidden);

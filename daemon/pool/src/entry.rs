@@ -255,6 +255,10 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let kind = fields.u8()?;
     let _reserved = fields.array::<2>()?;
     let serial = BranchId(fields.u64()?);
+    // Before there are as many, the pool is dust; what names more was never written here.
+    if serial.0 >= u64::MAX / 2 {
+        return None;
+    }
     match state {
         STATE_UNUSED => return Some(None),
         STATE_DELETED => return Some(Some(VolumeEntry { serial, volume: None })),
@@ -281,7 +285,7 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     };
     let levels = decode_levels(serial, own, fields)?;
     let origin = (origin != [0; 16]).then_some(VolumeId(origin));
-    let sound = serial != BranchId::NONE && serial != BranchId::HOLE_TABLE && spec.size_is_allowed();
+    let sound = serial != BranchId::NONE && spec.size_is_allowed();
     let record = VolumeRecord { spec, role, levels, origin, created_s };
     sound.then_some(Some(VolumeEntry { serial, volume: Some(record) }))
 }

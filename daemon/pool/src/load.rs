@@ -350,7 +350,12 @@ impl Loaded {
             page += count;
         }
         for (index, mapping) in logged {
-            self.take_mapping(kind, *index, entries, mapping.clone());
+            if *index >= entries {
+                // Freed or not: the next checkpoint would have no page to write it to.
+                self.problem(Damage::ExtentEntry, self.entry_at(kind, *index));
+            } else {
+                self.take_mapping(kind, *index, entries, mapping.clone());
+            }
         }
         Ok(())
     }

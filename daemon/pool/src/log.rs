@@ -35,6 +35,9 @@ const CHECKSUM_AT: usize = 4;
 pub(crate) const PAYLOAD_BYTES: usize = SECTOR_BYTES - HEADER_BYTES;
 
 const RECORD_HEADER_BYTES: usize = 8;
+/// Far below what a superblock may say comes next, and further than any pool can count.
+const RECORD_SEQUENCE_MAX: u64 = u64::MAX / 4;
+
 const KIND_VOLUME: u8 = 1;
 const KIND_EXTENT: u8 = 2;
 const KIND_EXTENT_FREE: u8 = 3;
@@ -159,6 +162,9 @@ impl Replayed {
             KIND_SECTOR | KIND_SECTOR_AND_CONTENT if index < extents && layout.has_records() => {
                 let of = SectorId { extent: index, sector: fields.u32()? };
                 let record = decode_record(pool, of, fields.bytes(SECTOR_RECORD_BYTES)?)?;
+                if record.sequence >= RECORD_SEQUENCE_MAX {
+                    return None;
+                }
                 // Which block is known when all records of the batch are.
                 let block = (kind == KIND_SECTOR_AND_CONTENT).then_some(0);
                 (of.sector < layout.extent_sectors()).then_some(Self::Sector { of, record, block })

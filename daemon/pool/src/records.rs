@@ -115,30 +115,54 @@ impl RecordStore {
         self.newer.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The records of sectors of an extent that are on the device, or an error where one of them cannot be read.
-    pub(crate) fn read(&self, extent: u32, sectors: Range<u32>) -> Result<Vec<SectorRecord>, PoolError> {
+    /// Adds the records of sectors of an extent that are on the device, as far as they can be read: on an error the one that
+    /// would come next cannot.
+    pub(crate) fn read(
+        &self,
+        extent: u32,
+        sectors: Range<u32>,
+        out: &mut Vec<SectorRecord>,
+    ) -> Result<(), PoolError> {
         let id = |sector| SectorId { extent, sector };
-        let mut found: Vec<Option<SectorRecord>> = {
+        let found: Vec<Option<SectorRecord>> = {
             let newer = self.newer();
             let mut known = newer.range(id(sectors.start)..id(sectors.end)).peekable();
             let next = |sector| known.next_if(|(of, _)| **of == id(sector)).map(|(_, record)| *record);
             sectors.clone().map(next).collect()
         };
         let mut page: Option<(ByteOffset, Page)> = None;
-        for (sector, found) in sectors.zip(&mut found).filter(|(_, found)| found.is_none()) {
-            let at = self.layout.record_page_at(extent, sector);
-            let bytes = match &page {
-                Some((page_at, bytes)) if *page_at == at => bytes,
-                _ => &page.insert((at, self.page(at)?)).1,
+        for (sector, found) in sectors.zip(found) {
+            let record = match found {
+                Some(record) => record,
+                None => self.stored(id(sector), &mut page)?,
             };
-            let stored = &bytes[self.layout.record_in_page(extent, sector)];
-            let record = decode_record(self.pool, id(sector), stored);
-            *found = Some(record.ok_or_else(|| PoolError::RecordDamaged {
-                device: self.device.info().path,
-                at: ByteOffset(at.0 + self.layout.record_in_page(extent, sector).start as u64),
-            })?);
+            out.push(record);
         }
-        Ok(found.into_iter().flatten().collect())
+        Ok(())
+    }
+
+    /// The record of a sector in its page, which is `last` or becomes it.
+    fn stored(&self, of: SectorId, last: &mut Option<(ByteOffset, Page)>) -> Result<SectorRecord, PoolError> {
+        let at = self.layout.record_page_at(of.extent, of.sector);
+        let place = self.layout.record_in_page(of.extent, of.sector);
+        let decode = |page: &Page| decode_record(self.pool, of, &page[place.clone()]);
+        if let Some(record) =
+            last.as_ref().filter(|(page_at, _)| *page_at == at).and_then(|(_, page)| decode(page))
+        {
+            return Ok(record);
+        }
+        let mut page = self.page(at)?;
+        if decode(&page).is_none() {
+            // It may be the read that was wrong, and must not be kept, or written back with the next change of the page.
+            drop(self.pages.remove(&at.0));
+            page = self.page(at)?;
+        }
+        let record = decode(&page);
+        *last = Some((at, page));
+        record.ok_or_else(|| PoolError::RecordDamaged {
+            device: self.device.info().path,
+            at: ByteOffset(at.0 + place.start as u64),
+        })
     }
 
     fn page(&self, at: ByteOffset) -> Result<Page, PoolError> {
@@ -158,15 +182,6 @@ impl RecordStore {
     /// Takes in what has become durable in the log.
     pub(crate) fn logged(&self, of: SectorId, record: SectorRecord) {
         self.newer_mut().insert(of, record);
-    }
-
-    /// The extent is nobody's from here on.
-    pub(crate) fn forget(&self, extent: u32) {
-        let mut newer = self.newer_mut();
-        let of: Vec<SectorId> = newer.range(SectorId::all_of(extent)).map(|(of, _)| *of).collect();
-        for sector in of {
-            newer.remove(&sector);
-        }
     }
 
     /// Records that wait for a checkpoint.

@@ -521,11 +521,12 @@ impl PoolVolume {
                 }
                 let mut records = Vec::with_capacity(data.as_bytes().len() / SECTOR_BYTES);
                 for part in &parts {
-                    self.read_records(part, &mut records).inspect_err(|error| {
-                        if let PoolError::RecordDamaged { .. } = error {
-                            self.report_damage(first, error);
+                    if let Err(error) = self.read_records(part, &mut records) {
+                        if let PoolError::RecordDamaged { .. } = &error {
+                            self.report_damage(Lba(span.first + records.len() as u64), &error);
                         }
-                    })?;
+                        return Err(error);
+                    }
                 }
                 Ok(Piece::Sealed { first, epoch, data: data.with_records(records) })
             }
@@ -535,12 +536,11 @@ impl PoolVolume {
     fn read_records(&self, part: &PlacedPart, records: &mut Vec<SectorRecord>) -> Result<(), PoolError> {
         let mut at = part.sectors.start;
         for (sector, record) in &part.known {
-            records.extend(self.core.records.read(part.extent, at..*sector)?);
+            self.core.records.read(part.extent, at..*sector, records)?;
             records.push(*record);
             at = sector + 1;
         }
-        records.extend(self.core.records.read(part.extent, at..part.sectors.end)?);
-        Ok(())
+        self.core.records.read(part.extent, at..part.sectors.end, records)
     }
 
     /// Whether each sector of the range is present: runs of (sectors, present) that cover it in order.

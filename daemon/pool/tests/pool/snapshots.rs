@@ -275,7 +275,7 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
 
 /// A pool with a volume of `extents` extents, all written, and flushed; and room for as many again.
 fn many(extents: u64) -> Arc<SimulatedDevice> {
-    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + 2 * (extents + extents / 64 + 2) * EXTENT));
+    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + 3 * (extents + extents / 64 + 2) * EXTENT));
     let pool = Pool::create(device.clone(), create_options()).unwrap();
     let volume = pool.create_volume(spec(1, extents * 16)).unwrap();
     for extent in 0..extents {
@@ -291,6 +291,8 @@ struct Change {
     prepare: fn(&Pool, u64),
     run: fn(&Pool, u64) -> Result<(), PoolError>,
     allowed: fn(u64) -> [Option<u64>; 2],
+    /// How many flushes of the device it takes at least, or it no longer is what it was.
+    flushes_min: u64,
 }
 
 fn overwrite(pool: &Pool, extents: u64) -> Result<(), PoolError> {
@@ -319,6 +321,7 @@ fn whichever_batches_of_a_long_commit_survive_every_sector_is_old_or_new() {
             },
             run: |pool, extents| trim(pool, extents).and_then(|()| pool.flush()),
             allowed: |extent| [Some((1 << 20) + extent), None],
+            flushes_min: 4,
         },
         // What hides before what is hidden goes: else sectors that were flushed are holes.
         Change {
@@ -330,27 +333,28 @@ fn whichever_batches_of_a_long_commit_survive_every_sector_is_old_or_new() {
                 pool.flush()
             },
             allowed: |extent| [Some(extent + 1), Some((1 << 20) + extent)],
+            flushes_min: 4,
         },
-        // What is hidden before the holes: else it is back.
+        // What is hidden before the holes, which go with the next commit: else it is back.
         Change {
             what: "delete the snapshot of what is trimmed",
             prepare: |pool, extents| {
                 trim(pool, extents).unwrap();
                 pool.flush().unwrap();
             },
-            run: |pool, _| pool.delete_snapshot(id(2)),
+            run: |pool, _| pool.delete_snapshot(id(2)).and_then(|()| pool.flush()),
             allowed: |_| [None, None],
+            flushes_min: 2,
         },
     ];
     let fresh = many(MANY);
-    for Change { what, prepare, run, allowed } in changes {
+    for Change { what, prepare, run, allowed, flushes_min } in changes {
         let device = fresh.durable_copy();
         prepare(&reopen(&device), MANY);
         let prepared = device.durable_copy();
         let (mut cuts, mut batches) = (0, 0);
-        // The writes of sectors, each with two reservations, are left alone; other tests cut there. The records of those
-        // sectors make many batches.
-        let (skipped, step) = if what.starts_with("overwrite") { (3 * MANY, 11) } else { (0, 1) };
+        // The writes of sectors are left alone; other tests cut there. The records of those sectors make many batches.
+        let (skipped, step) = if what.starts_with("overwrite") { (MANY, 11) } else { (0, 1) };
         for nth in (0..).step_by(step) {
             let device = prepared.durable_copy();
             let pool = reopen(&device);
@@ -371,6 +375,50 @@ fn whichever_batches_of_a_long_commit_survive_every_sector_is_old_or_new() {
             verify_metadata(&pool).unwrap();
         }
         println!("{what}: {cuts} cuts, {batches} flushes");
-        assert!(batches > 3, "the commit no longer takes more than one batch");
+        assert!(cuts > 0, "{what} is over before the first cut");
+        assert!(batches >= flushes_min, "{what} takes fewer commits or batches than it did");
     }
+}
+
+/// What hides something older is flushed, and then a part of it trimmed: wherever power is cut in the commit behind that,
+/// which is longer than the log, the trimmed sector shows what it last held or nothing, and never what was hidden.
+#[test]
+fn a_trim_of_what_hides_something_older_never_shows_it() {
+    const MANY: u64 = 2000;
+    let prepared = many(MANY);
+    let pool = reopen(&prepared);
+    pool.delete_snapshot(id(2)).unwrap();
+    // Whole, so that nobody sees the extents of the snapshot's moment any more, which the next commit would free.
+    overwrite(&pool, MANY).unwrap();
+    pool.flush().unwrap();
+    let prepared = prepared.durable_copy();
+    let mut flushes = 0;
+    for nth in 0.. {
+        let device = prepared.durable_copy();
+        let pool = reopen(&device);
+        let volume = pool.volume(id(1)).unwrap();
+        for extent in 0..MANY {
+            volume.unmap(Lba(extent * 16), SectorCount(1)).unwrap();
+        }
+        let before = device.flushes();
+        device.cut_power_at(device.operations() + nth);
+        let whole = pool.flush().is_ok() && device.has_power();
+        if whole {
+            flushes = device.flushes() - before;
+        }
+        drop((volume, pool));
+        let pool = Pool::open(device.power_cut(nth)).unwrap();
+        let volume = pool.volume(id(1)).unwrap();
+        for extent in 0..MANY {
+            let found = tags(&volume, extent * 16, 1)[0];
+            let allowed = [Some((1 << 20) + extent), None];
+            assert!(allowed.contains(&found), "cut {nth}: extent {extent} has {found:?}");
+        }
+        verify_metadata(&pool).unwrap();
+        if whole {
+            break;
+        }
+    }
+    println!("{flushes} flushes");
+    assert!(flushes > 3, "the commit no longer takes more than one batch");
 }
