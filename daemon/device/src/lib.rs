@@ -35,7 +35,7 @@ pub use file::{Direct, FileDevice, OpenOptions};
 #[cfg(any(test, feature = "simulated"))]
 pub use nix::errno::Errno;
 #[cfg(any(test, feature = "simulated"))]
-pub use simulated::{Fault, SimulatedDevice};
+pub use simulated::{Fault, SimulatedDevice, Survivors};
 
 /// A range of sectors that keeps what is written to it, as far as `flush` was called after the write.
 ///

@@ -57,6 +57,8 @@ struct State {
     /// Writes since the last flush in the order of their return.
     pending: Vec<PendingWrite>,
     flush_is_noop: bool,
+    /// The next write or flush is the one that misses.
+    misses_a_flush: bool,
     failed_flush: Option<Errno>,
     faults: Vec<Fault>,
     /// Writes, discards and flushes so far.
@@ -72,6 +74,17 @@ struct PendingWrite {
     /// `None` for a discard.
     data: Option<Vec<Arc<Page>>>,
     sectors: u64,
+    /// Whether the next flush leaves it out.
+    late: bool,
+}
+
+/// Which of the writes since the last flush survive a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survivors {
+    All,
+    Nothing,
+    /// Some, some in part, and in any order; the same for the same seed.
+    Random(u64),
 }
 
 impl fmt::Debug for SimulatedDevice {
@@ -95,6 +108,7 @@ impl SimulatedDevice {
                 cached: Image::new(),
                 pending: Vec::new(),
                 flush_is_noop: false,
+                misses_a_flush: false,
                 failed_flush: None,
                 faults: Vec::new(),
                 operations: 0,
@@ -113,6 +127,17 @@ impl SimulatedDevice {
     /// From now on a flush reports success and makes nothing durable.
     pub fn make_flush_a_noop(&self) {
         self.state().flush_is_noop = true;
+    }
+
+    /// Breaks the order of writes: if what comes next is a write, the flush behind it leaves it out, and only the one after that
+    /// makes it durable; if it is a flush, it reports success and makes nothing durable.
+    pub fn miss_a_flush(&self) {
+        self.state().misses_a_flush = true;
+    }
+
+    /// Writes and discards that no flush has made durable yet.
+    pub fn unflushed(&self) -> usize {
+        self.state().pending.len()
     }
 
     /// Makes a later operation fail.
@@ -153,10 +178,23 @@ impl SimulatedDevice {
 
     /// Cuts the power: this device answers nothing from here on, and the one returned holds what survived.
     pub fn power_cut(&self, seed: u64) -> Arc<Self> {
+        self.power_cut_leaving(Survivors::Random(seed))
+    }
+
+    /// As [`Self::power_cut`], also where all or nothing survived that was not flushed.
+    pub fn power_cut_leaving(&self, survivors: Survivors) -> Arc<Self> {
         let mut state = self.state();
         state.power = false;
-        let mut random = SplitMix64(seed);
         let mut image = state.durable.clone();
+        let seed = match survivors {
+            Survivors::Nothing => return Self::with_image(state.len, image),
+            Survivors::All => {
+                state.pending.iter().for_each(|write| write.arrive(&mut image));
+                return Self::with_image(state.len, image);
+            }
+            Survivors::Random(seed) => seed,
+        };
+        let mut random = SplitMix64(seed);
         let mut order: Vec<&PendingWrite> = state.pending.iter().collect();
         random.shuffle(&mut order);
         for write in order {
@@ -278,7 +316,8 @@ impl SimulatedDevice {
         let pages: Vec<Arc<Page>> =
             bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(|page| Arc::new(*page)).collect();
         let sectors = pages.len() as u64;
-        state.pending.push(PendingWrite { first, data: Some(pages.clone()), sectors });
+        let late = std::mem::take(&mut state.misses_a_flush);
+        state.pending.push(PendingWrite { first, data: Some(pages.clone()), sectors, late });
         self.count(&mut state, Operation::Write)?;
         state.cached.extend((first..).zip(pages));
         Ok(())
@@ -291,6 +330,33 @@ impl State {
             .get(&sector)
             .or_else(|| self.durable.get(&sector))
             .map_or([0; SECTOR_BYTES], |page| **page)
+    }
+
+    /// Makes everything durable but for what is late.
+    fn settle(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.iter().all(|write| !write.late) {
+            let cached = std::mem::take(&mut self.cached);
+            self.durable.extend(cached);
+            return;
+        }
+        for (index, write) in pending.iter().enumerate() {
+            if !write.late {
+                write.arrive(&mut self.durable);
+            } else if !pending[index + 1..].iter().any(|newer| newer.overlaps(write)) {
+                let PendingWrite { first, data, sectors, .. } = write;
+                self.pending.push(PendingWrite {
+                    first: *first,
+                    data: data.clone(),
+                    sectors: *sectors,
+                    late: false,
+                });
+            }
+        }
+        let late = |sector: &u64| {
+            self.pending.iter().any(|write| (write.first..write.first + write.sectors).contains(sector))
+        };
+        self.cached.retain(|sector, _| late(sector));
     }
 
     fn fault_for(&mut self, operation: Operation) -> Option<Errno> {
@@ -309,6 +375,22 @@ impl State {
 }
 
 impl PendingWrite {
+    fn overlaps(&self, other: &Self) -> bool {
+        self.first < other.first + other.sectors && other.first < self.first + self.sectors
+    }
+
+    /// Lets all of it reach the image.
+    fn arrive(&self, image: &mut Image) {
+        match &self.data {
+            Some(pages) => image.extend((self.first..).zip(pages.iter().cloned())),
+            None => {
+                let zeros = Arc::new([0; SECTOR_BYTES]);
+                let range = image.range_mut(self.first..self.first + self.sectors);
+                range.for_each(|(_, page)| *page = Arc::clone(&zeros));
+            }
+        }
+    }
+
     /// Lets as much of it reach the image as the random numbers say.
     fn survive(&self, image: &mut Image, random: &mut SplitMix64) {
         // A quarter of the writes is kept whole, a quarter dropped whole, the rest decided unit by unit.
@@ -386,11 +468,12 @@ impl Device for SimulatedDevice {
             return Err(error.with_kind(DeviceErrorKind::Failed));
         }
         self.count(&mut state, Operation::Flush).map_err(|error| error.with_kind(DeviceErrorKind::Failed))?;
+        if std::mem::take(&mut state.misses_a_flush) {
+            return Ok(());
+        }
         state.flushes += 1;
         if !state.flush_is_noop {
-            state.pending.clear();
-            let cached = std::mem::take(&mut state.cached);
-            state.durable.extend(cached);
+            state.settle();
         }
         Ok(())
     }
@@ -400,7 +483,8 @@ impl Device for SimulatedDevice {
         self.begin(&mut state, Operation::Discard, at, len)?;
         let first = at.0 / SECTOR_BYTES as u64;
         let sectors = len.0 / SECTOR_BYTES as u64;
-        state.pending.push(PendingWrite { first, data: None, sectors });
+        let late = std::mem::take(&mut state.misses_a_flush);
+        state.pending.push(PendingWrite { first, data: None, sectors, late });
         self.count(&mut state, Operation::Discard)?;
         let range = first..first + sectors;
         let held = |image: &Image| image.range(range.clone()).map(|(sector, _)| *sector).collect::<Vec<_>>();

@@ -1,4 +1,5 @@
-//! Power cut at every device operation of a random workload, and again while the pool recovers.
+//! Power cut at every device operation of a random workload, with what was not flushed kept, dropped, torn and in any order,
+//! and again while the pool recovers.
 //!
 //! After every cut: what was flushed is there, what was not is old or new, what was never flushed as present is a hole
 //! or new, the metadata is sound and no extent is leaked or used twice. Then the pool goes on, and is cut again.
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use device::SimulatedDevice;
+use device::{SimulatedDevice, Survivors};
 use pool::{CrashStep, OpenOptions, Pool, PoolError, PoolVolume, StepHook};
 use units::{ByteLen, Lba, SectorCount};
 
@@ -16,24 +17,35 @@ use crate::model::{EPOCH, Model, read, sealed, spec, verify_metadata};
 use crate::workload::{DEVICE, EXTENT, Random, Shape, Workload, create_options, small_pool};
 
 const OPERATIONS: usize = 80;
-const WORKLOADS: u64 = 10;
+const WORKLOADS: u64 = 12;
+/// Ways in which each cut is continued that leave some of what was not flushed, beside the two that leave all and nothing.
+const RANDOM_SURVIVORS: u64 = 5;
+/// Cuts, each with its survivors, that a run must have had.
+const CUTS_MIN: u64 = 20_000;
 
 /// Counts at which step each cut hit.
 #[derive(Clone, Default)]
 struct Cuts {
     last: Arc<AtomicU8>,
     by_step: Arc<Mutex<BTreeMap<u8, u64>>>,
+    /// The step at which the order is broken: what comes there misses the flush behind it.
+    broken: Option<CrashStep>,
 }
 
 impl Cuts {
-    fn hook(&self) -> StepHook {
-        let last = Arc::clone(&self.last);
-        Arc::new(move |step: CrashStep| last.store(step.number(), Ordering::Relaxed))
+    fn hook(&self, device: &Arc<SimulatedDevice>) -> StepHook {
+        let (last, device, broken) = (Arc::clone(&self.last), Arc::clone(device), self.broken);
+        Arc::new(move |step: CrashStep| {
+            last.store(step.number(), Ordering::Relaxed);
+            if Some(step) == broken {
+                device.miss_a_flush();
+            }
+        })
     }
 
-    fn options(&self) -> OpenOptions {
+    fn options(&self, device: &Arc<SimulatedDevice>) -> OpenOptions {
         // Two pages: records come from the device as often as from the cache.
-        OpenOptions { on_step: Some(self.hook()), record_cache: ByteLen(8192) }
+        OpenOptions { on_step: Some(self.hook(device)), record_cache: ByteLen(8192) }
     }
 
     fn count(&self) {
@@ -44,7 +56,7 @@ impl Cuts {
 /// Runs a workload until it is through or the power is cut; what the pool may then hold, `None` where there is no
 /// pool yet.
 fn run(device: &Arc<SimulatedDevice>, shape: Shape, seed: u64, cuts: &Cuts) -> (Option<Model>, bool) {
-    let Ok(pool) = Pool::create_with(device.clone(), shape.create_options(), cuts.options()) else {
+    let Ok(pool) = Pool::create_with(device.clone(), shape.create_options(), cuts.options(device)) else {
         return (None, true);
     };
     let mut workload = Workload::new(seed, shape);
@@ -74,7 +86,7 @@ fn recover(
     // The power fails again while the pool is opened: at the flush, at the repair, or after both.
     device.cut_power_at(random.below(4));
     let mut device = Arc::clone(device);
-    if Pool::open_with(device.clone(), cuts.options()).is_err() {
+    if Pool::open_with(device.clone(), cuts.options(&device)).is_err() {
         if device.has_power() {
             return Err("opening failed although there was power".into());
         }
@@ -82,7 +94,8 @@ fn recover(
     }
     device = device.power_cut(random.below(u64::MAX));
     for round in 0..2 {
-        let pool = Pool::open(device.clone()).map_err(|error| format!("opening, round {round}: {error}"))?;
+        let pool = Pool::open_with(device.clone(), cuts.options(&device))
+            .map_err(|error| format!("opening, round {round}: {error}"))?;
         model.verify_after_cut(&pool)?;
         verify_metadata(&pool)?;
         let mut workload = Workload::resume(model, random.below(u64::MAX), 1 << 40 | round << 32, shape);
@@ -120,10 +133,16 @@ fn cut_everywhere(shape: Shape, seed: u64, cuts: &Cuts) -> Result<u64, String> {
         if !cut {
             return Ok(operation);
         }
-        cuts.count();
-        let cut_seed = seed << 32 | operation;
-        recover(&device.power_cut(cut_seed), model, shape, cut_seed, cuts)
-            .map_err(|wrong| format!("workload {seed}, cut at operation {operation}: {wrong}"))?;
+        let step = cuts.last.load(Ordering::Relaxed);
+        let random = (0..RANDOM_SURVIVORS).map(|nth| Survivors::Random(seed << 40 | operation << 8 | nth));
+        for (nth, survivors) in (0..).zip([Survivors::All, Survivors::Nothing].into_iter().chain(random)) {
+            cuts.last.store(step, Ordering::Relaxed);
+            cuts.count();
+            let recover_seed = seed << 40 | operation << 8 | nth;
+            recover(&device.power_cut_leaving(survivors), model.clone(), shape, recover_seed, cuts).map_err(
+                |wrong| format!("workload {seed}, cut at operation {operation}, {survivors:?}: {wrong}"),
+            )?;
+        }
     }
     unreachable!("the workload ends")
 }
@@ -151,6 +170,27 @@ fn nothing_flushed_is_lost_and_nothing_stale_shown_wherever_power_is_cut() {
     }
     let missed: Vec<_> = CrashStep::ALL.iter().filter(|step| !by_step.contains_key(&step.number())).collect();
     assert!(missed.is_empty(), "no cut at {missed:?}: the workload no longer reaches these steps");
+    let total: u64 = by_step.values().sum();
+    println!("{total} cuts");
+    assert!(total >= CUTS_MIN);
+}
+
+/// The crash order is checked by breaking it, step by step: what belongs there misses the flush behind it. A cut finds it, a kill
+/// before a cut, or a look at what is not durable where it must be. But for the discard: nothing depends on what it
+/// does, and what it must not come before is step 4.
+#[test]
+fn an_order_that_is_broken_at_any_step_is_found_out() {
+    for step in CrashStep::ALL.into_iter().filter(|step| *step != CrashStep::Discard) {
+        let broken = Some(step);
+        let by_cut = || {
+            let cuts = Cuts { broken, ..Cuts::default() };
+            (0..4).find_map(|seed| cut_everywhere(Shape::SMALL, seed, &cuts).err())
+        };
+        let found = trace(broken).err().or_else(|| open_after_a_kill(broken).err());
+        let found = found.or_else(|| repair(broken).err()).or_else(by_cut);
+        let found = found.unwrap_or_else(|| panic!("nobody finds that {step:?} misses its flush"));
+        println!("step {:2} {step:?}: {}", step.number(), found.lines().next().unwrap_or_default());
+    }
 }
 
 /// The test above must be able to fail: a device that lies about its flushes loses what was flushed, be it volumes or
@@ -189,24 +229,28 @@ fn a_flush_that_does_nothing_is_found_out() {
     }
 }
 
-/// Steps in the order taken, each with the device flushes done before it.
-type Trace = Arc<Mutex<Vec<(CrashStep, u64)>>>;
+/// Steps in the order taken, each with the device flushes done before it, and what these have left.
+type Trace = Arc<Mutex<Vec<(CrashStep, u64, usize)>>>;
 
-/// The flushes of the crash order stand where `CrashStep` says, also where no cut of this simulation could tell: the
+/// Whether the flushes of the crash order stand where `CrashStep` says, also where no cut of this simulation could tell: the
 /// superblock is shorter than what its device writes whole.
-#[test]
-fn between_steps_that_must_not_be_swapped_there_is_a_flush() {
+fn trace(broken: Option<CrashStep>) -> Result<(), String> {
     let device = SimulatedDevice::new(Shape::LARGE.device_len());
     let trace = Trace::default();
     let on_step: StepHook = {
         let (device, trace) = (Arc::clone(&device), Arc::clone(&trace));
-        Arc::new(move |step| trace.lock().unwrap().push((step, device.flushes())))
+        Arc::new(move |step| {
+            trace.lock().unwrap().push((step, device.flushes(), device.unflushed()));
+            if Some(step) == broken {
+                device.miss_a_flush();
+            }
+        })
     };
     let options = OpenOptions { on_step: Some(on_step), ..OpenOptions::default() };
     let pool = Pool::create_with(device, Shape::LARGE.create_options(), options).unwrap();
     let mut workload = Workload::new(3, Shape::LARGE);
     for _ in 0..600 {
-        workload.step(&pool).unwrap();
+        workload.step(&pool).map_err(|error| error.to_string())?;
     }
     let trace = trace.lock().unwrap();
     // A step, the last step before it that must be durable, and how often both were seen.
@@ -222,16 +266,44 @@ fn between_steps_that_must_not_be_swapped_there_is_a_flush() {
         (CrashStep::FirstSuperblockWrite, CrashStep::CreateErase, 0),
     ];
     for (later, earlier, seen) in &mut pairs {
-        for (index, (_, flushes)) in trace.iter().enumerate().filter(|(_, (step, _))| step == later) {
-            let before = trace[..index].iter().rfind(|(step, _)| step == earlier);
-            if let Some((_, flushes_before)) = before {
-                assert!(flushes_before < flushes, "no flush between {earlier:?} and {later:?}");
+        for (index, (_, flushes, _)) in trace.iter().enumerate().filter(|(_, (step, ..))| step == later) {
+            let before = trace[..index].iter().rfind(|(step, ..)| step == earlier);
+            if let Some((_, flushes_before, _)) = before {
+                if flushes_before >= flushes {
+                    return Err(format!("no flush between {earlier:?} and {later:?}"));
+                }
                 *seen += 1;
             }
         }
-        println!("{earlier:?} before {later:?}: {seen} times");
-        assert!(*seen > 0);
+        if *seen == 0 {
+            return Err(format!("{earlier:?} never came before {later:?}"));
+        }
     }
+    if broken.is_none() {
+        pairs
+            .iter()
+            .for_each(|(later, earlier, seen)| println!("{earlier:?} before {later:?}: {seen} times"));
+    }
+    // What comes right behind a flush finds nothing that is not durable: nobody else writes here.
+    for around in trace.windows(2) {
+        let [(flush, ..), (next, _, unflushed)] = around else { continue };
+        let behind_flush = matches!(
+            flush,
+            CrashStep::TableFlush
+                | CrashStep::FirstSuperblockFlush
+                | CrashStep::SecondSuperblockFlush
+                | CrashStep::CreateEraseFlush
+        );
+        if behind_flush && *unflushed > 0 {
+            return Err(format!("{unflushed} writes before {flush:?} are not durable at {next:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn between_steps_that_must_not_be_swapped_there_is_a_flush() {
+    trace(None).unwrap();
 }
 
 /// Freed extents whose records fill the log: 506 in each of its 16 blocks.
@@ -332,26 +404,90 @@ fn shrinking_cut_in_the_middle_shows_nothing_when_the_volume_grows_again() {
 
 /// A killed process is no power cut: what it wrote is still in the device's cache when the next one opens the pool,
 /// and may be lost after that. Records it logged and did not flush must not be built upon before they are durable.
+fn kill_and_cut(seed: u64) -> Result<(), String> {
+    let (mut device, pool) = small_pool();
+    let mut workload = Workload::new(seed, Shape::SMALL);
+    let mut random = Random::new(!seed);
+    for _ in 0..30 {
+        workload.step(&pool).unwrap();
+    }
+    device.cut_power_at(device.operations() + random.below(20));
+    while device.has_power() && workload.step(&pool).is_ok() {}
+    drop(pool);
+    device = device.reopened();
+    let pool = Pool::open(device.clone()).map_err(|error| error.to_string())?;
+    workload.model.verify_after_cut(&pool)?;
+    for _ in 0..10 {
+        workload.step(&pool).map_err(|error| error.to_string())?;
+    }
+    let pool = Pool::open(device.power_cut(seed)).map_err(|error| error.to_string())?;
+    workload.model.verify_after_cut(&pool)?;
+    verify_metadata(&pool)
+}
+
+/// A killed process had freed an extent, in a log that was written and not flushed. Its successor gives the extent away, writes
+/// there, and power fails: what the extent held is whole, or freed.
+fn open_after_a_kill(broken: Option<CrashStep>) -> Result<(), String> {
+    let cuts = Cuts { broken, ..Cuts::default() };
+    let mut reused = 0;
+    for operation in 0..8 {
+        for seed in 0..50 {
+            let (device, pool) = small_pool();
+            let volume = pool.create_volume(spec(1, 16)).unwrap();
+            volume.write(Lba(0), EPOCH, &sealed([1; 9])).unwrap();
+            let other = pool.create_volume(spec(2, 64 * 16)).unwrap();
+            // More than goes to the log: to its place. Until the pool is full.
+            let write =
+                |other: &PoolVolume, extent: u64| other.write(Lba(extent * 16), EPOCH, &sealed([2; 9]));
+            let full = (0..).find(|extent| write(&other, *extent).is_err()).unwrap();
+            pool.flush().unwrap();
+            volume.unmap(Lba(0), SectorCount(16)).unwrap();
+            device.cut_power_at(device.operations() + operation);
+            let _ = pool.flush();
+            drop((volume, other, pool));
+            let device = device.reopened();
+            let pool = Pool::open_with(device.clone(), cuts.options(&device)).unwrap();
+            reused += u64::from(write(&pool.volume(spec(2, 1).id).unwrap(), full).is_ok());
+            let pool = Pool::open(device.power_cut(seed)).map_err(|error| error.to_string())?;
+            let found = read(&pool.volume(spec(1, 1).id).unwrap(), 0, 9)?;
+            let whole = found.iter().all(|found| found.is_none_or(|units| units == [1; 8]));
+            if !whole {
+                return Err(format!("killed at operation {operation}, cut {seed}: found {found:?}"));
+            }
+        }
+    }
+    assert!(reused > 0, "no successor was given the extent");
+    Ok(())
+}
+
+/// A copy of the superblock that was damaged is durable again when the pool is open.
+fn repair(broken: Option<CrashStep>) -> Result<(), String> {
+    let cuts = Cuts { broken, ..Cuts::default() };
+    let (device, pool) = small_pool();
+    drop(pool);
+    let device = device.durable_copy();
+    device.edit(0, |superblock| superblock[60] ^= 1);
+    let pool = Pool::open_with(device.clone(), cuts.options(&device)).map_err(|error| error.to_string())?;
+    assert!(pool.info().repaired.is_some());
+    match device.unflushed() {
+        0 => Ok(()),
+        unflushed => Err(format!("{unflushed} writes of the repair are not durable when the pool is open")),
+    }
+}
+
+#[test]
+fn what_a_killed_process_freed_is_given_away_only_when_that_is_durable() {
+    open_after_a_kill(None).unwrap();
+}
+
+#[test]
+fn a_repaired_superblock_is_durable() {
+    repair(None).unwrap();
+}
+
 #[test]
 fn a_killed_process_and_then_a_cut_lose_nothing_flushed() {
     for seed in 0..300 {
-        let (mut device, pool) = small_pool();
-        let mut workload = Workload::new(seed, Shape::SMALL);
-        let mut random = Random::new(!seed);
-        for _ in 0..30 {
-            workload.step(&pool).unwrap();
-        }
-        device.cut_power_at(device.operations() + random.below(20));
-        while device.has_power() && workload.step(&pool).is_ok() {}
-        drop(pool);
-        device = device.reopened();
-        let pool = Pool::open(device.clone()).unwrap();
-        workload.model.verify_after_cut(&pool).unwrap();
-        for _ in 0..10 {
-            workload.step(&pool).unwrap();
-        }
-        let pool = Pool::open(device.power_cut(seed)).unwrap();
-        workload.model.verify_after_cut(&pool).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
-        verify_metadata(&pool).unwrap();
+        kill_and_cut(seed).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
 }
