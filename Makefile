@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz miri bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
+.PHONY: help demo build test soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -47,6 +47,9 @@ fuzz: ## Coverage-guided and random batches on every cipher kernel against other
 miri: ## The portable cipher under Miri, where a toolchain has it: MIRI_TOOLCHAIN (nightly)
 	cargo +$(MIRI_TOOLCHAIN) miri test --locked -p aes-xts --test portable
 
+aarch64: ## The cipher's aarch64 kernel on an emulated processor beside xts-mode and the portable one (installs qemu-user)
+	tests/aarch64/run.sh
+
 clients: ## Install the real clients that the system tests drive (idempotent)
 	tests/clients.sh test
 
@@ -54,6 +57,7 @@ lint: ## Formatting, clippy with warnings denied, licences, bans and sources
 	tests/clients.sh lint
 	cargo fmt --all --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+	cargo fmt --manifest-path tests/aarch64/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --locked check bans licenses sources
 

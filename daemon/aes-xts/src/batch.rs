@@ -75,7 +75,7 @@ pub enum BatchError {
 pub(crate) struct Job<'a> {
     pub(crate) schedule: &'a XtsSchedule,
     #[cfg_attr(
-        not(target_arch = "x86_64"),
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
         expect(dead_code, reason = "the portable kernel keeps tweaks in registers")
     )]
     pub(crate) scratch: &'a Scratch,
@@ -106,7 +106,7 @@ impl Job<'_> {
     }
 
     /// Round keys of the data in the order of use, for the kernels' machine code.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn data_keys(&self) -> *const u8 {
         if self.encrypt {
             self.schedule.cipher_encrypt().as_ptr()

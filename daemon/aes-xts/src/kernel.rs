@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+#[cfg(target_arch = "aarch64")]
+use crate::aarch64;
 use crate::batch::{Direction, Job, Sectors};
 use crate::portable;
 use crate::schedule::{SCHEDULE_WORDS, XtsSchedule};
@@ -23,6 +25,8 @@ enum Kind {
     Vaes256Avx2,
     #[cfg(target_arch = "x86_64")]
     AesNi,
+    #[cfg(target_arch = "aarch64")]
+    Aarch64,
     Portable,
 }
 
@@ -38,6 +42,8 @@ const KINDS: &[Kind] = &[
     Kind::Vaes256Avx2,
     #[cfg(target_arch = "x86_64")]
     Kind::AesNi,
+    #[cfg(target_arch = "aarch64")]
+    Kind::Aarch64,
     Kind::Portable,
 ];
 
@@ -77,6 +83,8 @@ impl Kind {
             Self::Vaes256Avx2 => "vaes256-avx2",
             #[cfg(target_arch = "x86_64")]
             Self::AesNi => "aes-ni",
+            #[cfg(target_arch = "aarch64")]
+            Self::Aarch64 => "aarch64-aes",
             Self::Portable => "portable",
         }
     }
@@ -103,6 +111,8 @@ impl Kind {
             }
             #[cfg(target_arch = "x86_64")]
             Self::AesNi => is_x86_feature_detected!("aes"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Aarch64 => std::arch::is_aarch64_feature_detected!("aes"),
             Self::Portable => true,
         }
     }
@@ -116,10 +126,14 @@ impl Kernel {
 
     /// Every kernel that this processor runs, fastest first.
     pub fn all() -> impl Iterator<Item = Self> {
-        let mut kinds: Vec<Kind> = KINDS.iter().copied().filter(|kind| kind.is_supported()).collect();
+        let kinds = KINDS.iter().copied().filter(|kind| kind.is_supported());
         #[cfg(target_arch = "x86_64")]
-        kinds.sort_by_key(|kind| *kind != Kind::Vaes512(x86::Tweaks::fastest()));
-        kinds.into_iter().map(Self)
+        let kinds = {
+            let mut kinds: Vec<Kind> = kinds.collect();
+            kinds.sort_by_key(|kind| *kind != Kind::Vaes512(x86::Tweaks::fastest()));
+            kinds.into_iter()
+        };
+        kinds.map(Self)
     }
 
     /// The kernel called `name`, as `NIGHTLATCH_CIPHER` gives it.
@@ -214,6 +228,9 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kind::AesNi => unsafe { x86::aesni(job) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Aarch64 => unsafe { aarch64::run(job) },
             Kind::Portable => portable::run(job),
         }
     }

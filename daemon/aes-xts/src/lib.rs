@@ -16,6 +16,8 @@
 //! Ciphertext stealing is left out: sectors are whole blocks.
 #![expect(unsafe_code, reason = "kernels in machine code, and views of arena words")]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod batch;
 mod kernel;
 mod polyval;

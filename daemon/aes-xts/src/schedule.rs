@@ -61,7 +61,7 @@ impl<'a> RoundKeys<'a> {
     }
 
     /// Where they begin, for the kernels' machine code.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn as_ptr(self) -> *const u8 {
         self.words.as_ptr().cast()
     }

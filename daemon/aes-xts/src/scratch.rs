@@ -34,7 +34,7 @@ impl Scratch {
     }
 
     /// Writes `count` sector numbers from `first` on into the list.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[expect(clippy::cast_possible_truncation, reason = "takes the halves of a number")]
     pub(crate) fn number(&self, first: u128, count: usize) {
         let (entries, _) = self.words.as_chunks::<2>();
@@ -47,13 +47,13 @@ impl Scratch {
     }
 
     /// The list of first tweaks, for the kernels' machine code.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn firsts(&self) -> *const u8 {
         self.words.as_ptr().cast()
     }
 
     /// The ring of tweaks, for the kernels' machine code.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn ring(&self) -> *mut u8 {
         self.words[LIST_WORDS..].as_ptr().cast_mut().cast()
     }
@@ -71,12 +71,20 @@ impl Scratch {
     }
 
     /// Zeroes the ring and the list's first `sectors` entries, with those that a kernel reads ahead of them.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn zero(&self, sectors: usize) {
         // Whole groups of the widest kernel were encrypted, whatever was in them.
         let list = (sectors.next_multiple_of(32) * 2).min(LIST_WORDS);
         zero_words(&self.words[..list]);
         zero_words(&self.words[LIST_WORDS..][..RING_WORDS]);
+    }
+}
+
+/// As on x86-64, where one instruction does it.
+#[cfg(target_arch = "aarch64")]
+fn zero_words(words: &[AtomicU64]) {
+    for word in words {
+        word.store(0, Ordering::Relaxed);
     }
 }
 
