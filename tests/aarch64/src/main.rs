@@ -1,6 +1,7 @@
 //! The kernel of aarch64 beside xts-mode and the portable kernel: random keys, sizes and numbers, in place and apart, both
 //! directions, tags, with marks around every buffer; and what a call leaves in registers and scratch. Exits with an error at
 //! the first difference.
+#![expect(unsafe_code, reason = "reads registers, and plants a word in one")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
