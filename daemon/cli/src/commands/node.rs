@@ -436,8 +436,17 @@ fn source_lines(status: &NodeStatus) -> String {
 fn pool_lines(status: &NodeStatus) -> String {
     let line = |pool: &admin::api::PoolStatus| {
         let failed = if pool.failed { "  FAILED: check the device, then restart the node" } else { "" };
+        let damaged = match pool.damaged_sectors {
+            0 => String::new(),
+            1 => "  DAMAGED: a sector was read that is not what was written; the node's log names it"
+                .to_owned(),
+            many => format!(
+                "  DAMAGED: {many} reads found sectors that are not what was written; the node's log names them"
+            ),
+        };
+        let unverified = if pool.keeps_records { "" } else { ", sectors without records" };
         format!(
-            "  pool {} on {}: {} of {} in use{failed}\n",
+            "  pool {} on {}: {} of {} in use{unverified}{damaged}{failed}\n",
             pool.pool,
             pool.path,
             ByteLen(pool.used_bytes),

@@ -85,6 +85,7 @@ fn show(info: &PoolInfo, volumes: &[VolumeInfo], output: Output, headline: &str)
         "allocated_bytes": info.allocated,
         "extent_bytes": info.extent_len,
         "direct": info.device.direct,
+        "keeps_records": info.keeps_records,
         "volumes": volumes.iter().map(volume).collect::<Vec<_>>(),
         "repaired_sector": info.repaired.as_ref().map(|repaired| repaired.sector),
     });
@@ -121,11 +122,16 @@ fn list(node: Option<&str>, connections: &Connections, output: Output) -> Done {
                     pool.path.clone(),
                     ByteLen(pool.used_bytes).to_string(),
                     ByteLen(pool.capacity_bytes).to_string(),
-                    if pool.failed { "FAILED" } else { "good" }.to_owned(),
+                    if pool.keeps_records { "kept" } else { "none" }.to_owned(),
+                    match (pool.failed, pool.damaged_sectors) {
+                        (true, _) => "FAILED".to_owned(),
+                        (false, 0) => "good".to_owned(),
+                        (false, damaged) => format!("DAMAGED ({damaged})"),
+                    },
                 ]
             })
             .collect();
-        table(&["POOL", "DEVICE", "USED", "CAPACITY", "STATE"], &rows, "the node has no pools")
+        table(&["POOL", "DEVICE", "USED", "CAPACITY", "RECORDS", "STATE"], &rows, "the node has no pools")
     })
 }
 
