@@ -69,6 +69,7 @@ struct State {
     power: bool,
 }
 
+#[derive(Clone)]
 struct PendingWrite {
     first: u64,
     /// `None` for a discard.
@@ -316,8 +317,7 @@ impl SimulatedDevice {
         let pages: Vec<Arc<Page>> =
             bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(|page| Arc::new(*page)).collect();
         let sectors = pages.len() as u64;
-        let late = std::mem::take(&mut state.misses_a_flush);
-        state.pending.push(PendingWrite { first, data: Some(pages.clone()), sectors, late });
+        state.pend(first, sectors, Some(pages.clone()));
         self.count(&mut state, Operation::Write)?;
         state.cached.extend((first..).zip(pages));
         Ok(())
@@ -332,6 +332,11 @@ impl State {
             .map_or([0; SECTOR_BYTES], |page| **page)
     }
 
+    fn pend(&mut self, first: u64, sectors: u64, data: Option<Vec<Arc<Page>>>) {
+        let late = std::mem::take(&mut self.misses_a_flush);
+        self.pending.push(PendingWrite { first, data, sectors, late });
+    }
+
     /// Makes everything durable but for what is late.
     fn settle(&mut self) {
         let pending = std::mem::take(&mut self.pending);
@@ -344,13 +349,7 @@ impl State {
             if !write.late {
                 write.arrive(&mut self.durable);
             } else if !pending[index + 1..].iter().any(|newer| newer.overlaps(write)) {
-                let PendingWrite { first, data, sectors, .. } = write;
-                self.pending.push(PendingWrite {
-                    first: *first,
-                    data: data.clone(),
-                    sectors: *sectors,
-                    late: false,
-                });
+                self.pending.push(PendingWrite { late: false, ..write.clone() });
             }
         }
         let late = |sector: &u64| {
@@ -394,29 +393,30 @@ impl PendingWrite {
     /// Lets as much of it reach the image as the random numbers say.
     fn survive(&self, image: &mut Image, random: &mut SplitMix64) {
         // A quarter of the writes is kept whole, a quarter dropped whole, the rest decided unit by unit.
-        let fate = random.below(4);
-        if fate == 1 {
-            return;
+        match random.below(4) {
+            0 => return self.arrive(image),
+            1 => return,
+            _ => {}
         }
         let Some(pages) = &self.data else {
             // Zeros where nothing was are no change.
             for page in image.range_mut(self.first..self.first + self.sectors).map(|(_, page)| page) {
-                *page = Arc::new(mix(page, &[0; SECTOR_BYTES], fate == 0, random));
+                *page = Arc::new(mix(page, &[0; SECTOR_BYTES], random));
             }
             return;
         };
         for (sector, page) in (self.first..).zip(pages) {
             let before = image.get(&sector).map_or([0; SECTOR_BYTES], |page| **page);
-            image.insert(sector, Arc::new(mix(&before, page, fate == 0, random)));
+            image.insert(sector, Arc::new(mix(&before, page, random)));
         }
     }
 }
 
-/// A sector of which some units are old and some new, or all new.
-fn mix(old: &Page, new: &Page, whole: bool, random: &mut SplitMix64) -> Page {
+/// A sector of which some units are old and some new.
+fn mix(old: &Page, new: &Page, random: &mut SplitMix64) -> Page {
     let mut mixed = *old;
     for unit in (0..SECTOR_BYTES).step_by(TEAR_BYTES) {
-        if whole || random.below(2) == 0 {
+        if random.below(2) == 0 {
             mixed[unit..unit + TEAR_BYTES].copy_from_slice(&new[unit..unit + TEAR_BYTES]);
         }
     }
@@ -483,8 +483,7 @@ impl Device for SimulatedDevice {
         self.begin(&mut state, Operation::Discard, at, len)?;
         let first = at.0 / SECTOR_BYTES as u64;
         let sectors = len.0 / SECTOR_BYTES as u64;
-        let late = std::mem::take(&mut state.misses_a_flush);
-        state.pending.push(PendingWrite { first, data: None, sectors, late });
+        state.pend(first, sectors, None);
         self.count(&mut state, Operation::Discard)?;
         let range = first..first + sectors;
         let held = |image: &Image| image.range(range.clone()).map(|(sector, _)| *sector).collect::<Vec<_>>();
