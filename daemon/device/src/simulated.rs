@@ -8,7 +8,7 @@
 //! With [`SimulatedDevice::make_flush_a_noop`] it lies as some disks do: a test that cannot tell tests nothing.
 //! It is no model of a device whose sectors rot; `edit` is there for damage by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +56,8 @@ struct State {
     cached: Image,
     /// Writes since the last flush in the order of their return.
     pending: Vec<PendingWrite>,
+    /// Sectors that cannot be read until they are written.
+    unreadable: BTreeSet<u64>,
     flush_is_noop: bool,
     /// The next write or flush is the one that misses.
     misses_a_flush: bool,
@@ -108,6 +110,7 @@ impl SimulatedDevice {
                 durable,
                 cached: Image::new(),
                 pending: Vec::new(),
+                unreadable: BTreeSet::new(),
                 flush_is_noop: false,
                 misses_a_flush: false,
                 failed_flush: None,
@@ -139,6 +142,16 @@ impl SimulatedDevice {
     /// Writes and discards that no flush has made durable yet.
     pub fn unflushed(&self) -> usize {
         self.state().pending.len()
+    }
+
+    /// Makes reads of a sector fail, as of one that went bad, until it is written or made readable.
+    pub fn make_unreadable(&self, sector: u64) {
+        self.state().unreadable.insert(sector);
+    }
+
+    /// The sector can be read again, and holds what it held.
+    pub fn make_readable(&self, sector: u64) {
+        self.state().unreadable.remove(&sector);
     }
 
     /// Makes a later operation fail.
@@ -187,21 +200,19 @@ impl SimulatedDevice {
         let mut state = self.state();
         state.power = false;
         let mut image = state.durable.clone();
-        let seed = match survivors {
-            Survivors::Nothing => return Self::with_image(state.len, image),
-            Survivors::All => {
-                state.pending.iter().for_each(|write| write.arrive(&mut image));
-                return Self::with_image(state.len, image);
+        match survivors {
+            Survivors::Nothing => {}
+            Survivors::All => state.pending.iter().for_each(|write| write.arrive(&mut image)),
+            Survivors::Random(seed) => {
+                let mut random = SplitMix64(seed);
+                let mut order: Vec<&PendingWrite> = state.pending.iter().collect();
+                random.shuffle(&mut order);
+                order.iter().for_each(|write| write.survive(&mut image, &mut random));
             }
-            Survivors::Random(seed) => seed,
-        };
-        let mut random = SplitMix64(seed);
-        let mut order: Vec<&PendingWrite> = state.pending.iter().collect();
-        random.shuffle(&mut order);
-        for write in order {
-            write.survive(&mut image, &mut random);
         }
-        Self::with_image(state.len, image)
+        let device = Self::with_image(state.len, image);
+        device.state().unreadable.clone_from(&state.unreadable);
+        device
     }
 
     /// The same content on a new device, as after the process that used it was killed: nothing is lost, and what was
@@ -215,6 +226,7 @@ impl SimulatedDevice {
             next.cached = state.cached.clone();
             next.pending = std::mem::take(&mut state.pending);
             next.flush_is_noop = state.flush_is_noop;
+            next.unreadable.clone_from(&state.unreadable);
         }
         device
     }
@@ -301,6 +313,10 @@ impl SimulatedDevice {
         self.begin(&mut state, Operation::Read, at, count.byte_len().unwrap_or(ByteLen(u64::MAX)))?;
         let mut buf = SectorBuf::zeroed(count);
         let first = at.0 / SECTOR_BYTES as u64;
+        if state.unreadable.range(first..first + count.0).next().is_some() {
+            let error = DeviceError::from_errno(Errno::EIO, Operation::Read, &self.path);
+            return Err(error.at(at, ByteLen(buf.as_bytes().len() as u64)));
+        }
         for (sector, bytes) in (first..).zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)) {
             if let Some(page) = state.cached.get(&sector).or_else(|| state.durable.get(&sector)) {
                 bytes.copy_from_slice(&page[..]);
@@ -320,6 +336,7 @@ impl SimulatedDevice {
         state.pend(first, sectors, Some(pages.clone()));
         self.count(&mut state, Operation::Write)?;
         state.cached.extend((first..).zip(pages));
+        state.unreadable.retain(|sector| !(first..first + sectors).contains(sector));
         Ok(())
     }
 }

@@ -27,10 +27,10 @@ use crate::extent::{Content, Extent, ExtentKind, Retired};
 use crate::holes::HoleTable;
 use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
 use crate::load::{Loaded, Logged, read_pages};
-use crate::log::{Log, Packer, Record};
+use crate::log::{Batch, Log, Packer, Record};
 use crate::placement::{Placement, Waiting};
 use crate::presence::Presence;
-use crate::records::{RecordStore, SectorId};
+use crate::records::{RecordStore, SectorId, Written};
 use crate::superblock::{Superblock, superblock_at};
 use crate::{CrashStep, FORMAT_VERSION, Limits, PoolError, StepHook};
 
@@ -515,7 +515,7 @@ impl Core {
     ) -> Result<(), PoolError> {
         let mut packer = Packer::new(self.layout, self.pool);
         for record in records {
-            if packer.blocks() + packer.blocks_more(&record) > self.layout.log_blocks() {
+            if packer.blocks() + packer.blocks_more(&record) > self.layout.batch_blocks_max() {
                 self.log_batch(writer, &mut packer, extents)?;
             }
             packer.push(record);
@@ -530,18 +530,22 @@ impl Core {
         extents: &BTreeMap<u32, Arc<Extent>>,
     ) -> Result<(), PoolError> {
         let too_many = self.records.waiting() > RECORDS_WAITING_MAX;
-        if writer.log.free_blocks() < packer.blocks() || too_many {
+        if writer.log.free_blocks() < packer.blocks() + self.layout.log_reserve_blocks() || too_many {
             self.checkpoint(writer)?;
         }
         let batch = packer.take();
-        self.step(CrashStep::LogWrite);
-        writer.log.append(&*self.device, &batch)?;
-        self.step(CrashStep::LogFlush);
-        self.device.flush()?;
+        self.append(writer, &batch)?;
         for record in batch.records {
             self.note_logged(writer, record, extents);
         }
         Ok(())
+    }
+
+    fn append(&self, writer: &mut Writer, batch: &Batch) -> Result<(), PoolError> {
+        self.step(CrashStep::LogWrite);
+        writer.log.append(&*self.device, batch)?;
+        self.step(CrashStep::LogFlush);
+        Ok(self.device.flush()?)
     }
 
     /// Takes in a record that is durable in the log.
@@ -611,10 +615,12 @@ impl Core {
         let hole_pages = self.write_hole_table(writer)?;
         self.step(CrashStep::TableFlush);
         self.device.flush()?;
-        let end = writer.log.end();
+        let start = writer.log.end();
+        // Only now: they say that their sectors are in their places.
+        self.log_again(writer, &written)?;
         let superblock = Superblock {
-            log_start: end.next,
-            log_link: end.link,
+            log_start: start.next,
+            log_link: start.link,
             volume_pages,
             extent_pages,
             hole_pages,
@@ -622,10 +628,24 @@ impl Core {
             ..writer.superblock
         };
         self.write_superblock(writer, superblock)?;
-        writer.log.forget_all();
+        writer.log.forget_before(start);
         writer.logged = Logged::default();
         self.records.end_checkpoint(written);
         Ok(())
+    }
+
+    /// Logs the records once more that a checkpoint could not put to their page, behind where the log will start.
+    fn log_again(&self, writer: &mut Writer, written: &Written) -> Result<(), PoolError> {
+        let mut packer = Packer::new(self.layout, self.pool);
+        for (of, record) in &written.left {
+            packer.push(Record::Sector { of: *of, record: *record, ciphertext: None });
+        }
+        let room = self.layout.log_reserve_blocks().min(writer.log.free_blocks());
+        match &written.unreadable {
+            Some(error) if packer.blocks() > room => Err(error.clone().into()),
+            Some(_) => self.append(writer, &packer.take()),
+            None => Ok(()),
+        }
     }
 
     /// Writes both copies, one after the other, under the next generation.

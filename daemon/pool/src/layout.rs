@@ -106,6 +106,16 @@ impl Layout {
         self.log_bytes / SECTOR
     }
 
+    /// Blocks of the log that no commit takes: for records that a checkpoint cannot put to their page.
+    pub(crate) fn log_reserve_blocks(self) -> u64 {
+        self.log_blocks() / 8
+    }
+
+    /// Most blocks of a batch: it fits even where a checkpoint left the reserve full.
+    pub(crate) fn batch_blocks_max(self) -> u64 {
+        self.log_blocks() - 2 * self.log_reserve_blocks()
+    }
+
     /// Where the block with this sequence number lies.
     pub(crate) fn log_block_at(self, sequence: u64) -> ByteOffset {
         ByteOffset(LOG_AT + sequence % self.log_blocks() * SECTOR)

@@ -425,9 +425,9 @@ impl Log {
         self.layout.log_blocks() - self.used_blocks()
     }
 
-    /// Gives the blocks before the end up for reuse. Only once the superblock that says so is durable, twice.
-    pub(crate) fn forget_all(&mut self) {
-        self.start = self.end.next;
+    /// Gives the blocks before `start` up for reuse. Only once the superblock that says so is durable, twice.
+    pub(crate) fn forget_before(&mut self, start: LogEnd) {
+        self.start = start.next;
     }
 
     /// Writes a batch. It counts once the caller's flush has returned.

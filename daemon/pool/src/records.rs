@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use device::{Device, Metadata, SectorBuf, SectorRecord};
+use device::{Device, DeviceError, DeviceErrorKind, Metadata, SectorBuf, SectorRecord};
 use quick_cache::sync::Cache;
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
@@ -191,6 +191,8 @@ impl RecordStore {
 
     /// Writes the records that the log holds to their pages, neighbours in one transfer, many transfers at once. They count as
     /// long as the log does.
+    ///
+    /// A page that cannot be read is not written, for what else it holds would be gone: its records are left to the caller.
     pub(crate) fn write_pages(&self) -> Result<Written, PoolError> {
         let newer: Vec<(SectorId, SectorRecord)> =
             self.newer().iter().map(|(of, record)| (*of, *record)).collect();
@@ -205,7 +207,7 @@ impl RecordStore {
                 Some(PageRun { at, pages: (last - at) / SECTOR + 1, changes })
             }));
         }
-        let mut written = Vec::new();
+        let mut written = Written::default();
         let mut rest = &runs[..];
         while !rest.is_empty() {
             let mut pages = 0;
@@ -217,18 +219,18 @@ impl RecordStore {
             self.write_runs(together, &mut written)?;
             rest = after;
         }
-        Ok(Written(written))
+        Ok(written)
     }
 
-    fn write_runs(
-        &self,
-        runs: &[PageRun<'_>],
-        written: &mut Vec<(u64, Option<Page>)>,
-    ) -> Result<(), PoolError> {
+    fn write_runs(&self, runs: &[PageRun<'_>], written: &mut Written) -> Result<(), PoolError> {
         let mut bufs: Vec<Option<SectorBuf>> = runs.iter().map(|run| self.cached(run)).collect();
         let missing = runs.iter().zip(&bufs).filter(|(_, buf)| buf.is_none());
         let missing: Vec<_> = missing.map(|(run, _)| (ByteOffset(run.at), SectorCount(run.pages))).collect();
-        let mut read = self.device.read_metadata_many(&missing)?.into_iter();
+        let mut read = match self.device.read_metadata_many(&missing) {
+            Ok(read) => read.into_iter(),
+            Err(error) if error.kind() == DeviceErrorKind::Io => return self.part(runs, written, error),
+            Err(error) => return Err(error.into()),
+        };
         for buf in bufs.iter_mut().filter(|buf| buf.is_none()) {
             *buf = read.next().map(Metadata::into_buf);
         }
@@ -247,11 +249,32 @@ impl RecordStore {
                 );
             }
             let pages = (run.at..).step_by(SECTOR_BYTES).zip(buf.as_bytes().as_chunks::<SECTOR_BYTES>().0);
-            written
-                .extend(pages.map(|(at, page)| (at, self.pages.contains_key(&at).then(|| Arc::new(*page)))));
+            let cached = |at, page| self.pages.contains_key(&at).then(|| Arc::new(page));
+            written.pages.extend(pages.map(|(at, page)| (at, cached(at, *page))));
             parts.push((ByteOffset(run.at), Metadata::from_encoding(buf)));
         }
         Ok(self.device.write_metadata_many(&parts)?)
+    }
+
+    /// Writes runs that cannot be read together one by one, and a run page by page.
+    fn part(&self, runs: &[PageRun<'_>], written: &mut Written, error: DeviceError) -> Result<(), PoolError> {
+        let [run] = runs else {
+            return runs.iter().try_for_each(|run| self.write_runs(std::slice::from_ref(run), written));
+        };
+        if run.pages == 1 {
+            tracing::error!(
+                pool = %self.pool, %error, records = run.changes.len(),
+                "a page of sector records cannot be read; its newest records stay in the log"
+            );
+            written.left.extend_from_slice(run.changes);
+            written.unreadable = Some(error);
+            return Ok(());
+        }
+        let page_of = |(of, _): &(SectorId, SectorRecord)| self.layout.record_page_at(of.extent, of.sector).0;
+        run.changes.chunk_by(|a, b| page_of(a) == page_of(b)).try_for_each(|changes| {
+            let at = changes.first().map_or(run.at, page_of);
+            self.write_runs(&[PageRun { at, pages: 1, changes }], written)
+        })
     }
 
     /// The pages of a run where the cache holds all of them.
@@ -265,24 +288,31 @@ impl RecordStore {
         Some(buf)
     }
 
-    /// The superblock starts the log behind every record that `write_pages` wrote.
-    pub(crate) fn end_checkpoint(&self, Written(written): Written) {
+    /// The superblock starts the log behind every record that `write_pages` wrote, and the log has those that it left.
+    pub(crate) fn end_checkpoint(&self, written: Written) {
         let mut newer = self.newer_mut();
-        for (at, page) in written {
+        for (at, page) in written.pages {
             match page {
                 Some(page) => self.pages.insert(at, page),
                 // Somebody may have read it since, as it was before.
                 None => drop(self.pages.remove(&at)),
             }
         }
-        newer.clear();
+        *newer = written.left.into_iter().collect();
         self.checkpoints.fetch_add(1, Ordering::AcqRel);
     }
 }
 
-/// Pages that were written, and what is in those that the cache held.
-#[derive(Debug)]
+/// Pages that were written, and records that were not.
+#[derive(Debug, Default)]
 #[must_use = "until the checkpoint has ended the cache shows what was before"]
-pub(crate) struct Written(Vec<(u64, Option<Page>)>);
+pub(crate) struct Written {
+    /// With what is in those that the cache held.
+    pages: Vec<(u64, Option<Page>)>,
+    /// Records whose page cannot be read.
+    pub(crate) left: Vec<(SectorId, SectorRecord)>,
+    /// Why not.
+    pub(crate) unreadable: Option<DeviceError>,
+}
 
 const _: () = assert!(8 + 4 + 4 + 16 == SECTOR_RECORD_BYTES);
