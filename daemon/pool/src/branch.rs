@@ -555,6 +555,11 @@ impl Branch {
         }
     }
 
+    /// Shows every extent of the device in the branch.
+    pub(crate) fn visit_extents(&self, mut visit: impl FnMut(Place, &Arc<Extent>)) {
+        self.map().extents.iter().for_each(|(place, extent)| visit(*place, extent));
+    }
+
     /// Extents of the device in the branch.
     pub(crate) fn extents(&self) -> u64 {
         self.map().extents.len() as u64

@@ -30,6 +30,7 @@ mod pool;
 mod presence;
 mod probe;
 mod records;
+mod scrub;
 mod snapshot;
 mod steps;
 mod superblock;
@@ -46,6 +47,7 @@ pub use check::CheckReport;
 pub use error::{Damage, PoolError, PoolErrorKind, SuperblockFault};
 pub use load::Problem;
 pub use pool::Pool;
+pub use scrub::{DamagedSector, Scrub, ScrubStep, SectorFault};
 pub use steps::CrashStep;
 pub use volume::{Piece, PoolVolume};
 

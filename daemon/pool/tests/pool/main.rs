@@ -9,6 +9,7 @@ mod golden;
 mod model;
 mod power_cuts;
 mod refusals;
+mod scrub;
 mod snapshots;
 mod threads;
 mod timing;
