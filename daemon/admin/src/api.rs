@@ -167,6 +167,117 @@ pub struct PoolStatus {
     pub damaged_sectors: u64,
     /// A flush or write failed: nothing is acknowledged any more until the device is mended and the node restarted.
     pub failed: bool,
+    /// How far it is scrubbed.
+    pub scrub: ScrubStatus,
+}
+
+/// Scrubbing of a pool: every sector is read and compared with what was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// A pass is reading now.
+    pub running: bool,
+    /// A person has stopped it: no pass begins or goes on by itself.
+    pub stopped: bool,
+    /// How fast it reads, of late.
+    pub bytes_per_second: u64,
+    /// Seconds to the end of the phase at this rate.
+    pub eta_s: Option<u64>,
+    /// The pass that is on its way.
+    pub pass: Option<ScrubPass>,
+    /// Passes that came to their end.
+    pub passes: u64,
+    /// The last of them.
+    pub last: Option<ScrubReport>,
+    /// When the next begins by itself, seconds since 1970; a time gone by is now.
+    pub next_unix_s: Option<u64>,
+}
+
+/// What a pass compares with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScrubPhase {
+    /// Everything, with its checksum; needs no key.
+    Checksums,
+    /// Volumes whose key is held, with their tags.
+    Tags,
+}
+
+/// A pass that is on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubPass {
+    /// When it began, seconds since 1970.
+    pub started_unix_s: u64,
+    /// What it compares with now.
+    pub phase: ScrubPhase,
+    /// The extent of the device that comes next.
+    pub next_extent: u32,
+    /// Bytes compared with their checksums.
+    pub bytes_done: u64,
+    /// Bytes of extents that there are: no more than so many.
+    pub bytes_total: u64,
+    /// Bytes verified by their tags.
+    pub bytes_verified: u64,
+    /// Sectors that are not what was written, so far.
+    pub damaged_sectors: u64,
+    /// The first of them.
+    pub damaged: Vec<DamagedSector>,
+}
+
+/// A pass that has come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// When it began, seconds since 1970.
+    pub started_unix_s: u64,
+    /// When it ended.
+    pub ended_unix_s: u64,
+    /// Bytes compared with their checksums.
+    pub bytes_compared: u64,
+    /// Bytes verified by their tags.
+    pub bytes_verified: u64,
+    /// Sectors that were not what was written.
+    pub damaged_sectors: u64,
+    /// The first hundred of them.
+    pub damaged: Vec<DamagedSector>,
+}
+
+/// A sector that is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedSector {
+    /// Where it is on the device; `null` where only a volume's tag tells.
+    pub device_offset: Option<u64>,
+    /// What is wrong with it.
+    pub fault: String,
+    /// The volumes and snapshots that show it.
+    pub shown_by: Vec<ShownBy>,
+}
+
+/// A sector of a volume or snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownBy {
+    /// The volume or snapshot.
+    pub volume: VolumeId,
+    /// Which of its sectors of 4096 bytes.
+    pub sector: u64,
+}
+
+/// Asks for a pool to be scrubbed, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderScrub {
+    /// What to do.
+    pub action: ScrubAction,
+}
+
+/// What to do about scrubbing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScrubAction {
+    /// Begin now, or go on.
+    Start,
+    /// Stop where it is.
+    Stop,
+    /// Begin at the beginning.
+    Restart,
 }
 
 /// One volume.
@@ -188,6 +299,10 @@ pub struct VolumeStatus {
     pub quota_bytes: Option<u64>,
     /// Bytes that are kept for it.
     pub reserve_bytes: u64,
+    /// Most requests a second.
+    pub requests_per_second: Option<u32>,
+    /// Most bytes a second.
+    pub bytes_per_second: Option<u64>,
     /// The snapshot that it was cloned from.
     pub clone_of: Option<VolumeId>,
     /// Key domain.
@@ -224,7 +339,7 @@ pub struct CreateVolume {
     pub limits: VolumeLimits,
 }
 
-/// How much space a volume may have, its snapshots counted with it. In effect it is whole extents.
+/// How much space a volume may have, its snapshots counted with it, in effect whole extents; and how fast it may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeLimits {
@@ -234,6 +349,12 @@ pub struct VolumeLimits {
     /// Kept free for it, whatever other volumes write.
     #[serde(default)]
     pub reserve_bytes: u64,
+    /// Most requests a second, of all its clients together; no ceiling where absent.
+    #[serde(default)]
+    pub requests_per_second: Option<u32>,
+    /// Most bytes a second, in whole KiB.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
 }
 
 /// One snapshot.

@@ -85,6 +85,13 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Takes the device's new size into use.
     fn grow_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
 
+    /// Begins, goes on with or stops scrubbing.
+    fn scrub_pool(
+        &self,
+        pool: PoolId,
+        action: api::ScrubAction,
+    ) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
+
     /// Makes a volume.
     fn create_volume(
         &self,

@@ -21,10 +21,11 @@ use crate::control::{ControlError, ErrorKind, NodeControl};
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 21] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 22] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
+        (Verb::Post, "/v1/pools/{pool}/scrub", routing::post(scrub_pool::<N>)),
         (Verb::Get, "/v1/volumes", routing::get(volumes::<N>)),
         (Verb::Post, "/v1/volumes", routing::post(create_volume::<N>)),
         (Verb::Patch, "/v1/volumes/{volume}", routing::patch(resize_volume::<N>)),
@@ -144,6 +145,17 @@ async fn grow_pool<N: NodeControl>(
 ) -> Answer<api::PoolStatus> {
     match parsed::<PoolId>(&pool) {
         Ok(pool) => Answer(node.grow_pool(pool).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn scrub_pool<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(pool): Path<String>,
+    Body(order): Body<api::OrderScrub>,
+) -> Answer<api::PoolStatus> {
+    match parsed::<PoolId>(&pool) {
+        Ok(pool) => Answer(node.scrub_pool(pool, order.action).await),
         Err(error) => Answer(Err(error)),
     }
 }

@@ -69,6 +69,9 @@ impl NodeControl for SealedNode {
     async fn grow_pool(&self, _: PoolId) -> Result<api::PoolStatus, ControlError> {
         missing()
     }
+    async fn scrub_pool(&self, _: PoolId, _: api::ScrubAction) -> Result<api::PoolStatus, ControlError> {
+        missing()
+    }
     async fn create_volume(&self, _: api::CreateVolume) -> Result<api::VolumeStatus, ControlError> {
         missing()
     }
@@ -165,6 +168,7 @@ fn request(verb: Verb, path: &str, peer: Option<Role>) -> Request<Body> {
             r#"{{"volume":"{id}","kind":"block","size_bytes":4096,"domain":"{id}","epoch":1,"check":"{id}"}}"#
         ),
         (Verb::Patch, _) => r#"{"size_bytes":8192}"#.to_owned(),
+        (Verb::Post, _) if path.ends_with("/scrub") => r#"{"action":"start"}"#.to_owned(),
         (Verb::Post, _) => r#"{"name":"anna"}"#.to_owned(),
         _ => String::new(),
     };

@@ -490,6 +490,28 @@ pub(crate) enum PoolCommand {
     },
     /// List the pools of a node
     List(NodeArg),
+    /// Read everything in a pool of a running node and compare it with what was written
+    #[command(
+        after_help = "Without an action it shows how far scrubbing is. It needs no key; what keys are held verify is verified as well.\nExamples:\n  nightlatch pool scrub 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --start --wait\n  nightlatch pool scrub 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --stop"
+    )]
+    Scrub {
+        /// The pool's id
+        pool: PoolId,
+        /// Begin now, or go on where it stopped
+        #[arg(long, group = "action")]
+        start: bool,
+        /// Stop where it is, until started again
+        #[arg(long, group = "action")]
+        stop: bool,
+        /// Begin at the beginning
+        #[arg(long, group = "action")]
+        restart: bool,
+        /// Show the progress until the pass ends; fails where it found damage
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        node: NodeArg,
+    },
     /// Use what a pool's disk has become longer by: online through its node, or on a disk no node is using
     #[command(
         after_help = "Examples:\n  nightlatch pool grow 5b0cf6a1f9c04ab29a6f37f2f0a0c7de    the node goes on serving\n  nightlatch pool grow --device ./pool.img"
@@ -596,7 +618,7 @@ pub(crate) enum VolumeCommand {
     },
 }
 
-/// How much space.
+/// How much space, and how fast.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct LimitArgs {
     /// Most space that it and its snapshots may take
@@ -605,6 +627,12 @@ pub(crate) struct LimitArgs {
     /// Space that is kept for it, whatever other volumes write
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) reserve: ByteLen,
+    /// Most requests a second, of all its clients together
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) iops: Option<u32>,
+    /// Most bytes a second
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) bandwidth: Option<ByteLen>,
 }
 
 /// `snapshot`.

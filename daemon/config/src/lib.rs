@@ -18,7 +18,7 @@ mod tls;
 
 pub use error::{ConfigError, ConfigErrorKind};
 pub use keyholder::{KeyholderConfig, KeyholderListen};
-pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig, memory_overwrite_default};
+pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig, ScrubConfig, memory_overwrite_default};
 pub use sources::{
     ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
     LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,

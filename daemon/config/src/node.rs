@@ -57,6 +57,9 @@ pub struct NodeConfig {
     pub keys: NodeKeys,
     /// The devices that hold pools.
     pub pools: Vec<PoolConfig>,
+    /// Scrubbing in the background.
+    #[serde(default)]
+    pub scrub: ScrubConfig,
     /// Where the node hears that power, trust or the machine is going.
     #[serde(default, skip_serializing_if = "SourcesConfig::is_empty")]
     pub sources: SourcesConfig,
@@ -108,6 +111,24 @@ pub struct NodeKeys {
     /// The keyholders' grant-signing public key (64 hexadecimal digits), pinned at enrolment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyholder: Option<PathBuf>,
+}
+
+/// The `[scrub]` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// Days from the end of one pass to the beginning of the next; 0 for passes that a person orders only.
+    pub every_days: u32,
+    /// How much of the time it reads, in percent: where reads take longer because clients read too, it reads less.
+    pub share_percent: u32,
+    /// Most MiB a second of each pool.
+    pub mib_per_s: u32,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { every_days: 30, share_percent: 25, mib_per_s: 200 }
+    }
 }
 
 /// One `[[pools]]` table.
@@ -210,6 +231,7 @@ impl Validate for NodeConfig {
             ));
         }
         self.validate_pools()?;
+        self.scrub.validate()?;
         self.listen.validate()?;
         self.sources.validate()?;
         self.watchdog.iter().try_for_each(WatchdogConfig::validate)?;
@@ -248,6 +270,24 @@ impl NodeConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl ScrubConfig {
+    fn validate(&self) -> Result<(), Invalid> {
+        let ranges = [
+            ("scrub.every_days", self.every_days, 0..=3650),
+            ("scrub.share_percent", self.share_percent, 1..=100),
+            ("scrub.mib_per_s", self.mib_per_s, 1..=1_000_000),
+        ];
+        match ranges.into_iter().find(|(_, given, range)| !range.contains(given)) {
+            None => Ok(()),
+            Some((key, given, range)) => Err(Invalid::new(
+                key,
+                format!("{given} is out of range"),
+                format!("give {} to {}", range.start(), range.end()),
+            )),
+        }
     }
 }
 

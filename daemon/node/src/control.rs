@@ -8,7 +8,7 @@ use hygiene::{Report, Verdict};
 use lease::message::WipeCause;
 use locked_memory::MemoryKind;
 use objects::{NewAccessKey, Store, StoreError};
-use pool::{Limits, Pool, PoolError, PoolErrorKind, SnapshotInfo, Usage, VolumeInfo, VolumeSpec};
+use pool::{Ceilings, Limits, Pool, PoolError, PoolErrorKind, SnapshotInfo, Usage, VolumeInfo, VolumeSpec};
 use sources::SourceState;
 use units::{ByteLen, PoolId, VolumeId};
 
@@ -112,6 +112,8 @@ impl Node {
             used_bytes: info.allocated.0,
             quota_bytes: info.limits.quota.map(|quota| quota.0),
             reserve_bytes: info.limits.reserve.0,
+            requests_per_second: info.limits.ceilings.requests_per_s,
+            bytes_per_second: info.limits.ceilings.bytes_per_s.map(|bytes| bytes.0),
             clone_of: info.clone_of,
             domain: info.domain,
             epoch: info.epoch,
@@ -337,7 +339,14 @@ impl Node {
 }
 
 fn pool_limits(limits: api::VolumeLimits) -> Limits {
-    Limits { quota: limits.quota_bytes.map(ByteLen), reserve: ByteLen(limits.reserve_bytes) }
+    Limits {
+        quota: limits.quota_bytes.map(ByteLen),
+        reserve: ByteLen(limits.reserve_bytes),
+        ceilings: Ceilings {
+            requests_per_s: limits.requests_per_second,
+            bytes_per_s: limits.bytes_per_second.map(ByteLen),
+        },
+    }
 }
 
 fn snapshot_status(pool: PoolId, info: &SnapshotInfo, usage: Option<Usage>) -> api::SnapshotStatus {
@@ -365,6 +374,7 @@ fn pool_status(open: &OpenPool) -> api::PoolStatus {
         keeps_records: info.keeps_records,
         damaged_sectors: info.damaged,
         failed: info.failed,
+        scrub: open.scrubber.status(),
     }
 }
 
@@ -459,6 +469,21 @@ impl NodeControl for Handle {
             let open = node.pool_or_refuse(pool)?;
             let len = open.pool.grow().map_err(|error| pool_error(&error))?;
             tracing::info!(path = open.path, size = %len, "the pool uses its device's new size");
+            Ok(pool_status(open))
+        })
+        .await
+    }
+
+    async fn scrub_pool(
+        &self,
+        pool: PoolId,
+        action: api::ScrubAction,
+    ) -> Result<api::PoolStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || {
+            let open = node.pool_or_refuse(pool)?;
+            open.scrubber.order(action);
+            tracing::info!(path = open.path, ?action, "scrubbing was ordered");
             Ok(pool_status(open))
         })
         .await

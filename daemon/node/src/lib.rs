@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 #[cfg(feature = "rehearsal")]
 pub mod rehearsal;
+mod scrub;
 mod sources;
 mod stages;
 mod startup;

@@ -40,6 +40,10 @@ pub(crate) struct NodeMetrics {
     pool_used_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     pool_damaged: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     pool_failed: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    scrub_running: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    scrub_done: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    scrub_damaged: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    scrub_last_end: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     source_up: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_active: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_fired: Family<SourceLabel, Gauge<i64, AtomicI64>>,
@@ -91,10 +95,32 @@ impl NodeMetrics {
             metrics.pool_damaged.clone(),
         );
         pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
+        metrics.register_scrub(pool);
         metrics.register_sources(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
         metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics
+    }
+
+    fn register_scrub(&self, pool: &mut Registry) {
+        let scrub = pool.sub_registry_with_prefix("scrub");
+        scrub.register("running", "1 while a pass of scrubbing reads", self.scrub_running.clone());
+        scrub.register_with_unit(
+            "done",
+            "What the pass on its way has compared",
+            Unit::Bytes,
+            self.scrub_done.clone(),
+        );
+        scrub.register(
+            "damaged_sectors",
+            "Sectors that were not what was written, of the pass on its way, or else of the last",
+            self.scrub_damaged.clone(),
+        );
+        scrub.register(
+            "last_end_timestamp_seconds",
+            "When the last pass came to its end, seconds since 1970; 0 before the first",
+            self.scrub_last_end.clone(),
+        );
     }
 
     fn register_sources(&self, node: &mut Registry) {
@@ -134,6 +160,13 @@ impl NodeMetrics {
             self.pool_used_bytes.get_or_create(&label).set(count(info.allocated.0));
             self.pool_damaged.get_or_create(&label).set(count(info.damaged));
             self.pool_failed.get_or_create(&label).set(i64::from(info.failed));
+            let scrub = open.scrubber.status();
+            let (pass, last) = (scrub.pass.as_ref(), scrub.last.as_ref());
+            let damaged = pass.map(|pass| pass.damaged_sectors).or(last.map(|last| last.damaged_sectors));
+            self.scrub_running.get_or_create(&label).set(i64::from(scrub.running));
+            self.scrub_done.get_or_create(&label).set(count(pass.map_or(0, |pass| pass.bytes_done)));
+            self.scrub_damaged.get_or_create(&label).set(count(damaged.unwrap_or(0)));
+            self.scrub_last_end.get_or_create(&label).set(count(last.map_or(0, |last| last.ended_unix_s)));
         }
     }
 }

@@ -30,6 +30,7 @@ use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
 use crate::boot_clock;
 use crate::hygiene_watch::HygieneWatch;
+use crate::scrub::Scrubber;
 use crate::sources::cause;
 use crate::wiper::{Wipe, Wiper};
 
@@ -41,6 +42,7 @@ const WIPE_BACKLOG: usize = 16;
 pub(crate) struct OpenPool {
     pub(crate) path: String,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) scrubber: Arc<Scrubber>,
 }
 
 /// A volume whose key is held.
@@ -213,6 +215,17 @@ impl Node {
     /// The pool that holds a volume, and the volume.
     pub(crate) fn find_volume(&self, volume: VolumeId) -> Option<(&OpenPool, Arc<PoolVolume>)> {
         self.pools.iter().find_map(|open| open.pool.volume(volume).ok().map(|found| (open, found)))
+    }
+
+    /// The volumes of a pool whose keys are held.
+    pub(crate) fn unsealed_volumes(&self, pool: usize) -> Vec<Volume> {
+        let Some(open) = self.pools.get(pool) else { return Vec::new() };
+        let held: Vec<_> = self.served().iter().map(|(id, served)| (*id, served.key)).collect();
+        let volume = |(id, key)| {
+            let found = open.pool.volume(id).ok()?;
+            Some(Volume::open(found, Arc::clone(&self.keyring), key))
+        };
+        held.into_iter().filter_map(volume).collect()
     }
 
     /// The pool with this id.

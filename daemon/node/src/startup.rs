@@ -40,6 +40,7 @@ use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::scrub::Scrubber;
 use crate::sources::{Feeder, Sources};
 use crate::wiper::{Event, Notice, Wipe, Wiper};
 use crate::{boot_clock, key_port};
@@ -170,6 +171,9 @@ impl Prepared {
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
         start_tending(&node).context("the thread that tends a pool could not be started")?;
+        (0..node.pools.len())
+            .try_for_each(|number| Scrubber::start(number, &node))
+            .context("the thread that scrubs a pool could not be started")?;
         announce(&ready, &config)?;
         keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
         tracing::info!("stopped");
@@ -267,7 +271,8 @@ fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
                 tracing::warn!(path, sector, fault = %repaired.fault, "one copy of the superblock was damaged and has been written again; check the device's health");
             }
             tracing::info!(path, pool = %info.id, volumes = info.volumes, capacity = %info.capacity, allocated = %info.allocated, direct = info.device.direct, "opened a pool");
-            Ok(OpenPool { path, pool })
+            let scrubber = Arc::new(Scrubber::new(config.scrub, &config.state_dir, &pool));
+            Ok(OpenPool { path, pool, scrubber })
         })
         .collect()
 }

@@ -224,7 +224,7 @@ fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
         .u32(spec.epoch.0)
         .u32(moment)
         .bytes(&origin.map_or([0; 16], |origin| origin.0))
-        .u64(*created_s)
+        .u64(if *role == Role::Snapshot { *created_s } else { limits.ceilings.to_disk() })
         .u64(limits.quota.map_or(0, |quota| quota.0))
         .u64(limits.reserve.0);
     for level in below {
@@ -276,13 +276,14 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let epoch = VolumeEpoch(fields.u32()?);
     let moment = Moment(fields.u32()?);
     let origin = fields.array()?;
-    let created_s = fields.u64()?;
-    let limits = Limits::from_disk(fields.u64()?, fields.u64()?);
+    let created_s_or_ceilings = fields.u64()?;
+    let limits = Limits::from_disk(created_s_or_ceilings, fields.u64()?, fields.u64()?);
     let spec = VolumeSpec { id, sectors, domain, epoch, check, kind };
     let (role, own) = match state {
         STATE_VOLUME => (Role::Volume { fence, limits }, Some(Level { branch: serial, moment })),
         _ => (Role::Snapshot, None),
     };
+    let created_s = if role == Role::Snapshot { created_s_or_ceilings } else { 0 };
     let levels = decode_levels(serial, own, fields)?;
     let origin = (origin != [0; 16]).then_some(VolumeId(origin));
     let sound = serial != BranchId::NONE && spec.size_is_allowed();
@@ -312,6 +313,7 @@ mod tests {
     use units::ByteLen;
 
     use super::*;
+    use crate::Ceilings;
 
     const POOL: PoolId = PoolId([3; 16]);
 
@@ -327,14 +329,15 @@ mod tests {
         let levels = (0..levels as u64)
             .map(|nth| Level { branch: BranchId(100 - nth), moment: Moment::MAX })
             .collect();
-        let record =
-            VolumeRecord { spec, role: state, levels, origin: Some(VolumeId([9; 16])), created_s: 8 };
+        let created_s = if state == Role::Snapshot { 8 } else { 0 };
+        let record = VolumeRecord { spec, role: state, levels, origin: Some(VolumeId([9; 16])), created_s };
         VolumeEntry { serial: BranchId(100), volume: Some(record) }
     }
 
     #[test]
     fn a_volume_and_a_snapshot_are_read_back_with_up_to_the_most_levels() {
-        let limits = Limits { quota: Some(ByteLen(1 << 40)), reserve: ByteLen(1 << 30) };
+        let ceilings = Ceilings { requests_per_s: Some(500), bytes_per_s: Some(ByteLen(3 << 20)) };
+        let limits = Limits { quota: Some(ByteLen(1 << 40)), reserve: ByteLen(1 << 30), ceilings };
         for role in [Role::Volume { fence: Fence(7), limits }, Role::Snapshot] {
             for levels in 1..=LEVELS_MAX {
                 let entry = entry(role, levels);

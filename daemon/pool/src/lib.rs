@@ -16,6 +16,8 @@
 mod allocator;
 mod branch;
 mod bytes;
+mod ceilings;
+mod changes;
 mod check;
 mod commit;
 mod entry;
@@ -43,6 +45,8 @@ use std::sync::Arc;
 use device::DeviceInfo;
 use units::{ByteLen, DomainId, Fence, PoolId, SectorCount, VolumeEpoch, VolumeId};
 
+pub use ceilings::Ceilings;
+pub use changes::Change;
 pub use check::CheckReport;
 pub use error::{Damage, PoolError, PoolErrorKind, SuperblockFault};
 pub use load::Problem;
@@ -84,19 +88,24 @@ pub struct VolumeSpec {
     pub kind: VolumeKind,
 }
 
-/// How much space a volume may have, its snapshots counted with it. In whole extents.
+/// How much space a volume may have, its snapshots counted with it, in whole extents; and how fast it may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// No more than this; rounded down.
     pub quota: Option<ByteLen>,
     /// Kept free for it, whatever others write; rounded up.
     pub reserve: ByteLen,
+    pub ceilings: Ceilings,
 }
 
 impl Limits {
     /// Zero is no quota.
-    fn from_disk(quota: u64, reserve: u64) -> Self {
-        Self { quota: (quota != 0).then_some(ByteLen(quota)), reserve: ByteLen(reserve) }
+    fn from_disk(ceilings: u64, quota: u64, reserve: u64) -> Self {
+        Self {
+            quota: (quota != 0).then_some(ByteLen(quota)),
+            reserve: ByteLen(reserve),
+            ceilings: Ceilings::from_disk(ceilings),
+        }
     }
 }
 

@@ -9,16 +9,18 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use device::{Sealed, SectorRecord};
 use units::{ByteLen, ByteOffset, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::allocator::Allocated;
 use crate::branch::{Branch, Layer, View, Written, resolve};
+use crate::ceilings::Pace;
 use crate::commit::{Core, lock};
 use crate::entry::{BranchId, Moment, Place, Role, VolumeEntry, VolumeRecord};
 use crate::extent::{Content, Extent, ExtentKind, Route, Way};
-use crate::{CrashStep, Limits, PoolError, SnapshotInfo, VolumeInfo, VolumeSpec};
+use crate::{Ceilings, CrashStep, Limits, PoolError, SnapshotInfo, VolumeInfo, VolumeSpec};
 
 /// A volume's or snapshot's part of an open pool.
 #[derive(Debug)]
@@ -29,8 +31,9 @@ pub(crate) struct VolumeState {
     snapshot: bool,
     origin: Option<VolumeId>,
     created_s: u64,
-    extent_sectors: u32,
+    pub(crate) extent_sectors: u32,
     head: RwLock<Head>,
+    pace: Mutex<Pace>,
 }
 
 #[derive(Debug)]
@@ -103,6 +106,7 @@ impl VolumeState {
             created_s: record.created_s,
             extent_sectors,
             head: RwLock::new(head),
+            pace: Mutex::default(),
         }
     }
 
@@ -323,7 +327,7 @@ impl VolumeState {
     }
 
     /// The range as sector numbers, if the volume has all of it.
-    fn range(&self, head: &Head, first: Lba, count: SectorCount) -> Result<Range<u64>, PoolError> {
+    pub(crate) fn range(&self, head: &Head, first: Lba, count: SectorCount) -> Result<Range<u64>, PoolError> {
         self.check_alive(head)?;
         match first.checked_add(count) {
             Some(end) if end.0 <= head.sectors.0 => Ok(first.0..end.0),
@@ -332,13 +336,13 @@ impl VolumeState {
     }
 
     /// The extents of the volume that hold any of these sectors.
-    fn logical(&self, sectors: &Range<u64>) -> Range<u64> {
+    pub(crate) fn logical(&self, sectors: &Range<u64>) -> Range<u64> {
         let per_extent = u64::from(self.extent_sectors);
         if sectors.is_empty() { 0..0 } else { sectors.start / per_extent..sectors.end.div_ceil(per_extent) }
     }
 
     /// The part of one of those extents that is meant.
-    fn part(&self, logical: u64, sectors: &Range<u64>) -> Range<u32> {
+    pub(crate) fn part(&self, logical: u64, sectors: &Range<u64>) -> Range<u32> {
         let start = logical * u64::from(self.extent_sectors);
         up_to_extent(sectors.start.saturating_sub(start), self.extent_sectors)
             ..up_to_extent(sectors.end.saturating_sub(start), self.extent_sectors)
@@ -473,7 +477,7 @@ impl Spans {
 #[derive(Debug)]
 pub struct PoolVolume {
     core: Arc<Core>,
-    state: Arc<VolumeState>,
+    pub(crate) state: Arc<VolumeState>,
 }
 
 impl PoolVolume {
@@ -728,6 +732,15 @@ impl PoolVolume {
     pub fn report_damage(&self, sector: Lba, damage: &dyn std::fmt::Display) {
         self.core.count_damaged();
         tracing::error!(pool = %self.core.pool, volume = %self.id(), sector = sector.0, %damage, "a damaged sector was read");
+    }
+
+    /// How long a request of so many bytes must wait, for the volume's ceilings to hold. Its turn is taken.
+    pub fn take_turn(&self, bytes: ByteLen) -> Duration {
+        let ceilings = self.state.head().limits.ceilings;
+        if ceilings == Ceilings::default() {
+            return Duration::ZERO;
+        }
+        lock(&self.state.pace).take_turn(ceilings, bytes, Instant::now())
     }
 
     /// Whether the pool keeps a record of every sector. One that was made by an earlier version does not.

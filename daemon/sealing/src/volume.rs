@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use device::Sealed;
 use keyring::{KeyGone, KeyHandle, Keyring};
@@ -22,6 +23,9 @@ const BATCH_SECTORS: u64 = 64;
 
 /// Sectors that a long write of sealed zeros keeps locked at once: 16 MiB. Others get their turn in between.
 const ZERO_LOCK_SECTORS: u64 = 4096;
+
+/// How long a request that must wait for its turn sleeps before it looks whether the key is still there.
+const NAP: Duration = Duration::from_millis(20);
 
 /// When an acknowledged write must survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,13 +126,14 @@ impl Volume {
     /// whose key is gone.
     pub fn read(&self, at: ByteOffset, out: &mut [u8]) -> Result<(), VolumeError> {
         let len = ByteLen(out.len() as u64);
-        self.run(Operation::Read, at, len, || self.inner.read(at.0, out)).inspect_err(|_| out.zeroize())
+        self.run_in_turn(Operation::Read, at, len, || self.inner.read(at.0, out))
+            .inspect_err(|_| out.zeroize())
     }
 
     /// Writes `data` at `at`; parts of sectors at either end are merged with what is there.
     pub fn write(&self, at: ByteOffset, data: &[u8], durability: Durability) -> Result<(), VolumeError> {
         let len = ByteLen(data.len() as u64);
-        self.run(Operation::Write, at, len, || {
+        self.run_in_turn(Operation::Write, at, len, || {
             if let Some(range) = bytes(at, len) {
                 let _held = self.inner.lock(&range, Access::Exclusive);
                 self.inner.write_locked(range, Source::Data(data))?;
@@ -145,7 +150,7 @@ impl Volume {
         mode: ZeroMode,
         durability: Durability,
     ) -> Result<(), VolumeError> {
-        self.run(Operation::WriteZeroes, at, len, || {
+        self.run_in_turn(Operation::WriteZeroes, at, len, || {
             if let Some(range) = bytes(at, len) {
                 match mode {
                     ZeroMode::MayUnmap => self.inner.unmap_or_zero(range)?,
@@ -159,7 +164,7 @@ impl Volume {
     /// Gives the range's whole sectors back to the pool; they read as zeros. Parts of sectors at either end stay as they
     /// are: a trim is advice.
     pub fn trim(&self, at: ByteOffset, len: ByteLen, durability: Durability) -> Result<(), VolumeError> {
-        self.run(Operation::Trim, at, len, || {
+        self.run_in_turn(Operation::Trim, at, len, || {
             if let Some(whole) = bytes(at, len).and_then(|range| whole_sectors(&range)) {
                 let _held = self.inner.locks.lock(whole.clone(), Access::Exclusive);
                 self.inner.unmap_locked(whole)?;
@@ -179,6 +184,36 @@ impl Volume {
             Some(range) => self.inner.status(&range),
             None => Ok(Vec::new()),
         })
+    }
+
+    /// As [`Self::run`], once the volume's ceilings allow it.
+    fn run_in_turn<R>(
+        &self,
+        operation: Operation,
+        at: ByteOffset,
+        len: ByteLen,
+        work: impl FnOnce() -> Result<R, Cause>,
+    ) -> Result<R, VolumeError> {
+        // What a trim or a hole covers costs nothing.
+        let moved = match operation {
+            Operation::Read | Operation::Write => len,
+            _ => ByteLen(0),
+        };
+        self.wait_for_turn(moved)
+            .map_err(|gone| VolumeError::new(operation, at, len, Cause::KeyGone(gone)))?;
+        self.run(operation, at, len, work)
+    }
+
+    fn wait_for_turn(&self, bytes: ByteLen) -> Result<(), KeyGone> {
+        let mut left = self.inner.pool.take_turn(bytes);
+        while !left.is_zero() {
+            // Whoever waits holds clear data, and lets go of it when the key goes.
+            let nap = left.min(NAP);
+            std::thread::sleep(nap);
+            left -= nap;
+            self.check_key()?;
+        }
+        Ok(())
     }
 
     /// What every call does: key and range are checked before, and the key again before an answer leaves.

@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use config::{
     ControlTls, KeyholderConfig, KeyholderListen, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig,
-    ServerCertificate, SourcesConfig,
+    ScrubConfig, ServerCertificate, SourcesConfig,
 };
 use device::{FileDevice, OpenOptions};
 use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
@@ -795,6 +795,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         pools: vec![PoolConfig { path: disk_dir.join("pool") }],
         sources: SourcesConfig::default(),
         watchdog: None,
+        scrub: ScrubConfig::default(),
         memory_overwrite: dir.join("memory-overwrite"),
     }
 }

@@ -4,14 +4,21 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
+use admin::api::{OrderScrub, PoolStatus, ScrubAction, ScrubReport, ScrubStatus, ShownBy};
+use config::ScrubConfig;
 use harness::client::{client, run};
+use harness::process::wait_for;
 use harness::random::{Random, seed};
 use harness::s3::S3Client;
 use harness::site::{DISK, Site, SiteSpec};
 use nbd_server::Errno;
 use nbd_server::client::{Client, ClientError, Endpoint};
 use nix::unistd::{Whence, lseek64};
+
+/// A pass of scrubbing over a pool of a few megabytes takes less.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const BLOCK_BYTES: usize = 4096;
 /// Blocks that the tests write: longer than anything that the store writes beside a body.
@@ -60,6 +67,27 @@ fn damaged_sectors(site: &Site) -> u64 {
     let line = metrics.lines().find(|line| line.starts_with("nightlatch_pool_damaged_sectors{"));
     let line = line.unwrap_or_else(|| panic!("no such metric in\n{metrics}"));
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+/// Has the site's pool scrubbed: an order, and what comes of it.
+fn order_scrub(site: &Site, action: ScrubAction) -> ScrubStatus {
+    let pool = site.status().pools[0].pool;
+    let client = site.node_admin();
+    let path = format!("/v1/pools/{pool}/scrub");
+    let status: PoolStatus =
+        site.wait(client.post(&path, &OrderScrub { action })).expect("an operator's order");
+    status.scrub
+}
+
+fn wait_for_pass(site: &Site, passes: u64) -> ScrubReport {
+    wait_for("a pass of scrubbing", PATIENCE, || {
+        let scrub = site.status().pools[0].scrub.clone();
+        if scrub.passes >= passes {
+            scrub.last.ok_or("no report".to_owned())
+        } else {
+            Err("it is not over".to_owned())
+        }
+    })
 }
 
 fn is_eio(answer: &Result<(), ClientError>) -> bool {
@@ -151,4 +179,73 @@ fn a_bit_flipped_in_an_objects_body_is_an_error_over_s3_and_the_others_are_serve
     assert!(other == body);
     s3().put("object", body.clone()).expect("an object is stored again");
     assert!(s3().get("object").expect("a whole object").is_some_and(|found| found == body));
+}
+
+#[test]
+fn scrubbing_finds_a_flipped_bit_on_a_sealed_node_and_verifies_tags_on_an_unsealed_one() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.expect_log("scrubbing found a damaged sector");
+    site.expect_log("a damaged sector was read");
+    let file = site.pool_file().to_path_buf();
+    let before = blocks(&file);
+    let endpoint = Endpoint::unix(site.nbd_socket());
+    let mut disk = Client::connect(&endpoint, DISK).expect("an unsealed export");
+    disk.write(0, &random_bytes(BLOCKS * BLOCK_BYTES), true).expect("a write");
+    order_scrub(&site, ScrubAction::Start);
+    let sound = wait_for_pass(&site, 1);
+    let written = (BLOCKS * BLOCK_BYTES) as u64;
+    assert_eq!(sound.damaged_sectors, 0, "{sound:?}");
+    assert!(sound.bytes_compared >= written && sound.bytes_verified >= written, "{sound:?}");
+
+    let places = changed(&file, &before);
+    let run =
+        places.windows(BLOCKS).find(|run| run[BLOCKS - 1] - run[0] == ((BLOCKS - 1) * BLOCK_BYTES) as u64);
+    let damaged_at = run.expect("the extent that was written")[0] + 9 * 4096;
+    flip_a_bit(&file, damaged_at + 77);
+    let volume = site.status().volumes.iter().find(|volume| volume.kind == "block").expect("a disk").volume;
+    for (passes, verified) in [(2, true), (3, false)] {
+        if !verified {
+            drop(site.wipe());
+            site.wait_sealed("admin");
+        }
+        order_scrub(&site, ScrubAction::Start);
+        let report = wait_for_pass(&site, passes);
+        // By its checksum, and where there is a key once more by its tag.
+        assert_eq!(report.damaged_sectors, 1 + u64::from(verified), "{report:?}");
+        assert_eq!(report.bytes_verified > 0, verified, "{report:?}");
+        assert_eq!(report.damaged[0].device_offset, Some(damaged_at));
+        assert_eq!(report.damaged[0].shown_by, [ShownBy { volume, sector: 9 }]);
+    }
+}
+
+#[test]
+fn a_pass_of_scrubbing_stops_when_told_and_goes_on_where_it_was_after_a_restart() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    let mut disk = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
+    for nth in 0..8 {
+        disk.write(nth << 20, &random_bytes(BLOCKS * BLOCK_BYTES), true).expect("a write");
+    }
+    drop(disk);
+    site.stop_node();
+    site.change_node_config(|config| config.scrub = ScrubConfig { mib_per_s: 1, ..config.scrub });
+    site.start_node();
+    order_scrub(&site, ScrubAction::Start);
+    let next_extent = |site: &Site| site.status().pools[0].scrub.pass.as_ref().map(|pass| pass.next_extent);
+    wait_for("the third extent", PATIENCE, || match next_extent(&site) {
+        Some(next) if next >= 3 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    order_scrub(&site, ScrubAction::Stop);
+    let stopped_at = next_extent(&site).expect("a pass that is not over");
+    site.stop_node();
+    site.change_node_config(|config| config.scrub = ScrubConfig::default());
+    site.start_node();
+    let scrub = site.status().pools[0].scrub.clone();
+    assert!(scrub.stopped && !scrub.running, "{scrub:?}");
+    assert!(next_extent(&site).expect("the same pass") >= stopped_at);
+    let started = scrub.pass.expect("the same pass").started_unix_s;
+    order_scrub(&site, ScrubAction::Start);
+    let report = wait_for_pass(&site, 1);
+    assert_eq!((report.started_unix_s, report.damaged_sectors), (started, 0));
+    assert!(report.bytes_compared >= 8 << 20, "{report:?}");
 }

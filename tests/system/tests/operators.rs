@@ -315,6 +315,13 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     holds("db", 0x22);
     desk.run(&["volume", "limit", "db", "--quota", "1G", "--reserve", "64M"]);
 
+    // Read from one end to the other, beside everything else.
+    let pool = word(&desk.json(&["pool", "list", "--node", "node-1"]), "pool");
+    let scrubbed = desk.run(&["pool", "scrub", &pool, "--start", "--wait", "--node", "node-1"]);
+    assert!(scrubbed.contains("compared") && scrubbed.contains("nothing is damaged"), "{scrubbed}");
+    let limited = desk.run(&["volume", "limit", "db", "--iops", "5000", "--bandwidth", "1G"]);
+    assert!(limited.contains("5000 requests and 1 GiB a second"), "{limited}");
+
     // The day's work.
     desk.run(&["volume", "resize", "db", "2G"]);
     let size = wait_for("the new size", PATIENCE, || {

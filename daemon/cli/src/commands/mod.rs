@@ -8,6 +8,7 @@ mod keys_out;
 mod node;
 mod pki;
 mod pool;
+mod scrub;
 mod snapshot;
 mod status;
 mod store;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
 use config::{
-    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ServerCertificate, SourcesConfig,
+    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ScrubConfig, ServerCertificate, SourcesConfig,
     memory_overwrite_default,
 };
 use identity::pki::{Authority, Issued};
@@ -93,6 +93,7 @@ impl PlannedNode<'_> {
             pools: self.pools.iter().map(|path| PoolConfig { path: path.clone() }).collect(),
             sources: SourcesConfig::default(),
             watchdog: None,
+            scrub: ScrubConfig::default(),
             memory_overwrite: memory_overwrite_default(),
         }
     }

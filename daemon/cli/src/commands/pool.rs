@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use admin::api::PoolStatus;
+use admin::api::{PoolStatus, ScrubAction};
 use device::{Device, FileDevice, OpenOptions};
 use pool::{CreateOptions, Pool, PoolInfo, VolumeInfo};
 use units::{ByteLen, PoolId};
 
 use crate::args::PoolCommand;
+use crate::commands::scrub;
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
@@ -22,6 +23,12 @@ pub(crate) fn run(
     match command {
         PoolCommand::Create { path, size, extent, force } => create(path, *size, *extent, *force, output),
         PoolCommand::Check { path } => check(path, output),
+        PoolCommand::Scrub { pool, start, stop, restart, wait, node } => {
+            let actions =
+                [(*start, ScrubAction::Start), (*stop, ScrubAction::Stop), (*restart, ScrubAction::Restart)];
+            let action = actions.into_iter().find_map(|(given, action)| given.then_some(action));
+            scrub::run((*pool, node.node.as_deref()), action, *wait, &connections()?, output)
+        }
         PoolCommand::List(node) => list(node.node.as_deref(), &connections()?, output),
         PoolCommand::Grow { device: Some(device), .. } => grow_device(device, output),
         PoolCommand::Grow { pool: Some(pool), node, .. } => {

@@ -73,7 +73,15 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
                 let quota = status
                     .quota_bytes
                     .map_or_else(|| "no quota".to_owned(), |quota| format!("a quota of {}", ByteLen(quota)));
-                format!("{label} has {quota}, and {} is kept for it.", ByteLen(status.reserve_bytes))
+                let iops = status.requests_per_second.map(|most| format!("{most} requests"));
+                let bandwidth = status.bytes_per_second.map(|most| ByteLen(most).to_string());
+                let ceilings: Vec<String> = iops.into_iter().chain(bandwidth).collect();
+                let pace = match &ceilings[..] {
+                    [] => "as fast as it can".to_owned(),
+                    _ => format!("at most {} a second", ceilings.join(" and ")),
+                };
+                let reserve = ByteLen(status.reserve_bytes);
+                format!("{label} has {quota}, {reserve} is kept for it, and it is served {pace}.")
             })
         }
         VolumeCommand::Delete { label, yes } => delete(label, *yes, connections, output),
@@ -88,7 +96,12 @@ fn on_seal_of(given: OnSealArg) -> OnSeal {
 }
 
 fn limits_of(given: LimitArgs) -> VolumeLimits {
-    VolumeLimits { quota_bytes: given.quota.map(|quota| quota.0), reserve_bytes: given.reserve.0 }
+    VolumeLimits {
+        quota_bytes: given.quota.map(|quota| quota.0),
+        reserve_bytes: given.reserve.0,
+        requests_per_second: given.iops,
+        bytes_per_second: given.bandwidth.map(|bytes| bytes.0),
+    }
 }
 
 /// What the keyholder knows of the volume with this label.

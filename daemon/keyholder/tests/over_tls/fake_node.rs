@@ -438,6 +438,8 @@ fn status(present: &VolumePresent) -> admin::api::VolumeStatus {
         used_bytes: 0,
         quota_bytes: None,
         reserve_bytes: 0,
+        requests_per_second: None,
+        bytes_per_second: None,
         clone_of: None,
         domain: present.domain,
         epoch: present.epoch,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device::{Sealed, SectorBuf, SectorRecord, SimulatedDevice};
-use pool::{CreateOptions, Limits, Piece, Pool, VolumeInfo};
+use pool::{Ceilings, CreateOptions, Limits, Piece, Pool, VolumeInfo};
 use units::{ByteLen, Fence, Lba, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::model::{EPOCH, spec, verify_metadata};
@@ -19,7 +19,11 @@ const VERSION_3: &[u8] = include_bytes!("../golden/version-3.image");
 const DEVICE: ByteLen = ByteLen(4 << 20);
 const SUPERBLOCKS: [u64; 2] = [0, 16];
 const LOG: ByteLen = ByteLen(64 << 10);
-const LIMITS: Limits = Limits { quota: Some(ByteLen(1 << 30)), reserve: ByteLen(128 << 10) };
+const LIMITS: Limits = Limits {
+    quota: Some(ByteLen(1 << 30)),
+    reserve: ByteLen(128 << 10),
+    ceilings: Ceilings { requests_per_s: None, bytes_per_s: None },
+};
 const POOL: PoolId = PoolId(*b"a pool from 2026");
 
 /// Sectors of which all but the start is zero, so that the image stays small.

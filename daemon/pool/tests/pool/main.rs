@@ -5,6 +5,7 @@
 
 mod bad_pages;
 mod behaviour;
+mod changes;
 mod golden;
 mod model;
 mod power_cuts;

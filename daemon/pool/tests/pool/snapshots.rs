@@ -238,14 +238,14 @@ fn overwritten_extents_are_given_back_when_the_last_snapshot_of_them_goes() {
 #[test]
 fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
     let (device, pool) = small_pool();
-    let quota = Limits { quota: Some(bytes(3)), reserve: ByteLen(0) };
+    let quota = Limits { quota: Some(bytes(3)), ..Limits::default() };
     let volume = pool.create_volume_within(spec(1, 160), quota).unwrap();
     volume.write(Lba(0), EPOCH, &sealed(1..=32)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     volume.write(Lba(0), EPOCH, &sealed([40])).unwrap();
     let refused = volume.write(Lba(16), EPOCH, &sealed([41])).unwrap_err();
     assert!(matches!(refused, PoolError::Quota) && refused.kind() == PoolErrorKind::NoSpace);
-    pool.set_limits(id(1), Limits { quota: Some(bytes(4)), reserve: bytes(6) }).unwrap();
+    pool.set_limits(id(1), Limits { quota: Some(bytes(4)), reserve: bytes(6), ..Limits::default() }).unwrap();
     volume.write(Lba(16), EPOCH, &sealed([41])).unwrap();
     volume.flush().unwrap();
     assert_eq!(pool.info().reserved, bytes(2));
@@ -255,7 +255,7 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
     }
     drop((pool, volume));
     let pool = reopen(&device);
-    let too_much = Limits { quota: None, reserve: bytes(EXTENTS) };
+    let too_much = Limits { reserve: bytes(EXTENTS), ..Limits::default() };
     assert!(matches!(pool.create_volume_within(spec(3, 16), too_much), Err(PoolError::NoSpace)));
     let other = pool.create_volume(spec(3, EXTENTS * 16)).unwrap();
     let taken =
@@ -265,7 +265,7 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
         EXTENTS - 1 - 4 - 2,
         "all but the hole table, what the first has and what is kept for it"
     );
-    pool.set_limits(id(1), Limits { quota: None, reserve: bytes(6) }).unwrap();
+    pool.set_limits(id(1), Limits { reserve: bytes(6), ..Limits::default() }).unwrap();
     let volume = pool.volume(id(1)).unwrap();
     volume.write(Lba(32), EPOCH, &sealed(50..=81)).unwrap();
     assert!(matches!(volume.write(Lba(64), EPOCH, &sealed([82])), Err(PoolError::NoSpace)));

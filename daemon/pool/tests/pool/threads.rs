@@ -247,9 +247,9 @@ fn a_snapshot_under_load_splits_no_request_and_never_changes() {
 /// One flush may answer many callers, and none too early.
 #[test]
 fn concurrent_flushers_share_device_flushes() {
-    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + (4 << 20)));
+    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + (8 << 20)));
     // A log that is not full before everybody is through: what empties it flushes as well.
-    let options = CreateOptions { log_len: Some(ByteLen(4 << 20)), ..create_options() };
+    let options = CreateOptions { log_len: Some(ByteLen(8 << 20)), ..create_options() };
     let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, 16 * THREADS)).unwrap();
     volume.write(Lba(0), EPOCH, &sealed(1..=16 * THREADS)).unwrap();

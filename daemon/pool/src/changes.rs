@@ -1,0 +1,99 @@
+//! What differs between two moments of a volume, found without reading a sector: what lies in the same place of an extent that
+//! both show is the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use units::{Lba, SectorCount};
+
+use crate::branch::{Layer, resolve};
+use crate::{PoolError, PoolVolume};
+
+/// A sector, compared with what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// As it was.
+    Same,
+    /// Holds something, written since.
+    Written,
+    /// A hole, where there was something.
+    Unmapped,
+}
+
+impl PoolVolume {
+    /// How each sector of the range differs from what `older`, a snapshot in the same pool, shows there, or from nothing at
+    /// all: runs that cover the range in order. What `older` is too short for was a hole.
+    ///
+    /// A sector that was written with what it held counts as written. Of a volume that is written meanwhile any moment since
+    /// the call may be told; a snapshot stays as it is.
+    pub fn changes_since(
+        &self,
+        older: Option<&Self>,
+        first: Lba,
+        count: SectorCount,
+    ) -> Result<Vec<(SectorCount, Change)>, PoolError> {
+        let (view, range) = {
+            let head = self.state.head();
+            (head.view.clone(), self.state.range(&head, first, count)?)
+        };
+        let logical = self.state.logical(&range);
+        let now = view.layers(logical.clone());
+        let then = older.map(|older| older.state.head().view.clone());
+        let then = then.map(|view| view.layers(logical)).unwrap_or_default();
+        let mut runs = Runs::default();
+        let either: BTreeSet<u64> = now.keys().chain(then.keys()).copied().collect();
+        let mut at = range.start;
+        for logical in either {
+            let part = self.state.part(logical, &range);
+            let start = logical * u64::from(self.state.extent_sectors) + u64::from(part.start);
+            runs.push(start - at, Change::Same);
+            at = start + part.len() as u64;
+            let (now, then) = (layers_of(&now, logical), layers_of(&then, logical));
+            if same_extents(now, then) {
+                runs.push(part.len() as u64, Change::Same);
+                continue;
+            }
+            for (now, then) in holders(now, part.clone()).into_iter().zip(holders(then, part)) {
+                let change = match now {
+                    now if now == then => Change::Same,
+                    Some(_) => Change::Written,
+                    None => Change::Unmapped,
+                };
+                runs.push(1, change);
+            }
+        }
+        runs.push(range.end - at, Change::Same);
+        Ok(runs.0)
+    }
+}
+
+fn layers_of(layers: &BTreeMap<u64, Vec<Layer>>, logical: u64) -> &[Layer] {
+    layers.get(&logical).map_or(&[], Vec::as_slice)
+}
+
+fn same_extents(a: &[Layer], b: &[Layer]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(&a.extent, &b.extent))
+}
+
+/// Which extent holds each sector of the part.
+fn holders(layers: &[Layer], part: Range<u32>) -> Vec<Option<u32>> {
+    let of_run = |(run, holder): (Range<u32>, Option<usize>)| {
+        let extent = holder.map(|nth| layers[nth].extent.index());
+        run.map(move |_| extent)
+    };
+    resolve(layers, part).into_iter().flat_map(of_run).collect()
+}
+
+#[derive(Default)]
+struct Runs(Vec<(SectorCount, Change)>);
+
+impl Runs {
+    fn push(&mut self, sectors: u64, change: Change) {
+        match self.0.last_mut() {
+            _ if sectors == 0 => {}
+            Some((run, same)) if *same == change => run.0 += sectors,
+            _ => self.0.push((SectorCount(sectors), change)),
+        }
+    }
+}
