@@ -50,6 +50,14 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Post, path: "/v1/snapshots", roles: OPERATOR },
     Rule { verb: Verb::Delete, path: "/v1/snapshots/{snapshot}", roles: OPERATOR },
     Rule { verb: Verb::Post, path: "/v1/snapshots/{snapshot}/clone", roles: KEYHOLDER },
+    // Ciphertext and its records: who moves them sees no more than who has the disk.
+    Rule { verb: Verb::Get, path: "/v1/snapshots/{snapshot}/manifest", roles: OPERATOR },
+    Rule { verb: Verb::Get, path: "/v1/snapshots/{snapshot}/portion", roles: OPERATOR },
+    Rule { verb: Verb::Post, path: "/v1/replicas", roles: OPERATOR },
+    Rule { verb: Verb::Post, path: "/v1/replicas/{volume}/{snapshot}", roles: OPERATOR },
+    Rule { verb: Verb::Post, path: "/v1/replicas/{volume}/{snapshot}/end", roles: OPERATOR },
+    // The keyholder decides which node may hold the key.
+    Rule { verb: Verb::Post, path: "/v1/replicas/{volume}/promote", roles: KEYHOLDER },
     Rule { verb: Verb::Get, path: "/v1/buckets", roles: OPERATOR_AND_AUDITOR },
     Rule { verb: Verb::Post, path: "/v1/buckets", roles: OPERATOR },
     Rule { verb: Verb::Delete, path: "/v1/buckets/{bucket}", roles: OPERATOR },

@@ -305,6 +305,11 @@ pub struct VolumeStatus {
     pub bytes_per_second: Option<u64>,
     /// The snapshot that it was cloned from.
     pub clone_of: Option<VolumeId>,
+    /// It takes only what is sent to it, until it is promoted.
+    pub replica: bool,
+    /// Blocks of the cipher, of 16 bytes, that have been encrypted under its key on this node, at most: from 2^43 on a new key is
+    /// due, from 2^44 on nothing is written under it.
+    pub encrypted_blocks: u64,
     /// Key domain.
     pub domain: DomainId,
     /// Epoch of the domain's secret.
@@ -394,6 +399,61 @@ pub struct CloneSnapshot {
     /// What it may hold beside what it shares, and what is kept for it.
     #[serde(default)]
     pub limits: VolumeLimits,
+}
+
+/// What a snapshot is that is sent from one pool to another (STREAM.md of the pool).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotManifest {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot.
+    pub snapshot: VolumeId,
+    /// An older one, of which only the difference is sent.
+    #[serde(default)]
+    pub since: Option<VolumeId>,
+    /// When it was taken, seconds since 1970.
+    pub created_unix_s: u64,
+    /// Logical size in bytes.
+    pub size_bytes: u64,
+    /// Key domain.
+    pub domain: DomainId,
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Key-check value, 32 hex digits.
+    pub check: String,
+    /// What the volume is for.
+    pub kind: VolumeKind,
+    /// Blocks of the cipher that have been encrypted under the domain and epoch.
+    #[serde(default)]
+    pub encrypted_blocks: u64,
+}
+
+/// Asks a pool to make ready for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receive {
+    /// The pool for a new replica; the one with most free space where absent.
+    #[serde(default)]
+    pub pool: Option<PoolId>,
+    /// What is to come.
+    pub manifest: SnapshotManifest,
+}
+
+/// How far a snapshot has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// The sector that the next portion begins with; the size in sectors when all is there.
+    pub next_sector: u64,
+}
+
+/// A replica that is a volume now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promoted {
+    /// The snapshot that it holds; `null` where none had arrived, and it is empty.
+    pub snapshot: Option<VolumeId>,
+    /// The volume.
+    pub volume: VolumeStatus,
 }
 
 /// Asks for a volume to be what one of its snapshots shows. Needs no key.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use bytes::Bytes;
 use identity::Problem;
 use units::{PoolId, VolumeId};
 
@@ -91,6 +92,45 @@ pub trait NodeControl: Send + Sync + 'static {
         pool: PoolId,
         action: api::ScrubAction,
     ) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
+
+    /// What a snapshot is, to be sent whole or since an older one.
+    fn snapshot_manifest(
+        &self,
+        snapshot: VolumeId,
+        since: Option<VolumeId>,
+    ) -> impl Future<Output = Result<api::SnapshotManifest, ControlError>> + Send;
+
+    /// A part of a snapshot, from a sector on, with no more than so many sectors of ciphertext.
+    fn snapshot_portion(
+        &self,
+        snapshot: VolumeId,
+        since: Option<VolumeId>,
+        from_sector: u64,
+        sectors: u64,
+    ) -> impl Future<Output = Result<Vec<u8>, ControlError>> + Send;
+
+    /// Makes ready to take a snapshot in.
+    fn begin_receiving(
+        &self,
+        request: api::Receive,
+    ) -> impl Future<Output = Result<api::Received, ControlError>> + Send;
+
+    /// Takes a part of a snapshot in.
+    fn receive(
+        &self,
+        volume: VolumeId,
+        snapshot: VolumeId,
+        portion: Bytes,
+    ) -> impl Future<Output = Result<api::Received, ControlError>> + Send;
+
+    /// All of the snapshot has arrived.
+    fn end_receiving(
+        &self,
+        manifest: api::SnapshotManifest,
+    ) -> impl Future<Output = Result<api::SnapshotStatus, ControlError>> + Send;
+
+    /// Makes a replica a volume like others.
+    fn promote(&self, volume: VolumeId) -> impl Future<Output = Result<api::Promoted, ControlError>> + Send;
 
     /// Makes a volume.
     fn create_volume(

@@ -14,6 +14,7 @@ pub mod api;
 mod control;
 mod health;
 mod routes;
+mod transfer;
 
 pub use control::{ControlError, ErrorKind, NodeControl};
 pub use health::health_router;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Extension, FromRequest, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -18,10 +18,11 @@ use units::{PoolId, VolumeId};
 use crate::access::{Rule, Verb, rule};
 use crate::api;
 use crate::control::{ControlError, ErrorKind, NodeControl};
+use crate::transfer;
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 22] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 28] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
@@ -36,6 +37,17 @@ pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
         (Verb::Post, "/v1/snapshots", routing::post(create_snapshot::<N>)),
         (Verb::Delete, "/v1/snapshots/{snapshot}", routing::delete(delete_snapshot::<N>)),
         (Verb::Post, "/v1/snapshots/{snapshot}/clone", routing::post(clone_snapshot::<N>)),
+        (Verb::Get, "/v1/snapshots/{snapshot}/manifest", routing::get(transfer::manifest::<N>)),
+        (Verb::Get, "/v1/snapshots/{snapshot}/portion", routing::get(transfer::portion::<N>)),
+        (Verb::Post, "/v1/replicas", routing::post(transfer::begin::<N>)),
+        // The listener's own limit holds, which is larger.
+        (
+            Verb::Post,
+            "/v1/replicas/{volume}/{snapshot}",
+            routing::post(transfer::receive::<N>).layer(DefaultBodyLimit::disable()),
+        ),
+        (Verb::Post, "/v1/replicas/{volume}/{snapshot}/end", routing::post(transfer::end::<N>)),
+        (Verb::Post, "/v1/replicas/{volume}/promote", routing::post(transfer::promote::<N>)),
         (Verb::Get, "/v1/buckets", routing::get(buckets::<N>)),
         (Verb::Post, "/v1/buckets", routing::post(create_bucket::<N>)),
         (Verb::Delete, "/v1/buckets/{bucket}", routing::delete(delete_bucket::<N>)),
@@ -87,7 +99,7 @@ async fn unknown() -> Response {
 }
 
 /// An answer, or the refusal as JSON.
-struct Answer<T>(Result<T, ControlError>);
+pub(crate) struct Answer<T>(pub(crate) Result<T, ControlError>);
 
 impl<T: Serialize> IntoResponse for Answer<T> {
     fn into_response(self) -> Response {
@@ -103,7 +115,7 @@ impl<T: Serialize> IntoResponse for Answer<T> {
 }
 
 /// A JSON body whose refusal is a [`Problem`] too.
-struct Body<T>(T);
+pub(crate) struct Body<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Answer<api::Done>;
@@ -125,7 +137,7 @@ fn done(result: Result<(), ControlError>) -> Answer<api::Done> {
     Answer(result.map(|()| api::Done {}))
 }
 
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, ControlError> {
+pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, ControlError> {
     text.parse().map_err(|error: T::Err| {
         ControlError::new(ErrorKind::Invalid, error.to_string(), "take the id from the node's status")
     })

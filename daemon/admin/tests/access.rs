@@ -72,6 +72,39 @@ impl NodeControl for SealedNode {
     async fn scrub_pool(&self, _: PoolId, _: api::ScrubAction) -> Result<api::PoolStatus, ControlError> {
         missing()
     }
+    async fn snapshot_manifest(
+        &self,
+        _: VolumeId,
+        _: Option<VolumeId>,
+    ) -> Result<api::SnapshotManifest, ControlError> {
+        missing()
+    }
+    async fn snapshot_portion(
+        &self,
+        _: VolumeId,
+        _: Option<VolumeId>,
+        _: u64,
+        _: u64,
+    ) -> Result<Vec<u8>, ControlError> {
+        missing()
+    }
+    async fn begin_receiving(&self, _: api::Receive) -> Result<api::Received, ControlError> {
+        missing()
+    }
+    async fn receive(
+        &self,
+        _: VolumeId,
+        _: VolumeId,
+        _: bytes::Bytes,
+    ) -> Result<api::Received, ControlError> {
+        missing()
+    }
+    async fn end_receiving(&self, _: api::SnapshotManifest) -> Result<api::SnapshotStatus, ControlError> {
+        missing()
+    }
+    async fn promote(&self, _: VolumeId) -> Result<api::Promoted, ControlError> {
+        missing()
+    }
     async fn create_volume(&self, _: api::CreateVolume) -> Result<api::VolumeStatus, ControlError> {
         missing()
     }
@@ -168,6 +201,12 @@ fn request(verb: Verb, path: &str, peer: Option<Role>) -> Request<Body> {
             r#"{{"volume":"{id}","kind":"block","size_bytes":4096,"domain":"{id}","epoch":1,"check":"{id}"}}"#
         ),
         (Verb::Patch, _) => r#"{"size_bytes":8192}"#.to_owned(),
+        (Verb::Post, Some("replicas")) if !path.ends_with("/promote") => {
+            let manifest = format!(
+                r#"{{"volume":"{id}","snapshot":"{id}","created_unix_s":1,"size_bytes":4096,"domain":"{id}","epoch":1,"check":"{id}","kind":"block"}}"#
+            );
+            if path.ends_with("/end") { manifest } else { format!(r#"{{"manifest":{manifest}}}"#) }
+        }
         (Verb::Post, _) if path.ends_with("/scrub") => r#"{"action":"start"}"#.to_owned(),
         (Verb::Post, _) => r#"{"name":"anna"}"#.to_owned(),
         _ => String::new(),

@@ -590,6 +590,20 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Make the replica of a volume on another node the volume, when the node that has it is gone or given up
+    #[command(
+        after_help = "It holds what its newest snapshot shows; what was written to the volume since is on the node it was on, and not here. The key goes to the new node once the lease of the one before is over.\nExample:\n  nightlatch volume promote db --node node-2"
+    )]
+    Promote {
+        /// The volume
+        label: String,
+        /// The node that has the replica
+        #[arg(long, value_name = "NAME")]
+        node: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Set how much space a volume may have and how much is kept for it, its snapshots counted with it; what is not
     /// given is no limit
     Limit {
@@ -647,6 +661,38 @@ pub(crate) enum SnapshotCommand {
         volume: String,
         #[command(flatten)]
         node: NodeArg,
+    },
+    /// Send a snapshot to another node, or to a file: ciphertext, which needs no key on either side
+    #[command(
+        after_help = "The other node keeps it as a replica, which nobody writes and no key is given to until it is promoted (`nightlatch volume promote`). Only what differs from its newest snapshot travels, where both have that. What breaks off goes on where it was when the same is said again.\nExamples:\n  nightlatch snapshot send 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --node node-1 --to-node node-2\n  nightlatch snapshot send 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --since 0d9e… --output tuesday.snapshot"
+    )]
+    Send {
+        /// The snapshot's id
+        snapshot: VolumeId,
+        #[command(flatten)]
+        node: NodeArg,
+        /// An older snapshot, of which only the difference is sent
+        #[arg(long, value_name = "SNAPSHOT")]
+        since: Option<VolumeId>,
+        /// The node that receives it
+        #[arg(long, value_name = "NAME", required_unless_present = "output")]
+        to_node: Option<String>,
+        /// The pool for a new replica; by default the one with most free space
+        #[arg(long, requires = "to_node")]
+        pool: Option<PoolId>,
+        /// A new file to write it to
+        #[arg(long, value_name = "FILE", conflicts_with = "to_node")]
+        output: Option<PathBuf>,
+    },
+    /// Give a snapshot from a file to a node, which keeps it as a replica
+    Receive {
+        /// A file that `nightlatch snapshot send --output` wrote
+        file: PathBuf,
+        #[command(flatten)]
+        node: NodeArg,
+        /// The pool for a new replica; by default the one with most free space
+        #[arg(long)]
+        pool: Option<PoolId>,
     },
     /// List the snapshots of a node
     List(NodeArg),

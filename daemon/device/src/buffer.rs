@@ -128,6 +128,18 @@ impl Sealed {
         Self { buf, records: Vec::new() }.with_records(records)
     }
 
+    /// Takes in what another pool has sent: ciphertext that its records' checksums fit. The sector that does not fit, where
+    /// there is one, or the first without a record.
+    pub fn from_frame(buf: SectorBuf, records: Vec<SectorRecord>) -> Result<Self, u64> {
+        let sectors = buf.as_bytes().chunks_exact(SECTOR_BYTES);
+        let fits = |(sector, record): &(&[u8], &SectorRecord)| crc32c::crc32c(sector) == record.checksum;
+        let fitting = sectors.zip(&records).take_while(fits).count();
+        match fitting == records.len() && sectors_in(buf.as_bytes()).0 == fitting as u64 {
+            true => Ok(Self { buf, records }),
+            false => Err(fitting as u64),
+        }
+    }
+
     /// Declares the content of `buf` as just read off a device.
     pub(crate) fn from_device(buf: SectorBuf) -> Self {
         Self { buf, records: Vec::new() }

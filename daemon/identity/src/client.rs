@@ -226,6 +226,17 @@ impl HttpsClient {
         self.send(Method::POST, path, Some(self.encode(body)?)).await
     }
 
+    /// GET `path`, whose answer is not JSON.
+    pub async fn get_bytes(&self, path: &str) -> Result<Bytes, ClientError> {
+        self.answer(Method::GET, path, None).await
+    }
+
+    /// POST `body` as it is to `path`.
+    pub async fn post_bytes<A: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<A, ClientError> {
+        let body = Some(("application/octet-stream", body));
+        self.decode(&self.answer(Method::POST, path, body).await?)
+    }
+
     /// PATCH `path` with `body`.
     pub async fn patch<A: DeserializeOwned>(
         &self,
@@ -250,23 +261,34 @@ impl HttpsClient {
         path: &str,
         body: Option<Bytes>,
     ) -> Result<A, ClientError> {
+        let body = body.map(|body| ("application/json", body));
+        self.decode(&self.answer(method, path, body).await?)
+    }
+
+    fn decode<A: DeserializeOwned>(&self, answer: &[u8]) -> Result<A, ClientError> {
+        let json = if answer.is_empty() { b"null".as_slice() } else { answer };
+        serde_json::from_slice(json).map_err(|error| self.malformed(error))
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<Bytes, ClientError> {
         let exchange = tokio::time::timeout(self.timeout, self.exchange(method, path, body));
         let (status, answer) = exchange.await.map_err(|_| ClientError::Timeout {
             endpoint: self.endpoint.clone(),
             seconds: self.timeout.as_secs(),
         })??;
-        if !status.is_success() {
-            return Err(self.refused(status, &answer));
-        }
-        let json = if answer.is_empty() { b"null".as_slice() } else { &answer };
-        serde_json::from_slice(json).map_err(|error| self.malformed(error))
+        if status.is_success() { Ok(answer) } else { Err(self.refused(status, &answer)) }
     }
 
     async fn exchange(
         &self,
         method: Method,
         path: &str,
-        body: Option<Bytes>,
+        body: Option<(&str, Bytes)>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let mut request = Request::builder()
             .method(method)
@@ -274,11 +296,11 @@ impl HttpsClient {
             .header(header::HOST, self.endpoint.authority())
             .header(header::ACCEPT, "application/json")
             .header(header::CONNECTION, "close");
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+        if let Some((kind, _)) = &body {
+            request = request.header(header::CONTENT_TYPE, *kind);
         }
-        let request =
-            request.body(Full::new(body.unwrap_or_default())).map_err(|error| self.malformed(error))?;
+        let body = Full::new(body.map(|(_, body)| body).unwrap_or_default());
+        let request = request.body(body).map_err(|error| self.malformed(error))?;
 
         let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

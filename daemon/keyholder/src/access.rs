@@ -50,6 +50,8 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Delete, path: "/v1/volumes/{label}", roles: OPERATOR },
     Rule { verb: Verb::Post, path: "/v1/volumes/{label}/clone", roles: OPERATOR },
     Rule { verb: Verb::Post, path: "/v1/volumes/{label}/rollback", roles: OPERATOR },
+    // It decides which node may hold a key.
+    Rule { verb: Verb::Post, path: "/v1/volumes/{label}/promote", roles: OFFICER },
     Rule { verb: Verb::Post, path: "/v1/push", roles: EITHER },
     Rule { verb: Verb::Post, path: "/v1/revoke", roles: EITHER },
     Rule { verb: Verb::Post, path: "/v1/lockdown", roles: EITHER },

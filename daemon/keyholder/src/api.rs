@@ -19,6 +19,7 @@
 //! | DELETE /v1/volumes/{label}?force=BOOL | | [`VolumeErased`] |
 //! | POST /v1/volumes/{label}/clone | [`CloneVolume`] | [`VolumeEntry`] |
 //! | POST /v1/volumes/{label}/rollback | [`RollBackVolume`] | [`VolumeEntry`] |
+//! | POST /v1/volumes/{label}/promote | [`PromoteVolume`] | [`VolumeEntry`] |
 //! | POST /v1/push | [`Target`] | [`Outcome`] |
 //! | POST /v1/revoke | [`Target`] | [`Outcome`] |
 //! | POST /v1/lockdown | [`Lockdown`] | [`Outcome`] |
@@ -410,6 +411,14 @@ pub struct CloneVolume {
 pub struct RollBackVolume {
     /// The snapshot.
     pub snapshot: VolumeId,
+}
+
+/// Makes the replica of a volume on another node the volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromoteVolume {
+    /// The node that has the replica.
+    pub node: String,
 }
 
 /// Changes a volume's size.

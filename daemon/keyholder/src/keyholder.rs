@@ -18,8 +18,9 @@ use units::{BootInstant, NodeId, RootEpoch, VolumeId};
 
 use crate::api::{
     AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume, Connection, CreateVolume,
-    DrillReport, KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PushPolicy, ResizeVolume,
-    RollBackVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
+    DrillReport, KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PromoteVolume, PushPolicy,
+    ResizeVolume, RollBackVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry,
+    VolumeErased,
 };
 use crate::book::Book;
 use crate::clock;
@@ -296,6 +297,36 @@ impl Keyholder {
             Err(ClientError::Refused { problem, .. }) => Err(KeyholderError::NodeRefused { name, problem }),
             Err(source) => Err(unreachable(name, source)),
         }
+    }
+
+    /// Makes the replica of a volume on another node the volume: the node gives it the content of its newest snapshot, and from
+    /// then on the key goes there, with a higher fence, once the lease of the node before it is over.
+    pub async fn promote_volume(
+        &self,
+        label: &str,
+        request: &PromoteVolume,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let (volume, to) = self.book(|book| book.check_promotion(label, &request.node))?;
+        let (client, name) = self.node_client(to)?;
+        let path = format!("/v1/replicas/{volume}/promote");
+        let answer: Result<admin::api::Promoted, ClientError> =
+            client.post(&path, &serde_json::json!({})).await;
+        let promoted = match answer {
+            Ok(promoted) => (promoted.snapshot, promoted.volume.size_bytes),
+            Err(ClientError::Refused { problem, .. }) => {
+                // An answer that was lost on the way: it has been promoted already.
+                let volumes: Result<Vec<admin::api::VolumeStatus>, _> = client.get("/v1/volumes").await;
+                let there = volumes.ok().and_then(|volumes| {
+                    volumes.into_iter().find(|present| present.volume == volume && !present.replica)
+                });
+                let there = there.ok_or(KeyholderError::NodeRefused { name, problem })?;
+                (None, there.size_bytes)
+            }
+            Err(source) => return Err(unreachable(name, source)),
+        };
+        self.book(|book| book.promoted(volume, to, promoted, by))?;
+        self.push_new(to, label).await
     }
 
     /// Gives a new volume its key where that needs nobody's approval.

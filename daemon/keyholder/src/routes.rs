@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::access::{Rule, Verb, rule};
 use crate::api::{
     AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume, CreateVolume, Done,
-    DrillReport, KeyholderStatus, LedgerBackup, Lockdown, NodeEntry, Outcome, PushPolicy, ResizeVolume,
-    RollBackVolume, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
+    DrillReport, KeyholderStatus, LedgerBackup, Lockdown, NodeEntry, Outcome, PromoteVolume, PushPolicy,
+    ResizeVolume, RollBackVolume, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
 use crate::error::KeyholderError;
 use crate::keyholder::Keyholder;
@@ -43,7 +43,7 @@ impl Keyholder {
     }
 }
 
-fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 21] {
+fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 22] {
     [
         (Verb::Get, "/v1/status", routing::get(status)),
         (Verb::Post, "/v1/ceremony", routing::post(ceremony)),
@@ -59,6 +59,7 @@ fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 21] {
         (Verb::Delete, "/v1/volumes/{label}", routing::delete(delete_volume)),
         (Verb::Post, "/v1/volumes/{label}/clone", routing::post(clone_volume)),
         (Verb::Post, "/v1/volumes/{label}/rollback", routing::post(roll_back_volume)),
+        (Verb::Post, "/v1/volumes/{label}/promote", routing::post(promote_volume)),
         (Verb::Post, "/v1/push", routing::post(push)),
         (Verb::Post, "/v1/revoke", routing::post(revoke)),
         (Verb::Post, "/v1/lockdown", routing::post(lockdown)),
@@ -255,6 +256,15 @@ async fn roll_back_volume(
     Body(request): Body<RollBackVolume>,
 ) -> Answer<VolumeEntry> {
     Answer(keyholder.roll_back_volume(&label, &request, &who(&peer)).await)
+}
+
+async fn promote_volume(
+    State(keyholder): Shared,
+    Extension(peer): Peer,
+    Path(label): Path<String>,
+    Body(request): Body<PromoteVolume>,
+) -> Answer<VolumeEntry> {
+    Answer(keyholder.promote_volume(&label, &request, &who(&peer)).await)
 }
 
 async fn push(

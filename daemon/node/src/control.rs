@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin::{ControlError, ErrorKind, NodeControl, api};
+use bytes::Bytes;
 use hygiene::{Report, Verdict};
 use lease::message::WipeCause;
 use locked_memory::MemoryKind;
@@ -13,7 +14,7 @@ use sources::SourceState;
 use units::{ByteLen, PoolId, VolumeId};
 
 use crate::boot_clock;
-use crate::node::{Node, OpenPool};
+use crate::node::{Node, OpenPool, snapshot_label};
 
 /// The work of a request that waits for a device, off the executor.
 async fn blocking<T: Send + 'static>(
@@ -37,7 +38,7 @@ fn sealed() -> ControlError {
     )
 }
 
-fn pool_error(error: &PoolError) -> ControlError {
+pub(crate) fn pool_error(error: &PoolError) -> ControlError {
     let kind = match error.kind() {
         PoolErrorKind::NoSpace => ErrorKind::Full,
         PoolErrorKind::NoSuchVolume => ErrorKind::NotFound,
@@ -80,7 +81,7 @@ fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn unknown_volume(volume: VolumeId) -> ControlError {
+pub(crate) fn unknown_volume(volume: VolumeId) -> ControlError {
     ControlError::new(
         ErrorKind::NotFound,
         format!("there is no volume {volume} on this node"),
@@ -97,7 +98,7 @@ impl Node {
         blocking(move || work(&store).map_err(|error| store_error(&error))).await
     }
 
-    fn volume_status(&self, open: &OpenPool, info: &VolumeInfo) -> api::VolumeStatus {
+    pub(crate) fn volume_status(&self, open: &OpenPool, info: &VolumeInfo) -> api::VolumeStatus {
         let label = self.served().get(&info.id).map(|served| served.label.clone());
         api::VolumeStatus {
             volume: info.id,
@@ -115,6 +116,8 @@ impl Node {
             requests_per_second: info.limits.ceilings.requests_per_s,
             bytes_per_second: info.limits.ceilings.bytes_per_s.map(|bytes| bytes.0),
             clone_of: info.clone_of,
+            replica: info.replica,
+            encrypted_blocks: info.encrypted_blocks,
             domain: info.domain,
             epoch: info.epoch,
             fence: info.fence,
@@ -293,12 +296,21 @@ impl Node {
         let info =
             open.pool.create_snapshot(volume, VolumeId(id), now).map_err(|error| pool_error(&error))?;
         tracing::info!(%volume, snapshot = %info.id, "took a snapshot");
+        if let Some(served) = self.served().get(&volume) {
+            self.export_snapshot(&open.pool, served, info.id);
+        }
         let usage = open.pool.usage().of.get(&info.id).copied();
         Ok(snapshot_status(open.pool.info().id, &info, usage))
     }
 
     fn delete_snapshot(&self, snapshot: VolumeId) -> Result<(), ControlError> {
-        self.pool_with_snapshot(snapshot)?.delete_snapshot(snapshot).map_err(|error| pool_error(&error))?;
+        let pool = self.pool_with_snapshot(snapshot)?;
+        let of = pool.snapshots().into_iter().find(|found| found.id == snapshot).map(|found| found.volume);
+        let label = of.and_then(|volume| self.served().get(&volume).map(|served| served.label.clone()));
+        if let Some(label) = label {
+            self.nbd.remove(&snapshot_label(&label, snapshot));
+        }
+        pool.delete_snapshot(snapshot).map_err(|error| pool_error(&error))?;
         tracing::warn!(%snapshot, "deleted a snapshot");
         Ok(())
     }
@@ -318,7 +330,7 @@ impl Node {
         Ok(self.volume_status(open, &clone.info()))
     }
 
-    fn pool_with_snapshot(&self, snapshot: VolumeId) -> Result<&Pool, ControlError> {
+    pub(crate) fn pool_with_snapshot(&self, snapshot: VolumeId) -> Result<&Pool, ControlError> {
         let found = self.pools.iter().find(|open| open.pool.snapshot(snapshot).is_ok());
         found.map(|open| &*open.pool).ok_or_else(|| {
             let message = format!("there is no snapshot {snapshot} on this node");
@@ -330,7 +342,7 @@ impl Node {
         })
     }
 
-    fn pool_or_refuse(&self, pool: PoolId) -> Result<&OpenPool, ControlError> {
+    pub(crate) fn pool_or_refuse(&self, pool: PoolId) -> Result<&OpenPool, ControlError> {
         self.find_pool(pool).ok_or_else(|| {
             let message = format!("there is no pool {pool} on this node");
             ControlError::new(ErrorKind::NotFound, message, "`nightlatch pool list` shows those there are")
@@ -349,7 +361,11 @@ fn pool_limits(limits: api::VolumeLimits) -> Limits {
     }
 }
 
-fn snapshot_status(pool: PoolId, info: &SnapshotInfo, usage: Option<Usage>) -> api::SnapshotStatus {
+pub(crate) fn snapshot_status(
+    pool: PoolId,
+    info: &SnapshotInfo,
+    usage: Option<Usage>,
+) -> api::SnapshotStatus {
     let usage = usage.unwrap_or_default();
     api::SnapshotStatus {
         snapshot: info.id,
@@ -487,6 +503,54 @@ impl NodeControl for Handle {
             Ok(pool_status(open))
         })
         .await
+    }
+
+    async fn snapshot_manifest(
+        &self,
+        snapshot: VolumeId,
+        since: Option<VolumeId>,
+    ) -> Result<api::SnapshotManifest, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.snapshot_manifest(snapshot, since)).await
+    }
+
+    async fn snapshot_portion(
+        &self,
+        snapshot: VolumeId,
+        since: Option<VolumeId>,
+        from_sector: u64,
+        sectors: u64,
+    ) -> Result<Vec<u8>, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.snapshot_portion(snapshot, since, from_sector, sectors)).await
+    }
+
+    async fn begin_receiving(&self, request: api::Receive) -> Result<api::Received, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.begin_receiving(&request)).await
+    }
+
+    async fn receive(
+        &self,
+        volume: VolumeId,
+        snapshot: VolumeId,
+        portion: Bytes,
+    ) -> Result<api::Received, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.receive(volume, snapshot, &portion)).await
+    }
+
+    async fn end_receiving(
+        &self,
+        manifest: api::SnapshotManifest,
+    ) -> Result<api::SnapshotStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.end_receiving(&manifest)).await
+    }
+
+    async fn promote(&self, volume: VolumeId) -> Result<api::Promoted, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.promote(volume)).await
     }
 
     async fn create_volume(&self, request: api::CreateVolume) -> Result<api::VolumeStatus, ControlError> {

@@ -26,6 +26,7 @@ mod scrub;
 mod sources;
 mod stages;
 mod startup;
+mod transfer;
 mod wiper;
 
 pub use startup::{Prepared, prepare};

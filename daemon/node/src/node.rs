@@ -52,6 +52,12 @@ pub(crate) struct Served {
     kind: VolumeKind,
     grant: GrantId,
     key: KeyHandle,
+    on_seal: nbd_server::OnSeal,
+}
+
+/// What clients name a snapshot of a disk.
+pub(crate) fn snapshot_label(volume: &str, snapshot: VolumeId) -> String {
+    format!("{volume}@{snapshot}")
 }
 
 /// When the node was last sealed or unsealed, and why.
@@ -299,11 +305,19 @@ impl Node {
         };
         let key = self.keyring.admit(&sealed).map_err(|error| refusal(&error))?.handle;
         // 3. The heads serve it.
-        let served = Served { label: grant.label.clone(), kind: grant.kind, grant: grant.grant, key };
-        let result = self.open(grant, Volume::open(volume, Arc::clone(&self.keyring), key));
+        let on_seal = match grant.on_seal {
+            OnSeal::Hold => nbd_server::OnSeal::Hold,
+            OnSeal::Fail => nbd_server::OnSeal::Fail,
+        };
+        let served =
+            Served { label: grant.label.clone(), kind: grant.kind, grant: grant.grant, key, on_seal };
+        let result = self.open(&served, Volume::open(volume, Arc::clone(&self.keyring), key));
         if result.is_err() {
             self.keyring.drop_key(key);
             return result;
+        }
+        for snapshot in open.pool.snapshots().iter().filter(|snapshot| snapshot.volume == grant.volume) {
+            self.export_snapshot(&open.pool, &served, snapshot.id);
         }
         let mut all = self.served();
         if all.is_empty() {
@@ -315,15 +329,13 @@ impl Node {
         Ok(())
     }
 
-    fn open(&self, grant: &GrantToAdmit, volume: Volume) -> Result<(), GrantRefusal> {
-        match grant.kind {
+    fn open(&self, served: &Served, volume: Volume) -> Result<(), GrantRefusal> {
+        let Served { label, kind, on_seal, .. } = served;
+        match kind {
             VolumeKind::Block => {
-                let on_seal = match grant.on_seal {
-                    OnSeal::Hold => nbd_server::OnSeal::Hold,
-                    OnSeal::Fail => nbd_server::OnSeal::Fail,
-                };
-                self.nbd.insert(&grant.label, Export { volume, read_only: false, on_seal }).map_err(|error| {
-                    tracing::error!(label = grant.label, %error, "a volume cannot be exported under its label");
+                let export = Export { volume, read_only: false, on_seal: *on_seal };
+                self.nbd.insert(label, export).map_err(|error| {
+                    tracing::error!(label, %error, "a volume cannot be exported under its label");
                     GrantRefusal::VolumeFailed
                 })
             }
@@ -339,6 +351,21 @@ impl Node {
         }
     }
 
+    /// Serves a snapshot of a disk that is served, to read.
+    pub(crate) fn export_snapshot(&self, pool: &Pool, served: &Served, snapshot: VolumeId) {
+        if served.kind != VolumeKind::Block {
+            return;
+        }
+        // It may have been deleted meanwhile.
+        let Ok(found) = pool.snapshot(snapshot) else { return };
+        let volume = Volume::open(found, Arc::clone(&self.keyring), served.key);
+        let label = snapshot_label(&served.label, snapshot);
+        let export = Export { volume, read_only: true, on_seal: served.on_seal };
+        if let Err(error) = self.nbd.insert(&label, export) {
+            tracing::error!(label, %error, "a snapshot cannot be exported");
+        }
+    }
+
     /// Takes back one volume's key and stops serving it. Blocks shortly.
     pub(crate) fn drop_volume(&self, volume: VolumeId, grant: GrantId, cause: WipeCause) -> WipeReport {
         let started = boot_clock::now();
@@ -349,7 +376,7 @@ impl Node {
         drop(all);
         if let Some(Some(served)) = dropped {
             self.keyring.drop_key(served.key);
-            self.stop_serving(&served);
+            self.stop_serving(volume, &served);
             if left == 0 {
                 *lock(&self.seal_change) = SealChange::now(Some(cause));
             }
@@ -369,9 +396,15 @@ impl Node {
         }
     }
 
-    fn stop_serving(&self, served: &Served) {
+    fn stop_serving(&self, volume: VolumeId, served: &Served) {
         match served.kind {
-            VolumeKind::Block => self.nbd.seal(&served.label),
+            VolumeKind::Block => {
+                self.nbd.seal(&served.label);
+                let snapshots = self.pools.iter().flat_map(|open| open.pool.snapshots());
+                snapshots
+                    .filter(|snapshot| snapshot.volume == volume)
+                    .for_each(|snapshot| self.nbd.seal(&snapshot_label(&served.label, snapshot.id)));
+            }
             VolumeKind::Objects => {
                 self.close_store();
             }

@@ -17,10 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use device::{Device, DeviceErrorKind, Metadata, Sealed, SectorBuf};
+use device::{Device, DeviceErrorKind, Metadata, Sealed, SectorBuf, SectorRecord};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::allocator::{Account, Allocated, Allocator, Shortage};
+use crate::blocks::OfKeys;
 use crate::branch::{Branch, Taken, Unseen};
 use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry, encode_extent, encode_volume};
 use crate::extent::{Content, Extent, ExtentKind, Retired};
@@ -55,6 +56,7 @@ pub(crate) struct Core {
     pub(crate) allocator: Arc<Allocator>,
     pub(crate) holes: HoleTable,
     pub(crate) records: RecordStore,
+    pub(crate) encrypted: OfKeys,
     /// Sectors that the log holds and their places may not.
     placement: Placement,
     pub(crate) dirty: Mutex<Dirty>,
@@ -210,6 +212,7 @@ impl Core {
             allocator,
             holes,
             records,
+            encrypted: OfKeys::default(),
             placement,
             dirty: Mutex::default(),
             unmapping: RwLock::default(),
@@ -262,6 +265,12 @@ impl Core {
     /// Numbers for `count` writes of a sector, the first of them.
     pub(crate) fn take_sequences(&self, count: u64) -> u64 {
         self.next_sequence.fetch_add(count, Ordering::Relaxed)
+    }
+
+    /// Writes from here on have higher numbers than these, which were given out elsewhere.
+    pub(crate) fn raise_sequence(&self, records: &[SectorRecord]) {
+        let highest = records.iter().map(|record| record.sequence).max();
+        self.next_sequence.fetch_max(highest.map_or(0, |highest| highest + 1), Ordering::Relaxed);
     }
 
     /// Whether a write of so many sectors goes to memory whatever is in its place: with the flush that is likely to follow

@@ -3,7 +3,7 @@
 //! An entry says all there is to say of one volume, one snapshot, one extent or the holes of one place, so writing it
 //! twice, or after a later one has been read back from the log, changes nothing.
 
-use units::{DomainId, Fence, PoolId, SectorCount, VolumeEpoch, VolumeId};
+use units::{DomainId, Fence, Lba, PoolId, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::bytes::{Decoder, Encoder};
 use crate::layout::{EXTENT_ENTRY_HEADER_BYTES, Layout, VOLUME_ENTRY_BYTES};
@@ -161,6 +161,8 @@ pub(crate) struct VolumeRecord {
     pub(crate) origin: Option<VolumeId>,
     /// Seconds since 1970, zero where nobody said.
     pub(crate) created_s: u64,
+    /// Blocks encrypted under its domain and epoch that are counted here, and those reserved ahead.
+    pub(crate) blocks: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,10 +173,29 @@ pub(crate) struct Level {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    Volume { fence: Fence, limits: Limits },
+    Volume {
+        fence: Fence,
+        limits: Limits,
+    },
     Snapshot,
+    /// Takes what is sent to it, and nothing else.
+    Replica {
+        receiving: Option<Receiving>,
+    },
 }
 
+/// A snapshot on its way to a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Receiving {
+    pub(crate) snapshot: VolumeId,
+    /// Everything before it has arrived.
+    pub(crate) next: Lba,
+}
+
+/// Branch and moment of each.
+const LEVELS_BYTES: usize = LEVELS_MAX * 12;
+
+const STATE_REPLICA: u8 = 4;
 const STATE_UNUSED: u8 = 0;
 const STATE_VOLUME: u8 = 1;
 const STATE_DELETED: u8 = 2;
@@ -196,19 +217,27 @@ pub(crate) fn encode_volume(pool: PoolId, slot: u32, entry: Option<&VolumeEntry>
 }
 
 fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
-    let VolumeRecord { spec, role, levels, origin, created_s } = record;
+    let VolumeRecord { spec, role, levels, origin, created_s, blocks } = record;
     let kind = match spec.kind {
         VolumeKind::Block => KIND_BLOCK,
         VolumeKind::Objects => KIND_OBJECTS,
     };
     let (state, fence, limits) = match role {
+        Role::Replica { .. } => (STATE_REPLICA, Fence(0), Limits::default()),
         Role::Volume { fence, limits } => (STATE_VOLUME, *fence, *limits),
         Role::Snapshot => (STATE_SNAPSHOT, Fence(0), Limits::default()),
     };
     // A volume's own branch is its serial, so that an entry of version 1 reads as one that was never snapshotted.
     let (moment, below) = match (role, &levels[..]) {
-        (Role::Volume { .. }, [own, below @ ..]) => (own.moment.0, below),
-        (_, levels) => (0, levels),
+        (Role::Snapshot, levels) => (0, levels),
+        (_, [own, below @ ..]) => (own.moment.0, below),
+        (_, []) => (0, &[][..]),
+    };
+    let (origin, of_role) = match role {
+        Role::Volume { limits, .. } => (*origin, limits.ceilings.to_disk()),
+        Role::Snapshot => (*origin, *created_s),
+        Role::Replica { receiving: Some(receiving) } => (Some(receiving.snapshot), receiving.next.0),
+        Role::Replica { receiving: None } => (None, 0),
     };
     let mut out = Encoder::new(out);
     out.u32(0)
@@ -224,12 +253,16 @@ fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
         .u32(spec.epoch.0)
         .u32(moment)
         .bytes(&origin.map_or([0; 16], |origin| origin.0))
-        .u64(if *role == Role::Snapshot { *created_s } else { limits.ceilings.to_disk() })
+        .u64(of_role)
         .u64(limits.quota.map_or(0, |quota| quota.0))
         .u64(limits.reserve.0);
     for level in below {
         out.u64(level.branch.0).u32(level.moment.0);
     }
+    for _ in below.len()..LEVELS_MAX {
+        out.u64(0).u32(0);
+    }
+    out.u64(*blocks);
 }
 
 /// Why a volume entry cannot be used.
@@ -262,7 +295,7 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     match state {
         STATE_UNUSED => return Some(None),
         STATE_DELETED => return Some(Some(VolumeEntry { serial, volume: None })),
-        STATE_VOLUME | STATE_SNAPSHOT => {}
+        STATE_VOLUME | STATE_SNAPSHOT | STATE_REPLICA => {}
         _ => return None,
     }
     let kind = match kind {
@@ -276,18 +309,23 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let epoch = VolumeEpoch(fields.u32()?);
     let moment = Moment(fields.u32()?);
     let origin = fields.array()?;
-    let created_s_or_ceilings = fields.u64()?;
-    let limits = Limits::from_disk(created_s_or_ceilings, fields.u64()?, fields.u64()?);
-    let spec = VolumeSpec { id, sectors, domain, epoch, check, kind };
-    let (role, own) = match state {
-        STATE_VOLUME => (Role::Volume { fence, limits }, Some(Level { branch: serial, moment })),
-        _ => (Role::Snapshot, None),
-    };
-    let created_s = if role == Role::Snapshot { created_s_or_ceilings } else { 0 };
-    let levels = decode_levels(serial, own, fields)?;
     let origin = (origin != [0; 16]).then_some(VolumeId(origin));
+    let of_role = fields.u64()?;
+    let limits = Limits::from_disk(of_role, fields.u64()?, fields.u64()?);
+    let spec = VolumeSpec { id, sectors, domain, epoch, check, kind };
+    let own = Some(Level { branch: serial, moment });
+    let (role, own, origin, created_s) = match state {
+        STATE_VOLUME => (Role::Volume { fence, limits }, own, origin, 0),
+        STATE_REPLICA => {
+            let receiving = origin.map(|snapshot| Receiving { snapshot, next: Lba(of_role) });
+            (Role::Replica { receiving }, own, None, 0)
+        }
+        _ => (Role::Snapshot, None, origin, of_role),
+    };
+    let levels = decode_levels(serial, own, &mut Decoder::new(fields.bytes(LEVELS_BYTES)?))?;
+    let blocks = fields.u64()?;
     let sound = serial != BranchId::NONE && spec.size_is_allowed();
-    let record = VolumeRecord { spec, role, levels, origin, created_s };
+    let record = VolumeRecord { spec, role, levels, origin, created_s, blocks };
     sound.then_some(Some(VolumeEntry { serial, volume: Some(record) }))
 }
 
@@ -330,7 +368,8 @@ mod tests {
             .map(|nth| Level { branch: BranchId(100 - nth), moment: Moment::MAX })
             .collect();
         let created_s = if state == Role::Snapshot { 8 } else { 0 };
-        let record = VolumeRecord { spec, role: state, levels, origin: Some(VolumeId([9; 16])), created_s };
+        let origin = (!matches!(state, Role::Replica { .. })).then_some(VolumeId([9; 16]));
+        let record = VolumeRecord { spec, role: state, levels, origin, created_s, blocks: 1 << 43 };
         VolumeEntry { serial: BranchId(100), volume: Some(record) }
     }
 
@@ -338,7 +377,13 @@ mod tests {
     fn a_volume_and_a_snapshot_are_read_back_with_up_to_the_most_levels() {
         let ceilings = Ceilings { requests_per_s: Some(500), bytes_per_s: Some(ByteLen(3 << 20)) };
         let limits = Limits { quota: Some(ByteLen(1 << 40)), reserve: ByteLen(1 << 30), ceilings };
-        for role in [Role::Volume { fence: Fence(7), limits }, Role::Snapshot] {
+        let receiving = Some(Receiving { snapshot: VolumeId([5; 16]), next: Lba(77) });
+        for role in [
+            Role::Volume { fence: Fence(7), limits },
+            Role::Snapshot,
+            Role::Replica { receiving },
+            Role::Replica { receiving: None },
+        ] {
             for levels in 1..=LEVELS_MAX {
                 let entry = entry(role, levels);
                 let mut bytes = [0; VOLUME_ENTRY_BYTES];

@@ -39,6 +39,43 @@ pub enum PoolError {
     #[error("{0} is a snapshot, and snapshots take no writes: clone it and write to the clone")]
     ReadOnly(VolumeId),
 
+    #[error(
+        "{0} is a replica and takes only what is sent to it: promote it first, with `nightlatch volume promote`, when what \
+         it is a replica of is gone or given up"
+    )]
+    Replica(VolumeId),
+
+    #[error(
+        "the key of {0} has encrypted 2^44 blocks, which is the most that it may: nothing more is written under it. Copy the \
+         data to a new volume"
+    )]
+    KeyUsedUp(VolumeId),
+
+    #[error("{0} is no replica: what is sent is taken by a replica, or by a pool that has no such volume")]
+    NotAReplica(VolumeId),
+
+    #[error(
+        "{volume} lacks the snapshot {since} that was sent from: send from one that both have, or the whole"
+    )]
+    NoCommonSnapshot { volume: VolumeId, since: VolumeId },
+
+    #[error("what was sent does not fit {volume}: {what}. Nothing of it was taken; send it again")]
+    BadPortion { volume: VolumeId, what: &'static str },
+
+    #[error("{volume} receives nothing now, or another snapshot: begin again")]
+    NotReceiving { volume: VolumeId },
+
+    #[error(
+        "{sector} of {volume} is not what was written and is not sent: restore it from the replica or a backup, or write \
+         it anew and take another snapshot"
+    )]
+    DamagedSector { volume: VolumeId, sector: Lba },
+
+    #[error(
+        "{0} keeps no records and can send nothing that could be verified: copy the data to a new volume"
+    )]
+    NoRecords(PoolId),
+
     #[error("{0} is a snapshot: this is done to volumes. `nightlatch volume list` shows those there are")]
     NotAVolume(VolumeId),
 
@@ -215,7 +252,7 @@ impl PoolError {
             Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) => PoolErrorKind::NoSuchVolume,
             Self::ReadOnly(_) => PoolErrorKind::ReadOnly,
             Self::StaleFence { .. } => PoolErrorKind::StaleFence,
-            Self::RecordDamaged { .. } => PoolErrorKind::Damaged,
+            Self::RecordDamaged { .. } | Self::DamagedSector { .. } => PoolErrorKind::Damaged,
             Self::Device(error) => match error.kind() {
                 DeviceErrorKind::NoSpace => PoolErrorKind::NoSpace,
                 DeviceErrorKind::Failed => PoolErrorKind::Failed,

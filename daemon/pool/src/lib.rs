@@ -14,6 +14,7 @@
 //! FORMAT.md draws the bytes. This crate cannot hold a key, and volumes have no names here but their random ids.
 
 mod allocator;
+mod blocks;
 mod branch;
 mod bytes;
 mod ceilings;
@@ -36,6 +37,7 @@ mod scrub;
 mod snapshot;
 mod steps;
 mod superblock;
+mod transfer;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -53,16 +55,22 @@ pub use load::Problem;
 pub use pool::Pool;
 pub use scrub::{DamagedSector, Scrub, ScrubStep, SectorFault};
 pub use steps::CrashStep;
+pub use transfer::{Manifest, Portion};
 pub use volume::{Piece, PoolVolume};
 
 /// The version of the on-disk format that this crate reads and writes (FORMAT.md).
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// The oldest version that it reads, and brings to the present one by opening.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Most volumes and snapshots in a pool.
 pub const VOLUMES_MAX: u32 = 4096;
 /// Most extents on a device.
 pub const DEVICE_EXTENTS_MAX: u32 = 1 << 28;
+
+/// Blocks encrypted under one domain and epoch from which on a new epoch is due.
+pub const ENCRYPTED_BLOCKS_DUE: u64 = blocks::DUE;
+/// And from which on nothing is written under it any more.
+pub const ENCRYPTED_BLOCKS_MAX: u64 = blocks::USED_UP;
 
 /// Most branches that one volume or snapshot is made of: clones of snapshots of clones.
 pub const LEVELS_MAX: usize = 10;
@@ -207,6 +215,10 @@ pub struct VolumeInfo {
     pub limits: Limits,
     /// The snapshot that it is a clone of.
     pub clone_of: Option<VolumeId>,
+    /// Whether it takes only what another pool sends it, until it is promoted.
+    pub replica: bool,
+    /// Blocks of the cipher that have been encrypted under its domain and epoch in this pool, at most.
+    pub encrypted_blocks: u64,
 }
 
 /// The state of a snapshot.

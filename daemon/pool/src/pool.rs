@@ -9,6 +9,7 @@ use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
 
 use crate::allocator::{Account, Allocated, Allocator};
+use crate::blocks::AHEAD;
 use crate::branch::{Branch, View};
 use crate::commit::{Core, Parts, lock};
 use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
@@ -165,6 +166,9 @@ impl Pool {
         };
         let core = Arc::new(Core::new(device, parts));
         core.migrate()?;
+        volumes.live.values().for_each(|state| {
+            core.encrypted.add(state.key(), state.blocks());
+        });
         let pool = Self { core, volumes: Mutex::new(volumes), changing: Mutex::new(()), repaired };
         pool.take_up(&branches);
         Ok(Arc::new(pool))
@@ -245,14 +249,14 @@ impl Pool {
             return Err(PoolError::VolumeSize(spec.sectors));
         }
         let _changing = lock(&self.changing);
-        self.add_volume(spec, limits, None)
+        self.add_volume(spec, Role::Volume { fence: Fence(0), limits }, None)
     }
 
     /// Makes a volume, of holes or of what a snapshot shows, while nothing else is being changed. Durable when it returns.
     pub(crate) fn add_volume(
         &self,
         spec: VolumeSpec,
-        limits: Limits,
+        role: Role,
         of: Option<(VolumeId, &View)>,
     ) -> Result<Arc<PoolVolume>, PoolError> {
         let (slot, serial) = {
@@ -263,7 +267,9 @@ impl Pool {
             volumes.vacancy()?
         };
         let account = self.core.allocator.open_account();
-        if let Err(error) = self.core.set_limits(account, limits) {
+        if let Role::Volume { limits, .. } = role
+            && let Err(error) = self.core.set_limits(account, limits)
+        {
             self.core.allocator.close_account(account);
             return Err(error);
         }
@@ -274,12 +280,16 @@ impl Pool {
         view.attach(self.core.layout.extents_spanned(spec.sectors));
         let record = VolumeRecord {
             spec,
-            role: Role::Volume { fence: Fence(0), limits },
+            role,
             levels: view.recorded_levels(),
             origin: of.map(|(snapshot, _)| snapshot),
             created_s: 0,
+            // So that its first writes need not wait for a reservation.
+            blocks: AHEAD,
         };
         let state = Arc::new(VolumeState::new(slot, serial, &record, view, sectors));
+        state.blocks.begin();
+        self.core.encrypted.add(state.key(), AHEAD);
         lock(&self.volumes).live.insert(spec.id, Arc::clone(&state));
         state.mark_entry(&self.core, &state.head());
         self.core.flush()?;
@@ -299,7 +309,16 @@ impl Pool {
 
     /// Takes a volume or snapshot away, and with it what only it showed. Durable when it returns.
     pub(crate) fn remove(&self, state: &VolumeState) -> Result<(), PoolError> {
-        lock(&self.volumes).live.remove(&state.id());
+        let heir = {
+            let mut volumes = lock(&self.volumes);
+            volumes.live.remove(&state.id());
+            volumes.live.values().find(|other| other.key() == state.key()).cloned()
+        };
+        if let Some(heir) = heir.filter(|_| state.blocks() > 0) {
+            // First, so that a cut between the two counts them twice.
+            heir.add_blocks(&self.core, state.blocks());
+            self.core.flush()?;
+        }
         state.delete(&self.core);
         let view = state.head().view.clone();
         self.leave(&view)
@@ -340,6 +359,11 @@ impl Pool {
         }
         let _changing = lock(&self.changing);
         let state = self.volume_state(id)?;
+        state.refuse_replica()?;
+        self.set_size(&state, sectors)
+    }
+
+    pub(crate) fn set_size(&self, state: &VolumeState, sectors: SectorCount) -> Result<(), PoolError> {
         // What an earlier shrinking cut off must be unmapped before a larger size could show it again.
         state.hide_past_end(&self.core, sectors)?;
         self.core.flush()?;

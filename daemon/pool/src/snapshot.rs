@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use units::VolumeId;
+use units::{Fence, VolumeId};
 
 use crate::branch::{Branch, View};
 use crate::commit::lock;
@@ -31,6 +31,17 @@ impl Pool {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
         let state = self.volume_state(volume)?;
+        state.refuse_replica()?;
+        self.take_snapshot(&state, id, created_s)
+    }
+
+    /// As [`Pool::create_snapshot`], while nothing else is being changed.
+    pub(crate) fn take_snapshot(
+        &self,
+        state: &VolumeState,
+        id: VolumeId,
+        created_s: u64,
+    ) -> Result<SnapshotInfo, PoolError> {
         let (slot, serial) = {
             let mut volumes = lock(&self.volumes);
             if volumes.live.contains_key(&id) {
@@ -45,8 +56,9 @@ impl Pool {
             spec: VolumeSpec { id, sectors, ..state.spec() },
             role: Role::Snapshot,
             levels: view.recorded_levels(),
-            origin: Some(volume),
+            origin: Some(state.id()),
             created_s,
+            blocks: 0,
         };
         let extent_sectors = self.core.layout.extent_sectors();
         let snapshot = Arc::new(VolumeState::new(slot, serial, &record, view, extent_sectors));
@@ -73,7 +85,7 @@ impl Pool {
         Ok(PoolVolume::new(&self.core, &self.snapshot_state(id)?))
     }
 
-    fn snapshot_state(&self, id: VolumeId) -> Result<Arc<VolumeState>, PoolError> {
+    pub(crate) fn snapshot_state(&self, id: VolumeId) -> Result<Arc<VolumeState>, PoolError> {
         let found = lock(&self.volumes).live.get(&id).cloned();
         found.filter(|found| found.is_snapshot()).ok_or(PoolError::NoSuchSnapshot(id))
     }
@@ -98,7 +110,8 @@ impl Pool {
         let state = self.snapshot_state(snapshot)?;
         let view = state.head().view.clone();
         self.prepare_above(snapshot, &view)?;
-        self.add_volume(VolumeSpec { id, ..state.spec() }, limits, Some((snapshot, &view)))
+        let role = Role::Volume { fence: Fence(0), limits };
+        self.add_volume(VolumeSpec { id, ..state.spec() }, role, Some((snapshot, &view)))
     }
 
     /// Makes a volume what one of its snapshots shows, its size too. What was written since is gone, but for what other
@@ -108,6 +121,7 @@ impl Pool {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
         let state = self.volume_state(volume)?;
+        state.refuse_replica()?;
         let target = self.snapshot_state(snapshot)?;
         if target.origin() != Some(volume) {
             return Err(PoolError::ForeignSnapshot { volume, snapshot });

@@ -15,10 +15,11 @@ use device::{Sealed, SectorRecord};
 use units::{ByteLen, ByteOffset, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::allocator::Allocated;
+use crate::blocks::{AHEAD, DUE, Key, Part, USED_UP};
 use crate::branch::{Branch, Layer, View, Written, resolve};
 use crate::ceilings::Pace;
 use crate::commit::{Core, lock};
-use crate::entry::{BranchId, Moment, Place, Role, VolumeEntry, VolumeRecord};
+use crate::entry::{BranchId, Moment, Place, Receiving, Role, VolumeEntry, VolumeRecord};
 use crate::extent::{Content, Extent, ExtentKind, Route, Way};
 use crate::{Ceilings, CrashStep, Limits, PoolError, SnapshotInfo, VolumeInfo, VolumeSpec};
 
@@ -34,6 +35,7 @@ pub(crate) struct VolumeState {
     pub(crate) extent_sectors: u32,
     head: RwLock<Head>,
     pace: Mutex<Pace>,
+    pub(crate) blocks: Part,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,10 @@ pub(crate) struct Head {
     pub(crate) sectors: SectorCount,
     fence: Fence,
     limits: Limits,
+    /// Blocks encrypted, and reserved ahead.
+    blocks: u64,
+    /// Whether it takes only what is sent to it, and what is on its way.
+    pub(crate) replica: Option<Option<Receiving>>,
     deleted: bool,
     /// Requests of the present moment that write.
     writing: Arc<Writing>,
@@ -95,9 +101,16 @@ impl VolumeState {
         let (fence, limits, snapshot) = match record.role {
             Role::Volume { fence, limits } => (fence, limits, false),
             Role::Snapshot => (Fence(0), Limits::default(), true),
+            Role::Replica { .. } => (Fence(0), Limits::default(), false),
+        };
+        let replica = match record.role {
+            Role::Replica { receiving } => Some(receiving),
+            _ => None,
         };
         let sectors = record.spec.sectors;
-        let head = Head { serial, view, sectors, fence, limits, deleted: false, writing: Arc::default() };
+        let writing = Arc::default();
+        let blocks = record.blocks;
+        let head = Head { serial, view, sectors, fence, limits, blocks, replica, deleted: false, writing };
         Self {
             slot,
             spec: record.spec,
@@ -107,6 +120,7 @@ impl VolumeState {
             extent_sectors,
             head: RwLock::new(head),
             pace: Mutex::default(),
+            blocks: Part::recorded(record.blocks),
         }
     }
 
@@ -149,6 +163,8 @@ impl VolumeState {
             allocated: ByteLen(owned * core.layout.extent_len().0),
             limits: head.limits,
             clone_of: self.origin,
+            replica: head.replica.is_some(),
+            encrypted_blocks: core.encrypted.of(self.key()),
         }
     }
 
@@ -166,9 +182,10 @@ impl VolumeState {
 
     /// The entry as the head now stands.
     fn entry(&self, head: &Head) -> VolumeEntry {
-        let role = match self.snapshot {
-            true => Role::Snapshot,
-            false => Role::Volume { fence: head.fence, limits: head.limits },
+        let role = match (self.snapshot, head.replica) {
+            (true, _) => Role::Snapshot,
+            (false, Some(receiving)) => Role::Replica { receiving },
+            (false, None) => Role::Volume { fence: head.fence, limits: head.limits },
         };
         let record = VolumeRecord {
             spec: VolumeSpec { sectors: head.sectors, ..self.spec },
@@ -176,8 +193,49 @@ impl VolumeState {
             levels: head.view.recorded_levels(),
             origin: self.origin,
             created_s: self.created_s,
+            blocks: head.blocks,
         };
         VolumeEntry { serial: head.serial, volume: (!head.deleted).then_some(record) }
+    }
+
+    /// What its sectors are sealed under.
+    pub(crate) fn key(&self) -> Key {
+        (self.spec.domain, self.spec.epoch)
+    }
+
+    /// Blocks counted in its entry.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.head().blocks
+    }
+
+    /// Counts blocks in its entry that were counted elsewhere, or will be encrypted.
+    pub(crate) fn add_blocks(&self, core: &Core, blocks: u64) {
+        let mut head = self.head_mut();
+        head.blocks = head.blocks.saturating_add(blocks);
+        self.mark_entry(core, &head);
+    }
+
+    /// Reserves so many blocks, durably, unless the key is used up.
+    fn reserve_blocks(&self, core: &Core, blocks: u64) -> Result<(), PoolError> {
+        {
+            let mut head = self.head_mut();
+            let more = blocks.saturating_sub(head.blocks);
+            let before = core.encrypted.of(self.key());
+            if before.saturating_add(more) > USED_UP + AHEAD {
+                return Err(PoolError::KeyUsedUp(self.spec.id));
+            }
+            if more > 0 {
+                head.blocks = blocks;
+                self.mark_entry(core, &head);
+                if core.encrypted.add(self.key(), more) >= DUE && before < DUE {
+                    tracing::warn!(volume = %self.spec.id, "the volume's key has encrypted 2^43 blocks: copy the data to a new volume before it has encrypted 2^44, from where on nothing is written under it");
+                }
+            }
+        }
+        // Another may have marked it, and not be through.
+        core.flush()?;
+        self.blocks.reserved(blocks);
+        Ok(())
     }
 
     /// Puts the entry on the dirty list, while the head that it describes is locked.
@@ -294,6 +352,9 @@ impl VolumeState {
     pub(crate) fn raise_fence(&self, core: &Core, fence: Fence) -> Result<(), PoolError> {
         let mut head = self.head_mut();
         self.check_alive(&head)?;
+        if head.replica.is_some() {
+            return Err(PoolError::Replica(self.spec.id));
+        }
         if fence <= head.fence {
             return Err(PoolError::StaleFence { volume: self.spec.id, given: fence, highest: head.fence });
         }
@@ -323,7 +384,24 @@ impl VolumeState {
     }
 
     fn check_writable(&self) -> Result<(), PoolError> {
-        if self.snapshot { Err(PoolError::ReadOnly(self.spec.id)) } else { Ok(()) }
+        if self.snapshot { Err(PoolError::ReadOnly(self.spec.id)) } else { self.refuse_replica() }
+    }
+
+    pub(crate) fn refuse_replica(&self) -> Result<(), PoolError> {
+        if self.head().replica.is_some() { Err(PoolError::Replica(self.spec.id)) } else { Ok(()) }
+    }
+
+    /// Makes it a replica that receives this, or nothing now; or, with `None`, a volume like others.
+    pub(crate) fn set_replica(
+        &self,
+        core: &Core,
+        replica: Option<Option<Receiving>>,
+    ) -> Result<(), PoolError> {
+        let mut head = self.head_mut();
+        self.check_alive(&head)?;
+        head.replica = replica;
+        self.mark_entry(core, &head);
+        Ok(())
     }
 
     /// The range as sector numbers, if the volume has all of it.
@@ -476,7 +554,7 @@ impl Spans {
 /// old or new content, in any mix of the units that the device writes whole.
 #[derive(Debug)]
 pub struct PoolVolume {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     pub(crate) state: Arc<VolumeState>,
 }
 
@@ -591,8 +669,13 @@ impl PoolVolume {
     /// Writes sealed sectors from `first` on. Durable only after a later [`PoolVolume::flush`]. On an error any part
     /// of it may have been written.
     pub fn write(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
-        self.core.check_not_failed()?;
         self.state.check_writable()?;
+        self.store(first, epoch, data)
+    }
+
+    /// As [`PoolVolume::write`], to a replica too.
+    pub(crate) fn store(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
+        self.core.check_not_failed()?;
         let expected = self.state.spec.epoch;
         if epoch != expected {
             return Err(PoolError::WrongEpoch { expected, given: epoch });
@@ -709,8 +792,13 @@ impl PoolVolume {
     /// Makes the range a hole. Durable only after a later [`PoolVolume::flush`]; extents in which nothing is left are free
     /// from then on.
     pub fn unmap(&self, first: Lba, count: SectorCount) -> Result<(), PoolError> {
-        self.core.check_not_failed()?;
         self.state.check_writable()?;
+        self.clear(first, count)
+    }
+
+    /// As [`PoolVolume::unmap`], of a replica too.
+    pub(crate) fn clear(&self, first: Lba, count: SectorCount) -> Result<(), PoolError> {
+        self.core.check_not_failed()?;
         let any = self.core.with_room_for_holes(|| {
             let head = self.state.head();
             let range = self.state.range(&head, first, count)?;
@@ -723,9 +811,12 @@ impl PoolVolume {
     }
 
     /// Numbers for `count` writes of a sector, to seal them under: this one and those after it. No write before had any of
-    /// them, but for such as a crash undid.
-    pub fn take_sequences(&self, count: SectorCount) -> u64 {
-        self.core.take_sequences(count.0)
+    /// them, but for such as a crash undid. Counts them against what the key may encrypt: [`PoolError::KeyUsedUp`] past it.
+    pub fn take_sequences(&self, count: SectorCount) -> Result<u64, PoolError> {
+        if let Some(blocks) = self.state.blocks.count(count) {
+            self.state.reserve_blocks(&self.core, blocks)?;
+        }
+        Ok(self.core.take_sequences(count.0))
     }
 
     /// A sector that was read is not what was written: counts it and says so in the log.

@@ -368,7 +368,7 @@ impl Inner {
     /// The last steps of every write: 1. encrypt, 2. see that the key was there throughout (both in `seal`), 3. write. A
     /// check left out, or made before the encryption only, would let through what a wipe's zeros encrypted.
     fn seal_and_write(&self, first: u64, clear: Clear) -> Result<(), Cause> {
-        let sequence = self.pool.take_sequences(clear.sectors());
+        let sequence = self.pool.take_sequences(clear.sectors())?;
         let sealed = seal(clear, (&self.keyring, self.key), self.bound, (Lba(first), sequence))?;
         Ok(self.pool.write(Lba(first), self.bound.epoch, &sealed)?)
     }

@@ -39,6 +39,11 @@ const CONFINED: &[Confined] = &[
         why: "a sealed sector is made by sealing, by a read from the device, and by nothing else",
     },
     Confined {
+        pattern: "Sealed::from_frame",
+        packages: &["daemon/pool"],
+        why: "what another pool has sent is taken in where its frames are read, and nowhere else",
+    },
+    Confined {
         pattern: "Metadata::from_encoding",
         packages: &["daemon/pool"],
         why: "the pool alone knows what its metadata looks like: anything else that is written must be sealed",

@@ -1,117 +1,17 @@
 //! The operator's guide, step by step: from an empty directory to a served volume and bucket, with the command line alone,
 //! through a loss of the keyholder, to the erased volume.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use harness::client::{client, python_client, run};
-use harness::process::{Process, program, wait_for};
+use harness::desk::{Desk, find, move_ports, word, write_keyholder_config};
+use harness::process::wait_for;
 use harness::site::free_port;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// An operator's machine: a directory, and the command line in it.
-struct Desk {
-    dir: PathBuf,
-}
-
-impl Desk {
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program("nightlatch"));
-        command.current_dir(&self.dir).env("NIGHTLATCH_PROFILE", self.dir.join("pki")).args(arguments);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> String {
-        run(&mut self.command(arguments)).expect_success()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[&["--json"], arguments].concat());
-        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output}"))
-    }
-
-    fn refused(&self, arguments: &[&str]) -> String {
-        run(&mut self.command(arguments)).expect_failure()
-    }
-
-    fn start(&self, name: &str, config: &Path) -> Process {
-        let mut command = Command::new(program(name));
-        command.current_dir(&self.dir).arg("--config").arg(config);
-        Process::start(name, command)
-    }
-
-    /// Waits until a command succeeds.
-    fn until(&self, arguments: &[&str]) -> String {
-        wait_for(&format!("{arguments:?}"), PATIENCE, || {
-            let answer = run(&mut self.command(arguments));
-            if answer.success { Ok(answer.stdout) } else { Err(answer.describe()) }
-        })
-    }
-
-    fn unseal(&self) {
-        for officer in ["anna", "clara"] {
-            let share = format!("shares/{officer}.share");
-            self.run(&[
-                "key",
-                "unseal",
-                "--share",
-                &share,
-                "--officer-key",
-                &format!("{officer}.officer-key"),
-            ]);
-        }
-    }
-}
-
-/// Finds a member by name anywhere in a document: the guide promises the words, not the nesting.
-fn find<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
-    match document {
-        Value::Object(members) => {
-            members.get(name).or_else(|| members.values().find_map(|member| find(member, name)))
-        }
-        Value::Array(items) => items.iter().find_map(|item| find(item, name)),
-        _ => None,
-    }
-}
-
-fn word(document: &Value, name: &str) -> String {
-    let found = find(document, name).and_then(Value::as_str);
-    found.unwrap_or_else(|| panic!("no {name} in {document}")).to_owned()
-}
-
-fn write_keyholder_config(desk: &Desk, admin: std::net::SocketAddr) {
-    let config = format!(
-        r#"name = "keyholder-1"
-state_dir = "keyholder"
-lease_ms = 10000
-[listen]
-admin = "{admin}"
-[tls]
-trust_domain = "storage.example.com"
-cert = "pki/keyholder/keyholder-1/cert.pem"
-key = "pki/keyholder/keyholder-1/key.pem"
-people_issuer = "pki/issuers/people.pem"
-machines_issuer = "pki/issuers/machines.pem"
-clients_issuer = "pki/issuers/clients.pem"
-"#
-    );
-    std::fs::write(desk.dir.join("keyholder.toml"), config).expect("a writable directory");
-}
-
-/// Moves the node's ports to free ones: the guide's own may be taken on this machine.
-fn move_ports(config: &Path) -> toml::Table {
-    let text = std::fs::read_to_string(config).expect("node init wrote it");
-    let mut table: toml::Table = text.parse().expect("TOML");
-    let listen = table["listen"].as_table_mut().expect("a table");
-    for key in ["key", "admin", "metrics", "nbd", "s3"] {
-        listen.insert(key.to_owned(), free_port().to_string().into());
-    }
-    std::fs::write(config, table.to_string()).expect("a writable directory");
-    table["listen"].as_table().expect("a table").clone()
-}
 
 /// Shares, backup and a copy of the disk give the data back; another disk does not, nor too few shares.
 fn prove_by_drill(desk: &Desk) {
@@ -304,6 +204,11 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     write("db", 0x11);
     let snapshot = word(&desk.json(&["snapshot", "create", "db"]), "snapshot");
     write("db", 0x22);
+    // A snapshot is there to be read, for whoever copies it elsewhere.
+    let export = format!("db@{snapshot}");
+    holds(&export, 0x11);
+    let written = run(client("nbdcopy").arg(&file).arg(nbd_of(&export)));
+    assert!(!written.success, "a snapshot was written");
     desk.run(&["volume", "clone", &snapshot, "db-test", "--node", "node-1"]);
     holds("db-test", 0x11);
     holds("db", 0x22);

@@ -9,6 +9,7 @@ mod node;
 mod pki;
 mod pool;
 mod scrub;
+mod send;
 mod snapshot;
 mod status;
 mod store;

@@ -459,13 +459,18 @@ fn pool_lines(status: &NodeStatus) -> String {
 
 fn volume_lines(status: &NodeStatus) -> String {
     let line = |volume: &admin::api::VolumeStatus| {
+        let due = match volume.encrypted_blocks {
+            blocks if blocks < pool::ENCRYPTED_BLOCKS_DUE => "",
+            _ => "; ITS KEY IS NEARLY USED UP: copy the data to a new volume",
+        };
         format!(
-            "  volume {} ({}, {}): {}\n",
+            "  volume {} ({}, {}): {}{due}\n",
             volume.volume,
             volume.kind,
             ByteLen(volume.size_bytes),
             match &volume.label {
                 Some(label) => format!("served as {label}"),
+                None if volume.replica => "a replica".to_owned(),
                 None => "sealed".to_owned(),
             }
         )

@@ -5,10 +5,11 @@ use keyholder::api::VolumeEntry;
 use units::{ByteLen, VolumeId};
 
 use crate::args::SnapshotCommand;
+use crate::commands::send;
 use crate::commands::volume::entry_of;
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
-use crate::failure::Done;
+use crate::failure::{Done, Failure};
 use crate::output::{Output, moment, table};
 
 pub(crate) fn run(command: &SnapshotCommand, connections: &Connections, output: Output) -> Done {
@@ -29,6 +30,19 @@ pub(crate) fn run(command: &SnapshotCommand, connections: &Connections, output: 
             output.show(&taken, || {
                 format!("Took the snapshot {} of {}.", taken.snapshot, ByteLen(taken.size_bytes))
             })
+        }
+        SnapshotCommand::Send { snapshot, node, since, to_node, pool, output: file } => {
+            let what = (*snapshot, *since, node.node.as_deref());
+            match (to_node, file) {
+                (Some(to), _) => send::to_node(what, (to, *pool), connections, output),
+                (None, Some(file)) => send::to_file(what, file, connections, output),
+                (None, None) => {
+                    Err(Failure::usage("it is not said where to", "give --to-node NAME or --output FILE"))
+                }
+            }
+        }
+        SnapshotCommand::Receive { file, node, pool } => {
+            send::from_file(file, (node.node.as_deref(), *pool), connections, output)
         }
         SnapshotCommand::List(node) => {
             let snapshots: Vec<SnapshotStatus> = wait(async {

@@ -2,8 +2,8 @@
 
 use admin::api::{SnapshotStatus, VolumeStatus};
 use keyholder::api::{
-    CloneVolume, CreateVolume, Erasure, KeyState, OnSeal, ResizeVolume, RollBackVolume, VolumeEntry,
-    VolumeErased, VolumeKind, VolumeLimits,
+    CloneVolume, CreateVolume, Erasure, KeyState, OnSeal, PromoteVolume, ResizeVolume, RollBackVolume,
+    VolumeEntry, VolumeErased, VolumeKind, VolumeLimits,
 };
 use units::ByteLen;
 
@@ -60,6 +60,19 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
             let entry: VolumeEntry = wait(connections.keyholder(Ask::Operate)?.post(&path, &request))??;
             output.show(&entry, || {
                 format!("{label} is what the snapshot shows, {} of it.", ByteLen(entry.size_bytes))
+            })
+        }
+        VolumeCommand::Promote { label, node, yes } => {
+            let path = format!("{}/promote", path(label)?);
+            output.confirm(
+                *yes,
+                &format!("Serve {label} from {node}, as its newest snapshot there shows it?"),
+            )?;
+            let request = PromoteVolume { node: node.clone() };
+            let entry: VolumeEntry = wait(connections.keyholder(Ask::Decide)?.post(&path, &request))??;
+            output.show(&entry, || match &entry.reason {
+                Some(reason) => format!("{label} is on {node} now; {reason}."),
+                None => format!("{label} is on {node} now."),
             })
         }
         VolumeCommand::Limit { label, limits } => {

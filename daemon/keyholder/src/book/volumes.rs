@@ -234,6 +234,56 @@ impl Book {
         Ok(())
     }
 
+    /// The volume and the node that has its replica.
+    pub(crate) fn check_promotion(
+        &self,
+        label: &str,
+        to: &str,
+    ) -> Result<(VolumeId, NodeId), KeyholderError> {
+        let (volume, from) = self.check_live(label)?;
+        let node = self.registry()?.node_named(to);
+        let node = node.ok_or_else(|| KeyholderError::NoSuchNode { name: to.to_owned() })?;
+        if node.pinned.is_none() {
+            return Err(KeyholderError::NotApproved { name: to.to_owned() });
+        }
+        if node.node == from {
+            return Err(KeyholderError::Invalid {
+                what: format!("{label} is on {to} already"),
+                next_step: "name the node that has its replica",
+            });
+        }
+        Ok((volume, node.node))
+    }
+
+    /// The replica on `to` is the volume from now on. What the node before it holds is revoked when it is heard of.
+    pub(crate) fn promoted(
+        &mut self,
+        volume: VolumeId,
+        to: NodeId,
+        (snapshot, size_bytes): (Option<VolumeId>, u64),
+        by: &str,
+    ) -> Result<(), KeyholderError> {
+        let before = self.registry()?.volume(volume).map(|record| record.node);
+        self.commit(|registry| {
+            if let Some(record) = registry.volume_mut(volume) {
+                record.node = to;
+                record.size = ByteLen(size_bytes);
+            }
+            Ok(())
+        })?;
+        self.volumes.remove(&volume);
+        let fields = [
+            ("by", by.into()),
+            ("volume", volume.to_string().into()),
+            ("from", before.map(|node| node.to_string()).into()),
+            ("to", to.to_string().into()),
+            ("snapshot", snapshot.map(|snapshot| snapshot.to_string()).into()),
+            ("size_bytes", size_bytes.into()),
+        ];
+        self.audit.record("volume-promoted", fields)?;
+        Ok(())
+    }
+
     /// Last step: the node has the volume.
     pub(crate) fn finish_volume(&mut self, volume: VolumeId) -> Result<(), KeyholderError> {
         self.commit(|registry| {

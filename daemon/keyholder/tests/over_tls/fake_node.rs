@@ -441,6 +441,8 @@ fn status(present: &VolumePresent) -> admin::api::VolumeStatus {
         requests_per_second: None,
         bytes_per_second: None,
         clone_of: None,
+        replica: false,
+        encrypted_blocks: 0,
         domain: present.domain,
         epoch: present.epoch,
         fence: present.fence,

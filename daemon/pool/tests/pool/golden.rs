@@ -16,6 +16,7 @@ use crate::model::{EPOCH, spec, verify_metadata};
 const VERSION_1: &[u8] = include_bytes!("../golden/version-1.image");
 const VERSION_2: &[u8] = include_bytes!("../golden/version-2.image");
 const VERSION_3: &[u8] = include_bytes!("../golden/version-3.image");
+const VERSION_4: &[u8] = include_bytes!("../golden/version-4.image");
 const DEVICE: ByteLen = ByteLen(4 << 20);
 const SUPERBLOCKS: [u64; 2] = [0, 16];
 const LOG: ByteLen = ByteLen(64 << 10);
@@ -24,6 +25,8 @@ const LIMITS: Limits = Limits {
     reserve: ByteLen(128 << 10),
     ceilings: Ceilings { requests_per_s: None, bytes_per_s: None },
 };
+/// Since version 4.
+const CEILINGS: Ceilings = Ceilings { requests_per_s: Some(5000), bytes_per_s: Some(ByteLen(200 << 20)) };
 const POOL: PoolId = PoolId(*b"a pool from 2026");
 
 /// Sectors of which all but the start is zero, so that the image stays small.
@@ -42,7 +45,8 @@ fn sector(tag: u8) -> Sealed {
 /// Everything the format has. As version 1: live, deleted and reused slots, full, partial, freed and stale extents, a log
 /// that has been round and holds records of every kind. Since version 2: snapshots, one of a volume that is gone, a clone, a
 /// rollback, holes over shared extents, freed ones among them, in table and log, limits. Since version 3: records in their
-/// pages and in the log, with and without the ciphertext.
+/// pages and in the log, with and without the ciphertext. Since version 4: ceilings, and a replica that has a snapshot and half
+/// of the next.
 fn make() -> Arc<SimulatedDevice> {
     let device = SimulatedDevice::new(DEVICE);
     let options =
@@ -79,7 +83,41 @@ fn make() -> Arc<SimulatedDevice> {
     block.write(Lba(608), EPOCH, &sectors(25, 12)).unwrap();
     objects.flush().unwrap();
     pool.delete_volume(pool.create_volume(spec(6, 1)).unwrap().id()).unwrap();
+    pool.set_limits(clone.id(), Limits { ceilings: CEILINGS, ..LIMITS }).unwrap();
+    receive(&pool);
     device
+}
+
+/// Where the replica's snapshots come from.
+fn sender() -> Arc<Pool> {
+    let options =
+        CreateOptions { extent_len: ByteLen(64 << 10), log_len: Some(LOG), ..CreateOptions::default() };
+    let pool = Pool::create(SimulatedDevice::new(DEVICE), options).unwrap();
+    let volume = pool.create_volume(spec(7, 100)).unwrap();
+    volume.write(Lba(0), EPOCH, &sectors(60, 4)).unwrap();
+    pool.create_snapshot(volume.id(), spec(13, 1).id, 1_700_000_003).unwrap();
+    pool.resize_volume(volume.id(), SectorCount(200)).unwrap();
+    volume.write(Lba(5), EPOCH, &sectors(61, 3)).unwrap();
+    volume.write(Lba(199), EPOCH, &sector(62)).unwrap();
+    pool.create_snapshot(volume.id(), spec(14, 1).id, 1_700_000_004).unwrap();
+    pool
+}
+
+/// A snapshot and a part of the next.
+fn receive(pool: &Pool) {
+    let sender = sender();
+    let (volume, first, second) = (spec(7, 1).id, spec(13, 1).id, spec(14, 1).id);
+    let whole = sender.manifest(first, None).unwrap();
+    let from = pool.begin_receiving(&whole).unwrap();
+    let portion = sender.send(&whole, from, SectorCount(1000)).unwrap();
+    pool.receive(volume, first, &portion.bytes).unwrap();
+    pool.end_receiving(&whole).unwrap();
+    let increment = sender.manifest(second, Some(first)).unwrap();
+    let from = pool.begin_receiving(&increment).unwrap();
+    let portion = sender.send(&increment, from, SectorCount(3)).unwrap();
+    assert_eq!(portion.next, Lba(8));
+    pool.receive(volume, second, &portion.bytes).unwrap();
+    pool.flush().unwrap();
 }
 
 /// Sectors that are not zero, each without the zeros at its end: number, length, bytes.
@@ -136,6 +174,8 @@ fn expected(number: u8, sectors: u64, fence: u64, extents: u64) -> VolumeInfo {
         allocated: ByteLen(extents * (64 << 10)),
         limits: Limits::default(),
         clone_of: None,
+        replica: false,
+        encrypted_blocks: 0,
     }
 }
 
@@ -144,7 +184,7 @@ fn holds(device: &Arc<SimulatedDevice>, sectors: &[(u8, u64, Option<u8>)]) -> Ar
     assert!(report.is_sound(), "{report:?}");
     let pool = Pool::open(device.clone()).unwrap();
     let info = pool.info();
-    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 3, None));
+    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 4, None));
     assert_eq!((info.used_len, info.extent_len), (DEVICE, ByteLen(64 << 10)));
     for (number, lba, tag) in sectors {
         assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
@@ -195,29 +235,54 @@ fn volumes_of_version_1() -> [VolumeInfo; 2] {
     [expected(2, 1000, 14, 3), expected(3, 1 << 34, 0, 1)]
 }
 
-fn holds_what_was_put_in(device: &Arc<SimulatedDevice>, since: &[(u8, u64, Option<u8>)], extents: u64) {
+const SINCE_VERSION_4: &[(u8, u64, Option<u8>)] =
+    &[(7, 1, Some(60)), (7, 5, Some(61)), (13, 0, Some(60)), (13, 3, Some(60)), (13, 4, None), (13, 5, None)];
+
+/// What a version put in, and the versions before it.
+struct PutIn {
+    version: u8,
+    sectors: &'static [&'static [(u8, u64, Option<u8>)]],
+    /// Extents of the volume 2.
+    extents: u64,
+}
+
+const AS_VERSION_2: PutIn = PutIn { version: 2, sectors: &[], extents: 5 };
+const AS_VERSION_3: PutIn = PutIn { version: 3, sectors: &[SINCE_VERSION_3], extents: 6 };
+const AS_VERSION_4: PutIn = PutIn { version: 4, sectors: &[SINCE_VERSION_3, SINCE_VERSION_4], extents: 6 };
+
+fn holds_what_was_put_in(device: &Arc<SimulatedDevice>, since: &PutIn) {
+    let PutIn { version, sectors, extents } = *since;
     let pool = holds(device, IN_VERSION_2);
-    for (number, lba, tag) in since {
+    for (number, lba, tag) in sectors.iter().copied().flatten() {
         assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
     }
+    let (ceilings, counted) = if version >= 4 { (CEILINGS, 1 << 26) } else { (Ceilings::default(), 0) };
+    let with = |encrypted_blocks, info| VolumeInfo { encrypted_blocks, ..info };
     let clone = VolumeInfo {
         id: spec(5, 1).id,
         clone_of: Some(spec(10, 1).id),
-        limits: LIMITS,
+        limits: Limits { ceilings, ..LIMITS },
         ..expected(2, 1000, 0, 1)
     };
-    assert_eq!(pool.volumes(), [expected(2, 1000, 14, extents), expected(3, 1 << 34, 0, 2), clone]);
+    let replica = VolumeInfo { replica: true, ..expected(7, 200, 0, 2) };
+    // The clone is of the same key.
+    let mut volumes = vec![
+        with(2 * counted, expected(2, 1000, 14, extents)),
+        with(counted, expected(3, 1 << 34, 0, 2)),
+        with(2 * counted, clone),
+    ];
+    volumes.extend((version >= 4).then(|| with(counted, replica)));
+    assert_eq!(pool.volumes(), volumes);
     let snapshots: Vec<_> =
         pool.snapshots().iter().map(|info| (info.volume, info.id, info.created_s, info.sectors.0)).collect();
     let snapshot = |of, number, created, sectors| (spec(of, 1).id, spec(number, 1).id, created, sectors);
-    assert_eq!(
-        snapshots,
-        [
-            snapshot(2, 10, 1_700_000_000, 1000),
-            snapshot(3, 12, 1_700_000_002, 1 << 34),
-            snapshot(4, 11, 1_700_000_001, 64)
-        ]
-    );
+    let mut there = vec![
+        snapshot(2, 10, 1_700_000_000, 1000),
+        snapshot(3, 12, 1_700_000_002, 1 << 34),
+        snapshot(4, 11, 1_700_000_001, 64),
+    ];
+    there.extend((version >= 4).then(|| snapshot(7, 13, 1_700_000_003, 100)));
+    assert_eq!(snapshots, there);
     assert_eq!(pool.info().reserved, ByteLen(64 << 10));
     verify_metadata(&pool).unwrap();
 }
@@ -230,23 +295,42 @@ fn without_superblocks(device: &SimulatedDevice) -> BTreeMap<u64, Vec<u8>> {
 }
 
 #[test]
-fn the_image_of_version_3_opens_as_it_was() {
-    let device = decode(VERSION_3);
+fn the_image_of_version_4_opens_as_it_was() {
+    let device = decode(VERSION_4);
     let before = device.content();
     drop(holds(&device, IN_VERSION_2));
     assert!(device.content() == before, "opening a sound pool changes nothing");
-    holds_what_was_put_in(&device, SINCE_VERSION_3, 6);
+    holds_what_was_put_in(&device, &AS_VERSION_4);
+    // The replica goes on where it was.
+    let (pool, sender) = (Pool::open(device).unwrap(), sender());
+    let manifest = sender.manifest(spec(14, 1).id, Some(spec(13, 1).id)).unwrap();
+    assert_eq!(pool.begin_receiving(&manifest).unwrap(), Lba(8));
+    let portion = sender.send(&manifest, Lba(8), SectorCount(1000)).unwrap();
+    pool.receive(spec(7, 1).id, spec(14, 1).id, &portion.bytes).unwrap();
+    pool.end_receiving(&manifest).unwrap();
+    assert_eq!(present(&pool, 14, 5), Some(61));
+    assert_eq!(present(&pool, 14, 199), Some(62));
+}
+
+#[test]
+fn the_image_of_version_3_opens_as_it_was_and_is_version_4_from_then_on() {
+    let device = decode(VERSION_3);
+    let before = without_superblocks(&device);
+    drop(holds(&device, IN_VERSION_2));
+    assert!(without_superblocks(&device) == before, "only the superblocks change");
+    are_of_version(4, &device);
+    holds_what_was_put_in(&device, &AS_VERSION_3);
 }
 
 /// An older pool keeps its layout, without records, and takes what it took.
 #[test]
-fn the_image_of_version_2_opens_as_it_was_and_is_version_3_from_then_on() {
+fn the_image_of_version_2_opens_as_it_was_and_is_version_4_from_then_on() {
     let device = decode(VERSION_2);
     let before = without_superblocks(&device);
     drop(holds(&device, IN_VERSION_2));
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(3, &device);
-    holds_what_was_put_in(&device, &[], 5);
+    are_of_version(4, &device);
+    holds_what_was_put_in(&device, &AS_VERSION_2);
     let pool = Pool::open(device.clone()).unwrap();
     let volume = pool.volume(spec(2, 1).id).unwrap();
     assert!(!volume.keeps_records());
@@ -263,7 +347,7 @@ fn are_of_version(version: u8, device: &SimulatedDevice) {
 }
 
 #[test]
-fn the_image_of_version_1_opens_as_it_was_and_is_version_3_from_then_on() {
+fn the_image_of_version_1_opens_as_it_was_and_is_version_4_from_then_on() {
     let device = decode(VERSION_1);
     let before = without_superblocks(&device);
     assert_eq!(Pool::check_device(&*device).unwrap().present_sectors, 19);
@@ -272,7 +356,7 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_3_from_then_on() {
         assert_eq!(pool.volumes(), volumes_of_version_1());
     }
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(3, &device);
+    are_of_version(4, &device);
     // It takes what is new.
     let pool = Pool::open(device.clone()).unwrap();
     pool.create_snapshot(spec(2, 1).id, spec(10, 1).id, 0).unwrap();
@@ -286,7 +370,7 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_3_from_then_on() {
 #[test]
 fn a_cut_while_an_older_version_becomes_the_present_one_leaves_the_one_or_the_other() {
     let mut cuts = 0;
-    let older = [(VERSION_1, IN_VERSION_1), (VERSION_2, IN_VERSION_2)];
+    let older = [(VERSION_1, IN_VERSION_1), (VERSION_2, IN_VERSION_2), (VERSION_3, IN_VERSION_2)];
     for ((image, content), damaged) in older.iter().flat_map(|older| [(older, false), (older, true)]) {
         let before = || {
             let device = decode(image);
@@ -335,7 +419,7 @@ fn the_same_operations_still_write_the_same_tables() {
     if let Some(path) = std::env::var_os("NIGHTLATCH_WRITE_GOLDEN") {
         std::fs::write(path, encode(&device)).unwrap();
     }
-    assert!(comparable(&device) == comparable(&decode(VERSION_3)), "the tables are not the same");
+    assert!(comparable(&device) == comparable(&decode(VERSION_4)), "the tables are not the same");
     assert_eq!(decode(&encode(&device)).content(), device.content());
-    holds_what_was_put_in(&device, SINCE_VERSION_3, 6);
+    holds_what_was_put_in(&device, &AS_VERSION_4);
 }

@@ -5,6 +5,7 @@
 
 mod bad_pages;
 mod behaviour;
+mod blocks;
 mod changes;
 mod golden;
 mod model;
@@ -14,4 +15,5 @@ mod scrub;
 mod snapshots;
 mod threads;
 mod timing;
+mod transfer;
 mod workload;

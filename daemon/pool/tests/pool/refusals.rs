@@ -108,9 +108,9 @@ fn rewrite(device: &SimulatedDevice, change: impl Fn(&mut [u8])) {
 #[test]
 fn newer_formats_and_unknown_features_are_refused() {
     let device = closed_pool().durable_copy();
-    rewrite(&device, |sector| sector[12] = 4);
+    rewrite(&device, |sector| sector[12] = 5);
     let error = refused(&device, "install the release");
-    assert!(matches!(error, PoolError::NewerFormat { found: 4, .. }));
+    assert!(matches!(error, PoolError::NewerFormat { found: 5, .. }));
     for (at, name) in [(24, "read-only"), (32, "incompatible")] {
         let device = closed_pool().durable_copy();
         rewrite(&device, |sector| sector[at] = 4);

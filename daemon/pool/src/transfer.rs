@@ -1,0 +1,467 @@
+//! Sending snapshots to another pool, and taking them in: ciphertext and its records, without any key.
+//!
+//! What is sent is a snapshot, whole or what of it differs from an older one, in portions that can be asked for again. What
+//! takes it in is a replica: a volume that nobody else writes. Each snapshot that has arrived whole is a snapshot there too, with
+//! the id and the content that it has where it came from; what is on its way when all breaks off is nothing but a replica's
+//! present, which is never shown.
+//!
+//! Invariants:
+//! - A replica that is said to receive a snapshot holds its newest snapshot and of the new one everything before a sector. That
+//!   is said only once the former is so, and taken back before it is no longer.
+//! - What a portion holds is compared with its checksums before it is sent and again before it is taken in.
+//!
+//! STREAM.md draws the bytes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use device::{Sealed, SectorBuf, SectorRecord};
+use units::{DomainId, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
+
+use crate::bytes::Decoder;
+use crate::commit::lock;
+use crate::entry::{Receiving, Role};
+use crate::volume::VolumeState;
+use crate::{Change, Piece, Pool, PoolError, PoolVolume, SnapshotInfo, VolumeKind, VolumeSpec};
+
+const MAGIC: [u8; 4] = *b"NLPT";
+const VERSION: u32 = 1;
+/// Magic, version, checksum, epoch, first, end, runs.
+const HEADER_BYTES: usize = 40;
+const CHECKSUM_AT: usize = 8;
+/// Sequence, checksum, tag.
+const RECORD_BYTES: usize = 28;
+/// Most sectors that one portion tells of: 64 GiB of nothing new.
+const REACH: u64 = 1 << 24;
+/// Sectors that are read and written at once: 1 MiB.
+const AT_ONCE: u64 = 256;
+/// Far beyond what any pool can count.
+const SEQUENCE_MAX: u64 = u64::MAX / 4;
+
+/// What a snapshot is, and what it is sent since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    pub volume: VolumeId,
+    pub snapshot: VolumeId,
+    /// An older snapshot that the other side has as its newest; nothing where all is sent.
+    pub since: Option<VolumeId>,
+    /// When the snapshot was taken, seconds since 1970.
+    pub created_s: u64,
+    pub sectors: SectorCount,
+    pub domain: DomainId,
+    pub epoch: VolumeEpoch,
+    pub check: [u8; 16],
+    pub kind: VolumeKind,
+    /// Blocks that have been encrypted under this domain and epoch.
+    pub blocks: u64,
+}
+
+/// A part of a snapshot, encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portion {
+    pub bytes: Vec<u8>,
+    /// Where the next begins: at the snapshot's end there is none.
+    pub next: Lba,
+    /// How many sectors of ciphertext are in it.
+    pub written: SectorCount,
+}
+
+impl Manifest {
+    fn spec(&self) -> VolumeSpec {
+        let Self { volume, sectors, domain, epoch, check, kind, .. } = *self;
+        VolumeSpec { id: volume, sectors, domain, epoch, check, kind }
+    }
+}
+
+impl Pool {
+    /// What a snapshot is.
+    pub fn manifest(&self, snapshot: VolumeId, since: Option<VolumeId>) -> Result<Manifest, PoolError> {
+        let state = self.snapshot_state(snapshot)?;
+        since.map(|since| self.snapshot_state(since)).transpose()?;
+        if !self.core.layout.has_records() {
+            return Err(PoolError::NoRecords(self.core.pool));
+        }
+        let (spec, info) = (state.spec(), state.snapshot_info());
+        Ok(Manifest {
+            volume: info.volume,
+            snapshot,
+            since,
+            created_s: info.created_s,
+            sectors: spec.sectors,
+            domain: spec.domain,
+            epoch: spec.epoch,
+            check: spec.check,
+            kind: spec.kind,
+            blocks: self.core.encrypted.of(state.key()),
+        })
+    }
+
+    /// A part of what `manifest` describes, from a sector on, with no more than `most` sectors of ciphertext.
+    pub fn send(&self, manifest: &Manifest, from: Lba, most: SectorCount) -> Result<Portion, PoolError> {
+        let snapshot = self.snapshot(manifest.snapshot)?;
+        let since = manifest.since.map(|since| self.snapshot(since)).transpose()?;
+        let left = manifest.sectors.0.saturating_sub(from.0);
+        let changes = snapshot.changes_since(since.as_deref(), from, SectorCount(left.min(REACH)))?;
+        let mut portion = Encoding { first: from.0, end: from.0, ..Encoding::default() };
+        let mut room = most.0.max(1);
+        for (run, change) in changes {
+            let run = if change == Change::Written { run.0.min(room) } else { run.0 };
+            if change == Change::Written {
+                portion.read(&snapshot, portion.end..portion.end + run)?;
+                room -= run;
+            }
+            portion.push(run, change);
+            if room == 0 {
+                break;
+            }
+        }
+        let written = SectorCount(portion.records.len() as u64);
+        Ok(Portion { next: Lba(portion.end), written, bytes: portion.into_bytes(manifest.epoch) })
+    }
+
+    /// Makes ready to take a snapshot in: from which sector on it is to be sent. Makes the replica where there is none.
+    pub fn begin_receiving(&self, manifest: &Manifest) -> Result<Lba, PoolError> {
+        self.core.check_not_failed()?;
+        if !manifest.spec().size_is_allowed() {
+            return Err(PoolError::VolumeSize(manifest.sectors));
+        }
+        if !self.core.layout.has_records() {
+            return Err(PoolError::NoRecords(self.core.pool));
+        }
+        let _changing = lock(&self.changing);
+        if lock(&self.volumes).live.contains_key(&manifest.snapshot) {
+            return Err(PoolError::VolumeExists(manifest.snapshot));
+        }
+        let state = match self.volume_state(manifest.volume) {
+            Err(PoolError::NoSuchVolume(_)) if manifest.since.is_none() => {
+                self.add_volume(manifest.spec(), Role::Replica { receiving: None }, None)?;
+                self.volume_state(manifest.volume)?
+            }
+            found => found?,
+        };
+        let receiving = state.head().replica.ok_or(PoolError::NotAReplica(manifest.volume))?;
+        let spec = state.spec();
+        if (spec.domain, spec.epoch, spec.check, spec.kind)
+            != (manifest.domain, manifest.epoch, manifest.check, manifest.kind)
+        {
+            return Err(bad(manifest.volume, "it is of another volume, or under another key"));
+        }
+        let base = self.newest_snapshot(manifest.volume);
+        if base.as_ref().map(|base| base.id()) != manifest.since {
+            let since = manifest.since.unwrap_or(manifest.snapshot);
+            return Err(PoolError::NoCommonSnapshot { volume: manifest.volume, since });
+        }
+        if let Some(receiving) = receiving.filter(|receiving| receiving.snapshot == manifest.snapshot) {
+            return Ok(receiving.next);
+        }
+        self.restore(&state, base.as_ref())?;
+        self.set_size(&state, manifest.sectors)?;
+        let receiving = Receiving { snapshot: manifest.snapshot, next: Lba(0) };
+        state.set_replica(&self.core, Some(Some(receiving)))?;
+        self.core.flush()?;
+        Ok(Lba(0))
+    }
+
+    /// Takes a portion in; where the next begins. Durable when it returns.
+    pub fn receive(&self, volume: VolumeId, snapshot: VolumeId, portion: &[u8]) -> Result<Lba, PoolError> {
+        self.core.check_not_failed()?;
+        let _changing = lock(&self.changing);
+        let state = self.volume_state(volume)?;
+        let (receiving, sectors) = {
+            let head = state.head();
+            (head.replica.flatten(), head.sectors)
+        };
+        let receiving = receiving
+            .filter(|receiving| receiving.snapshot == snapshot)
+            .ok_or(PoolError::NotReceiving { volume })?;
+        let decoded = Decoded::from_bytes(portion).map_err(|what| bad(volume, what))?;
+        if decoded.epoch != state.spec().epoch {
+            return Err(bad(volume, "it is sealed under another epoch"));
+        }
+        if decoded.first > receiving.next || decoded.end.0 > sectors.0 {
+            return Err(bad(volume, "it leaves something out, or reaches past the end"));
+        }
+        let target = PoolVolume::new(&self.core, &state);
+        let mut at = decoded.first.0;
+        for (run, change) in decoded.runs {
+            match change {
+                Change::Same | Change::Written => {}
+                Change::Unmapped => target.clear(Lba(at), SectorCount(run))?,
+            }
+            at += run;
+        }
+        for (first, sealed) in decoded.written {
+            self.core.raise_sequence(sealed.records());
+            target.store(first, decoded.epoch, &sealed)?;
+        }
+        self.core.flush()?;
+        // Durable with the next portion: before, this one comes again.
+        let next = receiving.next.max(decoded.end);
+        state.set_replica(&self.core, Some(Some(Receiving { snapshot, next })))?;
+        Ok(next)
+    }
+
+    /// All of a snapshot has arrived: makes it one. Durable when it returns.
+    pub fn end_receiving(&self, manifest: &Manifest) -> Result<SnapshotInfo, PoolError> {
+        self.core.check_not_failed()?;
+        let _changing = lock(&self.changing);
+        let state = self.volume_state(manifest.volume)?;
+        if let Ok(there) = self.snapshot_state(manifest.snapshot) {
+            return Ok(there.snapshot_info());
+        }
+        let receiving = state.head().replica.flatten();
+        let arrived = |receiving: &Receiving| {
+            receiving.snapshot == manifest.snapshot && receiving.next.0 >= manifest.sectors.0
+        };
+        if !receiving.as_ref().is_some_and(arrived) {
+            return Err(PoolError::NotReceiving { volume: manifest.volume });
+        }
+        // What has been encrypted there counts here too: it is the same key.
+        let more = manifest.blocks.saturating_sub(self.core.encrypted.of(state.key()));
+        state.add_blocks(&self.core, more);
+        self.core.encrypted.add(state.key(), more);
+        let info = self.take_snapshot(&state, manifest.snapshot, manifest.created_s)?;
+        state.set_replica(&self.core, Some(None))?;
+        self.core.flush()?;
+        Ok(info)
+    }
+
+    /// Makes a replica a volume like others, which holds what its newest snapshot shows; `None` where none has arrived. Durable
+    /// when it returns.
+    pub fn promote(&self, volume: VolumeId) -> Result<Option<VolumeId>, PoolError> {
+        self.core.check_not_failed()?;
+        let _changing = lock(&self.changing);
+        let state = self.volume_state(volume)?;
+        if state.head().replica.is_none() {
+            return Err(PoolError::NotAReplica(volume));
+        }
+        let base = self.newest_snapshot(volume);
+        self.restore(&state, base.as_ref())?;
+        state.set_replica(&self.core, None)?;
+        self.core.flush()?;
+        Ok(base.map(|base| base.id()))
+    }
+
+    fn newest_snapshot(&self, volume: VolumeId) -> Option<Arc<PoolVolume>> {
+        let live = lock(&self.volumes);
+        let own = live.live.values().filter(|state| state.is_snapshot() && state.origin() == Some(volume));
+        let newest = own.max_by_key(|state| {
+            let head = state.head();
+            (head.view.branch.id, head.view.moment)
+        });
+        newest.map(|state| PoolVolume::new(&self.core, state))
+    }
+
+    /// Gives a replica the content and the size of its newest snapshot again. What was on its way is given up first.
+    fn restore(&self, state: &Arc<VolumeState>, base: Option<&Arc<PoolVolume>>) -> Result<(), PoolError> {
+        state.set_replica(&self.core, Some(None))?;
+        self.core.flush()?;
+        let target = PoolVolume::new(&self.core, state);
+        if let Some(base) = base {
+            self.set_size(state, base.sectors())?;
+        }
+        let mut at = 0;
+        let sectors = target.sectors().0;
+        while at < sectors {
+            let reach = REACH.min(sectors - at);
+            for (run, change) in
+                target.changes_since(base.map(|base| &**base), Lba(at), SectorCount(reach))?
+            {
+                let end = at + run.0;
+                match (change, base) {
+                    (Change::Same, _) => {}
+                    (_, None) => target.clear(Lba(at), run)?,
+                    (_, Some(base)) => copy(base, &target, at..end)?,
+                }
+                at = end;
+            }
+        }
+        self.core.flush()
+    }
+}
+
+/// Puts what `from` holds of these sectors into `to`.
+fn copy(from: &PoolVolume, to: &PoolVolume, sectors: Range<u64>) -> Result<(), PoolError> {
+    let mut at = sectors.start;
+    while at < sectors.end {
+        let count = AT_ONCE.min(sectors.end - at);
+        for piece in from.read(Lba(at), SectorCount(count))? {
+            match piece {
+                Piece::Hole(count) => {
+                    to.clear(Lba(at), count)?;
+                    at += count.0;
+                }
+                Piece::Sealed { first, epoch, data } => {
+                    to.store(first, epoch, &data)?;
+                    at += data.sectors().0;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bad(volume: VolumeId, what: &'static str) -> PoolError {
+    PoolError::BadPortion { volume, what }
+}
+
+/// A portion being made.
+#[derive(Default)]
+struct Encoding {
+    first: u64,
+    end: u64,
+    runs: Vec<(u64, Change)>,
+    records: Vec<SectorRecord>,
+    ciphertext: Vec<u8>,
+}
+
+impl Encoding {
+    fn push(&mut self, sectors: u64, change: Change) {
+        self.runs.push((sectors, change));
+        self.end += sectors;
+    }
+
+    fn read(&mut self, snapshot: &PoolVolume, sectors: Range<u64>) -> Result<(), PoolError> {
+        let mut at = sectors.start;
+        while at < sectors.end {
+            let count = AT_ONCE.min(sectors.end - at);
+            for piece in snapshot.read(Lba(at), SectorCount(count))? {
+                // A snapshot has no hole where it says that something was written.
+                let Piece::Sealed { data, .. } = piece else { return Err(PoolError::Interrupted) };
+                let each = data.as_bytes().chunks_exact(SECTOR_BYTES).zip(data.records());
+                for (nth, (sector, record)) in (at..).zip(each) {
+                    if crc32c::crc32c(sector) != record.checksum {
+                        let error = PoolError::DamagedSector { volume: snapshot.id(), sector: Lba(nth) };
+                        snapshot.report_damage(Lba(nth), &error);
+                        return Err(error);
+                    }
+                }
+                at += data.sectors().0;
+                self.records.extend_from_slice(data.records());
+                self.ciphertext.extend_from_slice(data.as_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn into_bytes(self, epoch: VolumeEpoch) -> Vec<u8> {
+        let len =
+            HEADER_BYTES + 8 * self.runs.len() + RECORD_BYTES * self.records.len() + self.ciphertext.len();
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(epoch.0.to_le_bytes());
+        bytes.extend(self.first.to_le_bytes());
+        bytes.extend(self.end.to_le_bytes());
+        bytes.extend((self.runs.len() as u64).to_le_bytes());
+        for (sectors, change) in self.runs {
+            let change: u64 = match change {
+                Change::Same => 0,
+                Change::Written => 1,
+                Change::Unmapped => 2,
+            };
+            bytes.extend((sectors << 2 | change).to_le_bytes());
+        }
+        for record in &self.records {
+            bytes.extend(record.sequence.to_le_bytes());
+            bytes.extend(record.checksum.to_le_bytes());
+            bytes.extend(record.tag);
+        }
+        bytes.extend(self.ciphertext);
+        let checksum = checksum(&bytes);
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+}
+
+/// Covers everything but itself.
+fn checksum(bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..CHECKSUM_AT]), &bytes[CHECKSUM_AT + 4..])
+}
+
+/// A portion that was read.
+#[derive(Debug)]
+struct Decoded {
+    epoch: VolumeEpoch,
+    first: Lba,
+    end: Lba,
+    runs: Vec<(u64, Change)>,
+    written: Vec<(Lba, Sealed)>,
+}
+
+impl Decoded {
+    fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
+        const SHORT: &str = "it ends too soon";
+        if bytes.len() < HEADER_BYTES || bytes[..4] != MAGIC {
+            return Err("it is no portion of a snapshot");
+        }
+        let mut fields = Decoder::new(&bytes[4..]);
+        if fields.u32() != Some(VERSION) {
+            return Err("it is of another version of the format; bring both sides to the same release");
+        }
+        if fields.u32() != Some(checksum(bytes)) {
+            return Err("its checksum is wrong: it was damaged on its way");
+        }
+        let epoch = VolumeEpoch(fields.u32().ok_or(SHORT)?);
+        let (first, end) = (fields.u64().ok_or(SHORT)?, fields.u64().ok_or(SHORT)?);
+        let count = fields.u64().ok_or(SHORT)?;
+        let (mut at, mut runs, mut written) = (first, Vec::new(), Vec::new());
+        for _ in 0..count {
+            let run = fields.u64().ok_or(SHORT)?;
+            let (sectors, change) = (
+                run >> 2,
+                match run & 3 {
+                    0 => Change::Same,
+                    1 => Change::Written,
+                    2 => Change::Unmapped,
+                    _ => return Err("it tells of a change that there is not"),
+                },
+            );
+            let next =
+                at.checked_add(sectors).filter(|next| *next <= end).ok_or("its runs do not fit its range")?;
+            if change == Change::Written {
+                written.push(at..next);
+            }
+            runs.push((sectors, change));
+            at = next;
+        }
+        if at != end {
+            return Err("its runs do not fit its range");
+        }
+        let sectors: u64 = written.iter().map(|run| run.end - run.start).sum();
+        let sectors = usize::try_from(sectors)
+            .ok()
+            .filter(|sectors| *sectors <= bytes.len() / SECTOR_BYTES)
+            .ok_or(SHORT)?;
+        let mut records = Decoder::new(fields.bytes(RECORD_BYTES * sectors).ok_or(SHORT)?);
+        let mut ciphertext = Decoder::new(fields.bytes(SECTOR_BYTES * sectors).ok_or(SHORT)?);
+        if !fields.is_empty() {
+            return Err("something follows its end");
+        }
+        let mut sealed = Vec::new();
+        let parts = written.into_iter().flat_map(|run| {
+            let end = run.end;
+            run.step_by(256).map(move |first| first..end.min(first + AT_ONCE))
+        });
+        for part in parts {
+            let len = usize::try_from(part.end - part.start).map_err(|_| SHORT)?;
+            let buf =
+                SectorBuf::copied_from(ciphertext.bytes(len * SECTOR_BYTES).ok_or(SHORT)?).ok_or(SHORT)?;
+            let mut of_part = Vec::with_capacity(len);
+            for _ in 0..len {
+                let (sequence, checksum) = (records.u64().ok_or(SHORT)?, records.u32().ok_or(SHORT)?);
+                if sequence >= SEQUENCE_MAX {
+                    return Err("it has a sequence that no pool reaches");
+                }
+                of_part.push(SectorRecord { sequence, checksum, tag: records.array().ok_or(SHORT)? });
+            }
+            let data =
+                Sealed::from_frame(buf, of_part).map_err(|_| "a sector has not its record's checksum")?;
+            sealed.push((Lba(part.start), data));
+        }
+        Ok(Self { epoch, first: Lba(first), end: Lba(end), runs, written: sealed })
+    }
+}
+
+const _: () = assert!(AT_ONCE == 256 && HEADER_BYTES == 4 + 4 + 4 + 4 + 8 + 8 + 8);
