@@ -2,7 +2,7 @@
 # Installs what `make test` (or `make lint`) needs beside Rust and a C compiler: the real clients that the system
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
-#   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a Python venv, cargo-nextest
+#   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a debugger, a Python venv, cargo-nextest
 #   tests/clients.sh bench    what the NBD head is measured beside
 #   tests/clients.sh lint     cargo-deny
 #
@@ -34,6 +34,7 @@ readonly programs=(
     mkfs.ext4:e2fsprogs
     fio:fio
     strace:strace
+    gdb:gdb
     rclone:rclone
     openssl:openssl
     objdump:binutils

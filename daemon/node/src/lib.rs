@@ -26,7 +26,9 @@ mod scrub;
 mod sources;
 mod stages;
 mod startup;
+mod threads;
 mod wiper;
 
 pub use startup::{Prepared, prepare};
+pub use threads::runtime;
 pub use wiper::block_signals;
