@@ -2,7 +2,8 @@
 # Installs what `make test` (or `make lint`) needs beside Rust and a C compiler: the real clients that the system
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
-#   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a Python venv, cargo-nextest
+#   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a debugger, a machine for the guest tests
+#                             (QEMU, a kernel, busybox), a Python venv, cargo-nextest
 #   tests/clients.sh bench    what the NBD head is measured beside
 #   tests/clients.sh lint     cargo-deny
 #
@@ -34,6 +35,8 @@ readonly programs=(
     mkfs.ext4:e2fsprogs
     fio:fio
     strace:strace
+    gdb:gdb
+    depmod:kmod
     rclone:rclone
     openssl:openssl
     objdump:binutils
@@ -102,6 +105,39 @@ install_ups_daemons() {
     }
 }
 
+# The name of the distribution's newest kernel package, from the one that stands for it.
+kernel_image() {
+    local meta
+    for meta in linux-image-amd64 linux-image-generic; do
+        apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2 }'
+    done | head -n 1
+}
+
+# What the tests in tests/guest boot: QEMU, a kernel with its modules, busybox. Unpacked and not installed: Debian's QEMU
+# excludes newer qemu-utils, and a kernel package would change what this machine boots.
+install_guest_tools() {
+    local root="$tools/guest" image modules wanted
+    [ -x "$root/bin/busybox" ] && compgen -G "$root/boot/vmlinuz-*" >/dev/null && return 0
+    say "unpacking a machine for the guest tests: QEMU, a kernel, busybox"
+    apt_get update >/dev/null
+    image=$(kernel_image)
+    [ -n "$image" ] || fail "apt knows no kernel (linux-image-amd64 or linux-image-generic)"
+    wanted=("$image" busybox-static)
+    # Ubuntu packs the modules apart.
+    modules=linux-modules-${image#linux-image-}
+    apt-cache show "$modules" >/dev/null 2>&1 && wanted+=("$modules")
+    command -v qemu-system-x86_64 >/dev/null \
+        || mapfile -t -O "${#wanted[@]}" wanted < <(apt-get install --simulate --no-install-recommends qemu-system-x86 \
+            | awk '$1 == "Inst" { print $2 }')
+    rm -rf "$root"
+    mkdir -p "$root/packages"
+    (cd "$root/packages" && apt-get -q -o APT::Sandbox::User=root download "${wanted[@]}" >/dev/null)
+    for package in "$root"/packages/*.deb; do dpkg -x "$package" "$root"; done
+    rm -r "$root/packages"
+    # Where / is merged, packages may bring either.
+    [ -x "$root/bin/busybox" ] || ln -s usr/bin "$root/bin"
+}
+
 # The distribution's interpreter where there is one: its venv does not depend on a user's version manager.
 system_python() {
     if [ -x /usr/bin/python3 ]; then /usr/bin/python3 "$@"; else python3 "$@"; fi
@@ -132,6 +168,7 @@ case "${1:-}" in
             || set -- "$@" "a venv":python3-venv
         install_packages "${programs[@]}" "${@:2}"
         install_ups_daemons
+        install_guest_tools
         install_python
         cargo_tool cargo-nextest "$nextest_version"
         ;;

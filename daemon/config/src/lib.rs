@@ -20,8 +20,9 @@ pub use error::{ConfigError, ConfigErrorKind};
 pub use keyholder::{KeyholderConfig, KeyholderListen};
 pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig, ScrubConfig, memory_overwrite_default};
 pub use sources::{
-    ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
-    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,
+    ApcupsdConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig, KernelEventConfig,
+    LineBias, LineLevel, LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+    WatchdogConfig,
 };
 pub use tls::{ControlTls, NodeTls, ServerCertificate};
 

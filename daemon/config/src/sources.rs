@@ -28,6 +28,9 @@ const INTERVAL_MS: RangeInclusive<u64> = 100..=60_000;
 /// Longest name: it is a label in metrics.
 const NAME_BYTES_MAX: usize = 64;
 
+/// Disagreements of clocks that may be tolerated: the battery-backed one counts in seconds, and a lease lasts minutes.
+const TOLERANCE_MS: RangeInclusive<u64> = 2_000..=60_000;
+
 /// Lines of one GPIO chip: more than any has.
 const LINE_MAX: u32 = 1023;
 
@@ -324,6 +327,79 @@ fn hwmon_directory() -> PathBuf {
     "/sys/class/hwmon".into()
 }
 
+/// One `[[sources.button]]` table: a power button, by the kernel's input device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ButtonConfig {
+    /// Its name in status and metrics.
+    pub name: String,
+    /// The input device, or the socket of a recorded one.
+    pub device: PathBuf,
+    /// `device` is a unix socket with recorded events: for tests and drills.
+    #[serde(default)]
+    pub recorded: bool,
+    /// When it is pressed.
+    #[serde(default = "Reaction::drain_shortly")]
+    pub on_press: Reaction,
+    /// When the device is gone or cannot be opened.
+    #[serde(default = "Reaction::report")]
+    pub on_lost: Reaction,
+}
+
+/// The `[sources.clock]` table: whether the machine's clock runs as its battery-backed one does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockConfig {
+    /// Where the kernel shows the battery-backed clock; a file elsewhere is a recorded one.
+    #[serde(default = "rtc_default")]
+    pub rtc: PathBuf,
+    /// How often it is read.
+    #[serde(default = "interval_ms_default")]
+    pub interval_ms: u64,
+    /// How far the two may disagree.
+    #[serde(default = "tolerance_ms_default")]
+    pub tolerance_ms: u64,
+    /// When they disagree by more.
+    #[serde(default = "Reaction::wipe")]
+    pub on_disagreement: Reaction,
+    /// When it cannot be read.
+    #[serde(default = "Reaction::report_silence")]
+    pub on_lost: Reaction,
+}
+
+fn rtc_default() -> PathBuf {
+    "/sys/class/rtc/rtc0/since_epoch".into()
+}
+
+fn tolerance_ms_default() -> u64 {
+    5_000
+}
+
+impl ClockConfig {
+    fn validate(&self) -> Result<(), Invalid> {
+        if !TOLERANCE_MS.contains(&self.tolerance_ms) {
+            return Err(Invalid::new(
+                "sources.clock.tolerance_ms",
+                format!("a tolerance of {} ms is out of range", self.tolerance_ms),
+                format!("give {} to {} ms", TOLERANCE_MS.start(), TOLERANCE_MS.end()),
+            ));
+        }
+        no_debounce(&self.on_disagreement, "sources.clock.on_disagreement")
+    }
+}
+
+/// Refuses to wait whether an event lasts that has no end.
+fn no_debounce(reaction: &Reaction, key: &str) -> Result<(), Invalid> {
+    if reaction.debounce_ms == 0 {
+        return Ok(());
+    }
+    Err(Invalid::new(
+        format!("{key}.debounce_ms"),
+        "an event has no end, so it cannot be waited whether it lasts",
+        "remove the debounce",
+    ))
+}
+
 /// The `[sources.hygiene]` table: whether memory hygiene gets worse while keys are held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -417,6 +493,12 @@ pub struct SourcesConfig {
     /// The chassis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chassis: Option<ChassisConfig>,
+    /// The machine's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockConfig>,
+    /// Power buttons.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub button: Vec<ButtonConfig>,
     /// Memory hygiene; watched unless told otherwise.
     #[serde(default)]
     pub hygiene: HygieneConfig,
@@ -434,6 +516,8 @@ impl SourcesConfig {
         self.nut.iter_mut().filter_map(|nut| nut.password_file.as_mut()).for_each(|file| resolve(file, dir));
         self.logind.iter_mut().for_each(|logind| resolve(&mut logind.bus, dir));
         self.chassis.iter_mut().for_each(|chassis| resolve(&mut chassis.directory, dir));
+        self.clock.iter_mut().for_each(|clock| resolve(&mut clock.rtc, dir));
+        self.button.iter_mut().for_each(|button| resolve(&mut button.device, dir));
         resolve(&mut self.hygiene.root, dir);
     }
 
@@ -482,6 +566,14 @@ impl SourcesConfig {
             let reactions = vec![("on_intrusion", &chassis.on_intrusion), ("on_lost", &chassis.on_lost)];
             all.push(("sources.chassis".to_owned(), reactions));
         }
+        if let Some(clock) = &self.clock {
+            let reactions = vec![("on_disagreement", &clock.on_disagreement), ("on_lost", &clock.on_lost)];
+            all.push(("sources.clock".to_owned(), reactions));
+        }
+        for (index, button) in self.button.iter().enumerate() {
+            let reactions = vec![("on_press", &button.on_press), ("on_lost", &button.on_lost)];
+            all.push((format!("sources.button[{index}]"), reactions));
+        }
         let hygiene = vec![("on_regression", &self.hygiene.on_regression)];
         all.push(("sources.hygiene".to_owned(), hygiene));
         all
@@ -495,6 +587,7 @@ impl SourcesConfig {
             .chain(apcupsd.map(|(index, ups)| (format!("sources.apcupsd[{index}]"), ups.interval_ms)))
             .chain(self.power_supply.iter().map(|s| ("sources.power_supply".to_owned(), s.interval_ms)))
             .chain(self.chassis.iter().map(|chassis| ("sources.chassis".to_owned(), chassis.interval_ms)))
+            .chain(self.clock.iter().map(|clock| ("sources.clock".to_owned(), clock.interval_ms)))
             .chain([("sources.hygiene".to_owned(), self.hygiene.interval_ms)])
             .collect()
     }
@@ -527,7 +620,10 @@ impl SourcesConfig {
         for (index, ups) in self.apcupsd.iter().enumerate() {
             validate_server(&ups.server, &format!("sources.apcupsd[{index}]"))?;
         }
-        Ok(())
+        for (index, button) in self.button.iter().enumerate() {
+            no_debounce(&button.on_press, &format!("sources.button[{index}].on_press"))?;
+        }
+        self.clock.iter().try_for_each(ClockConfig::validate)
     }
 
     /// The sources that are configured, with the files that they read.
@@ -541,7 +637,10 @@ impl SourcesConfig {
         let apcupsd = self.apcupsd.iter().map(|ups| check(&ups.name, None));
         let logind = self.logind.iter().map(|logind| check("logind", Some(&logind.bus)));
         let chassis = self.chassis.iter().map(|chassis| check("chassis", Some(&chassis.directory)));
-        gpio.chain(events).chain(supply).chain(nut).chain(apcupsd).chain(logind).chain(chassis).collect()
+        let clock = self.clock.iter().map(|clock| check("clock", Some(&clock.rtc)));
+        let button = self.button.iter().map(|button| check(&button.name, Some(&button.device)));
+        let machine = logind.chain(chassis).chain(clock).chain(button);
+        gpio.chain(events).chain(supply).chain(nut).chain(apcupsd).chain(machine).collect()
     }
 
     /// The names of the sources that have one, with their place in the file.
@@ -554,6 +653,7 @@ impl SourcesConfig {
             of("kernel_event", &self.kernel_event, |event| &event.name),
             of("nut", &self.nut, |nut| &nut.name),
             of("apcupsd", &self.apcupsd, |ups| &ups.name),
+            of("button", &self.button, |button| &button.name),
         ]
         .concat()
     }
@@ -564,6 +664,7 @@ impl SourcesConfig {
             ("kernel_event", self.kernel_event.len()),
             ("nut", self.nut.len()),
             ("apcupsd", self.apcupsd.len()),
+            ("button", self.button.len()),
         ];
         for (kind, count) in counts {
             if count > SOURCES_MAX {
@@ -580,6 +681,7 @@ impl SourcesConfig {
             "power-supply-files",
             "logind",
             "chassis",
+            "clock",
             "hygiene",
             "watchdog",
         ]);
@@ -628,14 +730,7 @@ impl KernelEventConfig {
                 ),
             ));
         }
-        if self.on_event.debounce_ms != 0 {
-            return Err(Invalid::new(
-                format!("{key}.on_event.debounce_ms"),
-                "an event has no end, so it cannot be waited whether it lasts",
-                "remove the debounce",
-            ));
-        }
-        Ok(())
+        no_debounce(&self.on_event, &format!("{key}.on_event"))
     }
 }
 

@@ -19,7 +19,8 @@ mod line;
 mod signals;
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::OnceLock;
 
 pub use hurry::{Hurried, hurry};
@@ -59,7 +60,6 @@ pub struct Panicked;
 /// moment, more than once and on several threads at a time.
 pub fn install(last_act: impl Fn() + Send + Sync + 'static) -> Result<(), InstallError> {
     LAST_ACT.set(Box::new(last_act)).map_err(|_| InstallError::Twice)?;
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if CONTAINED.get() == 0 {
             act();
@@ -78,6 +78,20 @@ pub fn contain<R>(run: impl FnOnce() -> R) -> Result<R, Panicked> {
     let result = catch_unwind(AssertUnwindSafe(run));
     CONTAINED.set(CONTAINED.get() - 1);
     result.map_err(|_| Panicked)
+}
+
+/// What std would say, but for the backtrace: a confined thread may open none of the files that it takes, and would end by
+/// the attempt instead of here.
+fn report(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("without a name");
+    let message = panic.payload_as_str().unwrap_or("without a message");
+    let mut out = std::io::stderr().lock();
+    // Nobody is left to hear of an error.
+    let _ = match panic.location() {
+        Some(place) => writeln!(out, "thread '{thread}' panicked at {place}:\n{message}"),
+        None => writeln!(out, "thread '{thread}' panicked at an unknown place:\n{message}"),
+    };
 }
 
 fn act() {

@@ -105,9 +105,9 @@ pub const TABLE: &[Row] = &[
         "a way for memory to leave the machine was opened",
     ),
     fixed(Cause::Fault, "the program finds itself broken", Wipe, Policy, "a restart mends it"),
-    fixed(
+    source(
         Cause::Clock,
-        "the clock was stopped or changed",
+        "the clock disagrees with the battery-backed one",
         Wipe,
         Latched,
         "the lease's promise does not hold there",
@@ -140,7 +140,7 @@ pub const TABLE: &[Row] = &[
     ),
     source(
         Cause::MachineShutdown,
-        "logind: shutdown or restart",
+        "logind: shutdown or restart; power button",
         DrainThenWipe,
         Policy,
         "a person or the service manager meant it",

@@ -26,8 +26,10 @@ mod scrub;
 mod sources;
 mod stages;
 mod startup;
+mod threads;
 mod transfer;
 mod wiper;
 
 pub use startup::{Prepared, prepare};
+pub use threads::runtime;
 pub use wiper::block_signals;

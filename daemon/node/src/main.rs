@@ -70,11 +70,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let node = node::prepare(config)?;
     // Whatever the network brings is met without the rights that the start took.
     node.confine()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("nightlatchd")
-        .build()
-        .context("the runtime could not be started")?;
+    let runtime = node::runtime().context("the runtime could not be started")?;
     let result = runtime.block_on(node.run());
     // A thread that waits for a dead device must not hold up the end: every key is gone by now.
     runtime.shutdown_background();

@@ -341,7 +341,7 @@ impl Node {
             }
             VolumeKind::Objects => {
                 let store = Store::open(volume).map_err(|error| {
-                    tracing::error!(label = grant.label, %error, "the object store cannot be opened");
+                    tracing::error!(label, %error, "the object store cannot be opened");
                     GrantRefusal::VolumeFailed
                 })?;
                 *lock(&self.store) = Some(Arc::clone(&store));

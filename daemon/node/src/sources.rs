@@ -10,16 +10,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use config::{
-    ApcupsdConfig, ChassisConfig, GpioConfig, HygieneConfig, KernelEventConfig, LineBias, LineLevel,
-    LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,
+    ApcupsdConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig, KernelEventConfig,
+    LineBias, LineLevel, LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
+    WatchdogConfig,
 };
 use keyring::Keyring;
 use lease::message::WipeCause;
 use sandbox::{Access, FileRules};
 use sources::{
-    Action, ActiveLevel, Apcupsd, ApcupsdSpec, Bias, Chassis, Condition, Fast, Gate, GpioLine, KernelEvents,
-    LineSpec, Logind, Monitor, Nut, NutLogin, NutSpec, Pattern, Policy, Slow, SourceError, SourceState, Stop,
-    SupplyEvents, SupplyFiles, Vital, Watchdog,
+    Action, ActiveLevel, Apcupsd, ApcupsdSpec, Bias, Chassis, ClockWatch, Condition, Fast, Gate, GpioLine,
+    KernelEvents, LineSpec, Logind, Monitor, Nut, NutLogin, NutSpec, Pattern, Policy, PowerButton, Slow,
+    SourceError, SourceState, Stop, SupplyEvents, SupplyFiles, Vital, Watchdog,
 };
 use units::BootInstant;
 
@@ -103,6 +104,7 @@ pub(crate) const fn cause(condition: Condition) -> WipeCause {
         Condition::Sleep => WipeCause::MachineSleep,
         Condition::Intrusion => WipeCause::Intrusion,
         Condition::BmcPower => WipeCause::BmcPower,
+        Condition::Clock => WipeCause::Clock,
         Condition::Hygiene => WipeCause::Hygiene,
         Condition::Lost => WipeCause::SourceLost,
     }
@@ -126,12 +128,14 @@ impl Sources {
     ) -> Self {
         let mut sources = Self::default();
         config.gpio.iter().for_each(|gpio| sources.add_gpio(gpio));
+        config.button.iter().for_each(|button| sources.add_button(button));
         config.kernel_event.iter().for_each(|event| sources.add_kernel_event(event));
         config.power_supply.iter().for_each(|supply| sources.add_power_supply(supply));
         config.nut.iter().for_each(|nut| sources.add_nut(nut));
         config.apcupsd.iter().for_each(|ups| sources.add_apcupsd(ups));
         config.logind.iter().for_each(|logind| sources.add_logind(logind, keyring));
         config.chassis.iter().for_each(|chassis| sources.add_chassis(chassis));
+        config.clock.iter().for_each(|clock| sources.add_clock(clock));
         sources.add_hygiene(&config.hygiene, hygiene_watch);
         sources
     }
@@ -156,6 +160,19 @@ impl Sources {
                 GpioLine::recorded(&gpio.chip).map(boxed)
             } else {
                 GpioLine::request(&gpio.chip, spec, monitor).map(boxed)
+            }
+        });
+    }
+
+    fn add_button(&mut self, button: &ButtonConfig) {
+        let policies =
+            [(Condition::Shutdown, policy(&button.on_press)), (Condition::Lost, policy(&button.on_lost))];
+        let monitor = Monitor::new(&button.name, "button", button.recorded, &policies);
+        self.add_fast(monitor, |_| {
+            if button.recorded {
+                PowerButton::recorded(&button.device).map(boxed)
+            } else {
+                PowerButton::open(&button.device).map(boxed)
             }
         });
     }
@@ -238,6 +255,17 @@ impl Sources {
         let source = Chassis::new(&chassis.directory, Duration::from_millis(chassis.interval_ms));
         let monitor = Monitor::new("chassis", "chassis", false, &policies);
         self.add_slow(source, monitor, Reach::files(&[&chassis.directory, Path::new("/sys")]));
+    }
+
+    fn add_clock(&mut self, clock: &ClockConfig) {
+        let policies =
+            [(Condition::Clock, policy(&clock.on_disagreement)), (Condition::Lost, policy(&clock.on_lost))];
+        let interval = Duration::from_millis(clock.interval_ms);
+        let source = ClockWatch::new(&clock.rtc, interval, Duration::from_millis(clock.tolerance_ms));
+        let monitor = Monitor::new("clock", "clock", !clock.rtc.starts_with("/sys"), &policies);
+        // The class is links into the tree of devices.
+        let directory = clock.rtc.parent().unwrap_or(Path::new("/sys"));
+        self.add_slow(source, monitor, Reach::files(&[directory, Path::new("/sys")]));
     }
 
     fn add_hygiene(&mut self, hygiene: &HygieneConfig, watch: &Arc<HygieneWatch>) {
@@ -418,6 +446,8 @@ mod tests {
         let apcupsd: config::ApcupsdConfig = toml::from_str("name = \"a\"").unwrap();
         let logind: config::LogindConfig = toml::from_str("").unwrap();
         let chassis: config::ChassisConfig = toml::from_str("").unwrap();
+        let clock: config::ClockConfig = toml::from_str("").unwrap();
+        let button: config::ButtonConfig = toml::from_str("name = \"a\"\ndevice = \"d\"").unwrap();
         let defaults = [
             (Condition::UpsOnBattery, nut.on_battery),
             (Condition::UpsLowBattery, nut.on_low_battery),
@@ -433,6 +463,10 @@ mod tests {
             (Condition::Intrusion, chassis.on_intrusion),
             (Condition::Hygiene, HygieneConfig::default().on_regression),
             (Condition::Lost, chassis.on_lost),
+            (Condition::Clock, clock.on_disagreement),
+            (Condition::Lost, clock.on_lost),
+            (Condition::Shutdown, button.on_press),
+            (Condition::Lost, button.on_lost),
             (Condition::PowerLine, gpio.on_active),
             (Condition::Lost, gpio.on_lost),
             (Condition::PowerSupply, supply.on_offline),

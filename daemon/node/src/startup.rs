@@ -450,6 +450,7 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
     let worker = Arc::clone(node);
     let clearing = tokio::spawn(async move {
         tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
+        crate::threads::wipe_all(wipe.record.generation).await;
         worker.wiper.on_memory_clear(&wipe);
     });
     // It goes on where it takes longer: status tells when it is done.

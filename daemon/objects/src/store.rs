@@ -197,6 +197,13 @@ fn format(volume: &Arc<dyn BlockVolume>) -> Result<(Layout, Index), StoreError> 
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let run = move || {
+        // They are a copy of those of the thread that opened the store.
+        thread_wipe::registers();
+        run();
+        // The thread library keeps an ended thread's stack for the next.
+        thread_wipe::this_thread();
+    };
     std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the process can start a thread")
 }
 

@@ -41,6 +41,8 @@ conditions! {
     Intrusion = "intrusion";
     /// The management controller reports the power going.
     BmcPower = "bmc-power";
+    /// The machine's clock disagrees with its battery-backed one.
+    Clock = "clock";
     /// Memory hygiene got worse.
     Hygiene = "hygiene";
     /// The source itself cannot be heard.

@@ -1,9 +1,10 @@
 //! Where a node hears that power, trust or the machine itself is going: one source a file.
 //!
 //! ```text
-//!   fast: gpio, uevent, power_supply     a file descriptor each; the wiper's own thread reads them
+//!   fast: gpio, button, uevent,          a file descriptor each; the wiper's own thread reads them
+//!         power_supply
 //!   slow: power_supply, nut, apcupsd,    asked or listened to on a thread each, by [`watch`]
-//!         logind, chassis
+//!         logind, chassis, clock
 //!                │
 //!            Monitor (debounce, policy) ── Fired ── the node's wiper
 //!                └── SourceState ── status and metrics
@@ -26,7 +27,9 @@
 )]
 
 mod apcupsd;
+mod button;
 mod chassis;
+mod clock;
 mod condition;
 mod dbus;
 mod gpio;
@@ -39,7 +42,9 @@ mod uevent;
 mod watchdog;
 
 pub use apcupsd::{Apcupsd, ApcupsdSpec};
+pub use button::{INPUT_EVENT_BYTES, PowerButton, power_key_record};
 pub use chassis::{Chassis, intrusion_alarms};
+pub use clock::ClockWatch;
 pub use condition::{Action, Condition, Fired, Policy};
 pub use gpio::{ActiveLevel, Bias, EVENT_BYTES, GpioLine, LineSpec, event_record};
 pub use logind::{Gate, Logind};

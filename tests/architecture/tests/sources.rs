@@ -8,8 +8,15 @@ use architecture_tests::source::{Source, workspace_sources};
 use architecture_tests::workspace_root;
 
 /// Crates that may hold `unsafe`, each for what its first lines say. Everything under `hardware/` may as well.
-const UNSAFE_CRATES: &[&str] =
-    &["daemon/aes-xts", "daemon/locked-memory", "daemon/device", "daemon/faults", "benches", "tests/aarch64"];
+const UNSAFE_CRATES: &[&str] = &[
+    "daemon/aes-xts",
+    "daemon/locked-memory",
+    "daemon/device",
+    "daemon/faults",
+    "daemon/thread-wipe",
+    "benches",
+    "tests/aarch64",
+];
 
 /// Crates that become programs: threads, runtimes, arguments, environment and exit codes are theirs.
 const PROGRAMS: &[&str] = &["daemon/node", "daemon/keyholder", "daemon/cli"];

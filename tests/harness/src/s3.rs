@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
+pub use hyper::Method;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, StatusCode, header};
+use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
@@ -41,6 +42,23 @@ impl fmt::Display for S3Error {
 
 /// An answer's body.
 pub type Answer = Result<Bytes, S3Error>;
+
+/// The URL of a request that is signed already, for clients that sign nothing.
+///
+/// # Panics
+/// Where a name is none of S3's, or the request is neither GET nor PUT.
+pub fn presigned(endpoint: &str, bucket: &str, access: (&str, &str), method: &Method, key: &str) -> String {
+    let endpoint = endpoint.parse().expect("an endpoint is a URL");
+    let bucket =
+        Bucket::new(endpoint, UrlStyle::Path, bucket.to_owned(), "us-east-1").expect("a bucket name");
+    let credentials = Credentials::new(access.0, access.1);
+    let url = match *method {
+        Method::GET => bucket.get_object(Some(&credentials), key).sign(SIGNED_FOR),
+        Method::PUT => bucket.put_object(Some(&credentials), key).sign(SIGNED_FOR),
+        _ => panic!("{method}: only GET and PUT are signed here"),
+    };
+    url.to_string()
+}
 
 /// A client of one bucket.
 #[expect(missing_debug_implementations, reason = "holds an access key")]

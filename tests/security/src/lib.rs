@@ -2,17 +2,21 @@
 //!
 //! [`needles::Needles`] knows every form in which a secret has been seen to linger: as it is, byte-swapped, as
 //! AES round keys of both directions, xored with HMAC's pads; each cut into windows of eight bytes, since a key that
-//! passed through registers turns up in halves. [`memory::scan`] reads another process's mappings and reports
-//! each window that it meets.
+//! passed through registers turns up in halves. [`memory::scan`] reads another process's mappings, [`image::search`] a file
+//! that holds memory, and each reports every window that it meets.
 //!
 //! Invariants:
 //! - The scanner shares no code with what it checks: it expands keys with an AES of its own.
 //! - It never runs on its own process, which of course holds the needles.
 //! - What it could not read, it says.
 
+pub mod core_file;
+pub mod image;
 pub mod installation;
+pub mod locked;
 pub mod memory;
 pub mod needles;
 pub mod planted;
 pub mod recovery;
 pub mod schedule;
+pub mod tls;

@@ -1,5 +1,6 @@
 //! Reads every mapping of another process through `/proc`, as a privileged neighbour could.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -38,9 +39,15 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// One line a finding, at most `most` of them.
+    /// A line a secret, form and mapping, with how often and where first; at most `most` of them.
     pub fn describe(&self, most: usize) -> String {
-        let lines: Vec<String> = self.findings.iter().take(most).map(Finding::to_string).collect();
+        let mut groups: BTreeMap<(&str, &str, &str), (usize, &Finding)> = BTreeMap::new();
+        for finding in &self.findings {
+            let key = (finding.label.secret.as_str(), finding.label.form.as_str(), finding.mapping.as_str());
+            groups.entry(key).or_insert((0, finding)).0 += 1;
+        }
+        let lines: Vec<String> =
+            groups.values().take(most).map(|(count, first)| format!("{count} x, first {first}")).collect();
         format!("{} window(s) found\n  {}", self.findings.len(), lines.join("\n  "))
     }
 }

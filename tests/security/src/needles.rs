@@ -44,6 +44,11 @@ impl Needles {
         }
     }
 
+    /// Adds what clients store, as it is: every window of a text or page.
+    pub fn add_text(&mut self, name: &str, bytes: &[u8]) {
+        self.add_form(name, "as it is", bytes);
+    }
+
     /// Adds an AES-256 key and the round keys that it expands to, in both directions.
     pub fn add_aes_key(&mut self, name: &str, key: &[u8; 32]) {
         self.add_secret(name, key);

@@ -6,12 +6,15 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use harness::process::wait_for;
 use harness::site::{DISK, PATIENCE, Site, SiteSpec, VolumeKind};
 use identity::{Credentials, ExpectedPeer, NodeKey, Role, Trust, control_client};
 use keyholder::api::VolumeEntry;
+use lease::envelope::PublicEnvelopeKey;
 use lease::frame::FrameBuffer;
 use lease::keyholder::{GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
 use lease::message::{Evidence, OnSeal};
@@ -21,6 +24,9 @@ use lease::{
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use security_tests::installation::{keys_of, recovered};
+use security_tests::locked::Locked;
+use security_tests::memory::scan;
+use security_tests::needles::Needles;
 use security_tests::recovery::Recovered;
 use units::{BootInstant, Fence, GrantId, RootEpoch, VolumeEpoch, VolumeId};
 
@@ -304,4 +310,81 @@ fn recorded_hellos_and_grants_are_void_and_forged_ones_refused() {
     scene.site.start_keyholder();
     scene.site.unseal_keyholder();
     scene.site.wait_serving();
+}
+
+/// Whether any 32 bytes at an even place of what `pid` has in writable memory are the secret half of `public`.
+fn holds_secret_of(pid: u32, public: &PublicEnvelopeKey) -> (bool, usize) {
+    /// Random bytes repeat themselves seldom: 32 with fewer different ones than this are no secret.
+    const DIFFERENT_MIN: usize = 22;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("root reads maps");
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("root reads memory");
+    let mut tried = std::collections::HashSet::new();
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let [start, end] = [range.0, range.1].map(|text| u64::from_str_radix(text, 16).expect("an address"));
+        let mut bytes = vec![0; usize::try_from(end - start).expect("a mapping")];
+        if memory.read_exact_at(&mut bytes, start).is_err() {
+            // Secret memory is shown to nobody.
+            continue;
+        }
+        for window in bytes.windows(envelope::SECRET_BYTES).step_by(8) {
+            let different = window.iter().fold([false; 256], |mut seen, byte| {
+                seen[usize::from(*byte)] = true;
+                seen
+            });
+            if different.iter().filter(|seen| **seen).count() < DIFFERENT_MIN {
+                continue;
+            }
+            let secret: [u8; envelope::SECRET_BYTES] = window.try_into().expect("a window");
+            if tried.insert(secret)
+                && envelope::keypair(&secret).is_ok_and(|found| found.as_bytes() == public.as_bytes())
+            {
+                return (true, tried.len());
+            }
+        }
+    }
+    (false, tried.len())
+}
+
+/// The recorder is given more than it could have: TLS is no obstacle to it at all. What it then holds of a push is the grant's
+/// envelope, sealed to a public key that is in the recording too; the secret half is all that it lacks.
+#[test]
+fn the_recorded_traffic_and_the_nodes_memory_after_the_push_do_not_give_the_key() {
+    let mut scene = Scene::new();
+    scene.site.stop_keyholder();
+    scene.site.lose_power();
+    scene.site.wait_sealed("power-loss");
+    let prk = keys_of(&scene.recovered, DISK).prk;
+    let mut wire = scene.dial();
+    let (_, evidence) = wire.establish();
+    let public = &evidence.envelope_key;
+    let check = check_of(&evidence, scene.volume.volume);
+    let grant = wire.grant(order(&scene.volume, check, 1, scene.volume.fence.next().expect("a fence")), &prk);
+    wire.send(&grant);
+    match wire.hear() {
+        Some(KeyholderEvent::Receipt(_)) => {}
+        other => panic!("a receipt was expected, not {other:?}"),
+    }
+    // The envelope does open with the secret half: the search below looks for the right thing, and finds it elsewhere.
+    let program = Path::new(env!("CARGO_BIN_EXE_locked"));
+    let own = [0x2B, 0x71, 0xC3].repeat(11);
+    let own: [u8; 32] = std::array::from_fn(|at| own[at] ^ u8::try_from(at * 7).expect("small"));
+    let planted = Locked::start(program, "ordinary", &own);
+    let own_public = envelope::keypair(&own).expect("a key");
+    let (found, tried) = holds_secret_of(planted.pid(), &own_public);
+    assert!(found, "the search is blind: {tried} tried");
+    let pid = scene.site.node().pid();
+    let (found, tried) = holds_secret_of(pid, public);
+    println!("{tried} places of the node's memory were tried");
+    assert!(!found, "the one-time secret of a push lies in ordinary memory");
+    assert!(tried > 1_000, "only {tried} were tried");
+    let mut needles = Needles::new();
+    needles.add_secret("PRK", &prk);
+    let scan = scan(pid, &needles).expect("root can scan");
+    assert!(scan.findings.is_empty(), "{}", scan.describe(5));
+    let mut found = 0;
+    needles.search(&grant, |_, _| found += 1);
+    assert_eq!(found, 0, "the grant on the wire is sealed");
+    drop(wire);
+    scene.site.stop_node();
 }

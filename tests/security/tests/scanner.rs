@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use security_tests::core_file::{self, Extent};
+use security_tests::image;
+use security_tests::locked::Locked;
 use security_tests::memory::{Scan, scan};
 use security_tests::needles::Needles;
 use security_tests::planted::Planted;
@@ -53,4 +56,56 @@ fn the_scanner_refuses_to_scan_itself() {
     let mut needles = Needles::new();
     needles.add_secret("planted", &DATA_KEY);
     assert!(scan(std::process::id(), &needles).is_err());
+}
+
+fn needles() -> Needles {
+    let mut needles = Needles::new();
+    needles.add_aes_key("planted", &DATA_KEY);
+    needles
+}
+
+#[test]
+fn a_key_in_memory_that_is_excluded_from_cores_is_found_in_a_core_that_leaves_nothing_out() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let program = Path::new(env!("CARGO_BIN_EXE_locked"));
+    let mut locked = Locked::start(program, "ordinary", &DATA_KEY);
+    let search = |pid: u32, extent| {
+        let core = core_file::take(pid, extent, folder.path());
+        let found = image::search(&core, &needles()).expect("a core");
+        std::fs::remove_file(core).expect("our own");
+        found
+    };
+    assert!(!scan(locked.pid(), &needles()).expect("a child").findings.is_empty());
+    let ordinary = search(locked.pid(), Extent::Ordinary);
+    assert!(ordinary.findings.is_empty(), "excluded from this one: {}", ordinary.describe(10));
+    let everything = search(locked.pid(), Extent::Everything);
+    assert_eq!(everything.findings.len(), DATA_KEY.len() - 7, "{}", everything.describe(10));
+    locked.wipe();
+    let wiped = search(locked.pid(), Extent::Everything);
+    assert!(wiped.findings.is_empty(), "{}", wiped.describe(10));
+}
+
+#[test]
+fn a_key_in_secret_memory_is_in_no_core() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let locked = Locked::start(Path::new(env!("CARGO_BIN_EXE_locked")), "secret", &DATA_KEY);
+    let core = core_file::take(locked.pid(), Extent::Everything, folder.path());
+    let found = image::search(&core, &needles()).expect("a core");
+    assert!(found.findings.is_empty(), "{}", found.describe(10));
+}
+
+#[test]
+fn a_window_across_two_reads_of_a_file_is_found_once_and_in_its_place() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("image");
+    let mut needles = Needles::new();
+    needles.add_text("planted", &DATA_KEY[..8]);
+    for at in [0, (4 << 20) - 8, (4 << 20) - 7, (4 << 20) - 3, 4 << 20, (9 << 20) - 8] {
+        let mut bytes = vec![0x11; 9 << 20];
+        bytes[at..at + 8].copy_from_slice(&DATA_KEY[..8]);
+        std::fs::write(&file, &bytes).expect("a file");
+        let found = image::search(&file, &needles).expect("a file");
+        let places: Vec<u64> = found.findings.iter().map(|finding| finding.address).collect();
+        assert_eq!((places, found.bytes_read), (vec![at as u64], 9 << 20));
+    }
 }

@@ -1,13 +1,20 @@
-//! The machine itself: shutdown and sleep by logind, and the chassis.
+//! The machine itself: shutdown and sleep by logind, the chassis, its clock and its power button.
 //!
-//! logind is a mock on a private bus (a real dbus-daemon); the chassis is a recorded tree of hardware monitors.
+//! logind is a mock on a private bus (a real dbus-daemon); the chassis is a recorded tree of hardware monitors, clock and button
+//! are twins. The real ones are in tests/guest.
 
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use config::{
-    ChassisConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind, SourcesConfig, WatchdogConfig,
+    ButtonConfig, ChassisConfig, ClockConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind,
+    SourcesConfig, WatchdogConfig,
 };
 use harness::client::{client, python_client};
 use harness::process::{Process, wait_for};
@@ -218,4 +225,100 @@ fn a_watchdog_is_fed_while_the_wiper_answers_and_disarmed_when_the_node_stops() 
     assert!(source(&site, "watchdog").up && fed().iter().all(|byte| *byte == 0), "{:?}", fed());
     site.stop_node();
     assert_eq!(fed().last(), Some(&b'V'));
+}
+
+/// The twin of a battery-backed clock: counts seconds in a file until it is dropped.
+struct BatteryClock {
+    ahead_s: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    ticking: Option<JoinHandle<()>>,
+}
+
+impl BatteryClock {
+    fn start(file: PathBuf) -> Self {
+        let (ahead_s, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (ahead, stopped, begun) = (Arc::clone(&ahead_s), Arc::clone(&stop), Instant::now());
+        let tick = move || {
+            let seconds = 1_700_000_000 + begun.elapsed().as_secs() + ahead.load(Ordering::SeqCst);
+            // Whole at every moment, as the kernel's is.
+            let next = file.with_extension("next");
+            std::fs::write(&next, format!("{seconds}\n")).expect("a recorded file");
+            std::fs::rename(next, &file).expect("a recorded file");
+        };
+        tick();
+        let ticking = std::thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                tick();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { ahead_s, stop, ticking: Some(ticking) }
+    }
+}
+
+impl Drop for BatteryClock {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(ticking) = self.ticking.take() {
+            let _ = ticking.join();
+        }
+    }
+}
+
+#[test]
+fn a_simulated_battery_backed_clock_that_went_on_alone_wipes_and_latches() {
+    let mut clock = None;
+    let site = site_with(|dir| {
+        let rtc = dir.join("since_epoch");
+        clock = Some(BatteryClock::start(rtc.clone()));
+        let config = ClockConfig {
+            rtc,
+            interval_ms: 100,
+            tolerance_ms: 5_000,
+            on_disagreement: Reaction::wipe(),
+            on_lost: Reaction::report(),
+        };
+        SourcesConfig { clock: Some(config), ..SourcesConfig::default() }
+    });
+    let clock = clock.expect("the twin ticks");
+    let heard = wait_source(&site, "clock", "a clock that is read", |source| source.heard_boot_ns.is_some());
+    assert!(heard.recorded && heard.fired == 0, "{heard:?}");
+    // As after a minute in which the machine stood still.
+    clock.ahead_s.store(60, Ordering::SeqCst);
+    site.wait_sealed("clock");
+    site.expect_latched();
+    site.act("/v1/unlatch");
+    site.push_until_serving();
+    assert_eq!(source(&site, "clock").fired, 1, "from there on the two agree again");
+    drop(site);
+}
+
+#[test]
+fn a_simulated_press_of_the_power_button_drains_then_wipes_and_keys_come_back() {
+    let mut listener = None;
+    let mut site = site_with(|dir| {
+        let device = dir.join("button.sock");
+        listener = Some(UnixListener::bind(&device).expect("a socket"));
+        let button = ButtonConfig {
+            name: "power-button".into(),
+            device,
+            recorded: true,
+            on_press: reaction(ReactionKind::Drain, 0),
+            on_lost: Reaction::report(),
+        };
+        SourcesConfig { button: vec![button], ..SourcesConfig::default() }
+    });
+    let (mut button, _) = listener.expect("a twin").accept().expect("the node dials at its start");
+    let before = site.status().key_memory.generation;
+    button.write_all(&sources::power_key_record(true)).expect("the node listens");
+    button.write_all(&sources::power_key_record(false)).expect("the node listens");
+    wait_for("a wipe", PATIENCE, || {
+        let status = site.status();
+        let wiped = status.key_memory.generation > before;
+        if wiped { Ok(()) } else { Err(format!("{:?}", status.seal)) }
+    });
+    assert_eq!(site.status().last_wipe.expect("it was wiped").cause, "machine-shutdown");
+    site.wait_serving();
+    assert_eq!(source(&site, "power-button").fired, 1);
+    site.stop_node();
 }

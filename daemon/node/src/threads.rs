@@ -1,0 +1,138 @@
+//! The runtime's threads: clients' data passes through all of them, and the third stage of a wipe ends with a wipe of each.
+//!
+//! What they worked with stays on their stacks and in their registers, while they wait for the next connection: parts of an
+//! object, a signing key, a TLS session's round keys. The allocator's zeros do not reach it.
+//!
+//! Invariants:
+//! - Every thread of the runtime notes the generation that it was wiped at. One that begins has nothing of the thread that
+//!   started it; one that ends wipes itself first.
+//! - A runtime gives work to whichever thread it likes. So each that has come waits for the others, shortly, and the next
+//!   piece of work finds one that has not.
+
+use std::cell::OnceCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+
+/// How long a wiped thread waits for those that are not. They come at once unless they are busy.
+const COMPANY_WAIT: Duration = Duration::from_millis(5);
+
+/// Time between two calls to those that have not come.
+const CALL_EVERY: Duration = Duration::from_millis(1);
+
+/// The generation that each thread of the runtime was last wiped at.
+static THREADS: Mutex<Vec<Arc<AtomicU64>>> = Mutex::new(Vec::new());
+
+/// A thread has been wiped.
+static WIPED: Condvar = Condvar::new();
+
+thread_local! {
+    static MINE: OnceCell<Arc<AtomicU64>> = const { OnceCell::new() };
+}
+
+fn threads() -> MutexGuard<'static, Vec<Arc<AtomicU64>>> {
+    // Nothing that can panic runs under the lock.
+    THREADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The runtime on which a node serves.
+pub fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("nightlatchd")
+        .on_thread_start(begin)
+        .on_thread_stop(end)
+        .build()
+}
+
+fn begin() {
+    // They are a copy of those of whoever needed one more thread.
+    thread_wipe::registers();
+    let noted = Arc::new(AtomicU64::new(0));
+    threads().push(Arc::clone(&noted));
+    MINE.with(|mine| drop(mine.set(noted)));
+}
+
+fn end() {
+    // What a thread library keeps of an ended thread's stack is given to the next.
+    thread_wipe::this_thread();
+    MINE.with(|mine| {
+        if let Some(mine) = mine.get() {
+            threads().retain(|noted| !Arc::ptr_eq(noted, mine));
+        }
+    });
+    WIPED.notify_all();
+}
+
+/// Threads that have not been wiped since `generation`.
+fn late(threads: &[Arc<AtomicU64>], generation: u64) -> usize {
+    threads.iter().filter(|noted| noted.load(Ordering::SeqCst) < generation).count()
+}
+
+/// Wipes this thread, then keeps it busy for a moment, so that the runtime turns to another.
+fn visit(generation: u64) {
+    thread_wipe::this_thread();
+    let threads = threads();
+    MINE.with(|mine| {
+        if let Some(mine) = mine.get() {
+            mine.fetch_max(generation, Ordering::SeqCst);
+        }
+    });
+    WIPED.notify_all();
+    drop(WIPED.wait_timeout_while(threads, COMPANY_WAIT, |threads| late(threads, generation) > 0));
+}
+
+/// Wipes every thread of this runtime, its blocking ones too. Returns once all are: one that is held up by a device is waited
+/// for.
+pub(crate) async fn wipe_all(generation: u64) {
+    loop {
+        let late = late(&threads(), generation);
+        if late == 0 {
+            return;
+        }
+        for _ in 0..late {
+            drop(tokio::spawn(async move { visit(generation) }));
+            drop(tokio::task::spawn_blocking(move || visit(generation)));
+        }
+        tokio::time::sleep(CALL_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn idle_and_busy_threads_are_all_wiped_and_the_busy_are_waited_for() {
+        let runtime = runtime().unwrap();
+        let (end, ends) = channel::<()>();
+        let (began, has_begun) = channel();
+        // Some blocking threads that are idle afterwards, and one that is not.
+        runtime.block_on(async {
+            for idle in [(); 8].map(|()| tokio::task::spawn_blocking(|| std::thread::sleep(CALL_EVERY))) {
+                idle.await.unwrap();
+            }
+        });
+        runtime.spawn_blocking(move || {
+            began.send(()).unwrap();
+            let _ = ends.recv();
+        });
+        has_begun.recv().unwrap();
+        let wiping = runtime.spawn(wipe_all(1));
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while late(&threads(), 1) > 1 {
+            assert!(std::time::Instant::now() < deadline, "{} late", late(&threads(), 1));
+            std::thread::yield_now();
+        }
+        assert!(!wiping.is_finished(), "one thread is still at work");
+        drop(end);
+        runtime.block_on(wiping).unwrap();
+        assert_eq!(late(&threads(), 1), 0);
+        drop(runtime);
+        assert_eq!(threads().len(), 0, "threads that have ended are forgotten");
+    }
+}
