@@ -623,7 +623,9 @@ impl NodeControl for Handle {
     }
 
     async fn create_bucket(&self, name: String) -> Result<api::Bucket, ControlError> {
-        let create = move |store: &Store| store.create_bucket(&name).and_then(|()| store.bucket(&name));
+        let create = move |store: &Store| {
+            store.create_bucket(&name, objects::BucketOptions::default()).and_then(|()| store.bucket(&name))
+        };
         self.0.with_store(create).await.map(bucket)
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use units::ByteLen;
 
+use crate::version::VersionId;
 use crate::volume::{BlockError, BlockErrorKind};
 
 /// Which declared digest did not match the body that arrived.
@@ -89,8 +90,17 @@ pub enum StoreError {
     /// The bucket exists.
     #[error("the bucket exists already")]
     BucketExists,
-    /// The bucket holds objects or unfinished uploads.
-    #[error("the bucket still holds objects or unfinished multipart uploads")]
+    /// The bucket exists and is another user's.
+    #[error("the bucket exists already and belongs to somebody else")]
+    BucketTaken,
+    /// The bucket's versioning and object lock do not allow it.
+    #[error("the bucket's versioning or object lock does not allow this")]
+    InvalidBucketState,
+    /// Longer than [`DOCUMENT_BYTES_MAX`](crate::limits::DOCUMENT_BYTES_MAX).
+    #[error("the configuration is longer than this store keeps")]
+    DocumentTooLarge,
+    /// The bucket holds objects or versions of some.
+    #[error("the bucket still holds objects, or versions of objects")]
     BucketNotEmpty,
     /// [`BUCKETS_MAX`](crate::limits::BUCKETS_MAX) reached.
     #[error("the store has as many buckets as it may have")]
@@ -101,6 +111,43 @@ pub enum StoreError {
     /// No such object.
     #[error("there is no such object")]
     NoSuchKey,
+    /// No such version.
+    #[error("there is no such version")]
+    NoSuchVersion,
+    /// The newest version, or the one that was named, is a delete marker.
+    #[error("the object was deleted: this version is a delete marker")]
+    IsDeleteMarker {
+        /// Which version.
+        version: VersionId,
+        /// When the object was deleted, in milliseconds since 1970.
+        modified_ms: u64,
+        /// Whether the request named it.
+        named: bool,
+    },
+    /// Retained or held.
+    #[error("the version is locked")]
+    Locked,
+    /// The bucket does not lock versions.
+    #[error("the bucket has no object lock")]
+    LockNotEnabled,
+    /// A retention that is over.
+    #[error("the time to retain until must be in the future")]
+    RetentionPassed,
+    /// A default retention of no time, or too much.
+    #[error("a default retention lasts 1 to 36,500 days")]
+    InvalidRetention,
+    /// Too many tags.
+    #[error("more than {max} tags")]
+    TooManyTags {
+        /// How many there may be.
+        max: usize,
+    },
+    /// A tag without a name, too long, or given twice.
+    #[error("tags have distinct names of 1 to 128 characters and values of up to 256")]
+    InvalidTags,
+    /// More than [`GRANTS_MAX`](crate::limits::GRANTS_MAX).
+    #[error("the access control list has more lines than it may have")]
+    TooManyGrants,
     /// Empty, too long, or containing a NUL.
     #[error("not a valid object key: 1 to 1024 bytes without NUL")]
     InvalidKey,

@@ -1,7 +1,7 @@
 //! Where things lie on the volume, and the sectors that say so. FORMAT.md draws it.
 //!
 //! ```text
-//! 0        header            4 KiB   written once, when the volume is formatted
+//! 0        header            4 KiB   written when the volume is formatted, and by an upgrade
 //! 4 KiB    header copy       4 KiB
 //! 8 KiB    index length A    4 KiB   written in turn, see `IndexLength`
 //! 12 KiB   index length B    4 KiB
@@ -23,7 +23,7 @@ use crate::limits::VOLUME_BYTES_MIN;
 use crate::volume::{BlockError, BlockVolume};
 
 /// Version of everything the store writes: header, index rows, meaning of runs.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 pub(crate) const SECTOR: u64 = 4096;
 const SECTOR_LEN: usize = 4096;
@@ -72,6 +72,8 @@ impl Region {
 /// What the header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
+    /// Format version that the volume has.
+    pub(crate) version: u32,
     pub(crate) store_id: [u8; 16],
     pub(crate) reserve: Region,
     pub(crate) index: Region,
@@ -90,7 +92,7 @@ impl Layout {
         // A power of two, because redb doubles its file; its own header comes on top.
         let index_len = (1 << (len.0 / INDEX_SHARE).ilog2()).clamp(INDEX_BYTES_MIN, INDEX_BYTES_MAX) + MIB;
         let index = Region { at: reserve.end(), len: index_len };
-        Ok(Self { store_id, reserve, index, data_at: index.end() })
+        Ok(Self { version: FORMAT_VERSION, store_id, reserve, index, data_at: index.end() })
     }
 
     /// The data region of a volume that has `len` now, in sectors counted from the volume's start.
@@ -101,7 +103,7 @@ impl Layout {
     fn encode(&self) -> Box<Sector> {
         let mut sector = blank_sector();
         sector[..8].copy_from_slice(&HEADER_MAGIC);
-        sector[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        sector[8..12].copy_from_slice(&self.version.to_le_bytes());
         // 12..16: incompatible feature flags, none yet.
         sector[16..32].copy_from_slice(&self.store_id);
         let numbers = [self.reserve.at, self.reserve.len, self.index.at, self.index.len, self.data_at];
@@ -127,6 +129,7 @@ impl Layout {
         let mut store_id = [0; 16];
         store_id.copy_from_slice(&sector[16..32]);
         let layout = Self {
+            version,
             store_id,
             reserve: Region { at: u64_at(sector, 32), len: u64_at(sector, 40) },
             index: Region { at: u64_at(sector, 48), len: u64_at(sector, 56) },
@@ -141,6 +144,22 @@ impl Layout {
             && self.index.at.checked_add(self.index.len).is_some_and(|end| end <= self.data_at);
         let aligned = [self.reserve.at, self.reserve.len, self.index.at, self.index.len, self.data_at];
         in_order && self.index.len > 0 && aligned.iter().all(|number| number.is_multiple_of(MIB))
+    }
+
+    /// Says that rows of this program's version may follow. Earlier programs refuse the volume from here on.
+    ///
+    /// 1. The index has its new tables, durable: a header that promises them would be wrong before.
+    /// 2. The second copy, flush. Cut here: the first copy counts, nothing was written that it does not know.
+    /// 3. The first copy, flush. Torn: the second one counts. Only then may a row of the new version be written.
+    pub(crate) fn upgrade(mut self, volume: &dyn BlockVolume) -> Result<Self, BlockError> {
+        tracing::info!(from = self.version, to = FORMAT_VERSION, "upgrading the object store's format");
+        self.version = FORMAT_VERSION;
+        let sector = self.encode();
+        for at in HEADER_AT.into_iter().rev() {
+            volume.write(ByteOffset(at), &sector[..])?;
+            volume.flush()?;
+        }
+        Ok(self)
     }
 
     /// Reads the header; `None` on a volume that holds no store yet.

@@ -21,15 +21,21 @@
 //! It is not S3: no XML, no HTTP, no signatures (the `s3-server` crate); it knows nothing of keys or ciphertext (`sealing`).
 //! All calls block. FORMAT.md says what is on the volume.
 
+mod acl;
 mod body;
+mod buckets;
 mod checksum;
 mod commit;
+mod condition;
 mod credentials;
+mod customer_key;
+mod delete;
 mod error;
 mod index;
 mod layout;
 pub mod limits;
 mod list;
+mod lock;
 mod multipart;
 mod object;
 mod records;
@@ -37,16 +43,27 @@ mod records;
 pub mod simulated;
 mod space;
 mod store;
+mod version;
 mod volume;
+mod write;
 
+pub use acl::{Acl, Grant, Grantee, Permission};
 pub use body::{Declared, ObjectReader};
+pub use buckets::{BucketInfo, BucketOptions, Documents};
 pub use checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
+pub use condition::{Condition, TagMatch};
 pub use credentials::{AccessKeyInfo, NewAccessKey, SecretAccessKey, UserInfo};
+pub use delete::DeleteRequest;
 pub use error::{DigestKind, StoreError};
 pub use layout::FORMAT_VERSION;
-pub use list::{ListRequest, ObjectsPage, UploadsPage};
-pub use multipart::{CompleteOptions, CompletedPart, PartInfo, PartWriter, PartsPage, UploadInfo};
-pub use object::{Condition, Object, ObjectInfo, ObjectWriter, PutOptions, TagMatch};
-pub use records::{ETag, Metadata};
-pub use store::{BucketInfo, Store, StoreStatus};
+pub use list::{ListRequest, ObjectsPage, UploadsPage, VersionEntry, VersionsPage};
+pub use lock::{BucketLock, DefaultRetention, LockMode, ObjectLock, Period, Retention};
+pub use multipart::{
+    CompleteOptions, CompletedPart, PartInfo, PartWriter, PartsPage, UploadInfo, UploadOptions,
+};
+pub use object::{Object, ObjectInfo, ObjectPart};
+pub use records::{Attributes, ETag, Metadata};
+pub use store::{Store, StoreStatus};
+pub use version::{Deleted, VersionId, Versioning};
 pub use volume::{BlockError, BlockErrorKind, BlockVolume};
+pub use write::{CopyOptions, ObjectWriter, PutOptions, check_tags};

@@ -39,6 +39,27 @@ pub const DELETE_KEYS_MAX: usize = 1_000;
 /// Longest delimiter: a key can't contain a longer one.
 pub const DELIMITER_BYTES_MAX: usize = KEY_BYTES_MAX;
 
+/// Tags of an object (S3).
+pub const TAGS_MAX: usize = 10;
+
+/// Tags of a bucket (S3).
+pub const BUCKET_TAGS_MAX: usize = 50;
+
+/// Longest name of a tag in characters (S3).
+pub const TAG_NAME_CHARS_MAX: usize = 128;
+
+/// Longest value of a tag in characters (S3).
+pub const TAG_VALUE_CHARS_MAX: usize = 256;
+
+/// Lines of an access control list (S3).
+pub const GRANTS_MAX: usize = 100;
+
+/// Longest default retention: a hundred years, as S3 has it.
+pub const RETENTION_DAYS_MAX: u32 = 36_500;
+
+/// Longest document that configures a bucket: S3's longest lifecycle has 1,000 rules, which fit.
+pub const DOCUMENT_BYTES_MAX: usize = 512 * 1024;
+
 /// Bodies up to this size live in the index row: a PUT then costs no data write at all, and a row of 1 KiB still lets
 /// two objects share a 4 KiB page.
 pub const INLINE_BYTES_MAX: usize = 1024;

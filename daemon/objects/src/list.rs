@@ -4,12 +4,13 @@
 //! what it shows and not what it hides.
 
 use crate::error::StoreError;
-use crate::index::{Snapshot, Step, UploadId};
+use crate::index::{Snapshot, Step, UploadId, VersionsStart};
 use crate::limits::{DELIMITER_BYTES_MAX, LIST_PAGE_MAX};
 use crate::multipart::{UploadInfo, upload_info};
 use crate::object::ObjectInfo;
-use crate::records::{self, BucketId, ObjectRecord};
+use crate::records::{self, BucketId, BucketRecord, ObjectRecord};
 use crate::store::Store;
+use crate::version::VersionId;
 
 /// What to list.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +45,32 @@ pub struct UploadsPage {
     pub prefixes: Vec<String>,
     /// The page's last key or prefix, and the last upload's id where it was one; `None` on the last page.
     pub next: Option<(String, Option<String>)>,
+}
+
+/// A version of an object, or a delete marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionEntry {
+    /// The object's key.
+    pub key: String,
+    /// Which version.
+    pub version: VersionId,
+    /// What is known about it; of a delete marker, when and by whom it was made.
+    pub info: ObjectInfo,
+    /// Whether it is the newest of its key.
+    pub is_latest: bool,
+    /// Whether it is the mark of a deletion.
+    pub delete_marker: bool,
+}
+
+/// A page of versions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VersionsPage {
+    /// Versions by key, the newest first.
+    pub versions: Vec<VersionEntry>,
+    /// Common prefixes.
+    pub prefixes: Vec<String>,
+    /// The page's last key or prefix, and the last version where it was one; `None` on the last page.
+    pub next: Option<(String, Option<VersionId>)>,
 }
 
 /// Sorts keys into entries and common prefixes.
@@ -107,11 +134,32 @@ impl Store {
     pub fn list_objects(&self, bucket: &str, request: &ListRequest) -> Result<ObjectsPage, StoreError> {
         let limit = check(request)?;
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
             if limit == 0 {
                 return Ok(ObjectsPage::default());
             }
-            objects_page(snapshot, bucket, request, limit)
+            objects_page(snapshot, &bucket, request, limit)
+        })
+    }
+
+    /// A page of the versions of the objects of `bucket`; with `after_version`, older versions of the key `after` are shown
+    /// too.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchBucket`].
+    pub fn list_versions(
+        &self,
+        bucket: &str,
+        request: &ListRequest,
+        after_version: Option<VersionId>,
+    ) -> Result<VersionsPage, StoreError> {
+        let limit = check(request)?;
+        self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+            if limit == 0 {
+                return Ok(VersionsPage::default());
+            }
+            versions_page(snapshot, &bucket, request, after_version, limit)
         })
     }
 
@@ -142,7 +190,7 @@ impl Store {
 
 fn objects_page(
     snapshot: &Snapshot,
-    bucket: BucketId,
+    bucket: &BucketRecord,
     request: &ListRequest,
     limit: usize,
 ) -> Result<ObjectsPage, StoreError> {
@@ -150,7 +198,7 @@ fn objects_page(
     let mut page = ObjectsPage::default();
     let Some(start) = grouping.start(request.after.as_deref()) else { return Ok(page) };
     let mut last = String::new();
-    snapshot.walk_objects(bucket, &start, &mut |key, row| {
+    snapshot.walk_objects(bucket.id, &start, &mut |key, row| {
         if !key.starts_with(grouping.prefix) {
             return Ok(Step::Stop);
         }
@@ -165,7 +213,71 @@ fn objects_page(
         }
         last = text(key)?;
         let record: ObjectRecord = records::decode(row)?;
-        page.objects.push((last.clone(), ObjectInfo::of(&record)));
+        page.objects.push((last.clone(), ObjectInfo::of(&record, bucket)));
+        Ok(Step::Next)
+    })?;
+    Ok(page)
+}
+
+/// Where the versions begin that are shown after the request's marker.
+fn versions_start(
+    snapshot: &Snapshot,
+    bucket: BucketId,
+    grouping: &Grouping<'_>,
+    after: Option<&str>,
+    after_version: Option<VersionId>,
+) -> Result<Option<VersionsStart>, StoreError> {
+    let (Some(key), Some(version)) = (after, after_version) else {
+        return Ok(grouping.start(after).map(VersionsStart::Key));
+    };
+    if key.as_bytes() < grouping.prefix {
+        return Ok(grouping.start(after).map(VersionsStart::Key));
+    }
+    let key_bytes = key.as_bytes().to_vec();
+    Ok(Some(match version {
+        VersionId::Id { sequence, .. } => VersionsStart::After(key_bytes, sequence),
+        VersionId::Null => match snapshot.version(bucket, key, version)? {
+            Some(null) => VersionsStart::After(key_bytes, null.version.sequence),
+            // Deleted since the last page: better some versions twice than some never.
+            None => VersionsStart::Key(key_bytes),
+        },
+    }))
+}
+
+fn versions_page(
+    snapshot: &Snapshot,
+    bucket: &BucketRecord,
+    request: &ListRequest,
+    after_version: Option<VersionId>,
+    limit: usize,
+) -> Result<VersionsPage, StoreError> {
+    let grouping = Grouping { prefix: request.prefix.as_bytes(), delimiter: request.delimiter.as_bytes() };
+    let mut page = VersionsPage::default();
+    let start = versions_start(snapshot, bucket.id, &grouping, request.after.as_deref(), after_version)?;
+    let Some(start) = start else { return Ok(page) };
+    let mut last = (String::new(), None);
+    snapshot.walk_versions(bucket.id, start, &mut |key, row, is_latest| {
+        if !key.starts_with(grouping.prefix) {
+            return Ok(if key < grouping.prefix { Step::Next } else { Step::Stop });
+        }
+        if page.versions.len() + page.prefixes.len() == limit {
+            page.next = Some(std::mem::take(&mut last));
+            return Ok(Step::Stop);
+        }
+        if let Some(common) = grouping.common_prefix(key) {
+            last = (text(common)?, None);
+            page.prefixes.push(last.0.clone());
+            return Ok(successor(common).map_or(Step::Stop, Step::Seek));
+        }
+        let record: ObjectRecord = records::decode(row)?;
+        last = (text(key)?, Some(record.version.id()));
+        page.versions.push(VersionEntry {
+            key: last.0.clone(),
+            version: record.version.id(),
+            info: ObjectInfo::of(&record, bucket),
+            is_latest,
+            delete_marker: record.delete_marker,
+        });
         Ok(Step::Next)
     })?;
     Ok(page)

@@ -8,19 +8,34 @@ use std::time::SystemTime;
 
 use crate::body::{BodyWriter, Declared, FinishedBody};
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, checksum_of_parts, md5_of_parts};
-use crate::commit::{Dropped, Mutation, Shared, drop_body};
+use crate::commit::{Dropped, Mutation, Shared};
+use crate::condition::Condition;
 use crate::error::{DigestKind, StoreError};
 use crate::index::{Changes, Step, UploadId};
 use crate::limits::{LIST_PAGE_MAX, OBJECT_BYTES_MAX, PART_BYTES_MIN, PART_NUMBER_MAX, PUT_BYTES_MAX};
-use crate::object::{Condition, Object, ObjectInfo, check_metadata};
+use crate::object::{Object, ObjectInfo};
 use crate::records::{
-    Body, BodyId, BucketId, ETag, Manifest, Metadata, ObjectRecord, PartExtent, PartRecord, UploadRecord,
+    Attributes, Body, BodyId, BucketRecord, ETag, Manifest, Metadata, ObjectRecord, PartExtent, PartRecord,
+    UploadRecord,
 };
 use crate::space::Reservation;
 use crate::store::{Store, check_key, now_ms, random_bytes, time_of};
+use crate::version::{self, Moment, Version};
+use crate::write::{check_attributes, check_metadata};
 
 /// What is moved at a time when a part is copied from an object.
 const COPY_CHUNK_BYTES: usize = 1 << 20;
+
+/// What the object to be is to have.
+#[derive(Clone, Debug, Default)]
+pub struct UploadOptions {
+    /// Headers and user metadata.
+    pub metadata: Metadata,
+    /// Tags, lock and access control list.
+    pub attributes: Attributes,
+    /// The checksum of the parts and of the whole.
+    pub checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+}
 
 /// An unfinished upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +48,8 @@ pub struct UploadInfo {
     pub initiated: SystemTime,
     /// The checksum its parts are to have.
     pub checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+    /// Who began it, and who is to own the object.
+    pub owner: String,
 }
 
 /// A part that has arrived.
@@ -113,9 +130,9 @@ impl UploadPlace {
         Ok(Self { bucket: bucket.to_owned(), key: key.to_owned(), upload })
     }
 
-    fn find(&self, changes: &Changes<'_>) -> Result<(BucketId, UploadRecord), StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
-        let record = changes.upload(bucket, &self.key, self.upload)?.ok_or(StoreError::NoSuchUpload)?;
+    fn find(&self, changes: &Changes<'_>) -> Result<(BucketRecord, UploadRecord), StoreError> {
+        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let record = changes.upload(bucket.id, &self.key, self.upload)?.ok_or(StoreError::NoSuchUpload)?;
         Ok((bucket, record))
     }
 }
@@ -126,6 +143,7 @@ pub(crate) fn upload_info(key: String, id: UploadId, record: &UploadRecord) -> U
         id: format!("{id:032x}"),
         initiated: time_of(record.initiated_ms),
         checksum: record.checksum,
+        owner: record.attributes.acl.owner.clone(),
     }
 }
 
@@ -163,6 +181,7 @@ impl PartWriter {
             modified_ms: now_ms(),
             md5: digests.md5,
             checksum: digests.checksum,
+            salt: None,
         };
         let info = PartInfo::of(self.number, record.clone());
         self.shared.submit(PutPart { place: self.place, number: self.number, record, reservation })?;
@@ -180,17 +199,18 @@ impl Store {
         &self,
         bucket: &str,
         key: &str,
-        metadata: Metadata,
-        checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+        options: UploadOptions,
     ) -> Result<UploadInfo, StoreError> {
+        let UploadOptions { metadata, attributes, checksum } = options;
         check_key(key)?;
         check_metadata(&metadata)?;
+        check_attributes(&attributes)?;
         if checksum.is_some_and(|(algorithm, kind)| !algorithm.allows(kind)) {
             return Err(StoreError::InvalidChecksum);
         }
         let initiated_ms = now_ms();
         let upload = UploadId::from(initiated_ms) << 64 | UploadId::from(u64::from_le_bytes(random_bytes()));
-        let record = UploadRecord { initiated_ms, checksum, metadata };
+        let record = UploadRecord { initiated_ms, checksum, metadata, attributes, customer_key: None };
         let info = upload_info(key.to_owned(), upload, &record);
         let place = UploadPlace { bucket: bucket.to_owned(), key: key.to_owned(), upload };
         self.shared.submit(CreateUpload { place, record })?;
@@ -298,7 +318,7 @@ impl Store {
             return Err(StoreError::InvalidPartOrder);
         }
         let id = self.shared.next_body();
-        self.shared.submit(CompleteUpload { place, parts, options, id, modified_ms: now_ms() })
+        self.shared.submit(CompleteUpload { place, parts, options, id, moment: Moment::now() })
     }
 
     /// Ends an upload without an object; its parts are given back.
@@ -377,7 +397,7 @@ impl Mutation for AbortUpload {
         let (bucket, _) = self.place.find(changes)?;
         let parts = take_parts(changes, self.place.upload)?;
         dropped.extend(parts.into_values().map(|part| (part.id, part.runs)));
-        changes.remove_upload(bucket, &self.place.key, self.place.upload)
+        changes.remove_upload(bucket.id, &self.place.key, self.place.upload)
     }
 
     fn committed(self) {}
@@ -388,7 +408,7 @@ struct CompleteUpload {
     parts: Vec<CompletedPart>,
     options: CompleteOptions,
     id: BodyId,
-    modified_ms: u64,
+    moment: Moment,
 }
 
 impl CompleteUpload {
@@ -438,10 +458,14 @@ impl CompleteUpload {
         Ok(ObjectRecord {
             body: Body::Parts { id: self.id },
             bytes,
-            modified_ms: self.modified_ms,
+            modified_ms: self.moment.now_ms,
             etag: self.etag(parts.iter().map(|part| part.md5))?,
             checksum,
             metadata: upload.metadata.clone(),
+            version: Version::UNVERSIONED,
+            delete_marker: false,
+            attributes: upload.attributes.clone(),
+            customer_key: upload.customer_key,
         })
     }
 
@@ -451,12 +475,16 @@ impl CompleteUpload {
     }
 
     /// The object that this very completion made, if it is there: the reply was lost and the client asks again.
-    fn made_before(&self, changes: &Changes<'_>, bucket: BucketId) -> Result<Option<ObjectInfo>, StoreError> {
+    fn made_before(
+        &self,
+        changes: &Changes<'_>,
+        bucket: &BucketRecord,
+    ) -> Result<Option<ObjectInfo>, StoreError> {
         let md5s: Option<Vec<_>> = self.parts.iter().map(|part| parse_md5(&part.etag)).collect();
         let Some(md5s) = md5s else { return Ok(None) };
         let etag = self.etag(md5s.into_iter())?;
-        let current = changes.object(bucket, &self.place.key)?;
-        Ok(current.filter(|current| current.etag == etag).map(|current| ObjectInfo::of(&current)))
+        let current = changes.object(bucket.id, &self.place.key)?;
+        Ok(current.filter(|current| current.etag == etag).map(|current| ObjectInfo::of(&current, bucket)))
     }
 }
 
@@ -484,30 +512,28 @@ impl Mutation for CompleteUpload {
     fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<ObjectInfo, StoreError> {
         let (bucket, upload) = match self.place.find(changes) {
             Err(StoreError::NoSuchUpload) => {
-                let bucket = changes.bucket(&self.place.bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
-                return self.made_before(changes, bucket)?.ok_or(StoreError::NoSuchUpload);
+                let bucket = changes.bucket(&self.place.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+                return self.made_before(changes, &bucket)?.ok_or(StoreError::NoSuchUpload);
             }
             found => found?,
         };
         let records = self.check_parts(changes)?;
         let record = self.record(&upload, &records)?;
-        let current = changes.object(bucket, &self.place.key)?;
-        self.options.condition.check(current.as_ref())?;
+        self.options.condition.check(changes.object(bucket.id, &self.place.key)?.as_ref())?;
+        let place = (&bucket, self.place.key.as_str());
+        let record = version::put(changes, place, record, self.moment, dropped)?;
 
         let mut parts = take_parts(changes, self.place.upload)?;
         let mut manifest = Manifest { parts: Vec::with_capacity(records.len()) };
         for (listed, part) in self.parts.iter().zip(records) {
             parts.remove(&listed.number);
-            manifest.parts.push(PartExtent { runs: part.runs, number: listed.number, bytes: part.bytes });
+            let PartRecord { runs, bytes, checksum, salt, .. } = part;
+            manifest.parts.push(PartExtent { runs, number: listed.number, bytes, checksum, salt });
         }
         dropped.extend(parts.into_values().map(|part| (part.id, part.runs)));
-        if let Some(current) = current {
-            drop_body(changes, current.body, dropped)?;
-        }
         changes.put_manifest(self.id, &manifest)?;
-        changes.put_object(bucket, &self.place.key, &record)?;
-        changes.remove_upload(bucket, &self.place.key, self.place.upload)?;
-        Ok(ObjectInfo::of(&record))
+        changes.remove_upload(bucket.id, &self.place.key, self.place.upload)?;
+        Ok(ObjectInfo::of(&record, &bucket))
     }
 
     fn committed(self) {}

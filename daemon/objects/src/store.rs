@@ -1,4 +1,4 @@
-//! The store as a whole: opening, closing, buckets, status.
+//! The store as a whole: opening, closing, status.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,12 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use units::ByteLen;
 
-use crate::commit::{Dropped, Mutation, Shared};
+use crate::commit::Shared;
 use crate::error::StoreError;
-use crate::index::{Changes, Index, Snapshot, Step};
-use crate::layout::{Layout, SECTOR};
-use crate::limits::{BUCKET_NAME_BYTES, BUCKETS_MAX, KEY_BYTES_MAX};
-use crate::records::{BucketId, BucketRecord};
+use crate::index::{Index, Snapshot};
+use crate::layout::{FORMAT_VERSION, Layout, SECTOR};
+use crate::limits::KEY_BYTES_MAX;
 use crate::space::{Census, Space};
 use crate::volume::BlockVolume;
 
@@ -25,15 +24,6 @@ pub struct Store {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BucketInfo {
-    /// Its name.
-    pub name: String,
-    /// When it was made.
-    pub created: SystemTime,
-}
-
 /// What the store holds and has done, for status and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreStatus {
@@ -41,6 +31,8 @@ pub struct StoreStatus {
     pub buckets: u64,
     /// Objects.
     pub objects: u64,
+    /// Versions of objects that are not the newest, and delete markers.
+    pub versions: u64,
     /// Unfinished multipart uploads.
     pub uploads: u64,
     /// Access keys of all users.
@@ -66,7 +58,13 @@ impl Store {
         let volume: Arc<dyn BlockVolume> = Arc::new(volume);
         volume.check_key()?;
         let (layout, index) = match Layout::read(&*volume)? {
-            Some(layout) => (layout, Index::open(Arc::clone(&volume), &layout)?),
+            Some(layout) => {
+                let index = Index::open(Arc::clone(&volume), &layout)?;
+                match layout.version < FORMAT_VERSION {
+                    true => (layout.upgrade(&*volume)?, index),
+                    false => (layout, index),
+                }
+            }
             None => format(&volume)?,
         };
         let mut census = Census::new();
@@ -123,6 +121,7 @@ impl Store {
         Ok(StoreStatus {
             buckets: counts.buckets,
             objects: counts.objects,
+            versions: counts.versions,
             uploads: counts.uploads,
             access_keys: counts.access_keys,
             index: ByteLen(self.shared.index.file_bytes()),
@@ -135,48 +134,6 @@ impl Store {
     /// Waits until what was deleted or overwritten, and is read by nobody any more, is free again.
     pub fn wait_until_reclaimed(&self) {
         self.shared.space.wait_for_reaper();
-    }
-
-    /// Makes a bucket.
-    ///
-    /// # Errors
-    /// [`StoreError::BucketExists`], [`StoreError::InvalidBucketName`], [`StoreError::TooManyBuckets`].
-    pub fn create_bucket(&self, name: &str) -> Result<(), StoreError> {
-        check_bucket_name(name)?;
-        let record = BucketRecord { id: BucketId(self.shared.next_bucket()), created_ms: now_ms() };
-        self.shared.submit(CreateBucket { name: name.to_owned(), record })
-    }
-
-    /// One bucket.
-    ///
-    /// # Errors
-    /// [`StoreError::NoSuchBucket`].
-    pub fn bucket(&self, name: &str) -> Result<BucketInfo, StoreError> {
-        let record = self.shared.read(|snapshot| snapshot.bucket(name))?.ok_or(StoreError::NoSuchBucket)?;
-        Ok(BucketInfo { name: name.to_owned(), created: time_of(record.created_ms) })
-    }
-
-    /// All buckets by name.
-    ///
-    /// # Errors
-    /// Outages only.
-    pub fn buckets(&self) -> Result<Vec<BucketInfo>, StoreError> {
-        self.shared.read(|snapshot| {
-            let mut buckets = Vec::new();
-            snapshot.walk_buckets(&mut |name, record| {
-                buckets.push(BucketInfo { name: name.to_owned(), created: time_of(record.created_ms) });
-                Ok(())
-            })?;
-            Ok(buckets)
-        })
-    }
-
-    /// Deletes a bucket that holds neither objects nor unfinished uploads.
-    ///
-    /// # Errors
-    /// [`StoreError::NoSuchBucket`], [`StoreError::BucketNotEmpty`].
-    pub fn delete_bucket(&self, name: &str) -> Result<(), StoreError> {
-        self.shared.submit(DeleteBucket { name: name.to_owned() })
     }
 }
 
@@ -207,73 +164,6 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("the process can start a thread")
 }
 
-struct CreateBucket {
-    name: String,
-    record: BucketRecord,
-}
-
-impl Mutation for CreateBucket {
-    type Output = ();
-    const NEEDS_ROOM: bool = true;
-
-    fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        if changes.bucket(&self.name)?.is_some() {
-            return Err(StoreError::BucketExists);
-        }
-        if changes.bucket_count()? >= BUCKETS_MAX {
-            return Err(StoreError::TooManyBuckets);
-        }
-        changes.put_bucket(&self.name, &self.record)
-    }
-
-    fn committed(self) {}
-}
-
-struct DeleteBucket {
-    name: String,
-}
-
-impl Mutation for DeleteBucket {
-    type Output = ();
-    const NEEDS_ROOM: bool = false;
-
-    fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        let bucket = changes.bucket(&self.name)?.ok_or(StoreError::NoSuchBucket)?.id;
-        let mut holds_something = false;
-        changes.walk_objects(bucket, b"", &mut |_, _| {
-            holds_something = true;
-            Ok(Step::Stop)
-        })?;
-        changes.walk_uploads(bucket, (b"", 0), &mut |_, _, _| {
-            holds_something = true;
-            Ok(Step::Stop)
-        })?;
-        if holds_something {
-            return Err(StoreError::BucketNotEmpty);
-        }
-        changes.remove_bucket(&self.name)
-    }
-
-    fn committed(self) {}
-}
-
-/// S3's rules for bucket names ("General purpose bucket naming rules"), those about reserved affixes left out: they name
-/// services that this store does not have.
-pub(crate) fn check_bucket_name(name: &str) -> Result<(), StoreError> {
-    let bytes = name.as_bytes();
-    let edge =
-        |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let allowed =
-        |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
-    let valid = BUCKET_NAME_BYTES.contains(&bytes.len())
-        && edge(bytes.first())
-        && edge(bytes.last())
-        && bytes.iter().all(allowed)
-        && !name.contains("..")
-        && name.parse::<std::net::Ipv4Addr>().is_err();
-    if valid { Ok(()) } else { Err(StoreError::InvalidBucketName) }
-}
-
 pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains('\0') {
         return Err(StoreError::InvalidKey);
@@ -300,16 +190,6 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bucket_names_follow_the_rules_of_s3() {
-        for good in ["abc", "a.b-c.d", "photos-2024", "1st", &"a".repeat(63)] {
-            assert!(check_bucket_name(good).is_ok(), "{good}");
-        }
-        for bad in ["ab", &"a".repeat(64), "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.1.1", "a b", "ä-b"] {
-            assert!(check_bucket_name(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn keys_are_accepted_up_to_their_limit() {

@@ -1,6 +1,7 @@
 //! An S3 server on a volume in memory, to point clients at: `cargo run -p s3-server --example memory -- 127.0.0.1:9000`.
+//! More arguments are names of users to make.
 //!
-//! Prints the access key it made. Nothing is kept. With a line on standard input the key is wiped (`seal`) or pushed again
+//! Prints the access keys it made. Nothing is kept. With a line on standard input the key is wiped (`seal`) or pushed again
 //! (`unseal`).
 
 use std::io::BufRead;
@@ -16,8 +17,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".to_owned());
     let mut volume = SimulatedVolume::new(ByteLen(1 << 40));
     let mut store = Store::open(volume.clone())?;
-    let key = store.create_user("demo")?;
-    println!("AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}", key.id, key.secret.expose());
+    for user in std::iter::once("demo".to_owned()).chain(std::env::args().skip(2)) {
+        let key = store.create_user(&user)?;
+        println!("{user}: AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}", key.id, key.secret.expose());
+    }
     let server = S3Server::new("us-east-1");
     server.set_store(Some(store.clone()));
     let serving = server.clone();

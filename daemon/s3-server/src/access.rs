@@ -7,30 +7,46 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 
-use crate::error::from_store;
-use crate::slot::Slot;
+use crate::caller::Caller;
+use crate::error::{self, from_store};
+use crate::slot::{Serving, Slot};
 
 /// Operations that metrics tell apart. The others are not implemented.
-const OPERATIONS: [&str; 21] = [
+const OPERATIONS: &[&str] = &[
     "AbortMultipartUpload",
     "CompleteMultipartUpload",
     "CopyObject",
     "CreateBucket",
     "CreateMultipartUpload",
     "DeleteBucket",
+    "DeleteBucketTagging",
     "DeleteObject",
+    "DeleteObjectTagging",
     "DeleteObjects",
     "GetBucketLocation",
+    "GetBucketTagging",
     "GetBucketVersioning",
     "GetObject",
+    "GetObjectAttributes",
+    "GetObjectLegalHold",
+    "GetObjectLockConfiguration",
+    "GetObjectRetention",
+    "GetObjectTagging",
     "HeadBucket",
     "HeadObject",
     "ListBuckets",
     "ListMultipartUploads",
+    "ListObjectVersions",
     "ListObjects",
     "ListObjectsV2",
     "ListParts",
+    "PutBucketTagging",
+    "PutBucketVersioning",
     "PutObject",
+    "PutObjectLegalHold",
+    "PutObjectLockConfiguration",
+    "PutObjectRetention",
+    "PutObjectTagging",
     "UploadPart",
     "UploadPartCopy",
 ];
@@ -86,9 +102,16 @@ impl S3Access for SignedOnly {
             // A request is one operation: nobody sets it twice.
             let _ = operation.0.set(name);
         }
-        if context.credentials().is_none() {
+        let Some(access_key) = context.credentials().map(|credentials| credentials.access_key.clone()) else {
             return Err(s3_error!(AccessDenied, "requests must be signed"));
-        }
+        };
+        let serving = context.extensions_mut().get::<Serving>().cloned().ok_or_else(error::sealed)?;
+        let found =
+            serving.run(move |store| store.secret(&access_key).map_err(|error| from_store(&error))).await?;
+        // Between the signature and here the key may have been deleted.
+        let (user, _) =
+            found.ok_or_else(|| s3_error!(InvalidAccessKeyId, "{}", StoreError::NoSuchAccessKey))?;
+        context.extensions_mut().insert(Caller { user: Some(user) });
         Ok(())
     }
 }

@@ -147,7 +147,7 @@ pub(crate) fn source_range(text: Option<&str>, bytes: u64) -> S3Result<Range<u64
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use objects::{ETag, Metadata};
+    use objects::{Attributes, ETag, Metadata};
 
     use super::*;
 
@@ -158,6 +158,8 @@ mod tests {
             etag: ETag { md5: [0; 16], parts: 0 },
             checksum: None,
             metadata: Metadata::default(),
+            version: None,
+            attributes: Attributes::default(),
         }
     }
 

@@ -13,11 +13,17 @@ use crate::error::invalid;
 /// What an object has whose client named no type (S3).
 const DEFAULT_CONTENT_TYPE: &str = "binary/octet-stream";
 
-/// The one owner there is: the node.
-const OWNER: &str = "nightlatch";
+/// Owner of what no user owns: the node.
+const NODE: &str = "nightlatch";
 
-pub(crate) fn owner() -> dto::Owner {
-    dto::Owner { display_name: Some(OWNER.to_owned()), id: Some(OWNER.to_owned()) }
+/// What clients see as the owner's name.
+pub(crate) fn owner_name(user: &str) -> &str {
+    if user.is_empty() { NODE } else { user }
+}
+
+pub(crate) fn owner(user: &str) -> dto::Owner {
+    let name = owner_name(user).to_owned();
+    dto::Owner { display_name: Some(name.clone()), id: Some(name) }
 }
 
 pub(crate) fn etag(etag: &ETag) -> dto::ETag {
@@ -164,7 +170,11 @@ fn tag_match(condition: ETagCondition) -> TagMatch {
 }
 
 pub(crate) fn condition(if_match: Option<ETagCondition>, if_none_match: Option<ETagCondition>) -> Condition {
-    Condition { if_match: if_match.map(tag_match), if_none_match: if_none_match.map(tag_match) }
+    Condition {
+        if_match: if_match.map(tag_match),
+        if_none_match: if_none_match.map(tag_match),
+        ..Condition::default()
+    }
 }
 
 /// The headers of an object as a request gives them.

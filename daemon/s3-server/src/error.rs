@@ -1,8 +1,9 @@
 //! What S3 clients are told, per error of the store.
 
-use objects::{DigestKind, StoreError};
+use objects::{DigestKind, StoreError, VersionId};
 use s3s::{S3Error, S3ErrorCode, StdError};
 
+use crate::convert::timestamp;
 use crate::limits::RETRY_AFTER_SECONDS;
 use crate::request_body::BodyError;
 
@@ -11,6 +12,40 @@ const INSUFFICIENT_STORAGE: &str = "InsufficientStorage";
 
 /// A code of S3 that the protocol code does not list.
 const CONTENT_SHA256_MISMATCH: &str = "XAmzContentSHA256Mismatch";
+
+/// Another one.
+const INVALID_RETENTION_PERIOD: &str = "InvalidRetentionPeriod";
+
+fn bad_request(code: &'static str, error: &StoreError) -> S3Error {
+    let mut error = coded(S3ErrorCode::Custom(code.into()), error);
+    error.set_status_code(http::StatusCode::BAD_REQUEST);
+    error
+}
+
+/// What is read is the mark of a deletion: not there, or, asked for by its name, nothing that can be read.
+fn delete_marker(error: &StoreError, version: VersionId, modified_ms: u64, named: bool) -> S3Error {
+    let code = if named { S3ErrorCode::MethodNotAllowed } else { S3ErrorCode::NoSuchKey };
+    let mut answer = coded(code, error);
+    let mut headers = http::HeaderMap::new();
+    let mut put = |name: &'static str, value: String| {
+        if let Ok(value) = value.parse::<http::HeaderValue>() {
+            headers.insert(name, value);
+        }
+    };
+    put("content-type", "application/xml".to_owned());
+    put("x-amz-delete-marker", "true".to_owned());
+    put("x-amz-version-id", version.to_string());
+    if named {
+        put("allow", "DELETE".to_owned());
+        let modified = std::time::UNIX_EPOCH + std::time::Duration::from_millis(modified_ms);
+        let mut text = Vec::new();
+        if timestamp(modified).format(s3s::dto::TimestampFormat::HttpDate, &mut text).is_ok() {
+            put("last-modified", String::from_utf8_lossy(&text).into_owned());
+        }
+    }
+    answer.set_headers(headers);
+    answer
+}
 
 fn coded(code: S3ErrorCode, error: &StoreError) -> S3Error {
     S3Error::with_message(code, error.to_string())
@@ -41,6 +76,19 @@ pub(crate) fn from_store(error: &StoreError) -> S3Error {
         }
         StoreError::NoSuchBucket => S3ErrorCode::NoSuchBucket,
         StoreError::BucketExists => S3ErrorCode::BucketAlreadyOwnedByYou,
+        StoreError::BucketTaken => S3ErrorCode::BucketAlreadyExists,
+        StoreError::InvalidBucketState => S3ErrorCode::InvalidBucketState,
+        StoreError::DocumentTooLarge => S3ErrorCode::EntityTooLarge,
+        StoreError::NoSuchVersion => S3ErrorCode::NoSuchVersion,
+        StoreError::IsDeleteMarker { version, modified_ms, named } => {
+            return delete_marker(error, *version, *modified_ms, *named);
+        }
+        StoreError::Locked => S3ErrorCode::AccessDenied,
+        StoreError::LockNotEnabled => S3ErrorCode::InvalidRequest,
+        StoreError::RetentionPassed => S3ErrorCode::InvalidArgument,
+        StoreError::InvalidRetention => return bad_request(INVALID_RETENTION_PERIOD, error),
+        StoreError::TooManyTags { .. } | StoreError::InvalidTags => S3ErrorCode::InvalidTag,
+        StoreError::TooManyGrants => S3ErrorCode::MalformedACLError,
         StoreError::BucketNotEmpty => S3ErrorCode::BucketNotEmpty,
         StoreError::TooManyBuckets => S3ErrorCode::TooManyBuckets,
         StoreError::InvalidBucketName => S3ErrorCode::InvalidBucketName,

@@ -22,9 +22,12 @@
 
 mod access;
 mod activity;
+mod attributes;
 mod backend;
+mod caller;
 mod conditions;
 mod convert;
+mod documents;
 mod download;
 mod error;
 pub mod limits;

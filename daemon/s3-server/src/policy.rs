@@ -20,9 +20,11 @@ use crate::limits::PRESIGNED_SECONDS_MAX;
 use crate::signature_v2;
 
 /// `x-amz-*` headers that are honoured, or that ask for nothing.
-const HEADERS: [&str; 40] = [
+const HEADERS: &[&str] = &[
     "x-amz-acl",
+    "x-amz-bucket-object-lock-enabled",
     "x-amz-bucket-region",
+    "x-amz-bypass-governance-retention",
     "x-amz-checksum-algorithm",
     "x-amz-checksum-crc32",
     "x-amz-checksum-crc32c",
@@ -44,9 +46,14 @@ const HEADERS: [&str; 40] = [
     "x-amz-max-keys",
     "x-amz-max-parts",
     "x-amz-max-uploads",
+    "x-amz-if-match-last-modified-time",
+    "x-amz-if-match-size",
     "x-amz-metadata-directive",
     "x-amz-mp-object-size",
     "x-amz-object-attributes",
+    "x-amz-object-lock-legal-hold",
+    "x-amz-object-lock-mode",
+    "x-amz-object-lock-retain-until-date",
     "x-amz-object-ownership",
     "x-amz-optional-object-attributes",
     "x-amz-part-number-marker",
@@ -57,6 +64,7 @@ const HEADERS: [&str; 40] = [
     "x-amz-sdk-invocation-id",
     "x-amz-server-side-encryption",
     "x-amz-storage-class",
+    "x-amz-tagging",
     "x-amz-tagging-directive",
     "x-amz-trailer",
     "x-amz-user-agent",
@@ -317,8 +325,7 @@ mod tests {
     fn what_would_be_ignored_is_refused_by_name() {
         for name in [
             "x-amz-server-side-encryption-customer-key",
-            "x-amz-object-lock-mode",
-            "x-amz-tagging",
+            "x-amz-object-lock-everything",
             "x-amz-grant-read",
             "x-amz-expected-bucket-owner",
             "x-amz-security-token",

@@ -7,7 +7,8 @@ use device::{Device, SimulatedDevice};
 use keyring::Integrity;
 use keyring::simulated::{Keyholder, keyring};
 use objects::{
-    CompleteOptions, CompletedPart, Condition, Declared, ListRequest, Metadata, PutOptions, Store, StoreError,
+    BucketOptions, CompleteOptions, CompletedPart, Declared, DeleteRequest, ListRequest, PutOptions, Store,
+    StoreError, UploadOptions,
 };
 use pool::{CreateOptions, OpenOptions, Pool, StepHook, VolumeKind, VolumeSpec};
 use sealing::{Durability, Volume, ZeroMode};
@@ -78,7 +79,7 @@ impl SimulatedNode {
         }
         drop(pool);
         let node = Self::open(device, None).expect("a fresh node");
-        node.store.create_bucket(BUCKET).expect("a bucket");
+        node.store.create_bucket(BUCKET, BucketOptions::default()).expect("a bucket");
         node
     }
 
@@ -125,6 +126,11 @@ impl SimulatedNode {
     /// An object client's connection.
     pub fn objects(&self) -> impl Objects + Send + 'static {
         NodeObjects(Arc::clone(&self.store))
+    }
+
+    /// The object store itself, for what is not part of the common load.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Cuts the power. What survives is decided by `seed`.
@@ -188,7 +194,7 @@ impl NodeObjects {
     }
 
     fn try_put_in_parts(&self, key: &str, parts: &[&[u8]]) -> Result<(), StoreError> {
-        let upload = self.0.create_upload(BUCKET, key, Metadata::default(), None)?.id;
+        let upload = self.0.create_upload(BUCKET, key, UploadOptions::default())?.id;
         let mut completed = Vec::new();
         for (number, part) in (1..).zip(parts) {
             let length = Some(part.len() as u64);
@@ -203,7 +209,7 @@ impl NodeObjects {
     }
 
     fn try_get(&self, key: &str) -> Result<Vec<u8>, StoreError> {
-        let object = self.0.object(BUCKET, key)?;
+        let object = self.0.object(BUCKET, key, None)?;
         let mut reader = object.reader(&(0..object.info().bytes));
         let mut body = Vec::new();
         while let Some(chunk) = reader.next_chunk(CHUNK_BYTES)? {
@@ -250,7 +256,7 @@ impl Objects for NodeObjects {
     }
 
     fn delete(&mut self, key: &str) -> Result<(), Interruption> {
-        self.0.delete_object(BUCKET, key, Condition::default()).map_err(|error| unanswered(&error))
+        self.0.delete_object(BUCKET, DeleteRequest::of(key)).map(drop).map_err(|error| unanswered(&error))
     }
 
     fn list(&mut self, prefix: &str) -> Result<BTreeSet<String>, Interruption> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use device::{Device, SimulatedDevice};
 use keyring::simulated::{Keyholder, keyring};
-use objects::{Condition, PutOptions, Store, StoreError};
+use objects::{BucketOptions, DeleteRequest, PutOptions, Store, StoreError};
 use pool::{CreateOptions, Pool, VolumeKind, VolumeSpec};
 use sealing::Volume;
 use units::{ByteLen, DomainId, SectorCount, VolumeEpoch, VolumeId};
@@ -36,7 +36,7 @@ fn fill(store: &Store, len: usize) -> usize {
 
 fn check(store: &Store, range: std::ops::Range<usize>, len: usize) {
     for number in range {
-        let object = store.object(BUCKET, &format!("{number:06}")).expect("the object is there");
+        let object = store.object(BUCKET, &format!("{number:06}"), None).expect("the object is there");
         let mut reader = object.reader(&(0..len as u64));
         assert!(
             reader.next_chunk(len).expect("it can be read").unwrap_or_default() == body(number, len),
@@ -64,7 +64,7 @@ fn full_and_empty_again(pool_mib: u64, volume_mib: u64, len: usize) {
     let key = keyholder.push(&keyring).expect("a key");
     let volume = Volume::open(pool.volume(STORE).expect("the volume"), Arc::clone(&keyring), key.handle);
     let store = Store::open(volume.clone()).expect("a store");
-    store.create_bucket(BUCKET).expect("a bucket");
+    store.create_bucket(BUCKET, BucketOptions::default()).expect("a bucket");
     let first = fill(&store, len);
     println!("{first} objects of {len} bytes fit");
     assert!(first > 10);
@@ -73,7 +73,7 @@ fn full_and_empty_again(pool_mib: u64, volume_mib: u64, len: usize) {
     check(&store, 0..first, len);
     for number in 0..first {
         store
-            .delete_object(BUCKET, &format!("{number:06}"), Condition::default())
+            .delete_object(BUCKET, DeleteRequest::of(format!("{number:06}")))
             .expect("a delete on a full pool");
         if number == first / 2 {
             check(&store, number + 1..first, len);

@@ -1,4 +1,4 @@
-//! The index: six redb tables on the index region. The only module that knows redb.
+//! The index: redb tables on the index region. The only module that knows redb.
 //!
 //! ```text
 //! buckets      name                            -> BucketRecord
@@ -7,6 +7,7 @@
 //! uploads      (bucket id, key, upload id)     -> UploadRecord
 //! parts        (upload id, part number)        -> PartRecord
 //! access_keys  access key id                   -> AccessKeyRow
+//! versions, null_versions: see `versions`; bucket_documents: see `documents`
 //! ```
 //!
 //! Invariants:
@@ -17,20 +18,23 @@
 //! - A commit that finds the pool full changes nothing: the index is opened again as it was.
 //! - redb may panic on a damaged page. A panic ends in an error here, never in the thread of a caller.
 
+mod documents;
 mod file;
 mod rows;
+mod versions;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase};
 
 use crate::error::StoreError;
-use crate::layout::{IndexLength, Layout};
+use crate::layout::{FORMAT_VERSION, IndexLength, Layout};
 use crate::limits::{INDEX_CACHE_BYTES, QUICK_REPAIR_INDEX_BYTES_MAX};
 use crate::volume::{BlockErrorKind, BlockVolume};
 
 use file::{Backend, IndexFile};
 pub(crate) use rows::{Changes, Snapshot, Step, UploadId};
+pub(crate) use versions::Start as VersionsStart;
 
 /// Rows that must be gone before it is worth looking whether the index file can be made smaller.
 const COMPACT_AFTER_REMOVALS: u64 = 256;
@@ -81,14 +85,14 @@ impl Index {
     /// Opens the index, making it if the file is empty.
     pub(crate) fn open(volume: Arc<dyn BlockVolume>, layout: &Layout) -> Result<Self, StoreError> {
         let length = IndexLength::read(&*volume)?;
-        let is_new = length.bytes() == 0;
+        let lacks_tables = length.bytes() == 0 || layout.version < FORMAT_VERSION;
         let file = Arc::new(IndexFile::new(volume, layout, length));
         file.measure_reserve()?;
         let database = open_database(&file)?;
         let room = Mutex::new(Room { changed: true, ..Room::default() });
         let index = Self { file, database: RwLock::new(Some(Arc::new(database))), room };
-        if is_new {
-            // Makes the tables.
+        if lacks_tables {
+            // Opening them for a write makes them.
             index.write(|_| Ok(Verdict::Commit(())))?;
         }
         Ok(index)

@@ -8,8 +8,10 @@ use redb::{
     WriteTransaction,
 };
 
+use super::documents::{DOCUMENTS, DocumentKey};
 use super::explain;
 use super::file::IndexFile;
+use super::versions::{NULL_VERSIONS, VERSIONS};
 use crate::error::StoreError;
 use crate::records::{
     self, Body, BodyId, BucketId, BucketRecord, Manifest, ObjectRecord, PartRecord, Run, UploadRecord,
@@ -47,22 +49,27 @@ pub(crate) enum Step {
 pub(crate) struct Counts {
     pub(crate) buckets: u64,
     pub(crate) objects: u64,
+    pub(crate) versions: u64,
     pub(crate) uploads: u64,
     pub(crate) access_keys: u64,
 }
 
 /// A table whichever way it was opened, with the way to explain its errors.
-struct View<'a, T> {
-    table: &'a T,
+pub(super) struct View<'a, T> {
+    pub(super) table: &'a T,
     file: &'a IndexFile,
 }
 
 impl<T> View<'_, T> {
-    fn explain<R>(&self, result: Result<R, redb::StorageError>) -> Result<R, StoreError> {
-        result.map_err(|error| explain(self.file, error.into()))
+    pub(super) fn explain<R>(&self, result: Result<R, redb::StorageError>) -> Result<R, StoreError> {
+        result.map_err(|error| self.fault(error))
     }
 
-    fn row<'k, K: Key + 'static, R: serde::de::DeserializeOwned>(
+    pub(super) fn fault(&self, error: redb::StorageError) -> StoreError {
+        explain(self.file, error.into())
+    }
+
+    pub(super) fn row<'k, K: Key + 'static, R: records::Row>(
         &self,
         key: impl std::borrow::Borrow<K::SelfType<'k>>,
     ) -> Result<Option<R>, StoreError>
@@ -214,7 +221,7 @@ pub(crate) struct Snapshot {
     pub(super) file: Arc<IndexFile>,
 }
 
-type Opened<K> = Result<ReadOnlyTable<K, &'static [u8]>, StoreError>;
+pub(super) type Opened<K> = Result<ReadOnlyTable<K, &'static [u8]>, StoreError>;
 
 impl Snapshot {
     shared_reads!(&);
@@ -222,9 +229,10 @@ impl Snapshot {
     /// Calls `visit` with every run that a committed row refers to, and with every body id.
     pub(crate) fn walk_runs(&self, visit: &mut VisitRuns<'_>) -> Result<(), StoreError> {
         let (objects, manifests, parts) = (self.objects()?, self.manifests()?, self.parts()?);
+        let versions = self.versions()?;
         let view = self.view(&objects);
-        for row in view.explain(objects.iter())? {
-            match records::decode_leading::<Body>(view.explain(row)?.1.value())? {
+        for row in view.explain(objects.iter())?.chain(view.explain(versions.iter())?) {
+            match records::decode_body(view.explain(row)?.1.value())? {
                 Body::Inline(_) => {}
                 Body::Runs { id, runs } => visit(Some(id), &runs)?,
                 Body::Parts { id } => visit(Some(id), &[])?,
@@ -262,6 +270,7 @@ impl Snapshot {
         Ok(Counts {
             buckets: self.rows(BUCKETS)?,
             objects: self.rows(OBJECTS)?,
+            versions: self.rows(VERSIONS)?,
             uploads: self.rows(UPLOADS)?,
             access_keys: self.rows(ACCESS_KEYS)?,
         })
@@ -275,11 +284,14 @@ impl Snapshot {
         self.view(&table).explain(table.len())
     }
 
-    fn open<K: Key + 'static>(&self, table: TableDefinition<'static, K, &'static [u8]>) -> Opened<K> {
+    pub(super) fn open<K: Key + 'static>(
+        &self,
+        table: TableDefinition<'static, K, &'static [u8]>,
+    ) -> Opened<K> {
         self.transaction.open_table(table).map_err(|error| explain(&self.file, error.into()))
     }
 
-    fn view<'a, T>(&'a self, table: &'a T) -> View<'a, T> {
+    pub(super) fn view<'a, T>(&'a self, table: &'a T) -> View<'a, T> {
         View { table, file: &self.file }
     }
 
@@ -287,7 +299,7 @@ impl Snapshot {
         self.open(BUCKETS)
     }
 
-    fn objects(&self) -> Opened<&'static [u8]> {
+    pub(super) fn objects(&self) -> Opened<&'static [u8]> {
         self.open(OBJECTS)
     }
 
@@ -308,21 +320,24 @@ impl Snapshot {
     }
 }
 
-type Rewritten<'txn, K> = Table<'txn, K, &'static [u8]>;
+pub(super) type Rewritten<'txn, K> = Table<'txn, K, &'static [u8]>;
 
 /// A state in the making.
 pub(crate) struct Changes<'txn> {
-    file: &'txn IndexFile,
+    pub(super) file: &'txn IndexFile,
     buckets: Rewritten<'txn, &'static str>,
     objects: Rewritten<'txn, &'static [u8]>,
     manifests: Rewritten<'txn, u64>,
     uploads: Rewritten<'txn, UploadKey>,
     parts: Rewritten<'txn, (UploadId, u16)>,
     access_keys: Rewritten<'txn, &'static str>,
+    pub(super) versions: Rewritten<'txn, &'static [u8]>,
+    pub(super) null_versions: Rewritten<'txn, &'static [u8]>,
+    pub(super) documents: Rewritten<'txn, DocumentKey>,
     /// Bytes of rows written so far.
-    written: usize,
+    pub(super) written: usize,
     /// Rows removed so far.
-    removed: u64,
+    pub(super) removed: u64,
 }
 
 impl<'txn> Changes<'txn> {
@@ -347,6 +362,9 @@ impl<'txn> Changes<'txn> {
             uploads: table(transaction, file, UPLOADS)?,
             parts: table(transaction, file, PARTS)?,
             access_keys: table(transaction, file, ACCESS_KEYS)?,
+            versions: table(transaction, file, VERSIONS)?,
+            null_versions: table(transaction, file, NULL_VERSIONS)?,
+            documents: table(transaction, file, DOCUMENTS)?,
             written: 0,
             removed: 0,
         })
@@ -453,7 +471,7 @@ impl<'txn> Changes<'txn> {
         Ok(())
     }
 
-    fn view<'a, T>(&'a self, table: &'a T) -> View<'a, T> {
+    pub(super) fn view<'a, T>(&'a self, table: &'a T) -> View<'a, T> {
         View { table, file: self.file }
     }
 
@@ -482,7 +500,7 @@ impl<'txn> Changes<'txn> {
     }
 }
 
-fn put<'k, K: Key + 'static>(
+pub(super) fn put<'k, K: Key + 'static>(
     file: &IndexFile,
     table: &mut Rewritten<'_, K>,
     key: impl std::borrow::Borrow<K::SelfType<'k>>,
@@ -492,7 +510,7 @@ fn put<'k, K: Key + 'static>(
     Ok(row.len())
 }
 
-fn remove<'k, K: Key + 'static>(
+pub(super) fn remove<'k, K: Key + 'static>(
     file: &IndexFile,
     table: &mut Rewritten<'_, K>,
     key: impl std::borrow::Borrow<K::SelfType<'k>>,
@@ -501,10 +519,10 @@ fn remove<'k, K: Key + 'static>(
     Ok(removed.is_some().into())
 }
 
-const BUCKET_ID_BYTES: usize = 8;
+pub(super) const BUCKET_ID_BYTES: usize = 8;
 
 /// Objects of one bucket stand together, in the byte order of their keys.
-fn object_key(bucket: BucketId, key: &[u8]) -> Vec<u8> {
+pub(super) fn object_key(bucket: BucketId, key: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(BUCKET_ID_BYTES + key.len());
     bytes.extend_from_slice(&bucket.0.to_be_bytes());
     bytes.extend_from_slice(key);

@@ -2,7 +2,7 @@
 
 use crate::workload::{content, get, put};
 use objects::simulated::{SimulatedVolume, SplitMix64};
-use objects::{Condition, Store, StoreError};
+use objects::{BucketOptions, Condition, DeleteRequest, Store, StoreError};
 use units::ByteLen;
 
 const BUCKET: &str = "full";
@@ -35,7 +35,7 @@ fn check(store: &Store, stored: &[String], sizes: &[usize]) {
 fn fill_twice(volume: &SimulatedVolume, sizes: &[usize]) {
     let mut random = SplitMix64(11);
     let store = Store::open(volume.clone()).unwrap();
-    store.create_bucket(BUCKET).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
     let stored = fill(&store, &mut random, sizes);
     assert!(stored.len() > 20, "only {} objects fit", stored.len());
     check(&store, &stored, sizes);
@@ -48,11 +48,11 @@ fn fill_twice(volume: &SimulatedVolume, sizes: &[usize]) {
     check(&store, &stored, sizes);
     let (half, rest) = stored.split_at(stored.len() / 2);
     for key in half {
-        store.delete_object(BUCKET, key, Condition::default()).unwrap();
+        store.delete_object(BUCKET, DeleteRequest::of(key)).unwrap();
     }
     check(&store, rest, sizes);
     for key in rest {
-        store.delete_object(BUCKET, key, Condition::default()).unwrap();
+        store.delete_object(BUCKET, DeleteRequest::of(key)).unwrap();
     }
     let again = fill(&store, &mut random, sizes);
     assert!(again.len() * 10 >= stored.len() * 9, "first {} objects fit, then {}", stored.len(), again.len());
@@ -88,7 +88,7 @@ fn a_pool_that_grows_takes_new_bodies_at_once() {
     let volume = SimulatedVolume::new(ByteLen(1 << 30));
     volume.set_capacity(Some(ByteLen(30 << 20)));
     let store = Store::open(volume.clone()).unwrap();
-    store.create_bucket(BUCKET).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
     let mut random = SplitMix64(3);
     fill(&store, &mut random, &[500_000, 100]);
     volume.set_capacity(None);

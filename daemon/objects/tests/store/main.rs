@@ -8,4 +8,5 @@ mod opening;
 mod operations;
 mod power_cut;
 mod sealed;
+mod versions;
 mod workload;

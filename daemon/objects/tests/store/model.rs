@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::workload::{budget, content, expected_listing, first_seed, get, length, list_all, multipart, put};
 use objects::simulated::{SimulatedVolume, SplitMix64};
-use objects::{Condition, ListRequest, Metadata, Store, StoreError, TagMatch};
+use objects::{
+    BucketOptions, Condition, CopyOptions, DeleteRequest, ListRequest, Metadata, Store, StoreError, TagMatch,
+};
 use units::ByteLen;
 
 type Bucket = BTreeMap<String, Vec<u8>>;
@@ -38,7 +40,7 @@ impl Model {
         let key = self.pick(&KEYS);
         match self.random.below(100) {
             0..=4 => {
-                let result = self.store.create_bucket(bucket);
+                let result = self.store.create_bucket(bucket, BucketOptions::default());
                 assert_eq!(result.is_ok(), !self.buckets.contains_key(bucket));
                 self.buckets.entry(bucket.to_owned()).or_default();
             }
@@ -103,9 +105,14 @@ impl Model {
     fn copy(&mut self, bucket: &str, key: &str) {
         let to_bucket = self.pick(&["photos", "videos", "attic"]);
         let to_key = self.pick(&KEYS);
-        let Ok(source) = self.store.object(bucket, key) else { return };
+        let Ok(source) = self.store.object(bucket, key, None) else { return };
         let metadata = (self.random.below(2) == 0).then(Metadata::default);
-        let result = self.store.copy_object(&source, to_bucket, to_key, metadata, None, Condition::default());
+        let result = self.store.copy_object(
+            &source,
+            to_bucket,
+            to_key,
+            CopyOptions { metadata, ..CopyOptions::default() },
+        );
         let bytes = self.buckets[bucket][key].clone();
         match self.buckets.get_mut(to_bucket) {
             None => assert!(matches!(result, Err(StoreError::NoSuchBucket))),
@@ -117,7 +124,7 @@ impl Model {
     }
 
     fn delete(&mut self, bucket: &str, key: &str) {
-        let result = self.store.delete_object(bucket, key, Condition::default());
+        let result = self.store.delete_object(bucket, DeleteRequest::of(key));
         match self.buckets.get_mut(bucket) {
             None => assert!(matches!(result, Err(StoreError::NoSuchBucket))),
             Some(keys) => {
@@ -129,7 +136,7 @@ impl Model {
 
     fn look_up(&mut self, bucket: &str, key: &str) {
         let expected = self.buckets.get(bucket).and_then(|keys| keys.get(key));
-        match (self.store.object(bucket, key), expected) {
+        match (self.store.object(bucket, key, None), expected) {
             (Ok(object), Some(bytes)) => {
                 assert_eq!(object.info().bytes, bytes.len() as u64);
                 self.readers.push((object, bytes.clone()));
@@ -197,8 +204,7 @@ impl Model {
         drop(self.store);
         let store = Store::open(self.volume.clone()).unwrap();
         for bucket in self.buckets.keys() {
-            let keys: Vec<_> =
-                self.buckets[bucket].keys().map(|key| (key.clone(), Condition::default())).collect();
+            let keys: Vec<_> = self.buckets[bucket].keys().map(DeleteRequest::of).collect();
             store.delete_objects(bucket, &keys).unwrap();
         }
         store.wait_until_reclaimed();

@@ -1,14 +1,14 @@
 //! What a store says about a volume that is not one, not intact or not of its time.
 
 use objects::simulated::SimulatedVolume;
-use objects::{BlockVolume, FORMAT_VERSION, Store, StoreError};
+use objects::{BlockVolume, BucketOptions, FORMAT_VERSION, Store, StoreError};
 use units::{ByteLen, ByteOffset};
 
 const HEADER: [u64; 2] = [0, 4096];
 
 fn formatted() -> SimulatedVolume {
     let volume = SimulatedVolume::new(ByteLen(32 << 20));
-    Store::open(volume.clone()).unwrap().create_bucket("kept").unwrap();
+    Store::open(volume.clone()).unwrap().create_bucket("kept", BucketOptions::default()).unwrap();
     volume
 }
 

@@ -6,8 +6,9 @@ use crate::workload::{content, get, list_all, put};
 use objects::limits::*;
 use objects::simulated::{SimulatedVolume, SplitMix64};
 use objects::{
-    Checksum, ChecksumAlgorithm, ChecksumKind, CompleteOptions, CompletedPart, Condition, Declared,
-    DigestKind, ListRequest, Metadata, PutOptions, Store, StoreError, TagMatch,
+    BucketOptions, Checksum, ChecksumAlgorithm, ChecksumKind, CompleteOptions, CompletedPart, Condition,
+    CopyOptions, Declared, DeleteRequest, DigestKind, ListRequest, Metadata, PutOptions, Store, StoreError,
+    TagMatch, UploadOptions,
 };
 use units::ByteLen;
 
@@ -16,7 +17,7 @@ const BUCKET: &str = "bucket";
 fn store() -> (SimulatedVolume, Arc<Store>) {
     let volume = SimulatedVolume::new(ByteLen(256 << 20));
     let store = Store::open(volume.clone()).unwrap();
-    store.create_bucket(BUCKET).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
     (volume, store)
 }
 
@@ -49,7 +50,7 @@ fn conditions_are_checked_in_the_commit_so_exactly_one_of_many_writers_wins() {
         writers.into_iter().map(|writer| writer.join().unwrap()).sum()
     });
     assert_eq!(winners, 1);
-    let etag = store.head_object(BUCKET, "once").unwrap().etag.to_string();
+    let etag = store.head_object(BUCKET, "once", None).unwrap().etag.to_string();
     assert!(matches!(
         put_if(&store, "once", b"x", if_match("no such tag")),
         Err(StoreError::PreconditionFailed)
@@ -58,7 +59,8 @@ fn conditions_are_checked_in_the_commit_so_exactly_one_of_many_writers_wins() {
     let unlike = Condition { if_none_match: Some(TagMatch::Tag(etag.clone())), ..Condition::default() };
     assert!(matches!(put_if(&store, "once", b"x", unlike), Err(StoreError::PreconditionFailed)));
     put_if(&store, "once", b"x", if_match(&etag)).unwrap();
-    let stale = store.delete_object(BUCKET, "once", if_match(&etag));
+    let stale = store
+        .delete_object(BUCKET, DeleteRequest { condition: if_match(&etag), ..DeleteRequest::of("once") });
     assert!(matches!(stale, Err(StoreError::PreconditionFailed)));
     assert_eq!(get(&store, BUCKET, "once").unwrap(), b"x");
 }
@@ -68,10 +70,10 @@ fn an_open_object_outlives_overwrite_delete_and_reuse_of_space() {
     let (volume, store) = store();
     let bytes = content(1, 1 << 20);
     put_plain(&store, "k", &bytes);
-    let object = store.object(BUCKET, "k").unwrap();
+    let object = store.object(BUCKET, "k", None).unwrap();
     let before = volume.allocated_sectors();
     put_plain(&store, "k", &content(2, 1 << 20));
-    store.delete_object(BUCKET, "k", Condition::default()).unwrap();
+    store.delete_object(BUCKET, DeleteRequest::of("k")).unwrap();
     for number in 0..20 {
         put_plain(&store, &format!("other/{number}"), &content(100 + number, 1 << 20));
     }
@@ -102,7 +104,7 @@ fn names_and_metadata_are_limited() {
     };
     assert!(with_user_bytes(USER_METADATA_BYTES_MAX).is_ok());
     assert!(matches!(with_user_bytes(USER_METADATA_BYTES_MAX + 1), Err(StoreError::MetadataTooLarge)));
-    let keys = vec![("k".to_owned(), Condition::default()); DELETE_KEYS_MAX + 1];
+    let keys = vec![DeleteRequest::of("k"); DELETE_KEYS_MAX + 1];
     assert!(matches!(store.delete_objects(BUCKET, &keys), Err(StoreError::TooManyKeys)));
     assert!(matches!(store.put_object("nowhere", "k", None, None), Err(StoreError::NoSuchBucket)));
 }
@@ -128,9 +130,9 @@ fn a_body_must_have_the_length_and_digests_that_were_declared() {
     };
     let wrong = finish_with([0; 4]);
     assert!(matches!(wrong, Err(StoreError::DigestMismatch(DigestKind::Checksum))));
-    assert!(matches!(store.head_object(BUCKET, "k"), Err(StoreError::NoSuchKey)));
+    assert!(matches!(store.head_object(BUCKET, "k", None), Err(StoreError::NoSuchKey)));
     let info = finish_with([0xcb, 0xf4, 0x39, 0x26]).unwrap();
-    assert_eq!(store.head_object(BUCKET, "k").unwrap(), info);
+    assert_eq!(store.head_object(BUCKET, "k", None).unwrap(), info);
 }
 
 fn part(store: &Store, upload: &str, number: u16, bytes: &[u8]) -> CompletedPart {
@@ -144,7 +146,7 @@ fn part(store: &Store, upload: &str, number: u16, bytes: &[u8]) -> CompletedPart
 fn completing_checks_order_etags_and_sizes_and_frees_what_is_not_listed() {
     let (_, store) = store();
     let free = store.status().unwrap().free;
-    let upload = store.create_upload(BUCKET, "m", Metadata::default(), None).unwrap().id;
+    let upload = store.create_upload(BUCKET, "m", UploadOptions::default()).unwrap().id;
     let big = content(1, PART_BYTES_MIN as usize);
     let (first, replaced, extra) = (
         part(&store, &upload, 1, &big),
@@ -167,7 +169,7 @@ fn completing_checks_order_etags_and_sizes_and_frees_what_is_not_listed() {
     assert!(info.etag.to_string().ends_with("-2"));
     assert_eq!(get(&store, BUCKET, "m").unwrap(), [big.as_slice(), b"tail"].concat());
 
-    let object = store.object(BUCKET, "m").unwrap();
+    let object = store.object(BUCKET, "m", None).unwrap();
     assert_eq!(object.part(2).unwrap(), PART_BYTES_MIN..PART_BYTES_MIN + 4);
     assert_eq!(object.part(3), None);
     let mut across = object.reader(&(PART_BYTES_MIN - 2..PART_BYTES_MIN + 2));
@@ -176,7 +178,7 @@ fn completing_checks_order_etags_and_sizes_and_frees_what_is_not_listed() {
 
     // The reply was lost; the client completes again.
     assert_eq!(complete(vec![first, second]).unwrap().etag, info.etag);
-    store.delete_object(BUCKET, "m", Condition::default()).unwrap();
+    store.delete_object(BUCKET, DeleteRequest::of("m")).unwrap();
     store.wait_until_reclaimed();
     assert_eq!(store.status().unwrap().free, free);
     assert!(matches!(store.abort_upload(BUCKET, "m", &upload), Err(StoreError::NoSuchUpload)));
@@ -185,7 +187,7 @@ fn completing_checks_order_etags_and_sizes_and_frees_what_is_not_listed() {
 #[test]
 fn part_numbers_and_upload_ids_are_checked() {
     let (_, store) = store();
-    let upload = store.create_upload(BUCKET, "m", Metadata::default(), None).unwrap().id;
+    let upload = store.create_upload(BUCKET, "m", UploadOptions::default()).unwrap().id;
     for number in [0, PART_NUMBER_MAX + 1] {
         let result = store.upload_part((BUCKET, "m"), &upload, number, None, None);
         assert!(matches!(result, Err(StoreError::InvalidPartNumber)));
@@ -195,11 +197,23 @@ fn part_numbers_and_upload_ids_are_checked() {
         assert!(matches!(store.parts(BUCKET, "m", id, 0, 10), Err(StoreError::NoSuchUpload)), "{id}");
     }
     assert!(matches!(store.parts(BUCKET, "another key", &upload, 0, 10), Err(StoreError::NoSuchUpload)));
-    assert!(matches!(store.delete_bucket(BUCKET), Err(StoreError::BucketNotEmpty)));
     let late = store.upload_part((BUCKET, "m"), &upload, 1, None, None).unwrap();
     store.abort_upload(BUCKET, "m", &upload).unwrap();
     assert!(matches!(late.finish(&Declared::default()), Err(StoreError::NoSuchUpload)));
+}
+
+#[test]
+fn a_bucket_goes_with_its_unfinished_uploads_and_their_space() {
+    let (_, store) = store();
+    let free = store.status().unwrap().free;
+    let upload = store.create_upload(BUCKET, "m", UploadOptions::default()).unwrap().id;
+    part(&store, &upload, 1, &content(3, 100_000));
+    let late = store.upload_part((BUCKET, "m"), &upload, 2, None, None).unwrap();
     store.delete_bucket(BUCKET).unwrap();
+    assert!(matches!(late.finish(&Declared::default()), Err(StoreError::NoSuchBucket)));
+    store.wait_until_reclaimed();
+    let status = store.status().unwrap();
+    assert_eq!((status.free, status.uploads), (free, 0));
 }
 
 #[test]
@@ -208,8 +222,9 @@ fn checksums_of_parts_become_the_checksum_of_the_object() {
     let bytes = content(4, PART_BYTES_MIN as usize + 1000);
     let (head, tail) = bytes.split_at(PART_BYTES_MIN as usize);
     for kind in [ChecksumKind::FullObject, ChecksumKind::Composite] {
-        let wanted = Some((ChecksumAlgorithm::Crc32c, kind));
-        let upload = store.create_upload(BUCKET, "m", Metadata::default(), wanted).unwrap().id;
+        let checksum = Some((ChecksumAlgorithm::Crc32c, kind));
+        let wanted = UploadOptions { checksum, ..UploadOptions::default() };
+        let upload = store.create_upload(BUCKET, "m", wanted).unwrap().id;
         let parts = vec![part(&store, &upload, 1, head), part(&store, &upload, 2, tail)];
         assert!(parts[0].checksum.is_some(), "a part gets the checksum that its upload asks for");
         let options = |checksum| CompleteOptions { checksum, ..CompleteOptions::default() };
@@ -227,8 +242,10 @@ fn checksums_of_parts_become_the_checksum_of_the_object() {
     let refused = store.create_upload(
         BUCKET,
         "m",
-        Metadata::default(),
-        Some((ChecksumAlgorithm::Sha1, ChecksumKind::FullObject)),
+        UploadOptions {
+            checksum: Some((ChecksumAlgorithm::Sha1, ChecksumKind::FullObject)),
+            ..UploadOptions::default()
+        },
     );
     assert!(matches!(refused, Err(StoreError::InvalidChecksum)));
 }
@@ -238,7 +255,7 @@ fn uploads_are_listed_by_key_and_age_in_pages() {
     let (_, store) = store();
     let mut ids = Vec::new();
     for key in ["a", "b/1", "b/2", "c", "c"] {
-        ids.push(store.create_upload(BUCKET, key, Metadata::default(), None).unwrap().id);
+        ids.push(store.create_upload(BUCKET, key, UploadOptions::default()).unwrap().id);
     }
     let mut request = ListRequest { delimiter: "/".into(), limit: 1, ..ListRequest::default() };
     let (mut seen, mut after_upload) = (Vec::new(), None);
@@ -261,22 +278,21 @@ fn copies_are_whole_and_a_copy_onto_itself_moves_nothing() {
     let (volume, store) = store();
     let bytes = content(8, 3 << 20);
     let info = put_plain(&store, "from", &bytes);
-    let source = store.object(BUCKET, "from").unwrap();
-    let copy = store.copy_object(&source, BUCKET, "to", None, None, Condition::default()).unwrap();
+    let source = store.object(BUCKET, "from", None).unwrap();
+    let copy = store.copy_object(&source, BUCKET, "to", CopyOptions::default()).unwrap();
     assert_eq!((copy.etag, copy.metadata), (info.etag, info.metadata.clone()));
     assert!(get(&store, BUCKET, "to").unwrap() == bytes);
     let sectors = volume.allocated_sectors();
     let metadata = Metadata { content_type: Some("text/plain".into()), ..Metadata::default() };
-    let changed = store
-        .copy_object(&source, BUCKET, "from", Some(metadata.clone()), None, Condition::default())
-        .unwrap();
+    let replace = || CopyOptions { metadata: Some(metadata.clone()), ..CopyOptions::default() };
+    let changed = store.copy_object(&source, BUCKET, "from", replace()).unwrap();
     assert_eq!((changed.etag, &changed.metadata), (info.etag, &metadata));
     assert!(volume.allocated_sectors() < sectors + 64, "the body was copied");
     put_plain(&store, "from", b"changed meanwhile");
-    let stale = store.copy_object(&source, BUCKET, "from", Some(metadata), None, Condition::default());
+    let stale = store.copy_object(&source, BUCKET, "from", replace());
     assert!(matches!(stale, Err(StoreError::Conflict)));
     assert_eq!(get(&store, BUCKET, "from").unwrap(), b"changed meanwhile");
-    let upload = store.create_upload(BUCKET, "m", Metadata::default(), None).unwrap().id;
+    let upload = store.create_upload(BUCKET, "m", UploadOptions::default()).unwrap().id;
     let part = store.copy_part(&source, &(1..1 + PART_BYTES_MIN / 2), (BUCKET, "m"), &upload, 1).unwrap();
     assert_eq!(part.bytes, PART_BYTES_MIN / 2);
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::workload::{budget, content, first_seed, get, length, list_all, multipart, put};
 use objects::simulated::{SimulatedVolume, SplitMix64};
-use objects::{Condition, ListRequest, Store, StoreError};
+use objects::{BucketOptions, Condition, DeleteRequest, ListRequest, Store, StoreError};
 use units::ByteLen;
 
 const VOLUME: ByteLen = ByteLen(32 << 20);
@@ -44,7 +44,7 @@ fn run_client(store: &Store, mut known: Knowledge, mut random: SplitMix64) -> Kn
                 (Some(next), put(store, BUCKET, key, &bytes, Condition::default(), &mut random).map(drop))
             }
             6..=7 => (Some(next), multipart(store, BUCKET, key, &[content(next.0, next.1)]).map(drop)),
-            _ => (None, store.delete_object(BUCKET, key, Condition::default())),
+            _ => (None, store.delete_object(BUCKET, DeleteRequest::of(key)).map(drop)),
         };
         match result {
             Ok(()) => state.acknowledged = attempted,
@@ -105,7 +105,7 @@ fn lives(seed: u64, flush_is_noop: bool, cuts: u64) -> Result<(), String> {
         .collect();
     let mut volume = SimulatedVolume::new(VOLUME);
     let store = Store::open(volume.clone()).map_err(|error| error.to_string())?;
-    store.create_bucket(BUCKET).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
     drop(store);
     // From here on: a store that is formatted and durable, so that what goes missing is what clients were promised.
     volume.set_flush_is_noop(flush_is_noop);
@@ -165,7 +165,7 @@ fn a_cut_at_every_single_step_leaves_old_or_new() {
         let mut random = SplitMix64(7);
         let mut run = || -> Result<(), StoreError> {
             let store = Store::open(volume.clone())?;
-            store.create_bucket(BUCKET)?;
+            store.create_bucket(BUCKET, BucketOptions::default())?;
             done = 1;
             put(&store, BUCKET, "k", &content(1, 9_000), Condition::default(), &mut random)?;
             done = 2;
@@ -175,7 +175,7 @@ fn a_cut_at_every_single_step_leaves_old_or_new() {
             done = 4;
             put(&store, BUCKET, "k", &content(4, 10), Condition::default(), &mut random)?;
             done = 5;
-            store.delete_object(BUCKET, "k", Condition::default())?;
+            store.delete_object(BUCKET, DeleteRequest::of("k"))?;
             done = 6;
             put(&store, BUCKET, "k", &content(5, 9_000), Condition::default(), &mut random)?;
             done = 7;

@@ -2,14 +2,14 @@
 
 use crate::workload::{content, get, put};
 use objects::simulated::{SimulatedVolume, SplitMix64};
-use objects::{Condition, Declared, Metadata, Store, StoreError};
+use objects::{BucketOptions, Condition, Declared, DeleteRequest, Store, StoreError, UploadOptions};
 use units::ByteLen;
 
 const BUCKET: &str = "sealed";
 
 fn store_with(volume: &SimulatedVolume, key: &str, bytes: &[u8]) -> std::sync::Arc<Store> {
     let store = Store::open(volume.clone()).unwrap();
-    store.create_bucket(BUCKET).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
     put(&store, BUCKET, key, bytes, Condition::default(), &mut SplitMix64(1)).unwrap();
     store
 }
@@ -21,8 +21,8 @@ fn after_a_wipe_every_call_says_sealed_and_after_the_next_push_everything_is_the
     let store = store_with(&volume, "big", &bytes);
     put(&store, BUCKET, "inline", b"small", Condition::default(), &mut SplitMix64(1)).unwrap();
     let access_key = store.create_user("alice").unwrap();
-    let upload = store.create_upload(BUCKET, "parts", Metadata::default(), None).unwrap();
-    let objects = [store.object(BUCKET, "big").unwrap(), store.object(BUCKET, "inline").unwrap()];
+    let upload = store.create_upload(BUCKET, "parts", UploadOptions::default()).unwrap();
+    let objects = [store.object(BUCKET, "big", None).unwrap(), store.object(BUCKET, "inline", None).unwrap()];
     let mut half_read = objects[0].reader(&(0..300_000));
     half_read.next_chunk(4096).unwrap().unwrap();
     let mut half_written = store.put_object(BUCKET, "late", None, None).unwrap();
@@ -40,11 +40,11 @@ fn after_a_wipe_every_call_says_sealed_and_after_the_next_push_everything_is_the
     sealed(store.check());
     sealed(store.status().map(drop));
     sealed(store.buckets().map(drop));
-    sealed(store.head_object(BUCKET, "inline").map(drop));
+    sealed(store.head_object(BUCKET, "inline", None).map(drop));
     sealed(store.secret(&access_key.id).map(drop));
     sealed(store.users().map(drop));
-    sealed(store.create_bucket("other"));
-    sealed(store.delete_object(BUCKET, "big", Condition::default()));
+    sealed(store.create_bucket("other", BucketOptions::default()));
+    sealed(store.delete_object(BUCKET, DeleteRequest::of("big")).map(drop));
     sealed(store.put_object(BUCKET, "new", None, None).map(drop));
     sealed(store.upload_part((BUCKET, "parts"), &upload.id, 1, None, None).map(drop));
     sealed(Store::open(volume.clone()).map(drop));
@@ -54,7 +54,7 @@ fn after_a_wipe_every_call_says_sealed_and_after_the_next_push_everything_is_the
     drop(store);
     assert!(get(&opened, BUCKET, "big").unwrap() == bytes);
     assert_eq!(get(&opened, BUCKET, "inline").unwrap(), b"small");
-    assert!(matches!(opened.head_object(BUCKET, "late"), Err(StoreError::NoSuchKey)));
+    assert!(matches!(opened.head_object(BUCKET, "late", None), Err(StoreError::NoSuchKey)));
     let (user, secret) = opened.secret(&access_key.id).unwrap().unwrap();
     assert_eq!((user.as_str(), secret.expose()), ("alice", access_key.secret.expose()));
     opened.abort_upload(BUCKET, "parts", &upload.id).unwrap();
@@ -63,7 +63,7 @@ fn after_a_wipe_every_call_says_sealed_and_after_the_next_push_everything_is_the
 #[test]
 fn a_wipe_under_load_loses_nothing_that_was_acknowledged() {
     let mut volume = SimulatedVolume::new(ByteLen(64 << 20));
-    Store::open(volume.clone()).unwrap().create_bucket(BUCKET).unwrap();
+    Store::open(volume.clone()).unwrap().create_bucket(BUCKET, BucketOptions::default()).unwrap();
     let mut acknowledged = std::collections::BTreeMap::new();
     for round in 0..30_u64 {
         let store = Store::open(volume.clone()).unwrap();
@@ -120,8 +120,8 @@ fn a_failed_flush_is_final_until_the_store_is_opened_again() {
     let result = put(&store, BUCKET, "new", b"new", Condition::default(), &mut SplitMix64(1));
     assert!(matches!(result, Err(StoreError::Failed(_))), "{result:?}");
     for _ in 0..2 {
-        assert!(matches!(store.head_object(BUCKET, "old"), Err(StoreError::Failed(_))));
-        assert!(matches!(store.create_bucket("more"), Err(StoreError::Failed(_))));
+        assert!(matches!(store.head_object(BUCKET, "old", None), Err(StoreError::Failed(_))));
+        assert!(matches!(store.create_bucket("more", BucketOptions::default()), Err(StoreError::Failed(_))));
     }
     let left = Store::open(volume.power_cut(9)).unwrap();
     assert_eq!(get(&left, BUCKET, "old").unwrap(), b"old");
@@ -131,7 +131,7 @@ fn a_failed_flush_is_final_until_the_store_is_opened_again() {
 fn a_body_that_cannot_be_read_fails_alone() {
     let volume = SimulatedVolume::new(ByteLen(64 << 20));
     let store = store_with(&volume, "k", &content(1, 50_000));
-    let object = store.object(BUCKET, "k").unwrap();
+    let object = store.object(BUCKET, "k", None).unwrap();
     volume.set_failing_reads(true);
     assert!(matches!(object.reader(&(0..100)).next_chunk(100), Err(StoreError::Io(_))));
     volume.set_failing_reads(false);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use objects::simulated::SplitMix64;
 use objects::{
     CompleteOptions, CompletedPart, Condition, Declared, ListRequest, Metadata, ObjectInfo, PutOptions,
-    Store, StoreError,
+    Store, StoreError, UploadOptions,
 };
 
 /// How long a random test runs; longer where `NIGHTLATCH_SOAK_SECONDS` says so.
@@ -64,12 +64,12 @@ pub(crate) fn put(
         rest = tail;
     }
     let metadata = Metadata { user: vec![("length".into(), bytes.len().to_string())], ..Metadata::default() };
-    writer.finish(PutOptions { metadata, condition, declared: Declared::default() })
+    writer.finish(PutOptions { metadata, condition, ..PutOptions::default() })
 }
 
 /// The whole object.
 pub(crate) fn get(store: &Store, bucket: &str, key: &str) -> Result<Vec<u8>, StoreError> {
-    let object = store.object(bucket, key)?;
+    let object = store.object(bucket, key, None)?;
     let mut reader = object.reader(&(0..object.info().bytes));
     let mut bytes = Vec::new();
     while let Some(chunk) = reader.next_chunk(7_000)? {
@@ -85,7 +85,7 @@ pub(crate) fn multipart(
     key: &str,
     parts: &[Vec<u8>],
 ) -> Result<ObjectInfo, StoreError> {
-    let upload = store.create_upload(bucket, key, Metadata::default(), None)?;
+    let upload = store.create_upload(bucket, key, UploadOptions::default())?;
     let mut completed = Vec::new();
     for (number, part) in (1..).zip(parts) {
         let mut writer =

@@ -1,10 +1,11 @@
 //! Bucket operations.
 
-use objects::BucketInfo;
+use objects::{Acl, BucketInfo, BucketOptions, Versioning};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::{Answer, Backend, check_acl, serving};
+use crate::caller::Caller;
 use crate::convert::{owner, timestamp};
 use crate::error::{from_store, invalid};
 
@@ -16,6 +17,7 @@ pub(super) async fn list(
     request: S3Request<ListBucketsInput>,
 ) -> Answer<ListBucketsOutput> {
     let serving = serving(&request)?;
+    let user = Caller::of(&request).owner();
     let ListBucketsInput { bucket_region, continuation_token, max_buckets, prefix } = request.input;
     let limit = match max_buckets {
         None => usize::MAX,
@@ -41,7 +43,7 @@ pub(super) async fn list(
     Ok(S3Response::new(ListBucketsOutput {
         buckets: Some(buckets.into_iter().map(entry).collect()),
         continuation_token,
-        owner: Some(owner()),
+        owner: Some(owner(&user)),
         prefix,
     }))
 }
@@ -51,11 +53,22 @@ pub(super) async fn create(
     request: S3Request<CreateBucketInput>,
 ) -> Answer<CreateBucketOutput> {
     let serving = serving(&request)?;
-    let CreateBucketInput { acl, bucket, create_bucket_configuration, .. } = request.input;
+    let owner = Caller::of(&request).owner();
+    let CreateBucketInput {
+        acl, bucket, create_bucket_configuration, object_lock_enabled_for_bucket, ..
+    } = request.input;
     check_acl(acl.as_ref().map(BucketCannedACL::as_str))?;
     check_location(&backend.region, create_bucket_configuration)?;
     let location = format!("/{bucket}");
-    serving.run(move |store| store.create_bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    let options = BucketOptions {
+        owner: owner.clone(),
+        lock: object_lock_enabled_for_bucket.unwrap_or(false),
+        acl: Acl { owner, grants: None },
+        documents: Vec::new(),
+    };
+    serving
+        .run(move |store| store.create_bucket(&bucket, options).map_err(|error| from_store(&error)))
+        .await?;
     Ok(S3Response::new(CreateBucketOutput { location: Some(location) }))
 }
 
@@ -88,14 +101,39 @@ pub(super) async fn location(
     Ok(S3Response::new(GetBucketLocationOutput { location_constraint }))
 }
 
-/// No bucket is versioned, which S3 says by saying nothing.
+/// A bucket that never kept versions has no status (S3).
 pub(super) async fn versioning(
     request: S3Request<GetBucketVersioningInput>,
 ) -> Answer<GetBucketVersioningOutput> {
     let serving = serving(&request)?;
     let bucket = request.input.bucket;
-    serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
-    Ok(S3Response::new(GetBucketVersioningOutput::default()))
+    let bucket = serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
+    let status = match bucket.versioning {
+        Versioning::Unversioned => None,
+        Versioning::Enabled => Some(BucketVersioningStatus::ENABLED),
+        Versioning::Suspended => Some(BucketVersioningStatus::SUSPENDED),
+    };
+    let status = status.map(BucketVersioningStatus::from_static);
+    Ok(S3Response::new(GetBucketVersioningOutput { status, mfa_delete: None }))
+}
+
+pub(super) async fn set_versioning(
+    request: S3Request<PutBucketVersioningInput>,
+) -> Answer<PutBucketVersioningOutput> {
+    let serving = serving(&request)?;
+    let PutBucketVersioningInput { bucket, versioning_configuration: asked, .. } = request.input;
+    if asked.mfa_delete.is_some_and(|delete| delete.as_str() != MFADelete::DISABLED) {
+        return Err(s3_error!(NotImplemented, "a second factor for deletes is not implemented"));
+    }
+    let versioning = match asked.status.as_ref().map(BucketVersioningStatus::as_str) {
+        Some(BucketVersioningStatus::ENABLED) => Versioning::Enabled,
+        Some(BucketVersioningStatus::SUSPENDED) => Versioning::Suspended,
+        _ => return Err(s3_error!(MalformedXML, "the status must be Enabled or Suspended")),
+    };
+    serving
+        .run(move |store| store.set_versioning(&bucket, versioning).map_err(|error| from_store(&error)))
+        .await?;
+    Ok(S3Response::new(PutBucketVersioningOutput::default()))
 }
 
 pub(super) async fn delete(request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {

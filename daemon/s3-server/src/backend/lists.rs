@@ -3,13 +3,14 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use objects::limits::LIST_PAGE_MAX;
-use objects::{ListRequest, ObjectInfo, PartInfo, UploadInfo};
+use objects::{ListRequest, ObjectInfo, PartInfo, UploadInfo, VersionEntry};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::{Answer, serving};
+use crate::attributes::version;
 use crate::convert::{
-    algorithm_name, etag, kind_name, owner, set_checksum_fields, size, timestamp, url_encoded,
+    algorithm_name, etag, kind_name, owner, owner_name, set_checksum_fields, size, timestamp, url_encoded,
 };
 use crate::error::{from_store, invalid};
 
@@ -47,7 +48,7 @@ fn object(key: String, info: &ObjectInfo, with_owner: bool) -> Object {
         e_tag: Some(etag(&info.etag)),
         key: Some(key),
         last_modified: Some(timestamp(info.modified)),
-        owner: with_owner.then(owner),
+        owner: with_owner.then(|| owner(&info.attributes.acl.owner)),
         restore_status: None,
         size: Some(size(info.bytes)),
         storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
@@ -138,14 +139,89 @@ pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer
     }))
 }
 
+fn object_version(entry: &VersionEntry, encode: fn(&str) -> String) -> ObjectVersion {
+    let checksum = entry.info.checksum.as_ref();
+    ObjectVersion {
+        checksum_algorithm: checksum.map(|checksum| vec![algorithm_name(checksum.algorithm)]),
+        checksum_type: checksum.map(|checksum| kind_name(checksum.kind())),
+        e_tag: Some(etag(&entry.info.etag)),
+        is_latest: Some(entry.is_latest),
+        key: Some(encode(&entry.key)),
+        last_modified: Some(timestamp(entry.info.modified)),
+        owner: Some(owner(&entry.info.attributes.acl.owner)),
+        restore_status: None,
+        size: Some(size(entry.info.bytes)),
+        storage_class: Some(ObjectVersionStorageClass::from_static(ObjectVersionStorageClass::STANDARD)),
+        version_id: Some(entry.version.to_string()),
+    }
+}
+
+fn delete_marker(entry: &VersionEntry, encode: fn(&str) -> String) -> DeleteMarkerEntry {
+    DeleteMarkerEntry {
+        is_latest: Some(entry.is_latest),
+        key: Some(encode(&entry.key)),
+        last_modified: Some(timestamp(entry.info.modified)),
+        owner: Some(owner(&entry.info.attributes.acl.owner)),
+        version_id: Some(entry.version.to_string()),
+    }
+}
+
+pub(super) async fn versions(
+    request: S3Request<ListObjectVersionsInput>,
+) -> Answer<ListObjectVersionsOutput> {
+    let serving = serving(&request)?;
+    let input = request.input;
+    let limit = limit(input.max_keys)?;
+    let encode = encoder(input.encoding_type.as_ref())?;
+    let list = ListRequest {
+        prefix: input.prefix.clone().unwrap_or_default(),
+        delimiter: input.delimiter.clone().unwrap_or_default(),
+        after: input.key_marker.clone().filter(|marker| !marker.is_empty()),
+        limit,
+    };
+    let marker = input.version_id_marker.clone().filter(|marker| !marker.is_empty());
+    if marker.is_some() && list.after.is_none() {
+        return Err(invalid("a version-id-marker can't be given without a key-marker"));
+    }
+    let after_version = version(marker.as_deref())?;
+    let bucket = input.bucket.clone();
+    let page = serving
+        .run(move |store| {
+            store.list_versions(&bucket, &list, after_version).map_err(|error| from_store(&error))
+        })
+        .await?;
+    let truncated = page.next.is_some();
+    let (next_key, next_version) = page.next.unwrap_or_default();
+    let (markers, versions): (Vec<_>, Vec<_>) = page.versions.iter().partition(|entry| entry.delete_marker);
+    Ok(S3Response::new(ListObjectVersionsOutput {
+        common_prefixes: common_prefixes(&page.prefixes, encode),
+        delete_markers: Some(markers.into_iter().map(|entry| delete_marker(entry, encode)).collect()),
+        delimiter: input.delimiter.as_deref().map(encode),
+        encoding_type: input.encoding_type,
+        is_truncated: Some(truncated),
+        key_marker: Some(encode(&input.key_marker.unwrap_or_default())),
+        max_keys: shown(limit),
+        name: Some(input.bucket),
+        next_key_marker: truncated.then(|| encode(&next_key)),
+        next_version_id_marker: next_version.filter(|_| truncated).map(|version| version.to_string()),
+        prefix: Some(encode(&input.prefix.unwrap_or_default())),
+        request_charged: None,
+        version_id_marker: Some(input.version_id_marker.unwrap_or_default()),
+        versions: Some(versions.into_iter().map(|entry| object_version(entry, encode)).collect()),
+    }))
+}
+
 fn upload(upload: UploadInfo, encode: fn(&str) -> String) -> MultipartUpload {
     MultipartUpload {
         checksum_algorithm: upload.checksum.map(|(algorithm, _)| algorithm_name(algorithm)),
         checksum_type: upload.checksum.map(|(_, kind)| kind_name(kind)),
         initiated: Some(timestamp(upload.initiated)),
-        initiator: None,
+        initiator: Some(Initiator {
+            display_name: Some(owner_name(&upload.owner).to_owned()),
+            id: Some(owner_name(&upload.owner).to_owned()),
+        }),
         key: Some(encode(&upload.key)),
-        owner: Some(owner()),
+        owner: Some(owner(&upload.owner)),
         storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
         upload_id: Some(upload.id),
     }
@@ -226,7 +302,7 @@ pub(super) async fn parts(request: S3Request<ListPartsInput>) -> Answer<ListPart
         key: Some(input.key),
         max_parts: shown(limit),
         next_part_number_marker: last.filter(|_| page.truncated),
-        owner: Some(owner()),
+        owner: Some(owner(&page.upload.owner)),
         part_number_marker: Some(i32::from(after)),
         parts: Some(page.parts.iter().map(part).collect()),
         storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),

@@ -1,11 +1,13 @@
 //! Multipart uploads.
 
-use objects::{CompleteOptions, PartInfo};
+use objects::{Acl, CompleteOptions, PartInfo, UploadOptions};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::object::copy_source;
+use super::copy::copy_source;
 use super::{Answer, Backend, check_acl, check_encryption, check_storage_class, header, serving};
+use crate::attributes::asked_attributes;
+use crate::caller::Caller;
 use crate::conditions::{ReadConditions, source_range};
 use crate::convert::{
     algorithm, algorithm_name, checksum_fields, condition, etag, kind, kind_name, object_headers,
@@ -22,6 +24,7 @@ pub(super) async fn create(
     request: S3Request<CreateMultipartUploadInput>,
 ) -> Answer<CreateMultipartUploadOutput> {
     let serving = serving(&request)?;
+    let caller = Caller::of(&request);
     let mut input = request.input;
     check_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     check_storage_class(input.storage_class.as_ref())?;
@@ -35,11 +38,12 @@ pub(super) async fn create(
         }
     };
     let metadata = object_headers!(input).into_metadata();
+    let acl = Acl { owner: caller.owner(), grants: None };
+    let attributes = asked_attributes!(input).into_attributes(acl)?;
+    let options = UploadOptions { metadata, attributes, checksum };
     let (bucket, key) = (input.bucket.clone(), input.key.clone());
     let upload = serving
-        .run(move |store| {
-            store.create_upload(&bucket, &key, metadata, checksum).map_err(|error| from_store(&error))
-        })
+        .run(move |store| store.create_upload(&bucket, &key, options).map_err(|error| from_store(&error)))
         .await?;
     Ok(S3Response::new(CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
@@ -101,14 +105,17 @@ pub(super) async fn upload_copy(
     };
     let (bucket, key, id, range) = (input.bucket, input.key, input.upload_id, input.copy_source_range);
     let turn = backend.resources.copy().await;
-    let part = serving
+    let (part, source_version) = serving
         .run(move |store| {
             // Held by the work itself: a client that leaves does not end it.
             let _turn = turn;
-            let object = store.object(&source.0, &source.1).map_err(|error| from_store(&error))?;
+            let object = store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
             conditions.check_source(object.info())?;
             let range = source_range(range.as_deref(), object.info().bytes)?;
-            store.copy_part(&object, &range, (&bucket, &key), &id, number).map_err(|error| from_store(&error))
+            let part = store
+                .copy_part(&object, &range, (&bucket, &key), &id, number)
+                .map_err(|error| from_store(&error))?;
+            Ok((part, object.info().version))
         })
         .await?;
     let mut result = CopyPartResult {
@@ -119,6 +126,7 @@ pub(super) async fn upload_copy(
     set_checksum_fields!(result, part.checksum.as_ref());
     Ok(S3Response::new(UploadPartCopyOutput {
         copy_part_result: Some(result),
+        copy_source_version_id: source_version.map(|version| version.to_string()),
         ..UploadPartCopyOutput::default()
     }))
 }
@@ -158,6 +166,7 @@ pub(super) async fn complete(
         key: Some(input.key),
         e_tag: Some(etag(&info.etag)),
         checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
+        version_id: info.version.map(|version| version.to_string()),
         ..CompleteMultipartUploadOutput::default()
     };
     set_checksum_fields!(output, info.checksum.as_ref());

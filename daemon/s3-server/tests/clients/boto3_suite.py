@@ -1,5 +1,6 @@
 """What boto3 users do, against the endpoint given as the only argument; credentials come from the environment."""
 
+import datetime
 import hashlib
 import os
 import sys
@@ -196,6 +197,95 @@ def presigned():
     assert fetch(f"{ENDPOINT}/{BUCKET}/once")[0] == 403
 
 
+def versions():
+    bucket = "boto3-versions"
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
+    name = {"Bucket": bucket, "Key": "k"}
+    assert "VersionId" not in s3.put_object(**name, Body=b"before")
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    ids = [s3.put_object(**name, Body=body)["VersionId"] for body in (b"1", b"22", b"333")]
+    for version, body in [("null", b"before"), (ids[0], b"1"), (ids[2], b"333")]:
+        got = s3.get_object(**name, VersionId=version)
+        assert got["Body"].read() == body and got["VersionId"] == version
+    marker = s3.delete_object(**name)
+    assert marker["DeleteMarker"] and marker["VersionId"] not in ids
+    refused("NoSuchKey", 404, s3.get_object, **name)
+    refused("405", 405, s3.head_object, **name, VersionId=marker["VersionId"])
+    refused("MethodNotAllowed", 405, s3.get_object, **name, VersionId=marker["VersionId"])
+    refused("NoSuchVersion", 404, s3.get_object, **name, VersionId="f" * 32)
+    refused("InvalidArgument", 400, s3.get_object, **name, VersionId="nonsense")
+    listed = s3.list_object_versions(Bucket=bucket)
+    assert [entry["VersionId"] for entry in listed["Versions"]] == [*reversed(ids), "null"]
+    assert not any(entry["IsLatest"] for entry in listed["Versions"]) and listed["DeleteMarkers"][0]["IsLatest"]
+    for size in (1, 2, 100):
+        pages = s3.get_paginator("list_object_versions").paginate(Bucket=bucket, PaginationConfig={"PageSize": size})
+        found = [entry["VersionId"] for page in pages for entry in page.get("Versions", [])]
+        assert found == [*reversed(ids), "null"], (size, found)
+    copied = s3.copy_object(Bucket=bucket, Key="copy", CopySource={**name, "VersionId": ids[0]})
+    assert copied["CopySourceVersionId"] == ids[0] and s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == b"1"
+    assert s3.delete_object(**name, VersionId=marker["VersionId"])["DeleteMarker"]
+    assert s3.get_object(**name)["VersionId"] == ids[2]
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    assert s3.put_object(**name, Body=b"null again")["VersionId"] == "null"
+    assert s3.get_object(**name, VersionId="null")["Body"].read() == b"null again"
+    upload = s3.create_multipart_upload(**name)["UploadId"]
+    part = s3.upload_part(**name, UploadId=upload, PartNumber=1, Body=b"parts")
+    done = s3.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={
+        "Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
+    assert done["VersionId"] == "null" and s3.get_object(**name)["Body"].read() == b"parts"
+    refused("BucketNotEmpty", 409, s3.delete_bucket, Bucket=bucket)
+    everything = s3.list_object_versions(Bucket=bucket)
+    answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [
+        {"Key": entry["Key"], "VersionId": entry["VersionId"]}
+        for entry in everything.get("Versions", []) + everything.get("DeleteMarkers", [])]})
+    assert "Errors" not in answer
+    s3.delete_bucket(Bucket=bucket)
+
+
+def tags_and_locks():
+    bucket = "boto3-locks"
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True,
+                     CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
+    name = {"Bucket": bucket, "Key": "k"}
+    first = s3.put_object(**name, Body=b"1", Tagging="a=1&b=two%20words")["VersionId"]
+    expected = [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "two words"}]
+    assert s3.get_object_tagging(**name)["TagSet"] == expected and s3.get_object(**name)["TagCount"] == 2
+    s3.copy_object(Bucket=bucket, Key="copy", CopySource=name)
+    assert s3.get_object_tagging(Bucket=bucket, Key="copy")["TagSet"] == expected
+    s3.copy_object(Bucket=bucket, Key="copy", CopySource=name, TaggingDirective="REPLACE", Tagging="c=3")
+    assert s3.get_object_tagging(Bucket=bucket, Key="copy")["TagSet"] == [{"Key": "c", "Value": "3"}]
+    s3.delete_object_tagging(**name)
+    assert s3.get_object_tagging(**name)["TagSet"] == []
+    refused("InvalidTag", 400, s3.put_object_tagging, **name, Tagging={"TagSet": [
+        {"Key": str(number), "Value": ""} for number in range(11)]})
+    refused("NoSuchTagSet", 404, s3.get_bucket_tagging, Bucket=bucket)
+    s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": expected})
+    assert s3.get_bucket_tagging(Bucket=bucket)["TagSet"] == expected
+
+    later = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+    s3.put_object_retention(**name, Retention={"Mode": "GOVERNANCE", "RetainUntilDate": later})
+    refused("AccessDenied", 403, s3.delete_object, **name, VersionId=first)
+    s3.put_object_legal_hold(**name, LegalHold={"Status": "ON"})
+    head = s3.head_object(**name)
+    assert (head["ObjectLockMode"], head["ObjectLockLegalHoldStatus"]) == ("GOVERNANCE", "ON")
+    refused("AccessDenied", 403, s3.delete_object, **name, VersionId=first, BypassGovernanceRetention=True)
+    s3.put_object_legal_hold(**name, LegalHold={"Status": "OFF"})
+    s3.delete_object(**name, VersionId=first, BypassGovernanceRetention=True)
+    refused("InvalidBucketState", 409, s3.put_bucket_versioning, Bucket=bucket,
+            VersioningConfiguration={"Status": "Suspended"})
+    rule = {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}}
+    s3.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={
+        "ObjectLockEnabled": "Enabled", "Rule": rule})
+    assert s3.get_object_lock_configuration(Bucket=bucket)["ObjectLockConfiguration"]["Rule"] == rule
+    s3.put_object(**name, Body=b"2")
+    assert s3.get_object_retention(**name)["Retention"]["Mode"] == "GOVERNANCE"
+    refused("InvalidRequest", 400, s3.put_object, Bucket=BUCKET, Key="k", Body=b"", ObjectLockMode="GOVERNANCE",
+            ObjectLockRetainUntilDate=later)
+    attributes = s3.get_object_attributes(**name, ObjectAttributes=["ETag", "ObjectSize", "StorageClass"])
+    assert (attributes["ObjectSize"], attributes["StorageClass"]) == (1, "STANDARD")
+
+
 def deletes():
     refused("BucketNotEmpty", 409, s3.delete_bucket, Bucket=BUCKET)
     s3.delete_object(Bucket=BUCKET, Key="was never there")
@@ -206,6 +296,7 @@ def deletes():
     refused("NoSuchBucket", 404, s3.delete_bucket, Bucket=BUCKET)
 
 
-for step in (buckets, objects, conditional_writes, checksums, multipart, copies, listings, presigned, deletes):
+for step in (buckets, objects, conditional_writes, checksums, multipart, copies, listings, versions, tags_and_locks, presigned,
+             deletes):
     step()
     print(f"{step.__name__}: ok")

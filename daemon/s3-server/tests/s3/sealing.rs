@@ -110,7 +110,7 @@ async fn a_drain_finishes_what_is_in_flight_and_refuses_what_is_new() {
     client.send(&body[1 << 20..]).await;
     assert_eq!(client.answer("PUT").await.status, 200);
     assert_eq!(drain.await.unwrap().cut, 0);
-    assert!(running.store.head_object("bucket", "last").is_ok());
+    assert!(running.store.head_object("bucket", "last", None).is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

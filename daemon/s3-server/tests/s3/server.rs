@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use objects::simulated::SimulatedVolume;
-use objects::{NewAccessKey, Store};
+use objects::{BucketOptions, NewAccessKey, Store};
 use prometheus_client::registry::Registry;
 use s3_server::S3Server;
 use tokio::net::TcpListener;
@@ -30,7 +30,7 @@ impl Running {
         let opened = volume.clone();
         let (store, key) = tokio::task::spawn_blocking(move || {
             let store = Store::open(opened).unwrap();
-            store.create_bucket(BUCKET).unwrap();
+            store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
             let key = store.create_user("tester").unwrap();
             (store, key)
         })

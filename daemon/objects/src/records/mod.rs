@@ -2,14 +2,34 @@
 //!
 //! A row is a version byte and the postcard encoding of one of the types below. A field is only ever added together with
 //! a new version byte. Where a row names runs, they come first, so that opening the store reads no further.
+//!
+//! Rows of an earlier version are read as they are and written anew only when they change; `earlier` has their types.
+
+mod earlier;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::acl::Acl;
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
+use crate::customer_key::{BodySalt, KeyProof};
 use crate::error::StoreError;
+use crate::lock::{BucketLock, ObjectLock};
+use crate::version::{Version, Versioning};
 
-const ROW_VERSION: u8 = 1;
+/// Version of the rows of access keys, which are encoded by hand.
+const ACCESS_KEY_VERSION: u8 = 1;
+
+/// A type that rows are made of.
+pub(crate) trait Row: Serialize + DeserializeOwned {
+    /// Version that is written.
+    const VERSION: u8;
+
+    /// The row as an earlier version wrote it.
+    fn decode_earlier(_version: u8, _row: &[u8]) -> Option<Self> {
+        None
+    }
+}
 
 /// Names a bucket in the keys of other rows; never shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,6 +64,9 @@ pub(crate) struct PartExtent {
     pub(crate) runs: Vec<Run>,
     pub(crate) number: u16,
     pub(crate) bytes: u64,
+    pub(crate) checksum: Option<Checksum>,
+    /// Where the part is encrypted under a customer's key.
+    pub(crate) salt: Option<BodySalt>,
 }
 
 /// Row of `manifests`.
@@ -57,6 +80,11 @@ pub(crate) struct Manifest {
 pub(crate) struct BucketRecord {
     pub(crate) id: BucketId,
     pub(crate) created_ms: u64,
+    /// Name of the user who made it; empty where it was made for all users of the store.
+    pub(crate) owner: String,
+    pub(crate) versioning: Versioning,
+    pub(crate) lock: BucketLock,
+    pub(crate) acl: Acl,
 }
 
 /// The entity tag of an object.
@@ -100,7 +128,18 @@ pub struct Metadata {
     pub user: Vec<(String, String)>,
 }
 
-/// Row of `objects`.
+/// What is kept with an object besides its bytes and headers, and with the upload that it comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Tags: names and values, by name.
+    pub tags: Vec<(String, String)>,
+    /// Retention and legal hold.
+    pub lock: ObjectLock,
+    /// Owner and grants.
+    pub acl: Acl,
+}
+
+/// Row of `objects` and of `versions`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ObjectRecord {
     pub(crate) body: Body,
@@ -109,6 +148,12 @@ pub(crate) struct ObjectRecord {
     pub(crate) etag: ETag,
     pub(crate) checksum: Option<Checksum>,
     pub(crate) metadata: Metadata,
+    pub(crate) version: Version,
+    /// Whether this is not an object but the mark of its deletion; such rows are in `versions` only.
+    pub(crate) delete_marker: bool,
+    pub(crate) attributes: Attributes,
+    /// Where the bytes are encrypted under a customer's key.
+    pub(crate) customer_key: Option<KeyProof>,
 }
 
 /// Row of `uploads`.
@@ -117,6 +162,8 @@ pub(crate) struct UploadRecord {
     pub(crate) initiated_ms: u64,
     pub(crate) checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
     pub(crate) metadata: Metadata,
+    pub(crate) attributes: Attributes,
+    pub(crate) customer_key: Option<KeyProof>,
 }
 
 /// Row of `parts`.
@@ -128,6 +175,7 @@ pub(crate) struct PartRecord {
     pub(crate) modified_ms: u64,
     pub(crate) md5: [u8; 16],
     pub(crate) checksum: Option<Checksum>,
+    pub(crate) salt: Option<BodySalt>,
 }
 
 /// Row of `access_keys`, borrowed from the page it stands on. Written by hand, not derived: it holds a secret.
@@ -143,7 +191,7 @@ impl<'a> AccessKeyRow<'a> {
     pub(crate) fn encode(&self) -> Vec<u8> {
         // Exact capacity: growing would leave copies of the secret behind.
         let mut row = Vec::with_capacity(10 + self.user.len() + self.secret.len());
-        row.push(ROW_VERSION);
+        row.push(ACCESS_KEY_VERSION);
         row.extend_from_slice(&self.created_ms.to_le_bytes());
         row.push(u8::try_from(self.user.len()).expect("user names are limited to 64 bytes"));
         row.extend_from_slice(self.user.as_bytes());
@@ -154,7 +202,7 @@ impl<'a> AccessKeyRow<'a> {
     pub(crate) fn decode(row: &'a [u8]) -> Result<Self, StoreError> {
         let damaged = || StoreError::Corrupt { what: "a row of the access keys can't be read" };
         let (head, rest) = row.split_first_chunk::<10>().ok_or_else(damaged)?;
-        if head[0] != ROW_VERSION {
+        if head[0] != ACCESS_KEY_VERSION {
             return Err(damaged());
         }
         let created_ms =
@@ -165,24 +213,32 @@ impl<'a> AccessKeyRow<'a> {
     }
 }
 
-pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Row>(record: &T) -> Vec<u8> {
     // Records are plain data without maps of unknown length or fallible parts: encoding them can't fail.
-    postcard::to_extend(record, vec![ROW_VERSION]).expect("a record always encodes")
+    postcard::to_extend(record, vec![T::VERSION]).expect("a record always encodes")
 }
 
-pub(crate) fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, StoreError> {
-    decode_leading(row)
-}
-
-/// Decodes the first field of a row without reading the rest.
-pub(crate) fn decode_leading<T: DeserializeOwned>(row: &[u8]) -> Result<T, StoreError> {
-    let damaged = StoreError::Corrupt { what: "a row of the index can't be read" };
-    match row.split_first() {
-        Some((&ROW_VERSION, rest)) => {
-            postcard::take_from_bytes(rest).map(|(value, _)| value).map_err(|_| damaged)
+pub(crate) fn decode<T: Row>(row: &[u8]) -> Result<T, StoreError> {
+    let decoded = row.split_first().and_then(|(version, rest)| match *version {
+        version if version == T::VERSION => {
+            postcard::take_from_bytes(rest).ok().map(|(value, rest)| (value, rest.is_empty()))
         }
-        _ => Err(damaged),
+        version => T::decode_earlier(version, rest).map(|value| (value, true)),
+    });
+    match decoded {
+        Some((value, true)) => Ok(value),
+        _ => Err(StoreError::Corrupt { what: "a row of the index can't be read" }),
     }
+}
+
+/// The body of an object's row, without reading the rest: it is the first field of every version.
+pub(crate) fn decode_body(row: &[u8]) -> Result<Body, StoreError> {
+    let known = |version: u8| (1..=ObjectRecord::VERSION).contains(&version);
+    let body = match row.split_first() {
+        Some((version, rest)) if known(*version) => postcard::take_from_bytes(rest).ok(),
+        _ => None,
+    };
+    body.map(|(body, _)| body).ok_or(StoreError::Corrupt { what: "a row of the index can't be read" })
 }
 
 #[cfg(test)]
@@ -197,6 +253,10 @@ mod tests {
             etag: ETag { md5: [0xab; 16], parts: 0 },
             checksum: None,
             metadata: Metadata { user: vec![("a".into(), "b".into())], ..Metadata::default() },
+            version: Version { sequence: 5, random: 6, is_null: false },
+            delete_marker: false,
+            attributes: Attributes::default(),
+            customer_key: None,
         }
     }
 
@@ -204,7 +264,7 @@ mod tests {
     fn a_record_survives_its_encoding_and_its_body_reads_alone() {
         let row = encode(&record());
         assert_eq!(decode::<ObjectRecord>(&row).unwrap(), record());
-        assert_eq!(decode_leading::<Body>(&row).unwrap(), record().body);
+        assert_eq!(decode_body(&row).unwrap(), record().body);
     }
 
     #[test]
@@ -214,8 +274,8 @@ mod tests {
             assert!(decode::<ObjectRecord>(&row[..len]).is_err(), "{len} bytes were enough");
         }
         let mut newer = row.clone();
-        newer[0] = 2;
-        assert!(decode::<ObjectRecord>(&newer).is_err());
+        newer[0] = ObjectRecord::VERSION + 1;
+        assert!(decode::<ObjectRecord>(&newer).is_err() && decode_body(&newer).is_err());
         for len in 0..10 {
             assert!(AccessKeyRow::decode(&[1; 10][..len]).is_err());
         }

@@ -1,0 +1,105 @@
+//! Copies of whole objects.
+
+use objects::{Acl, Condition, CopyOptions, VersionId};
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, S3Result, s3_error};
+
+use super::{Answer, Backend, check_acl, check_encryption, check_storage_class, header, serving};
+use crate::attributes::{asked_attributes, version};
+use crate::caller::Caller;
+use crate::conditions::ReadConditions;
+use crate::convert::{algorithm, condition, etag, kind_name, object_headers, set_checksum_fields, timestamp};
+use crate::error::{from_store, invalid};
+
+/// Bucket, key and version of a copy's source.
+pub(super) fn copy_source(source: &CopySource) -> S3Result<(String, String, Option<VersionId>)> {
+    match source {
+        CopySource::Bucket { bucket, key, version_id } => {
+            Ok((bucket.to_string(), key.to_string(), version(version_id.as_deref())?))
+        }
+        _ => Err(s3_error!(NotImplemented, "access points are not implemented")),
+    }
+}
+
+/// A condition that the type of the operation has no field for.
+fn target_condition(request: &S3Request<CopyObjectInput>) -> S3Result<Condition> {
+    let parse = |name| {
+        let text = header(request, name);
+        text.map(|text| ETagCondition::parse_http_header(text.as_bytes()))
+            .transpose()
+            .map_err(|_| invalid("a condition can't be read"))
+    };
+    Ok(condition(parse("if-match")?, parse("if-none-match")?))
+}
+
+/// Whether a directive says that the copy does not have what its source has.
+fn replaces(directive: Option<&str>) -> S3Result<bool> {
+    match directive {
+        None | Some("COPY") => Ok(false),
+        Some("REPLACE") => Ok(true),
+        Some(_) => Err(invalid("a directive must be COPY or REPLACE")),
+    }
+}
+
+pub(super) async fn object(
+    backend: &Backend,
+    request: S3Request<CopyObjectInput>,
+) -> Answer<CopyObjectOutput> {
+    let serving = serving(&request)?;
+    let caller = Caller::of(&request);
+    let target = target_condition(&request)?;
+    let mut input = request.input;
+    check_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
+    check_storage_class(input.storage_class.as_ref())?;
+    check_encryption(input.server_side_encryption.as_ref())?;
+    let replace = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str))?;
+    let replace_tags = replaces(input.tagging_directive.as_ref().map(TaggingDirective::as_str))?;
+    let source = copy_source(&input.copy_source)?;
+    let onto_itself = source == (input.bucket.clone(), input.key.clone(), None);
+    if !replace && onto_itself && input.checksum_algorithm.is_none() {
+        return Err(s3_error!(
+            InvalidRequest,
+            "an object can be copied onto itself only with other metadata or another checksum"
+        ));
+    }
+    let metadata = replace.then(|| object_headers!(input).into_metadata());
+    let acl = Acl { owner: caller.owner(), grants: None };
+    let mut attributes = asked_attributes!(input).into_attributes(acl)?;
+    let conditions = ReadConditions {
+        if_match: input.copy_source_if_match,
+        if_none_match: input.copy_source_if_none_match,
+        if_modified_since: input.copy_source_if_modified_since,
+        if_unmodified_since: input.copy_source_if_unmodified_since,
+    };
+    let checksum = input.checksum_algorithm.as_ref().map(|name| algorithm(name.as_str())).transpose()?;
+    let (bucket, key) = (input.bucket, input.key);
+    let turn = backend.resources.copy().await;
+    let (info, source_version) = serving
+        .run(move |store| {
+            // Held by the work itself: a client that leaves does not end it.
+            let _turn = turn;
+            let object = store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
+            conditions.check_source(object.info())?;
+            if !replace_tags {
+                attributes.tags.clone_from(&object.info().attributes.tags);
+            }
+            let options = CopyOptions { metadata, attributes, checksum, condition: target };
+            let info =
+                store.copy_object(&object, &bucket, &key, options).map_err(|error| from_store(&error))?;
+            Ok((info, object.info().version))
+        })
+        .await?;
+    let mut result = CopyObjectResult {
+        e_tag: Some(etag(&info.etag)),
+        last_modified: Some(timestamp(info.modified)),
+        checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
+        ..CopyObjectResult::default()
+    };
+    set_checksum_fields!(result, info.checksum.as_ref());
+    Ok(S3Response::new(CopyObjectOutput {
+        copy_object_result: Some(result),
+        copy_source_version_id: source_version.map(|version| version.to_string()),
+        version_id: info.version.map(|version| version.to_string()),
+        ..CopyObjectOutput::default()
+    }))
+}

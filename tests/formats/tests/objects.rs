@@ -1,0 +1,101 @@
+//! What object store format 2 added opens, byte for byte: versions, delete markers, tags, locks, documents of a bucket, parts
+//! with checksums. `installation.rs` opens stores of format 1, which is their migration.
+//!
+//! `NIGHTLATCH_WRITE_GOLDEN=1` makes the file where there is none; it never replaces one.
+
+use std::sync::Arc;
+
+use device::SimulatedDevice;
+use formats_tests::{decode, encode, golden};
+use objects::{
+    Acl, Attributes, BucketOptions, ChecksumAlgorithm, ChecksumKind, CompleteOptions, CompletedPart,
+    Declared, DeleteRequest, Grant, Grantee, ListRequest, LockMode, ObjectLock, Permission, PutOptions,
+    Retention, Store, StoreError, UploadOptions, Versioning,
+};
+use simulation_tests::node::SimulatedNode;
+
+const STORE_BYTES: u64 = 16 << 20;
+const BUCKET: &str = "versions";
+const KEY: &str = "photo/ä";
+/// 2100, in milliseconds since 1970.
+const FAR: u64 = 4_102_444_800_000;
+
+fn attributes() -> Attributes {
+    let retention = Some(Retention { mode: LockMode::Compliance, until_ms: FAR });
+    let grant = Grant { grantee: Grantee::Everyone, permission: Permission::Read };
+    Attributes {
+        tags: vec![("colour".to_owned(), "blue".to_owned())],
+        lock: ObjectLock { retention, legal_hold: Some(true) },
+        acl: Acl { owner: "alice".to_owned(), grants: Some(vec![grant]) },
+    }
+}
+
+fn put(store: &Store, bytes: &[u8], attributes: Attributes) {
+    let mut writer = store.put_object(BUCKET, KEY, None, None).expect("a writer");
+    writer.append(bytes).expect("room");
+    writer.finish(PutOptions { attributes, ..PutOptions::default() }).expect("a put");
+}
+
+fn write() -> Arc<SimulatedDevice> {
+    let node = SimulatedNode::create_with_store(STORE_BYTES);
+    let store = node.store();
+    store
+        .create_bucket(BUCKET, BucketOptions { owner: "alice".into(), ..BucketOptions::default() })
+        .expect("a bucket");
+    put(store, b"before versions", Attributes::default());
+    store.set_versioning(BUCKET, Versioning::Enabled).expect("versions");
+    store.set_bucket_lock(BUCKET, None).expect("locks");
+    put(store, &[7; 9000], attributes());
+    let checksum = Some((ChecksumAlgorithm::Crc32c, ChecksumKind::FullObject));
+    let options = UploadOptions { checksum, ..UploadOptions::default() };
+    let upload = store.create_upload(BUCKET, KEY, options).expect("an upload").id;
+    let mut part = store.upload_part((BUCKET, KEY), &upload, 3, None, None).expect("a part");
+    part.append(&[8; 5000]).expect("room");
+    let part = part.finish(&Declared::default()).expect("a part");
+    let listed = vec![CompletedPart { number: 3, etag: part.etag.to_string(), checksum: None }];
+    store.complete_upload(BUCKET, KEY, &upload, listed, CompleteOptions::default()).expect("an object");
+    store.delete_object(BUCKET, DeleteRequest::of(KEY)).expect("a delete marker");
+    store.set_bucket_document(BUCKET, "policy", Some(b"{}".to_vec())).expect("a document");
+    node.power_cut(1)
+}
+
+fn check(device: Arc<SimulatedDevice>) {
+    let node = SimulatedNode::open(device, None).unwrap_or_else(|error| panic!("it does not open: {error}"));
+    let store = node.store();
+    let (bucket, documents) = store.bucket_with_documents(BUCKET).expect("the bucket");
+    assert_eq!((bucket.owner.as_str(), bucket.versioning), ("alice", Versioning::Enabled));
+    assert!(bucket.lock.enabled && documents == [("policy".to_owned(), b"{}".to_vec())]);
+    let request = ListRequest { limit: 10, ..ListRequest::default() };
+    let versions = store.list_versions(BUCKET, &request, None).expect("a listing").versions;
+    let shapes: Vec<_> =
+        versions.iter().map(|entry| (entry.info.bytes, entry.delete_marker, entry.is_latest)).collect();
+    assert_eq!(shapes, [(0, true, true), (5000, false, false), (9000, false, false), (15, false, false)]);
+    let parts = store.object(BUCKET, KEY, Some(versions[1].version)).expect("the parts");
+    assert_eq!((parts.parts()[0].number, parts.parts()[0].checksum.is_some()), (3, true));
+    assert_eq!(versions[2].info.attributes, attributes());
+    for (entry, byte) in versions[1..3].iter().zip([8_u8, 7]) {
+        let object = store.object(BUCKET, KEY, Some(entry.version)).expect("the version");
+        let mut reader = object.reader(&(0..entry.info.bytes));
+        let body = reader.next_chunk(1 << 20).expect("a read").expect("bytes");
+        assert!(body.len() as u64 == entry.info.bytes && body.iter().all(|found| *found == byte));
+    }
+    let locked = DeleteRequest { version: Some(versions[2].version), ..DeleteRequest::of(KEY) };
+    assert!(matches!(store.delete_object(BUCKET, locked), Err(StoreError::Locked)));
+    // And it goes on living.
+    put(store, b"new", Attributes::default());
+}
+
+#[test]
+fn a_store_of_version_2_opens() {
+    let path = golden("objects-2.bin");
+    if std::env::var_os("NIGHTLATCH_WRITE_GOLDEN").is_some() && !path.exists() {
+        std::fs::write(&path, encode(&write())).expect("a writable golden folder");
+    }
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    check(decode(&bytes).expect("a golden device"));
+}
+
+#[test]
+fn a_store_of_today_passes() {
+    check(write());
+}
