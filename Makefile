@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
+.PHONY: help demo build test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -35,6 +35,9 @@ build: ## Build every program as the tests use it
 test: clients build ## Install the test clients and run every test
 	cargo nextest run --locked --workspace $(TEST)
 	cargo test --locked --workspace --doc --quiet
+
+conformance: build ## The public S3 suite against the demonstration: what passed and failed, by name (fetches the suite)
+	tests/conformance/run.sh
 
 soak: clients build ## Every test, the randomised and crash suites for as long as SOAK_SECONDS each (half an hour)
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \

@@ -158,6 +158,12 @@ pub(crate) struct DemoArgs {
     /// Serve S3 without TLS (loopback only)
     #[arg(long)]
     pub(crate) s3_plain: bool,
+    /// How long a day of S3 lifecycles takes, for tests of them
+    #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
+    pub(crate) s3_day_s: u64,
+    /// Take S3 signatures of version 2 in headers, for old clients
+    #[arg(long)]
+    pub(crate) s3_signature_v2: bool,
 }
 
 /// `pki`.

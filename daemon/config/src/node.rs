@@ -99,6 +99,12 @@ pub struct NodeListen {
     /// Serve S3 without TLS; loopback addresses only.
     #[serde(default)]
     pub s3_plain: bool,
+    /// Take S3 signatures of version 2 in headers, for old clients.
+    #[serde(default)]
+    pub s3_signature_v2: bool,
+    /// How long a day of S3 lifecycles takes, in seconds: shorter than 24 hours for tests only.
+    #[serde(default = "s3_day_s_default")]
+    pub s3_day_s: u64,
 }
 
 /// The `[keys]` table; both files have a place in `state_dir` unless said otherwise.
@@ -150,6 +156,10 @@ fn drain_s_default() -> u64 {
 /// Where the kernel shows the firmware's memory-overwrite request.
 pub fn memory_overwrite_default() -> PathBuf {
     MEMORY_OVERWRITE.into()
+}
+
+fn s3_day_s_default() -> u64 {
+    24 * 3600
 }
 
 fn s3_region_default() -> String {

@@ -102,7 +102,11 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
 
     let mut registry = Registry::default();
     let nbd = NbdServer::new(nbd_server::Limits::default());
-    let s3 = S3Server::new(config.listen.s3_region.clone());
+    let region = config.listen.s3_region.clone();
+    let s3 = match config.listen.s3_signature_v2 {
+        true => S3Server::with_signature_v2(region),
+        false => S3Server::new(region),
+    };
     nbd.register(&mut registry);
     s3.register(&mut registry);
     let metrics = NodeMetrics::register(&mut registry, wiper.times());
@@ -379,8 +383,10 @@ fn serve(
         servers.spawn(async move { nbd.serve_unix(listener, None).await });
     }
     if let Some(listener) = listeners.s3.map(TcpListener::from_std).transpose()? {
-        let s3 = node.s3.clone();
+        let (s3, lifecycles) = (node.s3.clone(), node.s3.clone());
         servers.spawn(async move { s3.serve(listener, heads.s3).await });
+        let day = Duration::from_secs(config.listen.s3_day_s.max(1));
+        servers.spawn(async move { lifecycles.keep_lifecycles(day).await });
     }
     Ok(servers)
 }

@@ -7,6 +7,7 @@ use units::{ByteLen, ByteOffset};
 
 use crate::checksum::{BodyDigest, BodyDigests, Checksum, ChecksumAlgorithm};
 use crate::commit::Shared;
+use crate::customer_key::BodyCipher;
 use crate::error::StoreError;
 use crate::layout::SECTOR;
 use crate::limits::{INLINE_BYTES_MAX, UNKNOWN_LENGTH_STEP};
@@ -38,6 +39,7 @@ pub(crate) struct BodyWriter {
     reserved: u64,
     /// Bytes that don't fill a sector yet.
     pending: Vec<u8>,
+    cipher: Option<BodyCipher>,
 }
 
 /// A body that has arrived whole and matches what was declared.
@@ -71,10 +73,17 @@ impl BodyWriter {
             written: 0,
             reserved: 0,
             pending: Vec::new(),
+            cipher: None,
         })
     }
 
-    pub(crate) fn append(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+    /// What is appended from here on is encrypted; to be called before anything is.
+    pub(crate) fn encrypt(&mut self, cipher: BodyCipher) {
+        self.cipher = Some(cipher);
+    }
+
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let offset = self.received;
         self.received += bytes.len() as u64;
         if self.received > self.declared.unwrap_or(u64::MAX) {
             return Err(self.length_mismatch());
@@ -83,6 +92,18 @@ impl BodyWriter {
             return Err(StoreError::TooLarge { limit: ByteLen(self.limit) });
         }
         self.digest.update(bytes);
+        match &self.cipher {
+            None => self.place(bytes),
+            Some(cipher) => {
+                let mut encrypted = bytes.to_vec();
+                cipher.apply(offset, &mut encrypted);
+                self.place(&encrypted)
+            }
+        }
+    }
+
+    /// Writes whole sectors, keeps the rest for the next bytes.
+    fn place(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         if !self.pending.is_empty() {
             let (head, rest) = bytes.split_at(bytes.len().min(SECTOR_LEN - self.pending.len()));
             self.pending.extend_from_slice(head);
@@ -189,24 +210,53 @@ impl FinishedBody {
 /// The bytes of a body in reading order.
 #[derive(Debug)]
 pub(crate) enum Source {
-    Inline(Vec<u8>),
+    Inline(Vec<u8>, Cipher),
     /// Positions on the volume; each piece but the last of a part is whole sectors.
     Volume(Vec<Piece>),
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What decrypts a piece of a body, where a customer's key is needed for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Cipher {
+    /// It is not encrypted under a customer's key.
+    #[default]
+    None,
+    /// It is, and the key was not given.
+    Locked,
+    Open(std::sync::Arc<BodyCipher>),
+}
+
+impl Cipher {
+    fn apply(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        match self {
+            Self::None => Ok(()),
+            Self::Locked => Err(StoreError::CustomerKeyNeeded),
+            Self::Open(cipher) => {
+                cipher.apply(offset, bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(crate) struct Piece {
     at: u64,
     len: u64,
+    /// Where it lies within what was encrypted as one.
+    offset: u64,
+    cipher: Cipher,
 }
 
 impl Source {
     /// The pieces of `runs` that hold `bytes`.
-    pub(crate) fn pieces(runs: &[Run], mut bytes: u64) -> impl Iterator<Item = Piece> {
+    pub(crate) fn pieces(runs: &[Run], bytes: u64, cipher: Cipher) -> impl Iterator<Item = Piece> {
+        let mut offset = 0;
         runs.iter().map(move |run| {
-            let len = bytes.min(run.byte_len().0);
-            bytes -= len;
-            Piece { at: run.position().0, len }
+            let len = (bytes - offset).min(run.byte_len().0);
+            let piece = Piece { at: run.position().0, len, offset, cipher: cipher.clone() };
+            offset += len;
+            piece
         })
     }
 }
@@ -218,6 +268,8 @@ pub struct ObjectReader {
     shared: Arc<Shared>,
     _pin: Option<Arc<Pin>>,
     inline: Vec<u8>,
+    inline_cipher: Cipher,
+    inline_offset: u64,
     pieces: std::collections::VecDeque<Piece>,
     left: u64,
 }
@@ -230,9 +282,18 @@ impl ObjectReader {
         range: &Range<u64>,
     ) -> Self {
         let left = range.end.saturating_sub(range.start);
-        let mut reader = Self { shared, _pin: pin, inline: Vec::new(), pieces: Default::default(), left };
+        let mut reader = Self {
+            shared,
+            _pin: pin,
+            inline: Vec::new(),
+            inline_cipher: Cipher::None,
+            inline_offset: range.start,
+            pieces: Default::default(),
+            left,
+        };
         match source {
-            Source::Inline(bytes) => {
+            Source::Inline(bytes, cipher) => {
+                reader.inline_cipher = cipher.clone();
                 let position = |offset| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 reader.inline = bytes[position(range.start)..position(range.end)].to_vec();
             }
@@ -242,7 +303,13 @@ impl ObjectReader {
                     let end = begin + piece.len;
                     let (from, to) = (range.start.max(begin), range.end.min(end));
                     if from < to {
-                        reader.pieces.push_back(Piece { at: piece.at + (from - begin), len: to - from });
+                        let skipped = from - begin;
+                        reader.pieces.push_back(Piece {
+                            at: piece.at + skipped,
+                            len: to - from,
+                            offset: piece.offset + skipped,
+                            cipher: piece.cipher.clone(),
+                        });
                     }
                     begin = end;
                 }
@@ -279,6 +346,8 @@ impl ObjectReader {
         if !self.inline.is_empty() {
             let len = self.inline.len().min(max);
             chunk.extend(self.inline.drain(..len));
+            self.inline_cipher.apply(self.inline_offset, chunk)?;
+            self.inline_offset += len as u64;
             self.left -= len as u64;
             return Ok(true);
         }
@@ -289,9 +358,12 @@ impl ObjectReader {
             let damaged = StoreError::Corrupt { what: "an object's runs are shorter than its size" };
             let piece = self.pieces.front_mut().ok_or(damaged)?;
             let len = usize::try_from(piece.len).unwrap_or(wanted).min(wanted - filled);
-            self.shared.volume.read(ByteOffset(piece.at), &mut chunk[filled..filled + len])?;
+            let place = &mut chunk[filled..filled + len];
+            self.shared.volume.read(ByteOffset(piece.at), place)?;
+            piece.cipher.apply(piece.offset, place)?;
             filled += len;
             piece.at += len as u64;
+            piece.offset += len as u64;
             piece.len -= len as u64;
             if piece.len == 0 {
                 self.pieces.pop_front();

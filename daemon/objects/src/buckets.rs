@@ -333,7 +333,7 @@ fn check_bucket_name(name: &str) -> Result<(), StoreError> {
         && edge(bytes.first())
         && edge(bytes.last())
         && bytes.iter().all(allowed)
-        && !name.contains("..")
+        && !["..", ".-", "-."].iter().any(|pair| name.contains(pair))
         && name.parse::<std::net::Ipv4Addr>().is_err();
     if valid { Ok(()) } else { Err(StoreError::InvalidBucketName) }
 }
@@ -344,10 +344,23 @@ mod tests {
 
     #[test]
     fn bucket_names_follow_the_rules_of_s3() {
-        for good in ["abc", "a.b-c.d", "photos-2024", "1st", &"a".repeat(63)] {
+        for good in ["abc", "a.b-c.d", "a--b", "photos-2024", "1st", &"a".repeat(63)] {
             assert!(check_bucket_name(good).is_ok(), "{good}");
         }
-        for bad in ["ab", &"a".repeat(64), "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.1.1", "a b", "ä-b"] {
+        for bad in [
+            "ab",
+            &"a".repeat(64),
+            "Abc",
+            "a_b",
+            "-ab",
+            "ab-",
+            "a..b",
+            "a.-b",
+            "a-.b",
+            "192.168.1.1",
+            "a b",
+            "ä-b",
+        ] {
             assert!(check_bucket_name(bad).is_err(), "{bad}");
         }
     }

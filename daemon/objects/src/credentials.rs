@@ -112,6 +112,21 @@ impl Store {
         Ok(users.into_iter().map(sorted).collect())
     }
 
+    /// Whether there is a user of this name.
+    ///
+    /// # Errors
+    /// Outages only.
+    pub fn has_user(&self, name: &str) -> Result<bool, StoreError> {
+        let mut found = false;
+        self.shared.read(|snapshot| {
+            snapshot.walk_access_keys(&mut |_, row| {
+                found |= AccessKeyRow::decode(row)?.user == name;
+                Ok(())
+            })
+        })?;
+        Ok(found)
+    }
+
     /// Deletes a user with all access keys. Signatures made with them fail from here on.
     ///
     /// # Errors

@@ -124,6 +124,15 @@ pub enum StoreError {
         /// Whether the request named it.
         named: bool,
     },
+    /// The object is encrypted under a customer's key, and none was given.
+    #[error("the object is encrypted under a key of its customer's, which must be given")]
+    CustomerKeyNeeded,
+    /// Another key than the object was encrypted with.
+    #[error("this is not the customer's key that the object is encrypted with")]
+    WrongCustomerKey,
+    /// A customer's key for an object that is not encrypted under one.
+    #[error("the object is not encrypted under a customer's key")]
+    CustomerKeyUnexpected,
     /// Retained or held.
     #[error("the version is locked")]
     Locked,

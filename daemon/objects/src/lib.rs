@@ -53,6 +53,7 @@ pub use buckets::{BucketInfo, BucketOptions, Documents};
 pub use checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 pub use condition::{Condition, TagMatch};
 pub use credentials::{AccessKeyInfo, NewAccessKey, SecretAccessKey, UserInfo};
+pub use customer_key::{CustomerKey, KeyProof};
 pub use delete::DeleteRequest;
 pub use error::{DigestKind, StoreError};
 pub use layout::FORMAT_VERSION;

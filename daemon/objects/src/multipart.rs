@@ -10,6 +10,7 @@ use crate::body::{BodyWriter, Declared, FinishedBody};
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, checksum_of_parts, md5_of_parts};
 use crate::commit::{Dropped, Mutation, Shared};
 use crate::condition::Condition;
+use crate::customer_key::{BodySalt, CustomerKey, KeyProof};
 use crate::error::{DigestKind, StoreError};
 use crate::index::{Changes, Step, UploadId};
 use crate::limits::{LIST_PAGE_MAX, OBJECT_BYTES_MAX, PART_BYTES_MIN, PART_NUMBER_MAX, PUT_BYTES_MAX};
@@ -35,6 +36,8 @@ pub struct UploadOptions {
     pub attributes: Attributes,
     /// The checksum of the parts and of the whole.
     pub checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
+    /// The customer's key to encrypt every part under.
+    pub customer_key: Option<CustomerKey>,
 }
 
 /// An unfinished upload.
@@ -106,6 +109,9 @@ pub struct PartWriter {
     place: UploadPlace,
     number: u16,
     body: BodyWriter,
+    /// Recognises the key that the upload was begun with.
+    proof: Option<KeyProof>,
+    salt: Option<BodySalt>,
 }
 
 impl std::fmt::Debug for PartWriter {
@@ -160,6 +166,26 @@ impl PartInfo {
 }
 
 impl PartWriter {
+    /// Encrypts the part under the customer's key that the upload was begun with, or none; to be called before the first byte
+    /// is appended.
+    ///
+    /// # Errors
+    /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`].
+    pub fn encrypt(&mut self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
+        match (&self.proof, key) {
+            (None, None) => {}
+            (Some(proof), Some(key)) => {
+                proof.check(key)?;
+                let salt = BodySalt(random_bytes());
+                self.body.encrypt(key.body(salt));
+                self.salt = Some(salt);
+            }
+            (Some(_), None) => return Err(StoreError::CustomerKeyNeeded),
+            (None, Some(_)) => return Err(StoreError::CustomerKeyUnexpected),
+        }
+        Ok(())
+    }
+
     /// The next bytes of the part.
     ///
     /// # Errors
@@ -173,6 +199,9 @@ impl PartWriter {
     /// # Errors
     /// [`StoreError::LengthMismatch`], [`StoreError::DigestMismatch`], [`StoreError::NoSuchUpload`].
     pub fn finish(self, declared: &Declared) -> Result<PartInfo, StoreError> {
+        if self.proof.is_some() && self.salt.is_none() {
+            return Err(StoreError::CustomerKeyNeeded);
+        }
         let FinishedBody { bytes, digests, reservation, .. } = self.body.finish(declared, false)?;
         let record = PartRecord {
             runs: reservation.runs().to_vec(),
@@ -181,7 +210,7 @@ impl PartWriter {
             modified_ms: now_ms(),
             md5: digests.md5,
             checksum: digests.checksum,
-            salt: None,
+            salt: self.salt,
         };
         let info = PartInfo::of(self.number, record.clone());
         self.shared.submit(PutPart { place: self.place, number: self.number, record, reservation })?;
@@ -201,7 +230,7 @@ impl Store {
         key: &str,
         options: UploadOptions,
     ) -> Result<UploadInfo, StoreError> {
-        let UploadOptions { metadata, attributes, checksum } = options;
+        let UploadOptions { metadata, attributes, checksum, customer_key } = options;
         check_key(key)?;
         check_metadata(&metadata)?;
         check_attributes(&attributes)?;
@@ -210,7 +239,8 @@ impl Store {
         }
         let initiated_ms = now_ms();
         let upload = UploadId::from(initiated_ms) << 64 | UploadId::from(u64::from_le_bytes(random_bytes()));
-        let record = UploadRecord { initiated_ms, checksum, metadata, attributes, customer_key: None };
+        let customer_key = customer_key.map(|key| key.proof());
+        let record = UploadRecord { initiated_ms, checksum, metadata, attributes, customer_key };
         let info = upload_info(key.to_owned(), upload, &record);
         let place = UploadPlace { bucket: bucket.to_owned(), key: key.to_owned(), upload };
         self.shared.submit(CreateUpload { place, record })?;
@@ -241,10 +271,10 @@ impl Store {
         let wanted = record.checksum.map(|(algorithm, _)| algorithm);
         let shared = Arc::clone(&self.shared);
         let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum.or(wanted))?;
-        Ok(PartWriter { shared, place, number, body })
+        Ok(PartWriter { shared, place, number, body, proof: record.customer_key, salt: None })
     }
 
-    /// Makes part `number` of an upload from a range of `source`.
+    /// Makes part `number` of an upload from a range of `source`, under the upload's customer's key where it has one.
     ///
     /// # Errors
     /// Those of [`Store::upload_part`].
@@ -253,11 +283,12 @@ impl Store {
         source: &Object,
         range: &Range<u64>,
         place: (&str, &str),
-        upload: &str,
+        (upload, key): (&str, Option<&CustomerKey>),
         number: u16,
     ) -> Result<PartInfo, StoreError> {
         let length = range.end.saturating_sub(range.start);
         let mut writer = self.upload_part(place, upload, number, Some(length), None)?;
+        writer.encrypt(key)?;
         let mut reader = source.reader(range);
         while let Some(chunk) = reader.next_chunk(COPY_CHUNK_BYTES)? {
             writer.append(&chunk)?;

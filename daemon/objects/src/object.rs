@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::body::{ObjectReader, Source};
+use crate::body::{Cipher, ObjectReader, Source};
 use crate::checksum::Checksum;
 use crate::commit::Shared;
+use crate::customer_key::{BodySalt, CustomerKey, KeyProof};
 use crate::error::StoreError;
 use crate::index::Snapshot;
-use crate::records::{Attributes, Body, BodyId, BucketRecord, ETag, Metadata, ObjectRecord};
+use crate::records::{Attributes, Body, BodyId, BucketRecord, ETag, Metadata, ObjectRecord, PartExtent};
 use crate::space::Pin;
 use crate::store::{Store, time_of};
 use crate::version::{self, VersionId, Versioning};
@@ -31,9 +32,29 @@ pub struct ObjectInfo {
     pub version: Option<VersionId>,
     /// Tags, lock and access control list.
     pub attributes: Attributes,
+    /// Recognises the customer's key that it is encrypted under, where it is.
+    pub proof: Option<KeyProof>,
 }
 
 impl ObjectInfo {
+    /// Whether it is encrypted under a customer's key.
+    pub fn has_customer_key(&self) -> bool {
+        self.proof.is_some()
+    }
+
+    /// Whether the customer's key that was given, or none, is the one that it takes.
+    ///
+    /// # Errors
+    /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`].
+    pub fn check_key(&self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
+        match (&self.proof, key) {
+            (None, None) => Ok(()),
+            (Some(proof), Some(key)) => proof.check(key),
+            (Some(_), None) => Err(StoreError::CustomerKeyNeeded),
+            (None, Some(_)) => Err(StoreError::CustomerKeyUnexpected),
+        }
+    }
+
     pub(crate) fn of(record: &ObjectRecord, bucket: &BucketRecord) -> Self {
         let versioned = bucket.versioning != Versioning::Unversioned;
         Self {
@@ -44,6 +65,7 @@ impl ObjectInfo {
             metadata: record.metadata.clone(),
             version: versioned.then(|| record.version.id()),
             attributes: record.attributes.clone(),
+            proof: record.customer_key,
         }
     }
 }
@@ -64,7 +86,9 @@ pub struct ObjectPart {
 pub struct Object {
     pub(crate) shared: Arc<Shared>,
     pub(crate) info: ObjectInfo,
-    source: Source,
+    body: Body,
+    extents: Vec<PartExtent>,
+    key: Option<CustomerKey>,
     parts: Vec<ObjectPart>,
     pin: Option<Arc<Pin>>,
     pub(crate) id: Option<BodyId>,
@@ -78,10 +102,48 @@ impl Object {
         &self.info
     }
 
+    /// Gives the customer's key that the object takes; one that takes a key can't be read without.
+    ///
+    /// # Errors
+    /// Those of [`ObjectInfo::check_key`].
+    pub fn unlock(&mut self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
+        self.info.check_key(key)?;
+        self.key = key.cloned();
+        Ok(())
+    }
+
     /// Reads `range`, which must lie within the object.
     pub fn reader(&self, range: &Range<u64>) -> ObjectReader {
         let range = range.start..range.end.min(self.info.bytes);
-        ObjectReader::new(Arc::clone(&self.shared), self.pin.clone(), &self.source, &range)
+        ObjectReader::new(Arc::clone(&self.shared), self.pin.clone(), &self.source(), &range)
+    }
+
+    fn source(&self) -> Source {
+        match &self.body {
+            Body::Inline(bytes) => Source::Inline(bytes.clone(), self.cipher(self.proof_salt())),
+            Body::Runs { runs, .. } => Source::Volume(
+                Source::pieces(runs, self.info.bytes, self.cipher(self.proof_salt())).collect(),
+            ),
+            Body::Parts { .. } => {
+                let pieces = |part: &PartExtent| {
+                    let salt = part.salt.or(self.proof_salt());
+                    Source::pieces(&part.runs, part.bytes, self.cipher(salt)).collect::<Vec<_>>()
+                };
+                Source::Volume(self.extents.iter().flat_map(pieces).collect())
+            }
+        }
+    }
+
+    fn proof_salt(&self) -> Option<BodySalt> {
+        self.info.proof.map(|proof| proof.salt)
+    }
+
+    fn cipher(&self, salt: Option<BodySalt>) -> Cipher {
+        match (salt, &self.key) {
+            (None, _) => Cipher::None,
+            (Some(_), None) => Cipher::Locked,
+            (Some(salt), Some(key)) => Cipher::Open(Arc::new(key.body(salt))),
+        }
     }
 
     /// The parts it was put together from; none where it was put in one piece.
@@ -150,26 +212,21 @@ impl Store {
             };
             Ok((record, info, extents))
         })?;
-        let (source, id) = match record.body {
-            Body::Inline(bytes) => (Source::Inline(bytes), None),
-            Body::Runs { id, runs } => {
-                (Source::Volume(Source::pieces(&runs, record.bytes).collect()), Some(id))
-            }
-            Body::Parts { id } => {
-                let pieces = extents.iter().flat_map(|part| Source::pieces(&part.runs, part.bytes)).collect();
-                (Source::Volume(pieces), Some(id))
-            }
+        let id = match &record.body {
+            Body::Inline(_) => None,
+            Body::Runs { id, .. } | Body::Parts { id } => Some(*id),
         };
         let mut end = 0;
         let mut parts = Vec::with_capacity(extents.len());
-        for extent in extents {
+        for extent in &extents {
             let begin = end;
             end += extent.bytes;
-            let checksum = extent.checksum;
+            let checksum = extent.checksum.clone();
             parts.push(ObjectPart { number: extent.number, range: begin..end, checksum });
         }
         let pin = id.map(|id| Arc::new(guard.pin(id)));
         let place = (bucket.to_owned(), key.to_owned());
-        Ok(Object { shared: Arc::clone(&self.shared), info, source, parts, pin, id, place })
+        let (shared, body) = (Arc::clone(&self.shared), record.body);
+        Ok(Object { shared, info, body, extents, key: None, parts, pin, id, place })
     }
 }

@@ -7,6 +7,7 @@ use crate::body::{BodyWriter, Declared, FinishedBody};
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use crate::commit::{Dropped, Mutation, Shared};
 use crate::condition::Condition;
+use crate::customer_key::{CustomerKey, KeyProof};
 use crate::error::StoreError;
 use crate::index::Changes;
 use crate::limits::{
@@ -47,6 +48,8 @@ pub struct CopyOptions {
     pub checksum: Option<ChecksumAlgorithm>,
     /// When to refuse.
     pub condition: Condition,
+    /// The key to encrypt the copy under.
+    pub customer_key: Option<CustomerKey>,
 }
 
 /// A PUT being received.
@@ -55,6 +58,7 @@ pub struct ObjectWriter {
     bucket: String,
     key: String,
     body: BodyWriter,
+    proof: Option<KeyProof>,
 }
 
 impl std::fmt::Debug for ObjectWriter {
@@ -64,6 +68,13 @@ impl std::fmt::Debug for ObjectWriter {
 }
 
 impl ObjectWriter {
+    /// Encrypts the body under a customer's key; to be called before the first byte is appended.
+    pub fn encrypt(&mut self, key: &CustomerKey) {
+        let proof = key.proof();
+        self.body.encrypt(key.body(proof.salt));
+        self.proof = Some(proof);
+    }
+
     /// The next bytes of the body.
     ///
     /// # Errors
@@ -82,7 +93,7 @@ impl ObjectWriter {
         check_metadata(&options.metadata)?;
         check_attributes(&options.attributes)?;
         let body = self.body.finish(&options.declared, true)?;
-        commit_put(&self.shared, (self.bucket, self.key), body, options)
+        commit_put(&self.shared, (self.bucket, self.key), body, self.proof, options)
     }
 }
 
@@ -90,6 +101,7 @@ fn commit_put(
     shared: &Arc<Shared>,
     (bucket, key): (String, String),
     finished: FinishedBody,
+    customer_key: Option<KeyProof>,
     options: PutOptions,
 ) -> Result<ObjectInfo, StoreError> {
     let (bytes, digests) = (finished.bytes, finished.digests.clone());
@@ -105,7 +117,7 @@ fn commit_put(
         version: Version::UNVERSIONED,
         delete_marker: false,
         attributes: options.attributes,
-        customer_key: None,
+        customer_key,
     };
     shared.submit(PutObject { bucket, key, record, condition: options.condition, moment, reservation })
 }
@@ -126,7 +138,7 @@ impl Store {
         self.bucket(bucket)?;
         let shared = Arc::clone(&self.shared);
         let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum)?;
-        Ok(ObjectWriter { shared, bucket: bucket.to_owned(), key: key.to_owned(), body })
+        Ok(ObjectWriter { shared, bucket: bucket.to_owned(), key: key.to_owned(), body, proof: None })
     }
 
     /// Copies `source` to `key`. Copying an object onto itself, where no version of it is to be kept, changes what is kept
@@ -141,13 +153,15 @@ impl Store {
         key: &str,
         options: CopyOptions,
     ) -> Result<ObjectInfo, StoreError> {
-        let CopyOptions { metadata, attributes, checksum, condition } = options;
+        let CopyOptions { metadata, attributes, checksum, condition, customer_key } = options;
         let metadata = metadata.unwrap_or_else(|| source.info.metadata.clone());
         check_metadata(&metadata)?;
         check_attributes(&attributes)?;
         let stored = source.info.checksum.as_ref().map(|checksum| checksum.algorithm);
         let onto_itself = source.place.0 == bucket && source.place.1 == key;
-        let unversioned = onto_itself && self.bucket(bucket)?.versioning == Versioning::Unversioned;
+        let in_clear = customer_key.is_none() && !source.info.has_customer_key();
+        let unversioned =
+            onto_itself && in_clear && self.bucket(bucket)?.versioning == Versioning::Unversioned;
         if unversioned && checksum.is_none_or(|wanted| Some(wanted) == stored) {
             return self.shared.submit(ReplaceMetadata {
                 bucket: bucket.to_owned(),
@@ -160,6 +174,9 @@ impl Store {
             });
         }
         let mut writer = self.put_object(bucket, key, Some(source.info.bytes), checksum.or(stored))?;
+        if let Some(key) = &customer_key {
+            writer.encrypt(key);
+        }
         let mut reader = source.reader(&(0..source.info.bytes));
         while let Some(chunk) = reader.next_chunk(COPY_CHUNK_BYTES)? {
             writer.append(&chunk)?;

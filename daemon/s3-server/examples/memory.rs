@@ -1,10 +1,11 @@
 //! An S3 server on a volume in memory, to point clients at: `cargo run -p s3-server --example memory -- 127.0.0.1:9000`.
-//! More arguments are names of users to make.
+//! More arguments are names of users to make. `SECONDS_PER_DAY` makes the days of lifecycles shorter.
 //!
 //! Prints the access keys it made. Nothing is kept. With a line on standard input the key is wiped (`seal`) or pushed again
 //! (`unseal`).
 
 use std::io::BufRead;
+use std::time::Duration;
 
 use objects::Store;
 use objects::simulated::SimulatedVolume;
@@ -21,12 +22,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let key = store.create_user(&user)?;
         println!("{user}: AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}", key.id, key.secret.expose());
     }
-    let server = S3Server::new("us-east-1");
+    let server = S3Server::with_signature_v2("us-east-1");
     server.set_store(Some(store.clone()));
     let serving = server.clone();
     let listener = TcpListener::bind(&address).await?;
     println!("http://{}", listener.local_addr()?);
     tokio::spawn(async move { serving.serve(listener, None).await });
+    let lifecycles = server.clone();
+    let day = std::env::var("SECONDS_PER_DAY").ok().and_then(|text| text.parse().ok()).unwrap_or(86_400);
+    tokio::spawn(async move { lifecycles.keep_lifecycles(Duration::from_secs(day)).await });
     tokio::task::spawn_blocking(move || -> Result<(), objects::StoreError> {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             match line.trim() {

@@ -111,7 +111,7 @@ pub(crate) fn select(
         (None, Some(number)) => {
             let number = u16::try_from(number).ok().filter(|number| *number > 0);
             part(number.ok_or(invalid("part numbers run from 1 to 10,000"))?)
-                .ok_or_else(|| unsatisfiable(bytes))?
+                .ok_or_else(|| S3Error::with_message(S3ErrorCode::InvalidPart, "there is no such part"))?
         }
     };
     let content_range =
@@ -160,6 +160,7 @@ mod tests {
             metadata: Metadata::default(),
             version: None,
             attributes: Attributes::default(),
+            proof: None,
         }
     }
 

@@ -243,7 +243,7 @@ impl Headers {
 fn stored_encoding(encoding: &str) -> Option<String> {
     let kept: Vec<&str> =
         encoding.split(',').map(str::trim).filter(|part| !part.eq_ignore_ascii_case("aws-chunked")).collect();
-    (!kept.is_empty() && !kept.concat().is_empty()).then(|| kept.join(","))
+    (!kept.is_empty() && !kept.concat().is_empty()).then(|| kept.join(", "))
 }
 
 pub(crate) fn content_type(info: &ObjectInfo) -> String {
@@ -277,7 +277,7 @@ mod tests {
     fn encodings_of_the_transport_are_not_kept() {
         assert_eq!(stored_encoding("aws-chunked"), None);
         assert_eq!(stored_encoding("gzip, aws-chunked").unwrap(), "gzip");
-        assert_eq!(stored_encoding("aws-chunked,gzip,br").unwrap(), "gzip,br");
+        assert_eq!(stored_encoding("aws-chunked,gzip,br").unwrap(), "gzip, br");
         assert_eq!(stored_encoding(""), None);
     }
 

@@ -6,6 +6,12 @@ use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use crate::error::from_store;
 
+pub(crate) const CORS: &str = "cors";
+pub(crate) const ENCRYPTION: &str = "encryption";
+pub(crate) const LIFECYCLE: &str = "lifecycle";
+pub(crate) const OWNERSHIP: &str = "ownership";
+pub(crate) const POLICY: &str = "policy";
+pub(crate) const PUBLIC_ACCESS: &str = "public-access-block";
 pub(crate) const TAGGING: &str = "tagging";
 
 /// Replaces a document of a bucket.
@@ -15,9 +21,14 @@ pub(crate) fn put<T: Serialize>(
     name: &'static str,
     document: &T,
 ) -> S3Result<()> {
+    store.set_bucket_document(bucket, name, Some(text(document)?)).map_err(|error| from_store(&error))
+}
+
+/// A document as it is kept.
+pub(crate) fn text<T: Serialize>(document: &T) -> S3Result<Vec<u8>> {
     let mut text = Vec::new();
     document.serialize(&mut Serializer::new(&mut text)).map_err(S3Error::internal_error)?;
-    store.set_bucket_document(bucket, name, Some(text)).map_err(|error| from_store(&error))
+    Ok(text)
 }
 
 /// Removes a document of a bucket, if it has one.
@@ -38,8 +49,11 @@ pub(crate) fn find<T: for<'xml> Deserialize<'xml>>(
 /// A document that was written by [`put`].
 pub(crate) fn parse<T: for<'xml> Deserialize<'xml>>(text: &[u8]) -> S3Result<T> {
     let mut deserializer = Deserializer::new(text);
-    T::deserialize(&mut deserializer).map_err(|error| {
-        tracing::error!(?error, "a bucket's configuration can't be read");
-        S3Error::with_message(S3ErrorCode::InternalError, "the bucket's configuration is damaged")
-    })
+    T::deserialize(&mut deserializer).map_err(damaged)
+}
+
+/// A document that was checked before it was kept and can't be read now.
+pub(crate) fn damaged(error: impl std::error::Error) -> S3Error {
+    tracing::error!(%error, "a bucket's configuration can't be read");
+    S3Error::with_message(S3ErrorCode::InternalError, "the bucket's configuration is damaged")
 }

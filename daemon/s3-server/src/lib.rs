@@ -12,7 +12,8 @@
 //! - Success is answered only for what the store made durable.
 //! - Sealed, every request is answered with 503 and Retry-After, on connections that stay open; what was in flight ends
 //!   without a wrong byte.
-//! - Nothing is done without a signature that covers what it says (`policy`). There is no anonymous access.
+//! - Nothing is done for a request without a signature that covers what it says (`policy`), or that the bucket's owner did not
+//!   let in without one; what its signer may do is decided before the operation begins (`authority`).
 //! - What a client asks for and this server does not do is refused, never ignored.
 //! - The store is called on threads that may block, never on the executor.
 //! - Bodies take a bounded amount of memory, over all connections together; see `limits`.
@@ -23,13 +24,17 @@
 mod access;
 mod activity;
 mod attributes;
+mod authority;
 mod backend;
 mod caller;
 mod conditions;
 mod convert;
+mod cors;
+mod customer_key;
 mod documents;
 mod download;
 mod error;
+mod lifecycle;
 pub mod limits;
 mod metrics;
 mod policy;

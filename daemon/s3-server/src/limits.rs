@@ -61,6 +61,12 @@ pub const COPIES_MAX: usize = 4;
 /// Bodies up to this size are gathered first and stored in one step.
 pub const SMALL_BODY_BYTES: usize = 256 * 1024;
 
+/// A file in a browser's form, which is held in memory until the form's policy has been compared with it.
+pub const FORM_FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Forms at the same time, for the same reason.
+pub const FORMS_MAX: usize = 2;
+
 /// XML in a request: DeleteObjects with 1,000 keys of 1,024 bytes, every one written as `&amp;`, and the tags around them.
 pub const XML_BYTES_MAX: usize = 8 << 20;
 

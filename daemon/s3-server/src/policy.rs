@@ -9,14 +9,17 @@
 //!   request (a PUT into a copy, say);
 //! - a presigned URL is good for seven days at most;
 //! - the region must be this server's;
-//! - signature version 2 is taken in presigned URLs only, which is what clients make by default; see `signature_v2`.
+//! - signature version 2 is taken in presigned URLs only, which is what clients make by default; see `signature_v2`. In headers
+//!   it is taken where the operator says so.
 
 use http::request::Parts;
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, Uri};
+use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
-use crate::error::not_implemented;
-use crate::limits::PRESIGNED_SECONDS_MAX;
+use crate::convert::unix_seconds;
+use crate::error::{invalid, not_implemented};
+use crate::limits::{CLOCK_SKEW_SECONDS_MAX, PRESIGNED_SECONDS_MAX};
 use crate::signature_v2;
 
 /// `x-amz-*` headers that are honoured, or that ask for nothing.
@@ -40,9 +43,18 @@ const HEADERS: &[&str] = &[
     "x-amz-copy-source-if-none-match",
     "x-amz-copy-source-if-unmodified-since",
     "x-amz-copy-source-range",
+    "x-amz-copy-source-server-side-encryption-customer-algorithm",
+    "x-amz-copy-source-server-side-encryption-customer-key",
+    "x-amz-copy-source-server-side-encryption-customer-key-md5",
     "x-amz-date",
     "x-amz-decoded-content-length",
+    "x-amz-expected-bucket-owner",
     "x-amz-fetch-owner",
+    "x-amz-grant-full-control",
+    "x-amz-grant-read",
+    "x-amz-grant-read-acp",
+    "x-amz-grant-write",
+    "x-amz-grant-write-acp",
     "x-amz-max-keys",
     "x-amz-max-parts",
     "x-amz-max-uploads",
@@ -63,6 +75,10 @@ const HEADERS: &[&str] = &[
     "x-amz-sdk-request",
     "x-amz-sdk-invocation-id",
     "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-server-side-encryption-customer-key",
+    "x-amz-server-side-encryption-customer-key-md5",
+    "x-amz-source-expected-bucket-owner",
     "x-amz-storage-class",
     "x-amz-tagging",
     "x-amz-tagging-directive",
@@ -77,9 +93,23 @@ const UNSIGNED_HEADERS: [&str; 4] =
 
 const USER_METADATA: &str = "x-amz-meta-";
 
+/// What this server wants of a signature.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) region: String,
+    /// Whether version 2 is taken in headers.
+    pub(crate) signature_v2: bool,
+}
+
 /// How a request is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Signed {
+    /// Not at all.
+    Anonymous,
+    /// Version 2, in the header.
+    V2,
+    /// In a field of a form, if at all.
+    Form,
     /// Version 4, in the header or as a presigned URL.
     V4,
     /// Version 2, presigned.
@@ -94,14 +124,19 @@ pub(crate) enum Signed {
 }
 
 /// Refuses what this server does not do, and what is not or not sufficiently signed. `now`: seconds since 1970.
-pub(crate) fn check(head: &Parts, region: &str, now: i64) -> S3Result<Signed> {
+pub(crate) fn check(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
     check_headers(head)?;
-    if head.method == Method::POST
-        && content_type(head).is_some_and(|kind| kind.starts_with("multipart/form-data"))
-    {
-        return Err(not_implemented("POST of browser forms is not implemented".to_owned()));
+    if is_form(head) {
+        // Its signature is a field of the form and covers the form's policy.
+        return Ok(Signed::Form);
     }
-    check_signature(head, region, now)
+    check_signature(head, rules, now)
+}
+
+/// Whether a browser posts a form.
+pub(crate) fn is_form(head: &Parts) -> bool {
+    head.method == Method::POST
+        && content_type(head).is_some_and(|kind| kind.starts_with("multipart/form-data"))
 }
 
 fn content_type(head: &Parts) -> Option<String> {
@@ -117,6 +152,9 @@ fn check_headers(head: &Parts) -> S3Result<()> {
         let name = name.as_str();
         !name.starts_with(USER_METADATA) && !HEADERS.contains(&name)
     });
+    if head.headers.get("content-md5").is_some_and(http::HeaderValue::is_empty) {
+        return Err(S3Error::with_message(S3ErrorCode::InvalidDigest, "Content-MD5 is empty"));
+    }
     match unknown {
         Some(name) => {
             Err(not_implemented(format!("the header {name} asks for something that is not implemented")))
@@ -127,7 +165,12 @@ fn check_headers(head: &Parts) -> S3Result<()> {
 
 /// The decoded value of a query parameter that is there once.
 pub(crate) fn query(head: &Parts, name: &str) -> Option<String> {
-    let query = head.uri.query()?;
+    query_of(&head.uri, name)
+}
+
+/// See [`query`].
+pub(crate) fn query_of(uri: &Uri, name: &str) -> Option<String> {
+    let query = uri.query()?;
     let mut found = query.split('&').filter_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then(|| percent_decode(value))
@@ -162,7 +205,8 @@ pub(crate) fn denied(message: &'static str) -> S3Error {
     S3Error::with_message(S3ErrorCode::AccessDenied, message)
 }
 
-fn check_signature(head: &Parts, region: &str, now: i64) -> S3Result<Signed> {
+fn check_signature(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
+    let region = rules.region.as_str();
     let malformed = || {
         S3Error::with_message(
             S3ErrorCode::AuthorizationQueryParametersError,
@@ -193,10 +237,18 @@ fn check_signature(head: &Parts, region: &str, now: i64) -> S3Result<Signed> {
         signature_v2::check_query(head)?;
         return Ok(Signed::PresignedV2 { access_key, signature, expires });
     }
-    let header =
-        head.headers.get(http::header::AUTHORIZATION).ok_or_else(|| denied("requests must be signed"))?;
+    let authorization = head.headers.get(http::header::AUTHORIZATION);
+    let Some(header) = authorization.filter(|header| !header.is_empty()) else {
+        return Ok(Signed::Anonymous);
+    };
     let header = header.to_str().map_err(|_| denied("the Authorization header can't be read"))?;
     let Some(fields) = header.strip_prefix("AWS4-HMAC-SHA256") else {
+        if let Some(claim) = header.strip_prefix("AWS ") {
+            check_claim_v2(claim)?;
+            if rules.signature_v2 {
+                return check_date_v2(head, now).map(|()| Signed::V2);
+            }
+        }
         return Err(S3Error::with_message(
             S3ErrorCode::InvalidRequest,
             "this authorization mechanism is not supported: use AWS4-HMAC-SHA256",
@@ -211,6 +263,34 @@ fn check_signature(head: &Parts, region: &str, now: i64) -> S3Result<Signed> {
     };
     check_coverage(head, field("SignedHeaders=").ok_or_else(unreadable)?)?;
     check_region(field("Credential=").ok_or_else(unreadable)?, region).map(|()| Signed::V4)
+}
+
+/// Version 2: access key id, colon, signature.
+fn check_claim_v2(claim: &str) -> S3Result<()> {
+    match claim.trim().split_once(':') {
+        Some((id, signature)) if !id.is_empty() && !signature.is_empty() => Ok(()),
+        _ => Err(invalid("the Authorization header must be AWS, access key id, colon, signature")),
+    }
+}
+
+/// Version 2 signs the date and says nothing of how long it is good for: as long as the clocks may differ.
+fn check_date_v2(head: &Parts, now: i64) -> S3Result<()> {
+    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let date =
+        text("x-amz-date").or_else(|| text("date")).ok_or_else(|| denied("the request has no date"))?;
+    let date = Timestamp::parse(TimestampFormat::HttpDate, date)
+        .map_err(|_| denied("the date of the request can't be read"))?;
+    let seconds = unix_seconds(&date);
+    if seconds < 0 {
+        return Err(denied("the date of the request can't be read"));
+    }
+    if seconds.abs_diff(now) > CLOCK_SKEW_SECONDS_MAX.into() {
+        return Err(S3Error::with_message(
+            S3ErrorCode::RequestTimeTooSkewed,
+            "the date of the request is too far from this server's time",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the signature covers the host and everything that says what the request means.
@@ -260,8 +340,12 @@ mod tests {
         format!("AWS4-HMAC-SHA256 Credential={CREDENTIAL}, SignedHeaders={signed}, Signature=00")
     }
 
+    fn rules(region: &str) -> Rules {
+        Rules { region: region.to_owned(), signature_v2: false }
+    }
+
     fn check_at(uri: &str, headers: &[(&str, &str)]) -> Result<Signed, S3ErrorCode> {
-        check(&head(uri, headers), "us-east-1", NOW).map_err(|error| error.code().clone())
+        check(&head(uri, headers), &rules("us-east-1"), NOW).map_err(|error| error.code().clone())
     }
 
     fn presigned(expires: &str, signed: &str) -> String {
@@ -273,12 +357,32 @@ mod tests {
 
     #[test]
     fn what_is_not_signed_is_refused() {
-        assert_eq!(check_at("/b/k", &[]), Err(S3ErrorCode::AccessDenied));
+        assert_eq!(check_at("/b/k", &[]), Ok(Signed::Anonymous));
         assert_eq!(check_at("/b/k", &[("authorization", "AWS NLKEY:00")]), Err(S3ErrorCode::InvalidRequest));
         assert_eq!(
             check_at("/b/k", &[("authorization", "Basic bm86bm8=")]),
             Err(S3ErrorCode::InvalidRequest)
         );
+    }
+
+    #[test]
+    fn version_2_is_taken_in_headers_only_where_it_was_allowed_and_is_fresh() {
+        let old = Rules { signature_v2: true, ..rules("us-east-1") };
+        let ask = |rules: &Rules, authorization: &str, date: &str| {
+            let headers = [("authorization", authorization), ("date", date)];
+            check(&head("/b/k", &headers), rules, NOW).map_err(|error| error.code().clone())
+        };
+        let today = "Fri, 15 Jan 2027 08:00:00 GMT";
+        assert_eq!(ask(&old, "AWS NLKEY:00", today), Ok(Signed::V2));
+        assert_eq!(ask(&rules("us-east-1"), "AWS NLKEY:00", today), Err(S3ErrorCode::InvalidRequest));
+        for date in ["", "yesterday", "Thu, 01 Jan 1950 00:00:00 GMT"] {
+            assert_eq!(ask(&old, "AWS NLKEY:00", date), Err(S3ErrorCode::AccessDenied), "{date}");
+        }
+        let late = ask(&old, "AWS NLKEY:00", "Fri, 15 Jan 2027 08:15:01 GMT");
+        assert_eq!(late, Err(S3ErrorCode::RequestTimeTooSkewed));
+        for claim in ["AWS HAHAHA", "AWS :", "AWS id:"] {
+            assert_eq!(ask(&old, claim, today), Err(S3ErrorCode::InvalidArgument), "{claim}");
+        }
     }
 
     #[test]
@@ -316,7 +420,7 @@ mod tests {
     #[test]
     fn the_region_must_be_this_servers() {
         let signed = ("authorization", &*authorization("host"));
-        let elsewhere = check(&head("/b/k", &[signed]), "eu-central-1", NOW).unwrap_err();
+        let elsewhere = check(&head("/b/k", &[signed]), &rules("eu-central-1"), NOW).unwrap_err();
         assert_eq!(elsewhere.code(), &S3ErrorCode::AuthorizationHeaderMalformed);
         assert!(elsewhere.message().unwrap().contains("expecting 'eu-central-1'"));
     }
@@ -324,14 +428,13 @@ mod tests {
     #[test]
     fn what_would_be_ignored_is_refused_by_name() {
         for name in [
-            "x-amz-server-side-encryption-customer-key",
+            "x-amz-server-side-encryption-context",
             "x-amz-object-lock-everything",
-            "x-amz-grant-read",
-            "x-amz-expected-bucket-owner",
+            "x-amz-grant-everything",
             "x-amz-security-token",
         ] {
             let headers = [("authorization", &*authorization(&format!("host;{name}"))), (name, "x")];
-            let error = check(&head("/b/k", &headers), "us-east-1", NOW).unwrap_err();
+            let error = check(&head("/b/k", &headers), &rules("us-east-1"), NOW).unwrap_err();
             assert_eq!(error.code(), &S3ErrorCode::NotImplemented);
             assert!(error.message().unwrap().contains(name));
         }

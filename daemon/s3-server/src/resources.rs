@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::{
-    BODY_BYTES_FOR_SMALL_CHUNKS, BODY_BYTES_MAX, CHUNK_BYTES, CHUNK_WORKERS_MAX, COPIES_MAX,
+    BODY_BYTES_FOR_SMALL_CHUNKS, BODY_BYTES_MAX, CHUNK_BYTES, CHUNK_WORKERS_MAX, COPIES_MAX, FORMS_MAX,
     SMALL_CHUNK_BYTES,
 };
 
@@ -23,6 +23,7 @@ pub(crate) struct Resources {
     memory: Arc<Semaphore>,
     workers: Arc<Semaphore>,
     copies: Arc<Semaphore>,
+    forms: Arc<Semaphore>,
     spare: Arc<Spare>,
 }
 
@@ -82,6 +83,7 @@ impl Resources {
             memory: Arc::new(Semaphore::new(BODY_BYTES_MAX / UNIT)),
             workers: Arc::new(Semaphore::new(CHUNK_WORKERS_MAX)),
             copies: Arc::new(Semaphore::new(COPIES_MAX)),
+            forms: Arc::new(Semaphore::new(FORMS_MAX)),
             spare: Arc::default(),
         }
     }
@@ -123,6 +125,12 @@ impl Resources {
     /// Waits for a turn to move a chunk.
     pub(crate) async fn worker(&self) -> OwnedSemaphorePermit {
         Arc::clone(&self.workers).acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// A turn to receive a browser's form.
+    pub(crate) async fn form(&self) -> OwnedSemaphorePermit {
+        let forms = Arc::clone(&self.forms);
+        forms.acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// Waits for a turn to copy.

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,9 +26,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Peer;
 use crate::activity::{Activity, State};
+use crate::lifecycle;
 use crate::limits::*;
 use crate::metrics::Metrics;
+use crate::policy::Rules;
 use crate::service::Service;
 use crate::slot::Slot;
 
@@ -75,7 +79,12 @@ pub struct InvalidDomains {
 impl S3Server {
     /// A sealed server for `region`, with buckets in paths only.
     pub fn new(region: impl Into<String>) -> Self {
-        Self::build(region.into(), None)
+        Self::build(Rules { region: region.into(), signature_v2: false }, None)
+    }
+
+    /// A sealed server as [`Self::new`] makes it, that also takes signatures of version 2 in headers: for old clients.
+    pub fn with_signature_v2(region: impl Into<String>) -> Self {
+        Self::build(Rules { region: region.into(), signature_v2: true }, None)
     }
 
     /// A sealed server that also takes `bucket.domain` for each of `domains`.
@@ -84,13 +93,13 @@ impl S3Server {
     /// [`InvalidDomains`].
     pub fn with_domains(region: impl Into<String>, domains: &[String]) -> Result<Self, InvalidDomains> {
         let hosts = MultiDomain::new(domains).map_err(|_| InvalidDomains { domains: domains.join(", ") })?;
-        Ok(Self::build(region.into(), Some(hosts)))
+        Ok(Self::build(Rules { region: region.into(), signature_v2: false }, Some(hosts)))
     }
 
-    fn build(region: String, domains: Option<MultiDomain>) -> Self {
+    fn build(rules: Rules, domains: Option<MultiDomain>) -> Self {
         let slot = Arc::new(Slot::new());
         let metrics = Arc::new(Metrics::new());
-        let service = Service::new(Arc::clone(&slot), region, domains, Arc::clone(&metrics));
+        let service = Service::new(Arc::clone(&slot), rules, domains, Arc::clone(&metrics));
         Self {
             inner: Arc::new(Inner {
                 slot,
@@ -129,6 +138,14 @@ impl S3Server {
         leaving
     }
 
+    /// Carries out the lifecycles of buckets until a drain begins. `day` is how long a day takes: 24 hours, but for tests.
+    pub async fn keep_lifecycles(&self, day: Duration) {
+        tokio::select! {
+            () = self.inner.draining.cancelled() => (),
+            () = lifecycle::keep(&self.inner.slot, day) => (),
+        }
+    }
+
     /// Accepts clients from `listener` until a drain begins; with an acceptor, over TLS only.
     pub async fn serve(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
         loop {
@@ -140,7 +157,7 @@ impl S3Server {
             match accepted.and_then(|(stream, peer)| prepare(&stream).map(|()| (stream, peer))) {
                 Ok((stream, peer)) => {
                     tracing::debug!(%peer, "connection accepted");
-                    self.admit(stream, tls.clone());
+                    self.admit(stream, peer.ip(), tls.clone());
                 }
                 Err(error) => accept_failed(&error).await,
             }
@@ -162,7 +179,7 @@ impl S3Server {
         Drained { cut }
     }
 
-    fn admit(&self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    fn admit(&self, stream: TcpStream, address: IpAddr, tls: Option<TlsAcceptor>) {
         let metrics = &self.inner.metrics;
         metrics.connections_accepted.inc();
         let Ok(slot) = Arc::clone(&self.inner.connection_slots).try_acquire_owned() else {
@@ -177,17 +194,18 @@ impl S3Server {
             tokio::select! {
                 biased;
                 () = inner.abort.cancelled() => (),
-                () = run(&inner, stream, tls) => (),
+                () = run(&inner, stream, address, tls) => (),
             }
             inner.metrics.connections.dec();
         });
     }
 }
 
-async fn run(inner: &Arc<Inner>, stream: TcpStream, tls: Option<TlsAcceptor>) {
-    let Some(acceptor) = tls else { return serve_connection(inner, stream).await };
+async fn run(inner: &Arc<Inner>, stream: TcpStream, address: IpAddr, tls: Option<TlsAcceptor>) {
+    let peer = Peer { address, is_encrypted: tls.is_some() };
+    let Some(acceptor) = tls else { return serve_connection(inner, stream, peer).await };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve_connection(inner, stream).await,
+        Ok(Ok(stream)) => serve_connection(inner, stream, peer).await,
         Ok(Err(error)) => {
             inner.metrics.handshakes_failed.inc();
             tracing::debug!(%error, "a TLS handshake failed");
@@ -219,7 +237,11 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn serve_connection(inner: &Arc<Inner>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+async fn serve_connection(
+    inner: &Arc<Inner>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+) {
     // Dropped after the connection and everything it holds.
     let _present = inner.present.lock().unwrap_or_else(PoisonError::into_inner).token();
     let activity = Activity::new(inner.metrics.in_flight.clone());
@@ -227,7 +249,7 @@ async fn serve_connection(inner: &Arc<Inner>, stream: impl AsyncRead + AsyncWrit
         let (inner, activity) = (Arc::clone(inner), Arc::clone(&activity));
         service_fn(move |request| {
             let (inner, activity) = (Arc::clone(&inner), Arc::clone(&activity));
-            async move { Ok::<_, Infallible>(inner.service.answer(request, &activity).await) }
+            async move { Ok::<_, Infallible>(inner.service.answer(request, &activity, peer).await) }
         })
     };
     let builder = builder();

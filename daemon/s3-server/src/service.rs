@@ -13,37 +13,51 @@ use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use s3s::config::{S3Config, StaticConfigProvider};
-use s3s::host::MultiDomain;
+use s3s::host::{MultiDomain, S3Host, VirtualHost};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, S3Error, S3ErrorCode, S3Result};
 
-use crate::access::{OperationName, Secrets, SignedOnly};
+use crate::access::{Gate, OperationName, Peer, Secrets};
 use crate::activity::Activity;
 use crate::backend::Backend;
+use crate::cors;
 use crate::error;
-use crate::limits::{CLOCK_SKEW_SECONDS_MAX, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, XML_BYTES_MAX};
+use crate::limits::{
+    CLOCK_SKEW_SECONDS_MAX, DRAIN_BYTES_MAX, DRAIN_TIMEOUT, FORM_FILE_BYTES_MAX, XML_BYTES_MAX,
+};
 use crate::metrics::{Finished, Metrics};
-use crate::policy::{self, Signed};
+use crate::policy::{self, Rules, Signed, percent_decode};
 use crate::request_body::{BodyShare, RequestBody};
 use crate::resources::Resources;
 use crate::response_body::ResponseBody;
 use crate::signature_v2;
 use crate::slot::{Serving, Slot};
 
+/// The domains that are served as virtual hosts.
+#[derive(Clone)]
+struct Domains(Arc<MultiDomain>);
+
+impl S3Host for Domains {
+    fn parse_host_header<'a>(&'a self, host: &'a str) -> S3Result<VirtualHost<'a>> {
+        self.0.parse_host_header(host)
+    }
+}
+
 /// Carries out requests; shared by all connections.
 pub(crate) struct Service {
     protocol: S3Service,
     secrets: Secrets,
+    domains: Option<Domains>,
     slot: Arc<Slot>,
     resources: Resources,
-    region: String,
+    rules: Rules,
     metrics: Arc<Metrics>,
     request_ids: RequestIds,
 }
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("region", &self.region).finish_non_exhaustive()
+        f.debug_struct("Service").field("rules", &self.rules).finish_non_exhaustive()
     }
 }
 
@@ -71,29 +85,32 @@ impl RequestIds {
 impl Service {
     pub(crate) fn new(
         slot: Arc<Slot>,
-        region: String,
+        rules: Rules,
         domains: Option<MultiDomain>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let resources = Resources::new();
-        let backend = Backend { region: region.clone(), resources: resources.clone() };
+        let backend = Backend { region: rules.region.clone(), resources: resources.clone() };
         let mut builder = S3ServiceBuilder::new(backend);
         let mut config = S3Config::default();
         config.xml_max_body_size = XML_BYTES_MAX;
+        config.post_object_max_file_size = FORM_FILE_BYTES_MAX;
         config.presigned_url_max_skew_time_secs = CLOCK_SKEW_SECONDS_MAX;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         builder.set_auth(Secrets { slot: Arc::clone(&slot) });
-        builder.set_access(SignedOnly);
-        if let Some(domains) = domains {
+        builder.set_access(Gate);
+        let domains = domains.map(|domains| Domains(Arc::new(domains)));
+        if let Some(domains) = domains.clone() {
             builder.set_host(domains);
         }
         let secrets = Secrets { slot: Arc::clone(&slot) };
         Self {
             protocol: builder.build(),
             secrets,
+            domains,
             slot,
             resources,
-            region,
+            rules,
             metrics,
             request_ids: RequestIds::new(),
         }
@@ -109,25 +126,39 @@ impl Service {
         &self,
         request: Request<Incoming>,
         activity: &Arc<Activity>,
+        peer: Peer,
     ) -> Response<ResponseBody> {
         let began = Instant::now();
         let in_flight = activity.begin();
         let request_id = self.request_ids.next();
         let is_head = request.method() == http::Method::HEAD;
+        let is_http1 = request.version() < http::Version::HTTP_2;
         let waits = request.headers().contains_key(http::header::EXPECT);
         let operation = OperationName::default();
         let share = Arc::new(BodyShare::default());
-        let (result, serving) = self.carry_out(request, &operation, &share).await;
-        let response = result.unwrap_or_else(|error| error_response(error, &request_id));
+        let cross_origin = self.cross_origin(&request);
+        let (result, serving) = self.carry_out(request, peer, &operation, &share).await;
+        let mut response = result.unwrap_or_else(|error| error_response(error, &request_id));
+        if let (Some((bucket, question)), Some(serving)) = (cross_origin, &serving) {
+            response.headers_mut().extend(cors::headers(serving, bucket, &question).await);
+        }
         let status = response.status();
+        if status.as_u16() >= 400 {
+            response = with_request_id(response, &request_id);
+        }
         // A client that waits for "100 Continue" and gets an error instead sends no body: what came next on the
         // connection would be taken for it.
-        if status.as_u16() >= 400 && (!waits || share.received() > 0) {
+        let unsent = status.as_u16() >= 400 && waits && share.received() == 0;
+        if status.as_u16() >= 400 && !unsent {
             drain(&share);
         }
         let (mut head, body) = response.into_parts();
         if let Ok(id) = HeaderValue::from_str(&request_id) {
             head.headers.insert("x-amz-request-id", id);
+        }
+        if unsent && is_http1 {
+            // Said, so that the client does not send its next request on a connection that is about to end.
+            head.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         head.headers.insert(http::header::SERVER, HeaderValue::from_static("Nightlatch"));
         let finished = Finished {
@@ -152,9 +183,19 @@ impl Service {
         )
     }
 
+    /// What a page of another origin asks for, but for questions that are answered by themselves.
+    fn cross_origin<B>(&self, request: &Request<B>) -> Option<(String, cors::Question)> {
+        if request.method() == http::Method::OPTIONS {
+            return None;
+        }
+        let question = cors::Question::of(request.method(), request.headers())?;
+        Some((bucket_of(request.headers(), request.uri(), self.domains.as_ref())?, question))
+    }
+
     async fn carry_out(
         &self,
         request: Request<Incoming>,
+        peer: Peer,
         operation: &OperationName,
         share: &Arc<BodyShare>,
     ) -> (S3Result<Response<Body>>, Option<Serving>) {
@@ -164,9 +205,18 @@ impl Service {
             Ok(serving) => serving,
             Err(sealed) => return (Err(sealed), None),
         };
-        if let Err(refused) = self.check(&head).await {
-            return (Err(refused), None);
+        if head.method == http::Method::OPTIONS {
+            let answer = match bucket_of(&head.headers, &head.uri, self.domains.as_ref()) {
+                Some(bucket) => cors::preflight(&serving, bucket, &head).await,
+                None => Err(S3Error::new(S3ErrorCode::MethodNotAllowed)),
+            };
+            return (answer, Some(serving));
         }
+        if let Err(refused) = self.check(&head).await {
+            return (Err(refused), Some(serving));
+        }
+        head.extensions.insert(peer);
+        let _form = if policy::is_form(&head) { Some(self.resources.form().await) } else { None };
         head.extensions.insert(operation.clone());
         head.extensions.insert(serving.clone());
         let request = Request::from_parts(head, Body::http_body(body));
@@ -183,14 +233,26 @@ impl Service {
 
     async fn check(&self, head: &Parts) -> S3Result<()> {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        match policy::check(head, &self.region, now)? {
-            Signed::V4 => Ok(()),
+        match policy::check(head, &self.rules, now)? {
+            Signed::V4 | Signed::V2 | Signed::Anonymous | Signed::Form => Ok(()),
             Signed::PresignedV2 { access_key, signature, expires } => {
                 let secret = self.secrets.find(&access_key).await?;
                 signature_v2::verifies(head, &expires, &signature, secret.expose())
             }
         }
     }
+}
+
+/// The bucket that a request names, in its host or in its path.
+fn bucket_of(headers: &http::HeaderMap, uri: &http::Uri, domains: Option<&Domains>) -> Option<String> {
+    let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| uri.authority().map(http::uri::Authority::as_str));
+    let virtual_host = domains.zip(host).and_then(|(domains, host)| domains.parse_host_header(host).ok());
+    if let Some(bucket) = virtual_host.as_ref().and_then(|host| host.bucket()) {
+        return Some(bucket.to_owned());
+    }
+    let first = uri.path().trim_start_matches('/').split('/').next()?;
+    percent_decode(first).filter(|name| !name.is_empty())
 }
 
 fn is_chunked(head: &Parts) -> bool {
@@ -204,6 +266,22 @@ fn error_response(mut error: S3Error, request_id: &str) -> Response<Body> {
         *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
         response
     })
+}
+
+/// Says in the body of an error, too, which request it is about.
+fn with_request_id(response: Response<Body>, request_id: &str) -> Response<Body> {
+    const END: &[u8] = b"</Error>";
+    let (mut head, body) = response.into_parts();
+    let text = body.bytes().filter(|text| text.ends_with(END) && !contains(text, b"<RequestId>"));
+    let Some(text) = text else { return Response::from_parts(head, body) };
+    let id = format!("<RequestId>{request_id}</RequestId>");
+    let whole = [&text[..text.len() - END.len()], id.as_bytes(), END].concat();
+    head.headers.remove(http::header::CONTENT_LENGTH);
+    Response::from_parts(head, Body::from(whole))
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
 }
 
 /// Reads on for a while after a failure: a client that is still sending would otherwise find its connection reset

@@ -124,6 +124,8 @@ const SECRETS: &[(&str, &str)] = &[
     ("daemon/locked-memory", "Arena"),
     ("daemon/locked-memory", "KeyStack"),
     ("daemon/locked-memory", "SecretBytes"),
+    ("daemon/objects", "BodyCipher"),
+    ("daemon/objects", "CustomerKey"),
     ("daemon/objects", "SecretAccessKey"),
     ("daemon/sealing", "Clear"),
 ];
@@ -133,6 +135,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     // References to a key and its scratch, lent together to one closure; nothing is copied but the references.
     ("daemon/aes-xts", "Cipher", "Clone"),
     ("daemon/aes-xts", "Cipher", "Copy"),
+    // Clones share one key in memory.
+    ("daemon/objects", "CustomerKey", "Clone"),
     // A share leaves its officer over mutual TLS, in the body of one request.
     ("daemon/keyholder", "ShareValue", "Serialize"),
     ("daemon/keyholder", "ShareValue", "Deserialize"),

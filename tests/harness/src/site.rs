@@ -780,6 +780,8 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
             s3_region: "us-east-1".to_owned(),
             nbd_plain: spec.plain,
             s3_plain: spec.plain,
+            s3_day_s: 24 * 3600,
+            s3_signature_v2: false,
         },
         tls: NodeTls {
             trust_domain: control.trust_domain,

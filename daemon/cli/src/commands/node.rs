@@ -156,6 +156,8 @@ fn listen_on(address: IpAddr) -> NodeListen {
         s3_region: "us-east-1".to_owned(),
         nbd_plain: false,
         s3_plain: false,
+        s3_day_s: 24 * 3600,
+        s3_signature_v2: false,
     }
 }
 

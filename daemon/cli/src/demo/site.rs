@@ -75,6 +75,9 @@ pub(super) struct Site {
     pub(super) volume_size: Option<ByteLen>,
     pub(super) nbd_plain: bool,
     pub(super) s3_plain: bool,
+    /// Seconds that a day of lifecycles takes.
+    pub(super) s3_day_s: u64,
+    pub(super) s3_signature_v2: bool,
     pub(super) processes: Processes,
     /// Directories to remove at the end.
     temporary: Vec<PathBuf>,
@@ -117,6 +120,8 @@ impl Site {
             volume_size: arguments.volume_size,
             nbd_plain: arguments.nbd_plain,
             s3_plain: arguments.s3_plain,
+            s3_day_s: arguments.s3_day_s,
+            s3_signature_v2: arguments.s3_signature_v2,
             processes: Processes::new(&dir.join("logs"))?,
             dir,
             temporary,
@@ -152,6 +157,8 @@ impl Site {
             s3_region: REGION.to_owned(),
             nbd_plain: self.nbd_plain,
             s3_plain: self.s3_plain,
+            s3_day_s: self.s3_day_s,
+            s3_signature_v2: self.s3_signature_v2,
         }
     }
 }
@@ -249,6 +256,8 @@ mod tests {
             device: None,
             nbd_plain: false,
             s3_plain: false,
+            s3_day_s: 24 * 3600,
+            s3_signature_v2: false,
         }
     }
 

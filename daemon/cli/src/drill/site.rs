@@ -232,6 +232,8 @@ impl Site {
             nbd_plain: false,
             // Loopback only, and the client is this program.
             s3_plain: true,
+            s3_day_s: 24 * 3600,
+            s3_signature_v2: false,
         }
     }
 

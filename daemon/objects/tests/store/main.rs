@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking")]
 
+mod customer_keys;
 mod full;
 mod model;
 mod opening;

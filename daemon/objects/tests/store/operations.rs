@@ -293,7 +293,8 @@ fn copies_are_whole_and_a_copy_onto_itself_moves_nothing() {
     assert!(matches!(stale, Err(StoreError::Conflict)));
     assert_eq!(get(&store, BUCKET, "from").unwrap(), b"changed meanwhile");
     let upload = store.create_upload(BUCKET, "m", UploadOptions::default()).unwrap().id;
-    let part = store.copy_part(&source, &(1..1 + PART_BYTES_MIN / 2), (BUCKET, "m"), &upload, 1).unwrap();
+    let part =
+        store.copy_part(&source, &(1..1 + PART_BYTES_MIN / 2), (BUCKET, "m"), (&upload, None), 1).unwrap();
     assert_eq!(part.bytes, PART_BYTES_MIN / 2);
 }
 

@@ -8,6 +8,7 @@ use s3s::{S3Request, S3Response, S3Result};
 use super::{Answer, serving};
 use crate::attributes::version;
 use crate::convert::{etag, kind_name, set_checksum_fields, size, timestamp};
+use crate::customer_key::{asked_key, key_of};
 use crate::error::{from_store, invalid};
 
 fn checksum(stored: &objects::Checksum) -> Checksum {
@@ -46,14 +47,19 @@ fn parts(object: &Object, limit: usize, after: u16) -> Option<GetObjectAttribute
 
 pub(super) async fn get(request: S3Request<GetObjectAttributesInput>) -> Answer<GetObjectAttributesOutput> {
     let serving = serving(&request)?;
-    let input = request.input;
+    let mut input = request.input;
     let version = version(input.version_id.as_deref())?;
     let limit = input.max_parts.map(usize::try_from).transpose().map_err(|_| invalid("max-parts"))?;
     let after = input.part_number_marker.map(u16::try_from).transpose();
     let after = after.map_err(|_| invalid("part-number-marker"))?.unwrap_or_default();
+    let customer_key = key_of(asked_key!(input).as_ref());
     let (bucket, key) = (input.bucket, input.key);
     let object = serving
-        .run(move |store| store.object(&bucket, &key, version).map_err(|error| from_store(&error)))
+        .run(move |store| {
+            let object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            object.info().check_key(customer_key.as_ref()).map_err(|error| from_store(&error))?;
+            Ok(object)
+        })
         .await?;
     let info = object.info();
     let mut output = GetObjectAttributesOutput {

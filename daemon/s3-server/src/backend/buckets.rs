@@ -1,12 +1,15 @@
 //! Bucket operations.
 
-use objects::{Acl, BucketInfo, BucketOptions, Versioning};
+use objects::{BucketInfo, BucketOptions, StoreError, Versioning};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{Answer, Backend, check_acl, serving};
+use super::{Answer, Backend, serving};
+use crate::authority::Ownership;
+use crate::authority::lists::asked_acl;
 use crate::caller::Caller;
 use crate::convert::{owner, timestamp};
+use crate::documents::{self, OWNERSHIP};
 use crate::error::{from_store, invalid};
 
 /// The region whose buckets have no location constraint (S3).
@@ -27,7 +30,8 @@ pub(super) async fn list(
     };
     let mut buckets = serving.run(|store| store.buckets().map_err(|error| from_store(&error))).await?;
     let shown = |bucket: &BucketInfo| {
-        prefix.as_ref().is_none_or(|prefix| bucket.name.starts_with(prefix.as_str()))
+        (bucket.owner.is_empty() || bucket.owner == user)
+            && prefix.as_ref().is_none_or(|prefix| bucket.name.starts_with(prefix.as_str()))
             && continuation_token.as_ref().is_none_or(|token| bucket.name > *token)
             && bucket_region.as_ref().is_none_or(|region| *region == backend.region)
     };
@@ -54,22 +58,53 @@ pub(super) async fn create(
 ) -> Answer<CreateBucketOutput> {
     let serving = serving(&request)?;
     let owner = Caller::of(&request).owner();
+    let mut input = request.input;
+    let asked = asked_acl!(input, input.grant_write.take());
     let CreateBucketInput {
-        acl, bucket, create_bucket_configuration, object_lock_enabled_for_bucket, ..
-    } = request.input;
-    check_acl(acl.as_ref().map(BucketCannedACL::as_str))?;
+        bucket,
+        create_bucket_configuration,
+        object_lock_enabled_for_bucket,
+        object_ownership,
+        ..
+    } = input;
     check_location(&backend.region, create_bucket_configuration)?;
-    let location = format!("/{bucket}");
-    let options = BucketOptions {
-        owner: owner.clone(),
-        lock: object_lock_enabled_for_bucket.unwrap_or(false),
-        acl: Acl { owner, grants: None },
-        documents: Vec::new(),
+    let documents = match &object_ownership {
+        Some(ownership) => vec![(OWNERSHIP.to_owned(), ownership_document(ownership, asked.is_empty())?)],
+        None => Vec::new(),
     };
+    let location = format!("/{bucket}");
+    let is_classic = backend.region == CLASSIC_REGION;
     serving
-        .run(move |store| store.create_bucket(&bucket, options).map_err(|error| from_store(&error)))
+        .run(move |store| {
+            let acl = asked.list(store, &owner, &owner)?;
+            let lock = object_lock_enabled_for_bucket.unwrap_or(false);
+            let options = BucketOptions { owner, lock, acl: acl.clone(), documents };
+            match store.create_bucket(&bucket, options) {
+                // In its first region S3 takes a bucket that its owner makes again, as it is (S3).
+                Err(StoreError::BucketExists) if is_classic => {
+                    let existing = store.bucket(&bucket).map_err(|error| from_store(&error))?;
+                    let error = StoreError::BucketTaken;
+                    if existing.acl == acl { Ok(()) } else { Err(from_store(&error)) }
+                }
+                result => result.map_err(|error| from_store(&error)),
+            }
+        })
         .await?;
     Ok(S3Response::new(CreateBucketOutput { location: Some(location) }))
+}
+
+/// The ownership controls that a bucket is made with.
+fn ownership_document(ownership: &ObjectOwnership, lists_nobody: bool) -> S3Result<Vec<u8>> {
+    let known =
+        Ownership::parse(ownership.as_str()).ok_or(invalid("the object ownership is not one of S3"))?;
+    if known == Ownership::BucketOwnerEnforced && !lists_nobody {
+        return Err(s3_error!(
+            InvalidBucketAclWithObjectOwnership,
+            "a bucket whose owner owns everything has no access control list"
+        ));
+    }
+    let rules = vec![OwnershipControlsRule { object_ownership: ownership.clone() }];
+    documents::text(&OwnershipControls { rules })
 }
 
 fn check_location(region: &str, configuration: Option<CreateBucketConfiguration>) -> S3Result<()> {

@@ -1,14 +1,16 @@
 //! Copies of whole objects.
 
-use objects::{Acl, Condition, CopyOptions, VersionId};
+use objects::{Condition, CopyOptions, VersionId};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{Answer, Backend, check_acl, check_encryption, check_storage_class, header, serving};
+use super::acl::NewAcl;
+use super::{Answer, Backend, check_encryption, check_storage_class, header, serving};
 use crate::attributes::{asked_attributes, version};
-use crate::caller::Caller;
+use crate::authority::lists::asked_acl;
 use crate::conditions::ReadConditions;
 use crate::convert::{algorithm, condition, etag, kind_name, object_headers, set_checksum_fields, timestamp};
+use crate::customer_key::{AskedKey, asked_key, key_of, md5_of, set_encryption_headers};
 use crate::error::{from_store, invalid};
 
 /// Bucket, key and version of a copy's source.
@@ -43,13 +45,14 @@ fn replaces(directive: Option<&str>) -> S3Result<bool> {
 
 pub(super) async fn object(
     backend: &Backend,
-    request: S3Request<CopyObjectInput>,
+    mut request: S3Request<CopyObjectInput>,
 ) -> Answer<CopyObjectOutput> {
     let serving = serving(&request)?;
-    let caller = Caller::of(&request);
+    let write = header(&request, "x-amz-grant-write").map(str::to_owned);
+    let asked_acl = asked_acl!(request.input, write);
+    let new_acl = NewAcl::of(&request, asked_acl)?;
     let target = target_condition(&request)?;
     let mut input = request.input;
-    check_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(input.server_side_encryption.as_ref())?;
     let replace = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str))?;
@@ -63,8 +66,16 @@ pub(super) async fn object(
         ));
     }
     let metadata = replace.then(|| object_headers!(input).into_metadata());
-    let acl = Acl { owner: caller.owner(), grants: None };
+    let acl = serving.run(move |store| new_acl.resolve(store)).await?;
     let mut attributes = asked_attributes!(input).into_attributes(acl)?;
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
+    let source_key = AskedKey {
+        algorithm: input.copy_source_sse_customer_algorithm.take(),
+        key: input.copy_source_sse_customer_key.take(),
+        md5: input.copy_source_sse_customer_key_md5.take(),
+    };
+    let source_key = key_of(source_key.read()?.as_ref());
     let conditions = ReadConditions {
         if_match: input.copy_source_if_match,
         if_none_match: input.copy_source_if_none_match,
@@ -78,12 +89,14 @@ pub(super) async fn object(
         .run(move |store| {
             // Held by the work itself: a client that leaves does not end it.
             let _turn = turn;
-            let object = store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
+            let mut object =
+                store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
+            object.unlock(source_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check_source(object.info())?;
             if !replace_tags {
                 attributes.tags.clone_from(&object.info().attributes.tags);
             }
-            let options = CopyOptions { metadata, attributes, checksum, condition: target };
+            let options = CopyOptions { metadata, attributes, checksum, condition: target, customer_key };
             let info =
                 store.copy_object(&object, &bucket, &key, options).map_err(|error| from_store(&error))?;
             Ok((info, object.info().version))
@@ -96,10 +109,12 @@ pub(super) async fn object(
         ..CopyObjectResult::default()
     };
     set_checksum_fields!(result, info.checksum.as_ref());
-    Ok(S3Response::new(CopyObjectOutput {
+    let mut output = CopyObjectOutput {
         copy_object_result: Some(result),
         copy_source_version_id: source_version.map(|version| version.to_string()),
         version_id: info.version.map(|version| version.to_string()),
         ..CopyObjectOutput::default()
-    }))
+    };
+    set_encryption_headers!(output, md5_of(given));
+    Ok(S3Response::new(output))
 }

@@ -5,12 +5,15 @@ use objects::{Condition, DeleteRequest, Deleted, VersionId};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
+use super::acl::authority;
 use super::lock::{bypasses, count};
 use super::{Answer, serving};
+use crate::access::may_delete;
 use crate::attributes::version;
 use crate::caller::Caller;
 use crate::convert::{condition, unix_seconds};
 use crate::error::from_store;
+use crate::policy::denied;
 
 /// The header `if-match` and its companions of a delete.
 fn delete_condition(
@@ -76,7 +79,9 @@ fn many_deleted(key: String, named: Option<VersionId>, deleted: Deleted) -> Dele
 
 pub(super) async fn many(request: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
     let serving = serving(&request)?;
-    let user = Caller::of(&request).owner();
+    let caller = Caller::of(&request);
+    let user = caller.owner();
+    let authority = authority(&request)?;
     let DeleteObjectsInput { bucket, delete, bypass_governance_retention, .. } = request.input;
     let bypass = bypasses(bypass_governance_retention);
     if delete.objects.is_empty() || delete.objects.len() > DELETE_KEYS_MAX {
@@ -87,6 +92,16 @@ pub(super) async fn many(request: S3Request<DeleteObjectsInput>) -> Answer<Delet
     for object in delete.objects {
         let name = (object.key.clone(), object.version_id.clone());
         fates.push(match many_asked(object, bypass, &user) {
+            Ok(request)
+                if !may_delete(
+                    &authority,
+                    caller.user.as_deref(),
+                    (&request.key, request.version),
+                    bypass,
+                ) =>
+            {
+                (name, Fate::Refused(denied("access denied")))
+            }
             Ok(request) => {
                 let version = request.version;
                 asked.push(request);

@@ -77,13 +77,14 @@ pub(super) async fn objects_v1(request: S3Request<ListObjectsInput>) -> Answer<L
         .await?;
     Ok(S3Response::new(ListObjectsOutput {
         name: Some(input.bucket),
-        prefix: Some(encode(&input.prefix.unwrap_or_default())),
+        // Clients decode everything else that is encoded, but not this.
+        prefix: Some(input.prefix.unwrap_or_default()),
         marker: Some(encode(&input.marker.unwrap_or_default())),
         max_keys: shown(limit),
         is_truncated: Some(page.next.is_some()),
         common_prefixes: common_prefixes(&page.prefixes, encode),
         contents: Some(page.objects.iter().map(|(key, info)| object(encode(key), info, true)).collect()),
-        delimiter: input.delimiter.as_deref().map(encode),
+        delimiter: input.delimiter.as_deref().filter(|text| !text.is_empty()).map(encode),
         next_marker: page.next.as_deref().map(encode),
         encoding_type: input.encoding_type,
         request_charged: None,
@@ -106,8 +107,8 @@ pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer
     let limit = limit(input.max_keys)?;
     let encode = encoder(input.encoding_type.as_ref())?;
     let after = match &input.continuation_token {
-        Some(token) => Some(parse_token(token)?),
-        None => input.start_after.clone().filter(|after| !after.is_empty()),
+        Some(token) if !token.is_empty() => Some(parse_token(token)?),
+        _ => input.start_after.clone().filter(|after| !after.is_empty()),
     };
     let list = ListRequest {
         prefix: input.prefix.clone().unwrap_or_default(),
@@ -132,7 +133,7 @@ pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer
         contents: Some(
             page.objects.iter().map(|(key, info)| object(encode(key), info, with_owner)).collect(),
         ),
-        delimiter: input.delimiter.as_deref().map(encode),
+        delimiter: input.delimiter.as_deref().filter(|text| !text.is_empty()).map(encode),
         encoding_type: input.encoding_type,
         start_after: input.start_after.as_deref().map(encode),
         request_charged: None,
@@ -196,7 +197,7 @@ pub(super) async fn versions(
     Ok(S3Response::new(ListObjectVersionsOutput {
         common_prefixes: common_prefixes(&page.prefixes, encode),
         delete_markers: Some(markers.into_iter().map(|entry| delete_marker(entry, encode)).collect()),
-        delimiter: input.delimiter.as_deref().map(encode),
+        delimiter: input.delimiter.as_deref().filter(|text| !text.is_empty()).map(encode),
         encoding_type: input.encoding_type,
         is_truncated: Some(truncated),
         key_marker: Some(encode(&input.key_marker.unwrap_or_default())),
@@ -254,7 +255,7 @@ pub(super) async fn uploads(
     Ok(S3Response::new(ListMultipartUploadsOutput {
         bucket: Some(input.bucket),
         common_prefixes: common_prefixes(&page.prefixes, encode),
-        delimiter: input.delimiter.as_deref().map(encode),
+        delimiter: input.delimiter.as_deref().filter(|text| !text.is_empty()).map(encode),
         is_truncated: Some(truncated),
         key_marker: Some(encode(&input.key_marker.unwrap_or_default())),
         max_uploads: shown(limit),

@@ -1,18 +1,20 @@
 //! Multipart uploads.
 
-use objects::{Acl, CompleteOptions, PartInfo, UploadOptions};
+use objects::{CompleteOptions, PartInfo, UploadOptions};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
+use super::acl::NewAcl;
 use super::copy::copy_source;
-use super::{Answer, Backend, check_acl, check_encryption, check_storage_class, header, serving};
+use super::{Answer, Backend, at_rest, check_encryption, check_storage_class, header, serving};
 use crate::attributes::asked_attributes;
-use crate::caller::Caller;
+use crate::authority::lists::asked_acl;
 use crate::conditions::{ReadConditions, source_range};
 use crate::convert::{
     algorithm, algorithm_name, checksum_fields, condition, etag, kind, kind_name, object_headers,
     set_checksum_fields, timestamp,
 };
+use crate::customer_key::{AskedKey, asked_key, key_of, md5_of, set_encryption_headers};
 use crate::error::{from_store, invalid};
 use crate::upload::Upload;
 
@@ -21,12 +23,13 @@ fn part_number(number: i32) -> S3Result<u16> {
 }
 
 pub(super) async fn create(
-    request: S3Request<CreateMultipartUploadInput>,
+    mut request: S3Request<CreateMultipartUploadInput>,
 ) -> Answer<CreateMultipartUploadOutput> {
     let serving = serving(&request)?;
-    let caller = Caller::of(&request);
+    let write = header(&request, "x-amz-grant-write").map(str::to_owned);
+    let asked_acl = asked_acl!(request.input, write);
+    let new_acl = NewAcl::of(&request, asked_acl)?;
     let mut input = request.input;
-    check_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(input.server_side_encryption.as_ref())?;
     let checksum = match &input.checksum_algorithm {
@@ -38,22 +41,25 @@ pub(super) async fn create(
         }
     };
     let metadata = object_headers!(input).into_metadata();
-    let acl = Acl { owner: caller.owner(), grants: None };
+    let acl = serving.run(move |store| new_acl.resolve(store)).await?;
     let attributes = asked_attributes!(input).into_attributes(acl)?;
-    let options = UploadOptions { metadata, attributes, checksum };
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
+    let options = UploadOptions { metadata, attributes, checksum, customer_key };
     let (bucket, key) = (input.bucket.clone(), input.key.clone());
     let upload = serving
         .run(move |store| store.create_upload(&bucket, &key, options).map_err(|error| from_store(&error)))
         .await?;
-    Ok(S3Response::new(CreateMultipartUploadOutput {
+    let mut output = CreateMultipartUploadOutput {
         bucket: Some(input.bucket),
         checksum_algorithm: checksum.map(|(algorithm, _)| algorithm_name(algorithm)),
         checksum_type: checksum.map(|(_, kind)| kind_name(kind)),
         key: Some(input.key),
-        server_side_encryption: input.server_side_encryption,
         upload_id: Some(upload.id),
         ..CreateMultipartUploadOutput::default()
-    }))
+    };
+    set_encryption_headers!(output, md5_of(given));
+    Ok(S3Response::new(output))
 }
 
 pub(super) async fn upload(
@@ -65,6 +71,8 @@ pub(super) async fn upload(
     let trailers = request.trailing_headers.take();
     let mut input = request.input;
     let number = part_number(input.part_number)?;
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
     let upload = Upload {
         body: input.body.take(),
         length: input.content_length,
@@ -80,11 +88,16 @@ pub(super) async fn upload(
         .receive(
             &serving,
             &backend.resources,
-            move |store, length| store.upload_part((&bucket, &key), &id, number, Some(length), checksum),
+            move |store, length| {
+                let mut writer = store.upload_part((&bucket, &key), &id, number, Some(length), checksum)?;
+                writer.encrypt(customer_key.as_ref())?;
+                Ok(writer)
+            },
             |writer, declared| writer.finish(&declared),
         )
         .await?;
     let mut output = UploadPartOutput { e_tag: Some(etag(&part.etag)), ..UploadPartOutput::default() };
+    set_encryption_headers!(output, md5_of(given));
     set_checksum_fields!(output, part.checksum.as_ref());
     Ok(S3Response::new(output))
 }
@@ -94,9 +107,17 @@ pub(super) async fn upload_copy(
     request: S3Request<UploadPartCopyInput>,
 ) -> Answer<UploadPartCopyOutput> {
     let serving = serving(&request)?;
-    let input = request.input;
+    let mut input = request.input;
     let number = part_number(input.part_number)?;
     let source = copy_source(&input.copy_source)?;
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
+    let source_key = AskedKey {
+        algorithm: input.copy_source_sse_customer_algorithm.take(),
+        key: input.copy_source_sse_customer_key.take(),
+        md5: input.copy_source_sse_customer_key_md5.take(),
+    };
+    let source_key = key_of(source_key.read()?.as_ref());
     let conditions = ReadConditions {
         if_match: input.copy_source_if_match,
         if_none_match: input.copy_source_if_none_match,
@@ -109,11 +130,13 @@ pub(super) async fn upload_copy(
         .run(move |store| {
             // Held by the work itself: a client that leaves does not end it.
             let _turn = turn;
-            let object = store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
+            let mut object =
+                store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
+            object.unlock(source_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check_source(object.info())?;
             let range = source_range(range.as_deref(), object.info().bytes)?;
             let part = store
-                .copy_part(&object, &range, (&bucket, &key), &id, number)
+                .copy_part(&object, &range, (&bucket, &key), (&id, customer_key.as_ref()), number)
                 .map_err(|error| from_store(&error))?;
             Ok((part, object.info().version))
         })
@@ -124,11 +147,13 @@ pub(super) async fn upload_copy(
         ..CopyPartResult::default()
     };
     set_checksum_fields!(result, part.checksum.as_ref());
-    Ok(S3Response::new(UploadPartCopyOutput {
+    let mut output = UploadPartCopyOutput {
         copy_part_result: Some(result),
         copy_source_version_id: source_version.map(|version| version.to_string()),
         ..UploadPartCopyOutput::default()
-    }))
+    };
+    set_encryption_headers!(output, md5_of(given));
+    Ok(S3Response::new(output))
 }
 
 fn completed_part(mut part: CompletedPart) -> S3Result<objects::CompletedPart> {
@@ -166,6 +191,7 @@ pub(super) async fn complete(
         key: Some(input.key),
         e_tag: Some(etag(&info.etag)),
         checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
+        server_side_encryption: at_rest(),
         version_id: info.version.map(|version| version.to_string()),
         ..CompleteMultipartUploadOutput::default()
     };

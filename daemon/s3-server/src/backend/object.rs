@@ -1,19 +1,22 @@
 //! Operations on whole objects.
 
-use objects::{Acl, Object, ObjectInfo, PutOptions};
+use objects::{Object, ObjectInfo, PutOptions};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result};
 
-use super::{Answer, Backend, check_acl, check_encryption, check_storage_class, header, serving};
+use super::acl::{NewAcl, authority};
+use super::{Answer, Backend, check_encryption, check_storage_class, header, serving};
 use crate::attributes::{asked_attributes, set_attribute_headers, tag_count, version};
-use crate::caller::Caller;
+use crate::authority::lists::asked_acl;
 use crate::conditions::{ReadConditions, Selection, select};
 use crate::convert::{
     checksum_fields, condition, etag, kind_name, object_headers, set_checksum_fields, set_object_headers,
     size,
 };
+use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::download;
 use crate::error::from_store;
+use crate::lifecycle::rules;
 use crate::upload::Upload;
 
 pub(super) async fn put(
@@ -21,13 +24,18 @@ pub(super) async fn put(
     mut request: S3Request<PutObjectInput>,
 ) -> Answer<PutObjectOutput> {
     let serving = serving(&request)?;
-    let caller = Caller::of(&request);
+    let authority = authority(&request)?;
+    let name = request.input.key.clone();
+    let write = header(&request, "x-amz-grant-write").map(str::to_owned);
+    let asked_acl = asked_acl!(request.input, write);
+    let new_acl = NewAcl::of(&request, asked_acl)?;
     let announced = header(&request, "x-amz-trailer").map(str::to_owned);
     let trailers = request.trailing_headers.take();
     let mut input = request.input;
-    check_acl(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(input.server_side_encryption.as_ref())?;
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
     let upload = Upload {
         body: input.body.take(),
         length: input.content_length,
@@ -39,7 +47,7 @@ pub(super) async fn put(
     };
     let receiver = upload.check()?;
     let metadata = object_headers!(input).into_metadata();
-    let acl = Acl { owner: caller.owner(), grants: None };
+    let acl = serving.run(move |store| new_acl.resolve(store)).await?;
     let attributes = asked_attributes!(input).into_attributes(acl)?;
     let condition = condition(input.if_match, input.if_none_match);
     let (bucket, key, checksum) = (input.bucket, input.key, receiver.algorithm);
@@ -47,17 +55,22 @@ pub(super) async fn put(
         .receive(
             &serving,
             &backend.resources,
-            move |store, length| store.put_object(&bucket, &key, Some(length), checksum),
+            move |store, length| {
+                let mut writer = store.put_object(&bucket, &key, Some(length), checksum)?;
+                customer_key.iter().for_each(|key| writer.encrypt(key));
+                Ok(writer)
+            },
             move |writer, declared| writer.finish(PutOptions { metadata, attributes, condition, declared }),
         )
         .await?;
     let mut output = PutObjectOutput {
         e_tag: Some(etag(&info.etag)),
+        expiration: rules::header(&authority.lifecycle, &name, &info),
         checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
-        server_side_encryption: input.server_side_encryption,
         version_id: info.version.map(|version| version.to_string()),
         ..PutObjectOutput::default()
     };
+    set_encryption_headers!(output, md5_of(given));
     set_checksum_fields!(output, info.checksum.as_ref());
     Ok(S3Response::new(output))
 }
@@ -89,7 +102,11 @@ fn select_from(object: &Object, range: Option<Range>, number: Option<i32>) -> S3
 
 pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
     let serving = serving(&request)?;
-    let input = request.input;
+    let authority = authority(&request)?;
+    let name = request.input.key.clone();
+    let mut input = request.input;
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
     let version = version(input.version_id.as_deref())?;
     let conditions = ReadConditions {
         if_match: input.if_match,
@@ -103,7 +120,8 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     let (bucket, key, range, number) = (input.bucket, input.key, input.range, input.part_number);
     let (info, selection, first, reader) = serving
         .run(move |store| {
-            let object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
             let selection = select_from(&object, range, number)?;
             let mut reader = object.reader(&selection.range);
@@ -117,6 +135,7 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     let mut output = GetObjectOutput {
         content_length: Some(size(selection.range.end - selection.range.start)),
         content_range: selection.content_range,
+        expiration: rules::header(&authority.lifecycle, &name, &info),
         parts_count: parts_count(&info, number),
         tag_count: tag_count(&info),
         ..GetObjectOutput::default()
@@ -124,6 +143,7 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     set_object_headers!(output, &info);
     set_attribute_headers!(output, &info);
     overrides!(output, input);
+    set_encryption_headers!(output, md5_of(given));
     if whole && wants_checksum(input.checksum_mode.as_ref()) {
         output.checksum_type = info.checksum.as_ref().map(|checksum| kind_name(checksum.kind()));
         set_checksum_fields!(output, info.checksum.as_ref());
@@ -134,7 +154,11 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
 
 pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
     let serving = serving(&request)?;
-    let input = request.input;
+    let authority = authority(&request)?;
+    let name = request.input.key.clone();
+    let mut input = request.input;
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
     let version = version(input.version_id.as_deref())?;
     let conditions = ReadConditions {
         if_match: input.if_match,
@@ -148,11 +172,13 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
             // Only a selection needs to know where the parts are.
             if range.is_none() && number.is_none() {
                 let info = store.head_object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+                info.check_key(customer_key.as_ref()).map_err(|error| from_store(&error))?;
                 conditions.check(&info)?;
                 let whole = Selection { range: 0..info.bytes, content_range: None };
                 return Ok((info, whole));
             }
-            let object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
             let selection = select_from(&object, range, number)?;
             Ok((object.info().clone(), selection))
@@ -161,12 +187,14 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
     let mut output = HeadObjectOutput {
         content_length: Some(size(selection.range.end - selection.range.start)),
         content_range: selection.content_range,
+        expiration: rules::header(&authority.lifecycle, &name, &info),
         parts_count: parts_count(&info, number),
         ..HeadObjectOutput::default()
     };
     set_object_headers!(output, &info);
     set_attribute_headers!(output, &info);
     overrides!(output, input);
+    set_encryption_headers!(output, md5_of(given));
     if selection.range == (0..info.bytes) && wants_checksum(input.checksum_mode.as_ref()) {
         output.checksum_type = info.checksum.as_ref().map(|checksum| kind_name(checksum.kind()));
         set_checksum_fields!(output, info.checksum.as_ref());

@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::server::{BUCKET, REGION, Running};
 
 /// Runs a client's suite against the server. Machines without the client can't; CI has it.
-async fn run_suite(running: &Running, import: &str, script: &str) {
+async fn run_suite(running: &Running, import: &str, script: &str, more: &[(&str, &str)]) {
     let installed =
         Command::new("python3").args(["-c", import]).output().is_ok_and(|out| out.status.success());
     if !installed {
@@ -27,7 +27,8 @@ async fn run_suite(running: &Running, import: &str, script: &str) {
         .env("AWS_ACCESS_KEY_ID", &running.key.id)
         .env("AWS_SECRET_ACCESS_KEY", running.key.secret.expose())
         .env("AWS_DEFAULT_REGION", REGION)
-        .env("AWS_EC2_METADATA_DISABLED", "true");
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .envs(more.iter().copied());
     let output = tokio::task::spawn_blocking(move || suite.output()).await.unwrap().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
@@ -36,7 +37,24 @@ async fn run_suite(running: &Running, import: &str, script: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn boto3_does_what_its_documentation_says() {
     let running = Running::start().await;
-    run_suite(&running, "import boto3", "boto3_suite.py").await;
+    run_suite(&running, "import boto3", "boto3_suite.py", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boto3_gets_what_it_may_and_nothing_else() {
+    let running = Running::start().await;
+    let store = std::sync::Arc::clone(&running.store);
+    let other = tokio::task::spawn_blocking(move || store.create_user("other").unwrap()).await.unwrap();
+    let more = [("OTHER_ACCESS_KEY", &*other.id), ("OTHER_SECRET_KEY", other.secret.expose())];
+    run_suite(&running, "import boto3", "boto3_access.py", &more).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boto3_configures_keys_lifecycles_and_forms() {
+    let running = Running::start().await;
+    let lifecycles = running.server.clone();
+    tokio::spawn(async move { lifecycles.keep_lifecycles(Duration::from_secs(1)).await });
+    run_suite(&running, "import boto3", "boto3_settings.py", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,151 @@
+//! Access control lists of buckets and objects.
+
+use std::sync::Arc;
+
+use objects::{Acl, Store};
+use s3s::dto::*;
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
+
+use super::{Answer, serving};
+use crate::attributes::version;
+use crate::authority::lists::{Asked, asked_acl, is_public, list_of_xml, xml_of_list};
+use crate::authority::{Authority, Ownership};
+use crate::caller::Caller;
+use crate::convert::owner;
+use crate::error::{self, from_store, invalid};
+use crate::policy::denied;
+
+/// The authority over the request's bucket, which the gate found.
+pub(super) fn authority<T>(request: &S3Request<T>) -> S3Result<Arc<Authority>> {
+    request.extensions.get::<Arc<Authority>>().cloned().ok_or_else(error::sealed)
+}
+
+fn lists_are_off() -> S3Error {
+    S3Error::with_message(
+        S3ErrorCode::AccessControlListNotSupported,
+        "the bucket does not allow access control lists",
+    )
+}
+
+/// Who is to own an object that is written, and its list.
+#[derive(Debug)]
+pub(super) struct NewAcl {
+    authority: Arc<Authority>,
+    caller: Caller,
+    asked: Asked,
+}
+
+impl NewAcl {
+    pub(super) fn of<T>(request: &S3Request<T>, asked: Asked) -> S3Result<Self> {
+        Ok(Self { authority: authority(request)?, caller: Caller::of(request), asked })
+    }
+
+    /// The list to store.
+    pub(super) fn resolve(&self, store: &Store) -> S3Result<Acl> {
+        let (authority, bucket_owner) = (&self.authority, self.authority.bucket.owner.as_str());
+        let gives_all = self.asked.canned.as_deref() == Some("bucket-owner-full-control");
+        let writer = self.caller.owner();
+        match authority.ownership {
+            Ownership::BucketOwnerEnforced => {
+                let harmless = self.asked.is_empty() || gives_all;
+                if !harmless {
+                    return Err(lists_are_off());
+                }
+                return Ok(Acl { owner: bucket_owner.to_owned(), grants: None });
+            }
+            Ownership::BucketOwnerPreferred if gives_all => {
+                return Ok(Acl { owner: bucket_owner.to_owned(), grants: None });
+            }
+            _ => {}
+        }
+        let acl = self.asked.list(store, &writer, bucket_owner)?;
+        check_public(authority, &acl)?;
+        Ok(acl)
+    }
+}
+
+fn check_public(authority: &Authority, acl: &Acl) -> S3Result<()> {
+    if authority.public_access.block_acls && is_public(acl) {
+        return Err(denied("the bucket blocks public access control lists"));
+    }
+    Ok(())
+}
+
+pub(super) async fn get_bucket(request: S3Request<GetBucketAclInput>) -> Answer<GetBucketAclOutput> {
+    let acl = &authority(&request)?.bucket.acl;
+    Ok(S3Response::new(GetBucketAclOutput { grants: Some(xml_of_list(acl)), owner: Some(owner(&acl.owner)) }))
+}
+
+/// The list that a request replaces another with: canned, in headers or in XML, one of them.
+fn replacement(
+    store: &Store,
+    authority: &Authority,
+    asked: &Asked,
+    policy: Option<AccessControlPolicy>,
+    owner: &str,
+) -> S3Result<Acl> {
+    let acl = match policy {
+        Some(policy) if asked.is_empty() => list_of_xml(store, policy, owner)?,
+        Some(_) => return Err(invalid("the list can't be given in headers and in the body")),
+        None if asked.is_empty() => {
+            return Err(S3Error::with_message(S3ErrorCode::MissingSecurityHeader, "no list is given"));
+        }
+        None => asked.list(store, owner, &authority.bucket.owner)?,
+    };
+    let harmless = matches!(asked.canned.as_deref(), Some("private" | "bucket-owner-full-control"));
+    if authority.ownership == Ownership::BucketOwnerEnforced && !harmless {
+        return Err(lists_are_off());
+    }
+    check_public(authority, &acl)?;
+    Ok(acl)
+}
+
+pub(super) async fn put_bucket(request: S3Request<PutBucketAclInput>) -> Answer<PutBucketAclOutput> {
+    let serving = serving(&request)?;
+    let authority = authority(&request)?;
+    let mut input = request.input;
+    let asked = asked_acl!(input, input.grant_write.take());
+    serving
+        .run(move |store| {
+            let owner = authority.bucket.acl.owner.as_str();
+            let acl = replacement(store, &authority, &asked, input.access_control_policy, owner)?;
+            store.set_bucket_acl(&input.bucket, acl).map_err(|error| from_store(&error))
+        })
+        .await?;
+    Ok(S3Response::new(PutBucketAclOutput::default()))
+}
+
+pub(super) async fn get_object(request: S3Request<GetObjectAclInput>) -> Answer<GetObjectAclOutput> {
+    let serving = serving(&request)?;
+    let input = request.input;
+    let version = version(input.version_id.as_deref())?;
+    let info = serving
+        .run(move |store| {
+            store.head_object(&input.bucket, &input.key, version).map_err(|error| from_store(&error))
+        })
+        .await?;
+    let acl = &info.attributes.acl;
+    Ok(S3Response::new(GetObjectAclOutput {
+        grants: Some(xml_of_list(acl)),
+        owner: Some(owner(&acl.owner)),
+        request_charged: None,
+    }))
+}
+
+pub(super) async fn put_object(request: S3Request<PutObjectAclInput>) -> Answer<PutObjectAclOutput> {
+    let serving = serving(&request)?;
+    let authority = authority(&request)?;
+    let mut input = request.input;
+    let version = version(input.version_id.as_deref())?;
+    let asked = asked_acl!(input, input.grant_write.take());
+    serving
+        .run(move |store| {
+            let info =
+                store.head_object(&input.bucket, &input.key, version).map_err(|error| from_store(&error))?;
+            let owner = info.attributes.acl.owner.as_str();
+            let acl = replacement(store, &authority, &asked, input.access_control_policy, owner)?;
+            store.set_object_acl(&input.bucket, &input.key, version, acl).map_err(|error| from_store(&error))
+        })
+        .await?;
+    Ok(S3Response::new(PutObjectAclOutput::default()))
+}

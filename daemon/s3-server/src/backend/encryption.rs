@@ -1,0 +1,41 @@
+//! A bucket's default encryption. Everything is encrypted with AES-256 whether or not a bucket says so.
+
+use s3s::dto::*;
+use s3s::{S3Request, S3Response, s3_error};
+
+use super::{Answer, check_encryption, serving};
+use crate::documents::{self, ENCRYPTION};
+
+pub(super) async fn get(request: S3Request<GetBucketEncryptionInput>) -> Answer<GetBucketEncryptionOutput> {
+    let serving = serving(&request)?;
+    let bucket = request.input.bucket;
+    let found = serving.run(move |store| documents::find(store, &bucket, ENCRYPTION)).await?;
+    let found = found.ok_or_else(|| {
+        s3_error!(
+            ServerSideEncryptionConfigurationNotFoundError,
+            "the bucket has no encryption configuration"
+        )
+    })?;
+    Ok(S3Response::new(GetBucketEncryptionOutput { server_side_encryption_configuration: Some(found) }))
+}
+
+pub(super) async fn put(request: S3Request<PutBucketEncryptionInput>) -> Answer<PutBucketEncryptionOutput> {
+    let serving = serving(&request)?;
+    let PutBucketEncryptionInput { bucket, server_side_encryption_configuration: asked, .. } = request.input;
+    let [rule] = asked.rules.as_slice() else {
+        return Err(s3_error!(MalformedXML, "an encryption configuration has one rule"));
+    };
+    let default = rule.apply_server_side_encryption_by_default.as_ref();
+    check_encryption(default.map(|default| &default.sse_algorithm))?;
+    serving.run(move |store| documents::put(store, &bucket, ENCRYPTION, &asked)).await?;
+    Ok(S3Response::new(PutBucketEncryptionOutput::default()))
+}
+
+pub(super) async fn delete(
+    request: S3Request<DeleteBucketEncryptionInput>,
+) -> Answer<DeleteBucketEncryptionOutput> {
+    let serving = serving(&request)?;
+    let bucket = request.input.bucket;
+    serving.run(move |store| documents::remove(store, &bucket, ENCRYPTION)).await?;
+    Ok(S3Response::with_status(DeleteBucketEncryptionOutput::default(), http::StatusCode::NO_CONTENT))
+}
