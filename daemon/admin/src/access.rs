@@ -37,6 +37,7 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Get, path: "/v1/status", roles: READERS },
     Rule { verb: Verb::Get, path: "/v1/pools", roles: READERS },
     Rule { verb: Verb::Post, path: "/v1/pools/{pool}/grow", roles: OPERATOR },
+    Rule { verb: Verb::Get, path: "/v1/pools/{pool}/check", roles: OPERATOR },
     Rule { verb: Verb::Post, path: "/v1/pools/{pool}/scrub", roles: OPERATOR },
     Rule { verb: Verb::Get, path: "/v1/volumes", roles: READERS },
     // Volumes are made, resized and removed through the keyholder, which keeps their names and keys.

@@ -171,6 +171,40 @@ pub struct PoolStatus {
     pub scrub: ScrubStatus,
 }
 
+/// What reading all of a pool's metadata found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCheck {
+    /// The pool.
+    pub pool: PoolId,
+    /// Nothing is wrong, but for what opening the pool mends.
+    pub sound: bool,
+    /// Volumes and replicas.
+    pub volumes: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Extents that belong to a volume or snapshot.
+    pub mapped_extents: u64,
+    /// Sectors that hold something.
+    pub present_sectors: u64,
+    /// Extents past the end of their volume, from a shrinking that a power cut interrupted: opening frees them.
+    pub unfinished_unmaps: u64,
+    /// The sector of a copy of the superblock that is damaged: opening writes it again from the other.
+    pub damaged_superblock: Option<u64>,
+    /// What is wrong, and where on the device; the first of it.
+    pub problems: Vec<PoolProblem>,
+    /// How many more there are.
+    pub problems_unlisted: u64,
+}
+
+/// Something that is wrong in a pool's metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolProblem {
+    /// What it is.
+    pub what: String,
+    /// Where it is on the device, in bytes.
+    pub device_offset: u64,
+}
+
 /// Scrubbing of a pool: every sector is read and compared with what was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubStatus {

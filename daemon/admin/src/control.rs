@@ -86,6 +86,9 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Takes the device's new size into use.
     fn grow_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
 
+    /// Reads all of a pool's metadata and says what is wrong with it.
+    fn check_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolCheck, ControlError>> + Send;
+
     /// Begins, goes on with or stops scrubbing.
     fn scrub_pool(
         &self,

@@ -22,10 +22,11 @@ use crate::transfer;
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 28] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 29] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
+        (Verb::Get, "/v1/pools/{pool}/check", routing::get(check_pool::<N>)),
         (Verb::Post, "/v1/pools/{pool}/scrub", routing::post(scrub_pool::<N>)),
         (Verb::Get, "/v1/volumes", routing::get(volumes::<N>)),
         (Verb::Post, "/v1/volumes", routing::post(create_volume::<N>)),
@@ -157,6 +158,16 @@ async fn grow_pool<N: NodeControl>(
 ) -> Answer<api::PoolStatus> {
     match parsed::<PoolId>(&pool) {
         Ok(pool) => Answer(node.grow_pool(pool).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn check_pool<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(pool): Path<String>,
+) -> Answer<api::PoolCheck> {
+    match parsed::<PoolId>(&pool) {
+        Ok(pool) => Answer(node.check_pool(pool).await),
         Err(error) => Answer(Err(error)),
     }
 }

@@ -69,6 +69,9 @@ impl NodeControl for SealedNode {
     async fn grow_pool(&self, _: PoolId) -> Result<api::PoolStatus, ControlError> {
         missing()
     }
+    async fn check_pool(&self, _: PoolId) -> Result<api::PoolCheck, ControlError> {
+        missing()
+    }
     async fn scrub_pool(&self, _: PoolId, _: api::ScrubAction) -> Result<api::PoolStatus, ControlError> {
         missing()
     }

@@ -489,9 +489,26 @@ pub(crate) enum PoolCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Open a pool that no node is using, check it, and say what is in it
+    /// Read all of a pool's metadata and say what is wrong with it; writes nothing
+    #[command(
+        after_help = "Every sector's content is compared by `nightlatch pool scrub`.\nExamples:\n  nightlatch pool check /dev/disk/by-id/nvme-1    no node is using it\n  nightlatch pool check --pool 5b0cf6a1f9c04ab29a6f37f2f0a0c7de    while its node serves"
+    )]
     Check {
-        /// The disk, partition or file
+        /// The disk, partition or file, with the node stopped
+        #[arg(required_unless_present = "pool")]
+        path: Option<PathBuf>,
+        /// The id of a pool of a running node
+        #[arg(long, conflicts_with = "path")]
+        pool: Option<PoolId>,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Mend what of a pool's metadata can be mended without a guess; refuses where something cannot
+    #[command(
+        after_help = "Mended are a damaged copy of the superblock, from the other, and a shrinking that a power cut interrupted. Anything else that is wrong has no second copy here: it is listed, nothing is written, and the replica or a backup has to give the data back."
+    )]
+    Repair {
+        /// The disk, partition or file, with the node stopped
         path: PathBuf,
     },
     /// List the pools of a node

@@ -5,8 +5,10 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use serde_json::Value;
+use units::{ByteLen, DomainId, Fence, SectorCount, VolumeEpoch, VolumeId};
 
 fn nightlatch(arguments: &[&str]) -> Output {
     command(arguments).output().unwrap()
@@ -268,4 +270,61 @@ fn an_attached_program_ends_with_the_one_that_started_it() {
     let ended = || std::fs::read_to_string(attached.join("stat")).map_or(true, |stat| stat.contains(") Z "));
     wait_until(&ended, "the attached program ends");
     failed(&nightlatch(&["run-attached", "--parent", "1", "--", "/bin/true"]), 1, &["has ended"]);
+}
+
+/// Changes a byte of a file.
+fn damage(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A pool with a volume, whose entry is in its table and not only in the log.
+fn pool_with_a_volume(path: &Path) {
+    let options =
+        device::OpenOptions { create_len: Some(ByteLen(64 << 20)), ..device::OpenOptions::default() };
+    let device = Arc::new(device::FileDevice::open(path, options).unwrap());
+    let pool = pool::Pool::create(device, pool::CreateOptions::default()).unwrap();
+    let spec = pool::VolumeSpec {
+        id: VolumeId([1; 16]),
+        sectors: SectorCount(1000),
+        domain: DomainId([2; 16]),
+        epoch: VolumeEpoch(1),
+        check: [3; 16],
+        kind: pool::VolumeKind::Block,
+    };
+    pool.create_volume(spec).unwrap();
+    (1..300).for_each(|fence| pool.raise_fence(spec.id, Fence(fence)).unwrap());
+}
+
+#[test]
+fn a_pool_is_checked_without_a_write_and_repaired_without_a_guess() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pool.img");
+    pool_with_a_volume(&path);
+    let pool = |command: &str| nightlatch(&["--json", "pool", command, text(&path)]);
+    let sound = json(&pool("check"));
+    assert_eq!((&sound["sound"], &sound["volumes"]), (&true.into(), &1.into()));
+
+    // A copy of the superblock has a second one.
+    damage(&path, 100);
+    let before = std::fs::read(&path).unwrap();
+    let checked = json(&pool("check"));
+    assert_eq!((&checked["sound"], &checked["damaged_superblock"]), (&true.into(), &0.into()));
+    assert!(std::fs::read(&path).unwrap() == before, "a check has written");
+    assert!(succeeded(&nightlatch(&["pool", "repair", text(&path)])).contains("Mended"));
+    assert_eq!(json(&pool("check"))["damaged_superblock"], Value::Null);
+    assert!(succeeded(&nightlatch(&["pool", "repair", text(&path)])).contains("nothing to mend"));
+
+    // An entry of the volume table has none.
+    damage(&path, (1 << 20) + 20);
+    let before = std::fs::read(&path).unwrap();
+    for command in ["check", "repair"] {
+        let output = pool(command);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["problems"][0]["device_offset"], 1 << 20, "{report}");
+        assert!(stderr(&output).contains("replica"), "{}", stderr(&output));
+        assert!(std::fs::read(&path).unwrap() == before, "{command} has written");
+    }
 }

@@ -9,7 +9,10 @@ use hygiene::{Report, Verdict};
 use lease::message::WipeCause;
 use locked_memory::MemoryKind;
 use objects::{NewAccessKey, Store, StoreError};
-use pool::{Ceilings, Limits, Pool, PoolError, PoolErrorKind, SnapshotInfo, Usage, VolumeInfo, VolumeSpec};
+use pool::{
+    Ceilings, CheckReport, Limits, Pool, PoolError, PoolErrorKind, Problem, SnapshotInfo, Usage, VolumeInfo,
+    VolumeSpec,
+};
 use sources::SourceState;
 use units::{ByteLen, PoolId, VolumeId};
 
@@ -378,6 +381,25 @@ pub(crate) fn snapshot_status(
     }
 }
 
+fn check_report(report: &CheckReport) -> api::PoolCheck {
+    let problem = |problem: &Problem| api::PoolProblem {
+        what: problem.damage.to_string(),
+        device_offset: problem.at.0,
+    };
+    api::PoolCheck {
+        pool: report.pool,
+        sound: report.is_sound(),
+        volumes: report.volumes,
+        snapshots: report.snapshots,
+        mapped_extents: report.mapped_extents,
+        present_sectors: report.present_sectors,
+        unfinished_unmaps: report.unfinished_unmaps,
+        damaged_superblock: report.damaged_superblock.map(|copy| copy.sector),
+        problems: report.problems.iter().map(problem).collect(),
+        problems_unlisted: report.problems_unlisted,
+    }
+}
+
 fn pool_status(open: &OpenPool) -> api::PoolStatus {
     let info = open.pool.info();
     api::PoolStatus {
@@ -486,6 +508,15 @@ impl NodeControl for Handle {
             let len = open.pool.grow().map_err(|error| pool_error(&error))?;
             tracing::info!(path = open.path, size = %len, "the pool uses its device's new size");
             Ok(pool_status(open))
+        })
+        .await
+    }
+
+    async fn check_pool(&self, pool: PoolId) -> Result<api::PoolCheck, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || {
+            let report = node.pool_or_refuse(pool)?.pool.check().map_err(|error| pool_error(&error))?;
+            Ok(check_report(&report))
         })
         .await
     }

@@ -99,6 +99,8 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     desk.run(&["pool", "create", "pool.img", "--size", "4G"]);
     let again = desk.refused(&["pool", "create", "pool.img", "--size", "4G"]);
     assert!(again.contains("already"), "{again}");
+    assert!(desk.run(&["pool", "check", "pool.img"]).contains("Sound"));
+    assert!(desk.run(&["pool", "repair", "pool.img"]).contains("nothing to mend"));
     let over = desk.refused(&["pool", "create", "pool.img"]);
     assert!(over.contains("already holds the pool") && over.contains("--force"), "{over}");
     let init =
@@ -224,6 +226,8 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     let pool = word(&desk.json(&["pool", "list", "--node", "node-1"]), "pool");
     let scrubbed = desk.run(&["pool", "scrub", &pool, "--start", "--wait", "--node", "node-1"]);
     assert!(scrubbed.contains("compared") && scrubbed.contains("nothing is damaged"), "{scrubbed}");
+    let checked = desk.json(&["pool", "check", "--pool", &pool, "--node", "node-1"]);
+    assert_eq!((&checked["sound"], &checked["volumes"]), (&true.into(), &3.into()), "{checked}");
     let limited = desk.run(&["volume", "limit", "db", "--iops", "5000", "--bandwidth", "1G"]);
     assert!(limited.contains("5000 requests and 1 GiB a second"), "{limited}");
 

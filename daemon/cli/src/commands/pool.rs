@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use admin::api::{PoolStatus, ScrubAction};
+use admin::api::{PoolCheck, PoolProblem, PoolStatus, ScrubAction};
 use device::{Device, FileDevice, OpenOptions};
 use pool::{CreateOptions, Pool, PoolInfo, VolumeInfo};
-use units::{ByteLen, PoolId};
+use units::{ByteLen, PoolId, SectorCount};
 
 use crate::args::PoolCommand;
 use crate::commands::scrub;
@@ -22,7 +22,19 @@ pub(crate) fn run(
 ) -> Done {
     match command {
         PoolCommand::Create { path, size, extent, force } => create(path, *size, *extent, *force, output),
-        PoolCommand::Check { path } => check(path, output),
+        PoolCommand::Check { path: Some(path), .. } => check(&device_report(path)?, output),
+        PoolCommand::Check { path: None, pool: Some(pool), node } => {
+            let connections = connections()?;
+            let report = wait(async {
+                let node = connections.node(node.node.as_deref(), Ask::Operate).await?;
+                Done::Ok(node.get(&format!("/v1/pools/{pool}/check")).await?)
+            })??;
+            check(&report, output)
+        }
+        PoolCommand::Check { path: None, pool: None, .. } => {
+            Err(Failure::usage("no pool is named", "give its disk or file, or --pool ID of a running node"))
+        }
+        PoolCommand::Repair { path } => repair(path, output),
         PoolCommand::Scrub { pool, start, stop, restart, wait, node } => {
             let actions =
                 [(*start, ScrubAction::Start), (*stop, ScrubAction::Stop), (*restart, ScrubAction::Restart)];
@@ -52,16 +64,80 @@ fn create(path: &Path, size: Option<ByteLen>, extent: ByteLen, force: bool, outp
     show(&pool.info(), &[], output, "Made a pool")
 }
 
-fn check(path: &Path, output: Output) -> Done {
-    let pool = Pool::open(open(path)?)?;
-    let info = pool.info();
-    if let Some(repaired) = &info.repaired {
-        output.note(&format!(
-            "the superblock copy at sector {} was damaged ({}) and has been written again; check the device's health",
-            repaired.sector, repaired.fault
-        ));
+fn device_report(path: &Path) -> Done<PoolCheck> {
+    let report = Pool::check_device(&*open(path)?)?;
+    let problem = |problem: &pool::Problem| PoolProblem {
+        what: problem.damage.to_string(),
+        device_offset: problem.at.0,
+    };
+    Ok(PoolCheck {
+        pool: report.pool,
+        sound: report.is_sound(),
+        volumes: report.volumes,
+        snapshots: report.snapshots,
+        mapped_extents: report.mapped_extents,
+        present_sectors: report.present_sectors,
+        unfinished_unmaps: report.unfinished_unmaps,
+        damaged_superblock: report.damaged_superblock.map(|copy| copy.sector),
+        problems: report.problems.iter().map(problem).collect(),
+        problems_unlisted: report.problems_unlisted,
+    })
+}
+
+/// Shows what a check has found, and fails where something is wrong that opening does not mend.
+fn check(report: &PoolCheck, output: Output) -> Done {
+    output.show(report, || {
+        let mut text = format!(
+            "{} {}: {} volumes, {} snapshots, {} in {} extents\n",
+            if report.sound { "Sound: the pool" } else { "DAMAGED: the pool" },
+            report.pool,
+            report.volumes,
+            report.snapshots,
+            SectorCount(report.present_sectors).byte_len().unwrap_or_default(),
+            report.mapped_extents
+        );
+        if let Some(sector) = report.damaged_superblock {
+            text.push_str(&format!(
+                "  the copy of the superblock at sector {sector} is damaged: opening the pool writes it again from the other; \
+                 check the device's health\n"
+            ));
+        }
+        if report.unfinished_unmaps > 0 {
+            text.push_str(&format!(
+                "  {} extents are left over from a shrinking that was cut: opening the pool frees them\n",
+                report.unfinished_unmaps
+            ));
+        }
+        for problem in &report.problems {
+            text.push_str(&format!("  at byte {} of the device: {}\n", problem.device_offset, problem.what));
+        }
+        if report.problems_unlisted > 0 {
+            text.push_str(&format!("  and {} more\n", report.problems_unlisted));
+        }
+        text
+    })?;
+    if report.sound {
+        return Ok(());
     }
-    show(&info, &pool.volumes(), output, "The pool is sound")
+    Err(Failure::local(
+        "the pool's metadata is damaged",
+        "keep an image of the device, check its health (kernel log, smartctl), and recover the volumes from the replica",
+    ))
+}
+
+/// Opening mends what can be mended; where the check finds more, nothing is opened.
+fn repair(path: &Path, output: Output) -> Done {
+    let report = device_report(path)?;
+    if !report.sound {
+        return check(&report, output);
+    }
+    let pool = Pool::open(open(path)?)?;
+    pool.flush()?;
+    let mended = match (report.damaged_superblock, report.unfinished_unmaps) {
+        (None, 0) => "There was nothing to mend",
+        _ => "Mended",
+    };
+    show(&pool.info(), &pool.volumes(), output, mended)
 }
 
 fn grow_device(path: &Path, output: Output) -> Done {
