@@ -348,6 +348,8 @@ pub struct VolumeStatus {
     pub domain: DomainId,
     /// Epoch of the domain's secret.
     pub epoch: VolumeEpoch,
+    /// Key-check value of domain and epoch, 32 hex digits.
+    pub check: String,
     /// Highest fence seen.
     pub fence: Fence,
     /// Its key is held and it is served.
@@ -484,8 +486,8 @@ pub struct Received {
 /// A replica that is a volume now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promoted {
-    /// The snapshot that it holds; `null` where none had arrived, and it is empty.
-    pub snapshot: Option<VolumeId>,
+    /// The snapshot that it holds.
+    pub snapshot: VolumeId,
     /// The volume.
     pub volume: VolumeStatus,
 }

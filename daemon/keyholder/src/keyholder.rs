@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use units::{BootInstant, NodeId, RootEpoch, VolumeId};
+use units::{BootInstant, Fence, NodeId, RootEpoch, VolumeId};
 
 use crate::api::{
     AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume, Connection, CreateVolume,
@@ -309,19 +309,22 @@ impl Keyholder {
     ) -> Result<VolumeEntry, KeyholderError> {
         let (volume, to) = self.book(|book| book.check_promotion(label, &request.node))?;
         let (client, name) = self.node_client(to)?;
+        let present = |volumes: Vec<admin::api::VolumeStatus>| {
+            volumes.into_iter().find(|present| present.volume == volume)
+        };
+        let there: Result<Vec<admin::api::VolumeStatus>, ClientError> = client.get("/v1/volumes").await;
+        let there = present(there.map_err(|source| unreachable(name.clone(), source))?);
+        self.book(|book| book.check_replica(label, &request.node, there.as_ref()))?;
         let path = format!("/v1/replicas/{volume}/promote");
         let answer: Result<admin::api::Promoted, ClientError> =
             client.post(&path, &serde_json::json!({})).await;
         let promoted = match answer {
-            Ok(promoted) => (promoted.snapshot, promoted.volume.size_bytes),
+            Ok(promoted) => (Some(promoted.snapshot), promoted.volume.size_bytes),
             Err(ClientError::Refused { problem, .. }) => {
-                // An answer that was lost on the way: it has been promoted already.
-                let volumes: Result<Vec<admin::api::VolumeStatus>, _> = client.get("/v1/volumes").await;
-                let there = volumes.ok().and_then(|volumes| {
-                    volumes.into_iter().find(|present| present.volume == volume && !present.replica)
-                });
-                let there = there.ok_or(KeyholderError::NodeRefused { name, problem })?;
-                (None, there.size_bytes)
+                // An answer that was lost on the way: a volume that no grant has reached yet has been a replica. One that has
+                // been served is where the volume was before, and older than what is served now.
+                let promoted = there.filter(|there| !there.replica && there.fence == Fence(0));
+                (None, promoted.ok_or(KeyholderError::NodeRefused { name, problem })?.size_bytes)
             }
             Err(source) => return Err(unreachable(name, source)),
         };

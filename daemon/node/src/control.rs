@@ -123,6 +123,7 @@ impl Node {
             encrypted_blocks: info.encrypted_blocks,
             domain: info.domain,
             epoch: info.epoch,
+            check: hex::encode(info.check),
             fence: info.fence,
         }
     }

@@ -285,7 +285,7 @@ fn verify_volume(volume: &Volume, throttle: &mut Throttle<'_>) -> Result<(), Hal
             while presence == Presence::Data && at < end {
                 let part = &mut clear[..usize::try_from(KEYED_READ.min(end - at)).unwrap_or_default()];
                 let mut damaged = Vec::new();
-                match volume.read(ByteOffset(at), part) {
+                match volume.verify(ByteOffset(at), part) {
                     Ok(()) => {}
                     Err(error) if error.kind() == ErrorKind::Io => damaged = damaged_in(volume, at, part),
                     Err(_) => return Ok(()),
@@ -309,7 +309,7 @@ fn damaged_in(volume: &Volume, at: u64, part: &mut [u8]) -> Vec<DamagedSector> {
     let mut damaged = Vec::new();
     for (nth, sector) in part.chunks_mut(SECTOR_BYTES).enumerate() {
         let at = at + (nth * SECTOR_BYTES) as u64;
-        if let Err(error) = volume.read(ByteOffset(at), sector)
+        if let Err(error) = volume.verify(ByteOffset(at), sector)
             && error.kind() == ErrorKind::Io
         {
             let shown = ShownBy { volume: volume.id(), sector: at / SECTOR_BYTES as u64 };

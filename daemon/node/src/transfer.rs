@@ -11,6 +11,7 @@ fn refused(error: &PoolError) -> ControlError {
     let kind = match error {
         PoolError::VolumeExists(_)
         | PoolError::NotAReplica(_)
+        | PoolError::NothingArrived(_)
         | PoolError::NoCommonSnapshot { .. }
         | PoolError::NotReceiving { .. } => ErrorKind::Conflict,
         error => return pool_error(error),
@@ -128,7 +129,7 @@ impl Node {
         let (open, found) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
         let snapshot = open.pool.promote(volume).map_err(|error| refused(&error))?;
         self.volumes_changed();
-        tracing::warn!(%volume, ?snapshot, "promoted a replica");
+        tracing::warn!(%volume, %snapshot, "promoted a replica");
         Ok(api::Promoted { snapshot, volume: self.volume_status(open, &found.info()) })
     }
 

@@ -229,7 +229,8 @@ impl Mutation for CreateBucket {
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
         if let Some(existing) = changes.bucket(&self.name)? {
-            let own = existing.owner == self.record.owner;
+            // One without an owner is everybody's who shares the store.
+            let own = existing.owner.is_empty() || existing.owner == self.record.owner;
             return Err(if own { StoreError::BucketExists } else { StoreError::BucketTaken });
         }
         if changes.bucket_count()? >= BUCKETS_MAX {

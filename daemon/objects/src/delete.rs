@@ -109,6 +109,7 @@ fn delete(
     moment: Moment,
     dropped: &mut Dropped,
 ) -> Result<Deleted, StoreError> {
+    check_key(&request.key)?;
     let place = (bucket, request.key.as_str());
     match request.version {
         None => {

@@ -68,6 +68,12 @@ impl Part {
         (used > self.reserved.load(Ordering::Acquire)).then(|| used.saturating_add(AHEAD))
     }
 
+    /// So many more were encrypted elsewhere, and are reserved in the entry.
+    pub(crate) fn take_over(&self, blocks: u64) {
+        self.used.fetch_add(blocks, Ordering::AcqRel);
+        self.reserved.fetch_add(blocks, Ordering::AcqRel);
+    }
+
     /// So many are reserved, durably.
     pub(crate) fn reserved(&self, blocks: u64) {
         self.reserved.fetch_max(blocks, Ordering::AcqRel);

@@ -555,6 +555,11 @@ impl Branch {
         }
     }
 
+    /// Whether this extent of the device is the one at `place`.
+    pub(crate) fn has(&self, place: Place, extent: &Arc<Extent>) -> bool {
+        self.map().extents.get(&place).is_some_and(|found| Arc::ptr_eq(found, extent))
+    }
+
     /// Shows every extent of the device in the branch.
     pub(crate) fn visit_extents(&self, mut visit: impl FnMut(Place, &Arc<Extent>)) {
         self.map().extents.iter().for_each(|(place, extent)| visit(*place, extent));

@@ -39,8 +39,13 @@ impl PoolVolume {
         };
         let logical = self.state.logical(&range);
         let now = view.layers(logical.clone());
-        let then = older.map(|older| older.state.head().view.clone());
-        let then = then.map(|view| view.layers(logical)).unwrap_or_default();
+        let (then, then_sectors) = match older {
+            Some(older) => {
+                let head = older.state.head();
+                (head.view.layers(logical), head.sectors.0)
+            }
+            None => (BTreeMap::new(), 0),
+        };
         let mut runs = Runs::default();
         let either: BTreeSet<u64> = now.keys().chain(then.keys()).copied().collect();
         let mut at = range.start;
@@ -50,11 +55,14 @@ impl PoolVolume {
             runs.push(start - at, Change::Same);
             at = start + part.len() as u64;
             let (now, then) = (layers_of(&now, logical), layers_of(&then, logical));
-            if same_extents(now, then) {
+            if at <= then_sectors && same_extents(now, then) {
                 runs.push(part.len() as u64, Change::Same);
                 continue;
             }
-            for (now, then) in holders(now, part.clone()).into_iter().zip(holders(then, part)) {
+            let then = holders(then, part.clone()).into_iter().zip(start..);
+            // Past its end it shows nothing, whatever its extents hold there.
+            let then = then.map(|(holder, sector)| holder.filter(|_| sector < then_sectors));
+            for (now, then) in holders(now, part).into_iter().zip(then) {
                 let change = match now {
                     now if now == then => Change::Same,
                     Some(_) => Change::Written,

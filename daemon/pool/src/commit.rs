@@ -742,7 +742,7 @@ impl Core {
     /// Discards extents that nobody reads any more, then lets go of all: those free themselves with their last holder.
     fn give_back(&self, retired: Vec<Arc<Extent>>) {
         if self.discard_works.load(Ordering::Relaxed) {
-            // No map holds them, so a count of one cannot rise again.
+            // No map holds them, so nobody finds them any more but a scrub, which does not judge what no map holds.
             let mut unread: Vec<u32> = retired
                 .iter()
                 .filter(|extent| extent.kind() == ExtentKind::Data && Arc::strong_count(extent) == 1)

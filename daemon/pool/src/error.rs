@@ -51,6 +51,12 @@ pub enum PoolError {
     )]
     KeyUsedUp(VolumeId),
 
+    #[error(
+        "no snapshot has arrived whole in the replica {0}: promoted it would be empty. Nothing was changed; bring the volume \
+         back from where it came from, or delete the replica"
+    )]
+    NothingArrived(VolumeId),
+
     #[error("{0} is no replica: what is sent is taken by a replica, or by a pool that has no such volume")]
     NotAReplica(VolumeId),
 

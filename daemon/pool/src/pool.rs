@@ -9,7 +9,7 @@ use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
 
 use crate::allocator::{Account, Allocated, Allocator};
-use crate::blocks::AHEAD;
+use crate::blocks::{AHEAD, USED_UP};
 use crate::branch::{Branch, View};
 use crate::commit::{Core, Parts, lock};
 use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
@@ -166,7 +166,7 @@ impl Pool {
         };
         let core = Arc::new(Core::new(device, parts));
         core.migrate()?;
-        volumes.live.values().for_each(|state| {
+        volumes.live.values().filter(|state| !state.is_replica()).for_each(|state| {
             core.encrypted.add(state.key(), state.blocks());
         });
         let pool = Self { core, volumes: Mutex::new(volumes), changing: Mutex::new(()), repaired };
@@ -266,6 +266,9 @@ impl Pool {
             }
             volumes.vacancy()?
         };
+        // So that its first writes need not wait for a reservation.
+        let used_up = self.core.encrypted.of((spec.domain, spec.epoch)) >= USED_UP;
+        let blocks = if used_up || matches!(role, Role::Replica { .. }) { 0 } else { AHEAD };
         let account = self.core.allocator.open_account();
         if let Role::Volume { limits, .. } = role
             && let Err(error) = self.core.set_limits(account, limits)
@@ -284,12 +287,11 @@ impl Pool {
             levels: view.recorded_levels(),
             origin: of.map(|(snapshot, _)| snapshot),
             created_s: 0,
-            // So that its first writes need not wait for a reservation.
-            blocks: AHEAD,
+            blocks,
         };
         let state = Arc::new(VolumeState::new(slot, serial, &record, view, sectors));
         state.blocks.begin();
-        self.core.encrypted.add(state.key(), AHEAD);
+        self.core.encrypted.add(state.key(), blocks);
         lock(&self.volumes).live.insert(spec.id, Arc::clone(&state));
         state.mark_entry(&self.core, &state.head());
         self.core.flush()?;
@@ -312,14 +314,20 @@ impl Pool {
         let heir = {
             let mut volumes = lock(&self.volumes);
             volumes.live.remove(&state.id());
-            volumes.live.values().find(|other| other.key() == state.key()).cloned()
+            let mut others = volumes.live.values().filter(|other| !other.is_replica() && !state.is_replica());
+            others.find(|other| other.key() == state.key()).cloned()
         };
-        if let Some(heir) = heir.filter(|_| state.blocks() > 0) {
+        let left = state.blocks();
+        if let Some(heir) = heir.as_ref().filter(|_| left > 0) {
             // First, so that a cut between the two counts them twice.
-            heir.add_blocks(&self.core, state.blocks());
+            heir.add_blocks(&self.core, left);
             self.core.flush()?;
         }
         state.delete(&self.core);
+        if let Some(heir) = heir {
+            // What was reserved by requests that were on their way.
+            heir.add_blocks(&self.core, state.blocks() - left);
+        }
         let view = state.head().view.clone();
         self.leave(&view)
     }
@@ -346,7 +354,9 @@ impl Pool {
     pub fn set_limits(&self, id: VolumeId, limits: Limits) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
-        self.volume_state(id)?.set_limits(&self.core, limits)?;
+        let state = self.volume_state(id)?;
+        state.refuse_replica()?;
+        state.set_limits(&self.core, limits)?;
         self.core.flush()
     }
 

@@ -84,6 +84,7 @@ pub struct Scrub {
 #[derive(Debug)]
 struct Mapped {
     index: u32,
+    branch: Weak<Branch>,
     place: Place,
     extent: Weak<Extent>,
 }
@@ -110,16 +111,16 @@ impl Scrub {
         let extent_sectors = self.pool.core.layout.extent_sectors();
         loop {
             self.look_up();
-            let Some(Mapped { place, extent, .. }) = self.window.front() else { return Ok(None) };
-            let (place, extent) = (*place, extent.upgrade());
-            let Some(extent) = extent.filter(|_| self.sector < extent_sectors) else {
+            let Some(Mapped { branch, place, extent, .. }) = self.window.front() else { return Ok(None) };
+            let (place, found) = (*place, branch.upgrade().zip(extent.upgrade()));
+            let Some((branch, extent)) = found.filter(|_| self.sector < extent_sectors) else {
                 self.window.pop_front();
                 self.sector = 0;
                 continue;
             };
             let part = self.sector..extent_sectors.min(self.sector + PART_SECTORS);
             self.sector = part.end;
-            let step = self.pool.scrub_part(&extent, place, part)?;
+            let step = self.pool.scrub_part(&branch, &extent, place, part)?;
             if step.sectors.0 > 0 {
                 return Ok(Some(step));
             }
@@ -150,7 +151,8 @@ impl Pool {
         for branch in branches.values() {
             branch.visit_extents(|place, extent| {
                 if range.contains(&extent.index()) {
-                    mapped.push(Mapped { index: extent.index(), place, extent: Arc::downgrade(extent) });
+                    let (branch, index) = (Arc::downgrade(branch), extent.index());
+                    mapped.push(Mapped { index, branch, place, extent: Arc::downgrade(extent) });
                 }
             });
         }
@@ -160,6 +162,7 @@ impl Pool {
 
     fn scrub_part(
         &self,
+        branch: &Branch,
         extent: &Arc<Extent>,
         place: Place,
         part: Range<u32>,
@@ -171,6 +174,8 @@ impl Pool {
             let again = judge(core, extent, part)?.1;
             faults.retain(|fault| again.contains(fault));
         }
+        // What was freed meanwhile may have been discarded.
+        faults.retain(|_| branch.has(place, extent));
         let damaged = faults.into_iter().map(|(sector, fault)| {
             let at = core.layout.sector_at(extent.index(), sector);
             let shown_by = self.shown_by(extent, place, sector);

@@ -95,6 +95,7 @@ impl Pool {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
         let state = self.snapshot_state(id)?;
+        self.before_losing(&state)?;
         self.remove(&state)
     }
 
@@ -126,6 +127,13 @@ impl Pool {
         if target.origin() != Some(volume) {
             return Err(PoolError::ForeignSnapshot { volume, snapshot });
         }
+        let before = self.show(&state, &target)?;
+        self.leave(&before)
+    }
+
+    /// Lets a volume show what a snapshot shows, from a new branch on: what it showed before. Not durable yet.
+    pub(crate) fn show(&self, state: &VolumeState, target: &VolumeState) -> Result<View, PoolError> {
+        let snapshot = target.id();
         let (view, sectors) = {
             let head = target.head();
             (head.view.clone(), head.sectors)
@@ -142,7 +150,7 @@ impl Pool {
         self.core.holes.expect_inherited(branch.inherited);
         let (before, writing) = state.roll_back(&self.core, branch, sectors);
         writing.wait();
-        self.leave(&before)
+        Ok(before)
     }
 
     /// Sees to it that a branch can be made above what a snapshot shows.

@@ -16,8 +16,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use device::{Sealed, SectorBuf, SectorRecord};
-use units::{DomainId, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
+use units::{DomainId, Lba, SECTOR_BYTES, SECTORS_MAX, SectorCount, VolumeEpoch, VolumeId};
 
+use crate::blocks::{AHEAD, USED_UP};
 use crate::bytes::Decoder;
 use crate::commit::lock;
 use crate::entry::{Receiving, Role};
@@ -31,12 +32,13 @@ const HEADER_BYTES: usize = 40;
 const CHECKSUM_AT: usize = 8;
 /// Sequence, checksum, tag.
 const RECORD_BYTES: usize = 28;
-/// Most sectors that one portion tells of: 64 GiB of nothing new.
-const REACH: u64 = 1 << 24;
+/// Most sectors that one portion tells of, 8 GiB, and in how many runs.
+const REACH: u64 = 1 << 21;
+const RUNS_MAX: usize = 1 << 16;
 /// Sectors that are read and written at once: 1 MiB.
 const AT_ONCE: u64 = 256;
 /// Far beyond what any pool can count.
-const SEQUENCE_MAX: u64 = u64::MAX / 4;
+const SEQUENCE_MAX: u64 = 1 << 56;
 
 /// What a snapshot is, and what it is sent since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +113,7 @@ impl Pool {
                 room -= run;
             }
             portion.push(run, change);
-            if room == 0 {
+            if room == 0 || portion.runs.len() == RUNS_MAX {
                 break;
             }
         }
@@ -129,8 +131,12 @@ impl Pool {
             return Err(PoolError::NoRecords(self.core.pool));
         }
         let _changing = lock(&self.changing);
-        if lock(&self.volumes).live.contains_key(&manifest.snapshot) {
-            return Err(PoolError::VolumeExists(manifest.snapshot));
+        if manifest.blocks > USED_UP + AHEAD {
+            return Err(bad(manifest.volume, "it tells of more blocks than a key may encrypt"));
+        }
+        if let Some(there) = self.arrived(manifest) {
+            // Said again, because the answer was lost.
+            return there.map(|info| Lba(info.sectors.0));
         }
         let state = match self.volume_state(manifest.volume) {
             Err(PoolError::NoSuchVolume(_)) if manifest.since.is_none() => {
@@ -151,7 +157,10 @@ impl Pool {
             let since = manifest.since.unwrap_or(manifest.snapshot);
             return Err(PoolError::NoCommonSnapshot { volume: manifest.volume, since });
         }
-        if let Some(receiving) = receiving.filter(|receiving| receiving.snapshot == manifest.snapshot) {
+        let goes_on = |receiving: &Receiving| {
+            receiving.snapshot == manifest.snapshot && state.head().sectors == manifest.sectors
+        };
+        if let Some(receiving) = receiving.filter(goes_on) {
             return Ok(receiving.next);
         }
         self.restore(&state, base.as_ref())?;
@@ -206,40 +215,67 @@ impl Pool {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
         let state = self.volume_state(manifest.volume)?;
-        if let Ok(there) = self.snapshot_state(manifest.snapshot) {
-            return Ok(there.snapshot_info());
+        if let Some(there) = self.arrived(manifest) {
+            return there;
         }
-        let receiving = state.head().replica.flatten();
-        let arrived = |receiving: &Receiving| {
-            receiving.snapshot == manifest.snapshot && receiving.next.0 >= manifest.sectors.0
+        let (receiving, sectors) = {
+            let head = state.head();
+            (head.replica.flatten(), head.sectors)
         };
+        let arrived =
+            |receiving: &Receiving| receiving.snapshot == manifest.snapshot && receiving.next.0 >= sectors.0;
         if !receiving.as_ref().is_some_and(arrived) {
             return Err(PoolError::NotReceiving { volume: manifest.volume });
         }
-        // What has been encrypted there counts here too: it is the same key.
-        let more = manifest.blocks.saturating_sub(self.core.encrypted.of(state.key()));
-        state.add_blocks(&self.core, more);
-        self.core.encrypted.add(state.key(), more);
+        state.note_blocks(&self.core, manifest.blocks.min(USED_UP + AHEAD));
         let info = self.take_snapshot(&state, manifest.snapshot, manifest.created_s)?;
         state.set_replica(&self.core, Some(None))?;
         self.core.flush()?;
         Ok(info)
     }
 
-    /// Makes a replica a volume like others, which holds what its newest snapshot shows; `None` where none has arrived. Durable
-    /// when it returns.
-    pub fn promote(&self, volume: VolumeId) -> Result<Option<VolumeId>, PoolError> {
+    /// Makes a replica a volume like others, which holds what its newest snapshot shows: which. Durable when it returns. Reads
+    /// nothing and needs no space.
+    pub fn promote(&self, volume: VolumeId) -> Result<VolumeId, PoolError> {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
         let state = self.volume_state(volume)?;
-        if state.head().replica.is_none() {
+        if !state.is_replica() {
             return Err(PoolError::NotAReplica(volume));
         }
-        let base = self.newest_snapshot(volume);
-        self.restore(&state, base.as_ref())?;
-        state.set_replica(&self.core, None)?;
+        let base = self.newest_snapshot(volume).ok_or(PoolError::NothingArrived(volume))?;
+        // What is on its way is given up before the volume shows something else.
+        state.set_replica(&self.core, Some(None))?;
         self.core.flush()?;
-        Ok(base.map(|base| base.id()))
+        let before = self.show(&state, &base.state)?;
+        state.set_replica(&self.core, None)?;
+        self.leave(&before)?;
+        // What has been encrypted where it comes from counts here from now on: it is the same key.
+        self.core.encrypted.add(state.key(), state.blocks());
+        Ok(base.id())
+    }
+
+    /// The snapshot of a manifest, where it is there already; an error where its id is something else's.
+    fn arrived(&self, manifest: &Manifest) -> Option<Result<SnapshotInfo, PoolError>> {
+        let found = lock(&self.volumes).live.get(&manifest.snapshot).cloned()?;
+        let is_it = found.is_snapshot() && found.origin() == Some(manifest.volume);
+        let info = found.snapshot_info();
+        Some(match is_it && info.sectors == manifest.sectors {
+            true => Ok(info),
+            false => Err(PoolError::VolumeExists(manifest.snapshot)),
+        })
+    }
+
+    /// Before a snapshot goes: a replica that receives since this one must begin again, since another.
+    pub(crate) fn before_losing(&self, snapshot: &VolumeState) -> Result<(), PoolError> {
+        let Some(volume) = snapshot.origin() else { return Ok(()) };
+        let Ok(state) = self.volume_state(volume) else { return Ok(()) };
+        let newest = self.newest_snapshot(volume).map(|newest| newest.id());
+        if state.head().replica.flatten().is_some() && newest == Some(snapshot.id()) {
+            state.set_replica(&self.core, Some(None))?;
+            self.core.flush()?;
+        }
+        Ok(())
     }
 
     fn newest_snapshot(&self, volume: VolumeId) -> Option<Arc<PoolVolume>> {
@@ -292,10 +328,24 @@ fn copy(from: &PoolVolume, to: &PoolVolume, sectors: Range<u64>) -> Result<(), P
                     at += count.0;
                 }
                 Piece::Sealed { first, epoch, data } => {
+                    compare(from, at, &data)?;
                     to.store(first, epoch, &data)?;
                     at += data.sectors().0;
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Compares what was read with its checksums. A volume's own reader does so too, with the tag.
+fn compare(read_from: &PoolVolume, first: u64, data: &Sealed) -> Result<(), PoolError> {
+    let each = data.as_bytes().chunks_exact(SECTOR_BYTES).zip(data.records());
+    for (nth, (sector, record)) in (first..).zip(each) {
+        if crc32c::crc32c(sector) != record.checksum {
+            let error = PoolError::DamagedSector { volume: read_from.id(), sector: Lba(nth) };
+            read_from.report_damage(Lba(nth), &error);
+            return Err(error);
         }
     }
     Ok(())
@@ -328,14 +378,7 @@ impl Encoding {
             for piece in snapshot.read(Lba(at), SectorCount(count))? {
                 // A snapshot has no hole where it says that something was written.
                 let Piece::Sealed { data, .. } = piece else { return Err(PoolError::Interrupted) };
-                let each = data.as_bytes().chunks_exact(SECTOR_BYTES).zip(data.records());
-                for (nth, (sector, record)) in (at..).zip(each) {
-                    if crc32c::crc32c(sector) != record.checksum {
-                        let error = PoolError::DamagedSector { volume: snapshot.id(), sector: Lba(nth) };
-                        snapshot.report_damage(Lba(nth), &error);
-                        return Err(error);
-                    }
-                }
+                compare(snapshot, at, &data)?;
                 at += data.sectors().0;
                 self.records.extend_from_slice(data.records());
                 self.ciphertext.extend_from_slice(data.as_bytes());
@@ -405,7 +448,10 @@ impl Decoded {
         }
         let epoch = VolumeEpoch(fields.u32().ok_or(SHORT)?);
         let (first, end) = (fields.u64().ok_or(SHORT)?, fields.u64().ok_or(SHORT)?);
-        let count = fields.u64().ok_or(SHORT)?;
+        if end > SECTORS_MAX {
+            return Err("it reaches past the end of every volume");
+        }
+        let count = fields.u64().filter(|count| *count <= RUNS_MAX as u64).ok_or("it has too many runs")?;
         let (mut at, mut runs, mut written) = (first, Vec::new(), Vec::new());
         for _ in 0..count {
             let run = fields.u64().ok_or(SHORT)?;
@@ -442,7 +488,7 @@ impl Decoded {
         let mut sealed = Vec::new();
         let parts = written.into_iter().flat_map(|run| {
             let end = run.end;
-            run.step_by(256).map(move |first| first..end.min(first + AT_ONCE))
+            run.step_by(256).map(move |first| first..end.min(first.saturating_add(AT_ONCE)))
         });
         for part in parts {
             let len = usize::try_from(part.end - part.start).map_err(|_| SHORT)?;

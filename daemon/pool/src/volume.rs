@@ -208,11 +208,25 @@ impl VolumeState {
         self.head().blocks
     }
 
-    /// Counts blocks in its entry that were counted elsewhere, or will be encrypted.
+    /// Takes over blocks that were counted in another entry.
     pub(crate) fn add_blocks(&self, core: &Core, blocks: u64) {
         let mut head = self.head_mut();
         head.blocks = head.blocks.saturating_add(blocks);
+        self.blocks.take_over(blocks);
         self.mark_entry(core, &head);
+    }
+
+    /// Notes how many blocks the volume that a replica is of has encrypted. They count from its promotion on.
+    pub(crate) fn note_blocks(&self, core: &Core, blocks: u64) {
+        let mut head = self.head_mut();
+        let more = blocks.saturating_sub(head.blocks);
+        head.blocks += more;
+        self.blocks.take_over(more);
+        self.mark_entry(core, &head);
+    }
+
+    pub(crate) fn is_replica(&self) -> bool {
+        self.head().replica.is_some()
     }
 
     /// Reserves so many blocks, durably, unless the key is used up.
@@ -368,6 +382,8 @@ impl VolumeState {
         self.check_alive(&head)?;
         core.set_limits(head.view.branch.account, limits)?;
         head.limits = limits;
+        // Turns that were taken at another pace.
+        *lock(&self.pace) = Pace::default();
         self.mark_entry(core, &head);
         Ok(())
     }
@@ -388,7 +404,7 @@ impl VolumeState {
     }
 
     pub(crate) fn refuse_replica(&self) -> Result<(), PoolError> {
-        if self.head().replica.is_some() { Err(PoolError::Replica(self.spec.id)) } else { Ok(()) }
+        if self.is_replica() { Err(PoolError::Replica(self.spec.id)) } else { Ok(()) }
     }
 
     /// Makes it a replica that receives this, or nothing now; or, with `None`, a volume like others.

@@ -147,8 +147,11 @@ pub(crate) fn hold_status(hold: bool) -> ObjectLockLegalHoldStatus {
     ObjectLockLegalHoldStatus::from_static(if hold { "ON" } else { "OFF" })
 }
 
+/// The last moment of the year 9999: what a timestamp can be written for.
+const UNTIL_MS_MAX: u64 = 253_402_300_799_999;
+
 pub(crate) fn until(retention: Retention) -> Timestamp {
-    timestamp(UNIX_EPOCH + Duration::from_millis(retention.until_ms))
+    timestamp(UNIX_EPOCH + Duration::from_millis(retention.until_ms.min(UNTIL_MS_MAX)))
 }
 
 pub(crate) fn retention(asked: Option<dto::ObjectLockRetention>) -> S3Result<Option<Retention>> {
@@ -163,8 +166,12 @@ pub(crate) fn retention(asked: Option<dto::ObjectLockRetention>) -> S3Result<Opt
 
 fn ms(time: &Timestamp) -> S3Result<u64> {
     let nanoseconds = time::OffsetDateTime::from(time.clone()).unix_timestamp_nanos();
-    u64::try_from(nanoseconds / 1_000_000)
-        .map_err(|_| invalid("the time to retain until must be in the future"))
+    let ms = u64::try_from(nanoseconds / 1_000_000)
+        .map_err(|_| invalid("the time to retain until must be in the future"))?;
+    if ms > UNTIL_MS_MAX {
+        return Err(invalid("the time to retain until must be before the year 10000"));
+    }
+    Ok(ms)
 }
 
 #[cfg(test)]

@@ -255,6 +255,30 @@ impl Book {
         Ok((volume, node.node))
     }
 
+    /// Whether what a node has under the volume's id is of the volume's key: another is not promoted in its place.
+    pub(crate) fn check_replica(
+        &self,
+        label: &str,
+        node: &str,
+        there: Option<&admin::api::VolumeStatus>,
+    ) -> Result<(), KeyholderError> {
+        let record = self.registry()?.volume_labelled(label).ok_or_else(|| no_such(label))?;
+        let invalid = |what: String, next_step| KeyholderError::Invalid { what, next_step };
+        let there = there.ok_or_else(|| {
+            let next_step = "send it a snapshot first: `nightlatch snapshot send`";
+            invalid(format!("{node} has no replica of {label}"), next_step)
+        })?;
+        let key = (there.domain, there.epoch, there.check.as_str());
+        if key != (record.domain, record.epoch, hex::encode(record.check).as_str()) {
+            let next_step = "delete it there, and send the volume's own snapshots";
+            return Err(invalid(
+                format!("what {node} has in the place of {label} is of another key"),
+                next_step,
+            ));
+        }
+        Ok(())
+    }
+
     /// The replica on `to` is the volume from now on. What the node before it holds is revoked when it is heard of.
     pub(crate) fn promoted(
         &mut self,

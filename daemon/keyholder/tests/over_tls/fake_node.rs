@@ -445,6 +445,7 @@ fn status(present: &VolumePresent) -> admin::api::VolumeStatus {
         encrypted_blocks: 0,
         domain: present.domain,
         epoch: present.epoch,
+        check: hex::encode(present.check),
         fence: present.fence,
         unsealed: false,
     }

@@ -68,6 +68,11 @@ fn who_shares_a_key_is_counted_together_and_who_goes_leaves_what_it_had() {
     pool.delete_volume(id(1)).unwrap();
     assert_eq!(counted(&pool, 2), together);
     pool.delete_snapshot(id(9)).unwrap();
+    // What it took over is no reservation of its own.
+    let more = 20 * GIB;
+    pool.volume(id(2)).unwrap().take_sequences(SectorCount(more / PER_SECTOR)).unwrap();
+    assert!(counted(&pool, 2) >= together + more - GIB, "{}", counted(&pool, 2));
+    let together = counted(&pool, 2);
     drop((pool, volume));
     let pool = Pool::open(device.reopened()).unwrap();
     assert_eq!(counted(&pool, 2), together);

@@ -58,6 +58,24 @@ fn what_was_written_and_unmapped_since_a_snapshot_is_told_and_nothing_else() {
     assert_eq!(changes(&pool.volume(id(1)).unwrap(), Some(&snapshot), 0, SECTORS), vec![Change::Same; 100]);
 }
 
+/// A snapshot that is shorter than what its extents hold shows nothing past its end.
+#[test]
+fn what_an_older_snapshot_was_too_short_for_is_told() {
+    let (_device, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(0..SECTORS)).unwrap();
+    pool.create_snapshot(id(1), id(9), 0).unwrap();
+    // In the middle of an extent, and far before others.
+    pool.resize_volume(id(1), SectorCount(20)).unwrap();
+    pool.create_snapshot(id(1), id(8), 0).unwrap();
+    pool.roll_back(id(1), id(9)).unwrap();
+    pool.create_snapshot(id(1), id(7), 0).unwrap();
+    let (short, long) = (pool.snapshot(id(8)).unwrap(), pool.snapshot(id(7)).unwrap());
+    let told = changes(&long, Some(&short), 0, SECTORS);
+    assert!(told[..20].iter().all(|change| *change == Change::Same), "{told:?}");
+    assert!(told[20..].iter().all(|change| *change == Change::Written), "{told:?}");
+}
+
 /// Applying what is told to what the older shows gives what the newer shows.
 #[test]
 fn changes_between_any_two_moments_carry_the_one_over_to_the_other() {

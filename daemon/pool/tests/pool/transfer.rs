@@ -152,8 +152,6 @@ fn a_cut_while_a_snapshot_arrives_costs_nothing_that_has_arrived() {
             assert_eq!(content(&target, first), content(&source.pool, first), "cut {cut}");
             match send(&source.pool, &target, &increment, 8, 100) {
                 Ok(done) => assert!(done),
-                // It had arrived, and the cut came behind that.
-                Err(PoolError::VolumeExists(found)) => assert_eq!(found, second),
                 Err(error) => panic!("cut {cut}: {error}"),
             }
             assert_eq!(content(&target, second), content(&source.pool, second), "cut {cut}");
@@ -186,7 +184,7 @@ fn a_replica_takes_nothing_but_what_is_sent_until_it_is_promoted() {
     assert!(volume.info().replica);
 
     // Half of an increment has arrived, and is given up.
-    assert_eq!(target.promote(VOLUME).unwrap(), Some(first));
+    assert_eq!(target.promote(VOLUME).unwrap(), first);
     let sectors = target.snapshot(first).unwrap().sectors();
     assert_eq!(volume.sectors(), sectors);
     let snapshot = target.snapshot(first).unwrap();
@@ -211,7 +209,12 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let increment = source.pool.manifest(second, Some(first)).unwrap();
     assert!(matches!(target.begin_receiving(&increment), Err(PoolError::NoSuchVolume(VOLUME))));
     assert!(send(&source.pool, &target, &whole, 1000, 100).unwrap());
-    assert!(matches!(target.begin_receiving(&whole), Err(PoolError::VolumeExists(_))));
+    // It is there: nothing is to be sent.
+    assert_eq!(target.begin_receiving(&whole).unwrap().0, whole.sectors.0);
+    let other = Manifest { volume: id(77), ..whole };
+    assert!(matches!(target.begin_receiving(&other), Err(PoolError::VolumeExists(_))));
+    let too_many = Manifest { blocks: 1 << 50, ..increment };
+    assert!(matches!(target.begin_receiving(&too_many), Err(PoolError::BadPortion { .. })));
     let all_of_second = source.pool.manifest(second, None).unwrap();
     assert!(matches!(target.begin_receiving(&all_of_second), Err(PoolError::NoCommonSnapshot { .. })));
     let other_key = Manifest { check: [9; 16], ..increment };
@@ -257,4 +260,111 @@ fn a_damaged_sector_is_not_sent() {
     let error = pool.send(&manifest, Lba(0), SectorCount(1000)).unwrap_err();
     assert!(matches!(error, PoolError::DamagedSector { sector: Lba(30), .. }), "{error}");
     assert_eq!((error.kind(), pool.info().damaged), (PoolErrorKind::Damaged, 1));
+}
+
+/// What a replica receives was sent since its newest snapshot: when that goes, it begins again since the one before.
+#[test]
+fn a_snapshot_that_is_received_since_one_that_goes_begins_again() {
+    let (_device, source) = roomy_pool();
+    let volume = source.create_volume(spec(1, SECTORS)).unwrap();
+    let (_device, target) = roomy_pool();
+    let snapshot = |tag| source.create_snapshot(VOLUME, id(tag), 0).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    snapshot(10);
+    volume.write(Lba(50), EPOCH, &sealed([2])).unwrap();
+    snapshot(11);
+    volume.unmap(Lba(50), SectorCount(1)).unwrap();
+    volume.write(Lba(3), EPOCH, &sealed([3, 4, 5])).unwrap();
+    volume.write(Lba(90), EPOCH, &sealed([9])).unwrap();
+    snapshot(12);
+    for (tag, since) in [(10, None), (11, Some(id(10)))] {
+        let manifest = source.manifest(id(tag), since).unwrap();
+        assert!(send(&source, &target, &manifest, 100, 100).unwrap());
+    }
+    let since_11 = source.manifest(id(12), Some(id(11))).unwrap();
+    assert!(!send(&source, &target, &since_11, 2, 1).unwrap());
+    target.delete_snapshot(id(11)).unwrap();
+    let since_10 = source.manifest(id(12), Some(id(10))).unwrap();
+    assert_eq!(target.begin_receiving(&since_10).unwrap(), Lba(0));
+    assert!(send(&source, &target, &since_10, 2, 100).unwrap());
+    assert_eq!(content(&target, id(12)), content(&source, id(12)));
+}
+
+#[test]
+fn a_replica_without_a_whole_snapshot_is_not_promoted_and_loses_nothing() {
+    let mut source = Source::new(4);
+    let first = source.change_and_snapshot();
+    let (_device, target) = small_pool();
+    let whole = source.pool.manifest(first, None).unwrap();
+    assert!(!send(&source.pool, &target, &whole, 5, 2).unwrap());
+    let next = target.begin_receiving(&whole).unwrap();
+    assert!(matches!(target.promote(VOLUME), Err(PoolError::NothingArrived(VOLUME))));
+    assert_eq!(target.begin_receiving(&whole).unwrap(), next);
+    // A shorter end is none.
+    let short = Manifest { sectors: SectorCount(1), ..whole };
+    assert!(matches!(target.end_receiving(&short), Err(PoolError::NotReceiving { .. })));
+    assert!(send(&source.pool, &target, &whole, 5, 100).unwrap());
+    assert_eq!(content(&target, first), content(&source.pool, first));
+}
+
+/// The first site is gone, the pool is full, and the device does not read what the increment had begun to replace.
+#[test]
+fn promotion_reads_nothing_and_needs_no_space() {
+    let (_device, source) = roomy_pool();
+    let volume = source.create_volume(spec(1, SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(0..SECTORS)).unwrap();
+    source.create_snapshot(VOLUME, id(10), 0).unwrap();
+    volume.unmap(Lba(0), SectorCount(40)).unwrap();
+    volume.write(Lba(40), EPOCH, &sealed(140..150)).unwrap();
+    source.create_snapshot(VOLUME, id(11), 0).unwrap();
+    let (device, target) = small_pool();
+    assert!(send(&source, &target, &source.manifest(id(10), None).unwrap(), 100, 100).unwrap());
+    let increment = source.manifest(id(11), Some(id(10))).unwrap();
+    assert!(!send(&source, &target, &increment, 4, 1).unwrap());
+    let filler = target.create_volume(spec(2, 16 * 100)).unwrap();
+    while filler.write(Lba(16 * (target.info().allocated.0 / EXTENT)), EPOCH, &sealed([1])).is_ok() {}
+    target.flush().unwrap();
+    let sector = device.content().into_iter().find(|(_, page)| page == sealed([5]).as_bytes()).unwrap().0;
+    device.make_unreadable(sector);
+    assert_eq!(target.promote(VOLUME).unwrap(), id(10));
+    device.make_readable(sector);
+    let found = read(&target.volume(VOLUME).unwrap(), 0, SECTORS).unwrap();
+    assert!(found.iter().zip(0..).all(|(sector, tag)| *sector == Some([tag; 8])));
+}
+
+#[test]
+fn runs_and_numbers_that_no_pool_sends_are_refused() {
+    let mut source = Source::new(6);
+    let first = source.change_and_snapshot();
+    let (_device, target) = small_pool();
+    let whole = source.pool.manifest(first, None).unwrap();
+    target.begin_receiving(&whole).unwrap();
+    let portion = source.pool.send(&whole, Lba(0), SectorCount(1000)).unwrap().bytes;
+    let forged = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = portion.clone();
+        change(&mut bytes);
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..8]), &bytes[12..]);
+        bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+        let result = target.receive(VOLUME, first, &bytes);
+        assert!(matches!(result, Err(PoolError::BadPortion { .. })), "{result:?}");
+    };
+    let put = |at: usize, value: u64| {
+        move |bytes: &mut Vec<u8>| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes())
+    };
+    let runs = usize::try_from(u64::from_le_bytes(portion[32..40].try_into().unwrap())).unwrap();
+    for value in [u64::MAX, u64::MAX - 1, 1 << 62, 1 << 40] {
+        forged(&put(16, value));
+        forged(&put(24, value));
+        forged(&put(32, value));
+        forged(&put(40, value));
+    }
+    forged(&|bytes| {
+        put(16, u64::MAX - 11)(bytes);
+        put(24, u64::MAX - 1)(bytes);
+    });
+    // A sequence that would use up the pool's numbers.
+    forged(&put(40 + 8 * runs, (1 << 62) - 2));
+    forged(&put(40 + 8 * runs, 1 << 56));
+    target.receive(VOLUME, first, &portion).unwrap();
+    target.end_receiving(&whole).unwrap();
 }
