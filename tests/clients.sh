@@ -37,6 +37,9 @@ readonly programs=(
     strace:strace
     gdb:gdb
     depmod:kmod
+    strip:binutils
+    xz:xz-utils
+    zstd:zstd
     rclone:rclone
     openssl:openssl
     objdump:binutils
@@ -134,8 +137,9 @@ install_guest_tools() {
     (cd "$root/packages" && apt-get -q -o APT::Sandbox::User=root download "${wanted[@]}" >/dev/null)
     for package in "$root"/packages/*.deb; do dpkg -x "$package" "$root"; done
     rm -r "$root/packages"
-    # Where / is merged, packages may bring either.
-    [ -x "$root/bin/busybox" ] || ln -s usr/bin "$root/bin"
+    # Where / is merged into /usr, packages bring only that.
+    [ -e "$root/bin/busybox" ] || ln -s usr/bin "$root/bin"
+    [ -e "$root/lib/modules" ] || ln -s usr/lib "$root/lib"
 }
 
 # The distribution's interpreter where there is one: its venv does not depend on a user's version manager.

@@ -91,12 +91,14 @@ impl Kernel {
 
     fn read_module(&self, file: &str) -> Vec<u8> {
         let path = self.modules.join(file);
-        if path.extension().is_some_and(|extension| extension == "xz") {
-            let output =
-                client("xz").args(["--decompress", "--stdout"]).arg(&path).output().expect("xz runs");
-            assert!(output.status.success(), "{}", path.display());
-            return output.stdout;
-        }
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        let packer = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("xz") => "xz",
+            Some("zst") => "zstd",
+            _ => return std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        };
+        let output = client(packer).args(["--decompress", "--stdout"]).arg(&path).output();
+        let output = output.unwrap_or_else(|error| panic!("{packer}: {error}"));
+        assert!(output.status.success(), "{}", path.display());
+        output.stdout
     }
 }

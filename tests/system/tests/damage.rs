@@ -205,7 +205,7 @@ fn scrubbing_finds_a_flipped_bit_on_a_sealed_node_and_verifies_tags_on_an_unseal
     let volume = site.status().volumes.iter().find(|volume| volume.kind == "block").expect("a disk").volume;
     for (passes, verified) in [(2, true), (3, false)] {
         if !verified {
-            drop(site.wipe());
+            site.wipe();
             site.wait_sealed("admin");
         }
         order_scrub(&site, ScrubAction::Start);
