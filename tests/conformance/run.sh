@@ -44,6 +44,7 @@ field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.a
 # start: the demonstration, in a directory of its own, until this script ends.
 start() {
     dir=$(mktemp -d "$work/site.XXXXXX")
+    rm -f "$work/ready.json"
     "$nightlatch" demo --dir "$dir" --s3-plain --s3-day-s 10 --s3-signature-v2 --json >"$work/ready.json" 2>"$work/demo.log" &
     demo=$!
     trap 'kill "$demo" 2>/dev/null; wait "$demo" 2>/dev/null; rm -rf "$dir"' EXIT
@@ -55,18 +56,13 @@ start() {
     done
 }
 
-# user SECTION NAME: makes a user and writes the section that the suite finds it by.
+# user NAME SECTION...: makes a user and writes the sections that the suite finds it by.
 user() {
-    local made="$work/user.json"
-    "$nightlatch" --profile "$dir" --json user create "$2" >"$made"
-    local keys
-    keys="access_key = $(field "$made" access_key)
-secret_key = $(field "$made" secret_key)"
-    shift
-    local name=$1 section
-    for section in "${sections[@]}"; do
-        printf '\n[%s]\ndisplay_name = %s\nuser_id = %s\nemail = %s\ntenant = tenant\n%s\n' \
-            "$section" "$name" "$name" "$name" "$keys"
+    local name=$1 made="$work/user.json" section
+    "$nightlatch" --profile "$dir" --json user create "$name" >"$made"
+    for section in "${@:2}"; do
+        printf '\n[%s]\ndisplay_name = %s\nuser_id = %s\nemail = %s\ntenant = tenant\naccess_key = %s\nsecret_key = %s\n' \
+            "$section" "$name" "$name" "$name" "$(field "$made" access_key)" "$(field "$made" secret_key)"
     done
 }
 
@@ -76,10 +72,10 @@ configure() {
     local host=${endpoint#*://}
     printf '[DEFAULT]\nhost = %s\nport = %s\nis_secure = False\n\n[fixtures]\nbucket prefix = nl-{random}-\n' \
         "${host%:*}" "${host##*:}"
-    sections=("s3 main") user main main@example.com
-    sections=("s3 alt") user alt alt@example.com
-    sections=("s3 tenant") user tenant tenant@example.com
-    sections=("iam" "iam root" "iam alt root") user iam iam@example.com
+    user main@example.com "s3 main"
+    user alt@example.com "s3 alt"
+    user tenant@example.com "s3 tenant"
+    user iam@example.com iam "iam root" "iam alt root"
 }
 
 mkdir -p "$work"

@@ -101,6 +101,24 @@ impl Mutation for DeleteObjects {
     fn committed(self) {}
 }
 
+/// A condition of what is not there holds, but for a delete marker: that is there and not what was asked for.
+fn check_current(
+    changes: &Changes<'_>,
+    bucket: &BucketRecord,
+    request: &DeleteRequest,
+) -> Result<(), StoreError> {
+    if request.condition == Condition::default() {
+        return Ok(());
+    }
+    match changes.object(bucket.id, &request.key)? {
+        Some(current) => request.condition.check(Some(&current)),
+        None if changes.newest_version(bucket.id, &request.key)?.is_some() => {
+            Err(StoreError::PreconditionFailed)
+        }
+        None => Ok(()),
+    }
+}
+
 /// Checks everything before it changes anything, so that one refused key leaves the others' changes whole.
 fn delete(
     changes: &mut Changes<'_>,
@@ -113,13 +131,14 @@ fn delete(
     let place = (bucket, request.key.as_str());
     match request.version {
         None => {
-            request.condition.check(changes.object(bucket.id, &request.key)?.as_ref())?;
+            check_current(changes, bucket, request)?;
             version::hide(changes, place, &request.user, moment, dropped)
         }
         Some(id) => {
-            if request.condition != Condition::default() {
-                request.condition.check(changes.version(bucket.id, &request.key, id)?.as_ref())?;
-            }
+            // What is not there is no error, whatever is asked of it.
+            let asks = request.condition != Condition::default();
+            let found = if asks { changes.version(bucket.id, &request.key, id)? } else { None };
+            found.iter().try_for_each(|found| request.condition.check(Some(found)))?;
             version::remove(changes, place, id, (moment.now_ms, request.bypass_governance), dropped)
         }
     }

@@ -127,10 +127,7 @@ impl ObjectLock {
         let Some(current) = self.retention.filter(|retention| retention.until_ms > now_ms) else {
             return Ok(());
         };
-        let keeps = next.is_some_and(|next| {
-            next.until_ms >= current.until_ms
-                && (next.mode == current.mode || next.mode == LockMode::Compliance)
-        });
+        let keeps = next.is_some_and(|next| next.until_ms >= current.until_ms && next.mode == current.mode);
         match current.mode {
             _ if keeps => Ok(()),
             LockMode::Governance if bypass => Ok(()),
@@ -165,12 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn a_retention_can_be_made_stricter_by_anybody_and_weaker_only_under_governance() {
+    fn a_retention_can_be_made_longer_by_anybody_and_weaker_only_under_governance() {
         let retention = |mode, until_ms| Some(Retention { mode, until_ms });
         let (governance, compliance) =
             (lock(LockMode::Governance, NOW + 10), lock(LockMode::Compliance, NOW + 10));
         let longer = retention(LockMode::Compliance, NOW + 11);
-        assert!(governance.check_retention(longer, NOW, false).is_ok());
+        assert!(governance.check_retention(retention(LockMode::Governance, NOW + 11), NOW, false).is_ok());
+        assert!(governance.check_retention(longer, NOW, false).is_err(), "another mode needs the bypass");
+        assert!(governance.check_retention(longer, NOW, true).is_ok());
         assert!(compliance.check_retention(longer, NOW, false).is_ok());
         let shorter = retention(LockMode::Governance, NOW + 9);
         assert!(governance.check_retention(shorter, NOW, false).is_err());

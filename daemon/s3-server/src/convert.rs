@@ -107,9 +107,7 @@ impl ChecksumFields {
 pub(crate) fn parse_checksum(algorithm: ChecksumAlgorithm, text: &str) -> S3Result<Checksum> {
     let value = text.split('-').next().unwrap_or_default();
     let value = STANDARD.decode(value).ok().and_then(|value| Checksum::of_bytes(algorithm, value));
-    value.ok_or_else(|| {
-        S3Error::with_message(S3ErrorCode::InvalidRequest, "a checksum value is not well-formed")
-    })
+    value.ok_or_else(|| S3Error::with_message(S3ErrorCode::BadDigest, "a checksum value is not well-formed"))
 }
 
 pub(crate) fn checksum_text(checksum: &Checksum) -> String {

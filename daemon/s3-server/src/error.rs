@@ -83,8 +83,10 @@ pub(crate) fn from_store(error: &StoreError) -> S3Error {
         StoreError::IsDeleteMarker { version, modified_ms, named } => {
             return delete_marker(error, *version, *modified_ms, *named);
         }
-        StoreError::Locked | StoreError::WrongCustomerKey => S3ErrorCode::AccessDenied,
-        StoreError::CustomerKeyNeeded | StoreError::CustomerKeyUnexpected => S3ErrorCode::InvalidRequest,
+        StoreError::Locked => S3ErrorCode::AccessDenied,
+        StoreError::CustomerKeyNeeded | StoreError::CustomerKeyUnexpected | StoreError::WrongCustomerKey => {
+            S3ErrorCode::InvalidRequest
+        }
         StoreError::LockNotEnabled => S3ErrorCode::InvalidRequest,
         StoreError::RetentionPassed => S3ErrorCode::InvalidArgument,
         StoreError::InvalidRetention => return bad_request(INVALID_RETENTION_PERIOD, error),

@@ -131,6 +131,9 @@ impl Statement {
             _ => return Err(Malformed("a statement's effect must be Allow or Deny")),
         };
         let principals = listed(statement, ("Principal", "NotPrincipal"), principals)?;
+        if principals.negated && effect == Effect::Allow {
+            return Err(Malformed("NotPrincipal goes with Deny only"));
+        }
         let actions = listed(statement, ("Action", "NotAction"), strings)?;
         let known = |action: &String| action == "*" || action.to_ascii_lowercase().starts_with("s3:");
         if !actions.values.iter().all(known) {

@@ -121,9 +121,9 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     let (info, selection, first, reader) = serving
         .run(move |store| {
             let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            let selection = select_from(&object, range, number)?;
             object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
-            let selection = select_from(&object, range, number)?;
             let mut reader = object.reader(&selection.range);
             let first =
                 download::read_chunk(&mut reader, buffer, length).map_err(|error| from_store(&error))?;
@@ -178,9 +178,9 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
                 return Ok((info, whole));
             }
             let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            let selection = select_from(&object, range, number)?;
             object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
-            let selection = select_from(&object, range, number)?;
             Ok((object.info().clone(), selection))
         })
         .await?;
@@ -199,5 +199,10 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
         output.checksum_type = info.checksum.as_ref().map(|checksum| kind_name(checksum.kind()));
         set_checksum_fields!(output, info.checksum.as_ref());
     }
-    Ok(S3Response::new(output))
+    let count = tag_count(&info);
+    let mut response = S3Response::new(output);
+    if let Some(count) = count {
+        response.headers.insert("x-amz-tagging-count", count.into());
+    }
+    Ok(response)
 }

@@ -46,7 +46,7 @@ def customer_keys():
     refused(["InvalidRequest"], s3.get_object, **name)
     refused(["400"], s3.head_object, **name)
     wrong = {**KEY, "SSECustomerKey": b"x" * 32}
-    refused(["AccessDenied"], s3.get_object, **name, **wrong)
+    refused(["InvalidRequest"], s3.get_object, **name, **wrong)
     refused(["InvalidArgument"], s3.put_object, **name, Body=b"", SSECustomerAlgorithm="AES256", SSECustomerKey=b"short")
     refused(["InvalidRequest"], s3.copy_object, Bucket=BUCKET, Key="copy", CopySource=name)
     s3.copy_object(Bucket=BUCKET, Key="copy", CopySource=name, CopySourceSSECustomerAlgorithm="AES256",
