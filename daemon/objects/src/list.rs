@@ -227,21 +227,29 @@ fn versions_start(
     after: Option<&str>,
     after_version: Option<VersionId>,
 ) -> Result<Option<VersionsStart>, StoreError> {
-    let (Some(key), Some(version)) = (after, after_version) else {
-        return Ok(grouping.start(after).map(VersionsStart::Key));
+    let behind_key = || {
+        let mut start = grouping.start(after)?;
+        // A key's versions are rows behind it and a zero, which no key has: none of them is to be shown.
+        if let Some(last) = start.last_mut().filter(|last| **last == 0) {
+            *last = 1;
+        }
+        Some(VersionsStart::Key(start))
     };
+    let (Some(key), Some(version)) = (after, after_version) else { return Ok(behind_key()) };
     if key.as_bytes() < grouping.prefix {
-        return Ok(grouping.start(after).map(VersionsStart::Key));
+        return Ok(behind_key());
     }
     let key_bytes = key.as_bytes().to_vec();
-    Ok(Some(match version {
-        VersionId::Id { sequence, .. } => VersionsStart::After(key_bytes, sequence),
-        VersionId::Null => match snapshot.version(bucket, key, version)? {
-            Some(null) => VersionsStart::After(key_bytes, null.version.sequence),
-            // Deleted since the last page: better some versions twice than some never.
-            None => VersionsStart::Key(key_bytes),
-        },
-    }))
+    let sequence = match version {
+        VersionId::Id { sequence, .. } => Some(sequence),
+        // Where it is gone since the last page: better some versions twice than some never.
+        VersionId::Null => snapshot.version(bucket, key, version)?.map(|null| null.version.sequence),
+    };
+    let Some(sequence) = sequence else { return Ok(Some(VersionsStart::Key(key_bytes))) };
+    // What was shown has been deleted since, and one that was not has become the newest.
+    let newest = snapshot.object(bucket, key)?;
+    let risen = newest.is_some_and(|newest| newest.version.sequence < sequence);
+    Ok(Some(if risen { VersionsStart::Key(key_bytes) } else { VersionsStart::After(key_bytes, sequence) }))
 }
 
 fn versions_page(

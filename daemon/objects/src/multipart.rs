@@ -372,8 +372,10 @@ impl Mutation for CreateUpload {
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
         let UploadPlace { bucket, key, upload } = &self.place;
-        let bucket = changes.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
-        changes.put_upload(bucket, key, *upload, &self.record)
+        let bucket = changes.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        // Said now: at its completion it is too late.
+        bucket.lock.of_new(self.record.attributes.lock, self.record.initiated_ms)?;
+        changes.put_upload(bucket.id, key, *upload, &self.record)
     }
 
     fn committed(self) {}

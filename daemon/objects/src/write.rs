@@ -380,9 +380,10 @@ impl Mutation for ReplaceMetadata {
         if !seen || bucket.versioning != Versioning::Unversioned {
             return Err(StoreError::Conflict);
         }
+        let lock = bucket.lock.of_new(self.attributes.lock, self.moment.now_ms)?;
         let record = ObjectRecord {
             metadata: self.metadata.clone(),
-            attributes: self.attributes.clone(),
+            attributes: Attributes { lock, ..self.attributes.clone() },
             modified_ms: self.moment.now_ms,
             ..current
         };
