@@ -279,8 +279,8 @@ fn damage(path: &Path, at: usize) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// A pool with a volume, whose entry is in its table and not only in the log.
-fn pool_with_a_volume(path: &Path) {
+/// A pool with two volumes, of which the entry of the first is in its table and not in the log any more.
+fn pool_with_volumes(path: &Path) {
     let options =
         device::OpenOptions { create_len: Some(ByteLen(64 << 20)), ..device::OpenOptions::default() };
     let device = Arc::new(device::FileDevice::open(path, options).unwrap());
@@ -294,17 +294,19 @@ fn pool_with_a_volume(path: &Path) {
         kind: pool::VolumeKind::Block,
     };
     pool.create_volume(spec).unwrap();
-    (1..300).for_each(|fence| pool.raise_fence(spec.id, Fence(fence)).unwrap());
+    let second = pool::VolumeSpec { id: VolumeId([9; 16]), ..spec };
+    pool.create_volume(second).unwrap();
+    (1..300).for_each(|fence| pool.raise_fence(second.id, Fence(fence)).unwrap());
 }
 
 #[test]
 fn a_pool_is_checked_without_a_write_and_repaired_without_a_guess() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pool.img");
-    pool_with_a_volume(&path);
+    pool_with_volumes(&path);
     let pool = |command: &str| nightlatch(&["--json", "pool", command, text(&path)]);
     let sound = json(&pool("check"));
-    assert_eq!((&sound["sound"], &sound["volumes"]), (&true.into(), &1.into()));
+    assert_eq!((&sound["sound"], &sound["volumes"]), (&true.into(), &2.into()));
 
     // A copy of the superblock has a second one.
     damage(&path, 100);

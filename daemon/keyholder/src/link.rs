@@ -435,6 +435,8 @@ impl<'a> Dialogue<'a> {
         let keyholder = self.keyholder;
         self.push_at = keyholder.book(|book| book.grants_wait());
         let planned = keyholder.book(|book| book.plan_push(self.node))?;
+        let free = keyholder.book(|book| book.held_elsewhere_until(self.node));
+        self.push_at = [self.push_at, free].into_iter().flatten().min();
         for grant in planned {
             let bytes = keyholder.blocking(|| self.seal_and_sign(grant))?;
             self.send(&bytes).await?;

@@ -243,6 +243,17 @@ impl Book {
         Ok(planned)
     }
 
+    /// When the first of the node's volumes comes free whose key another node may still hold: a push is due then.
+    pub(crate) fn held_elsewhere_until(&self, node: NodeId) -> Option<BootInstant> {
+        let now = clock::now();
+        let volumes = self.registry().ok()?.volumes_of(node).filter(|volume| self.is_pushable(volume));
+        let elsewhere = volumes.filter_map(|volume| {
+            let record = self.records.of(volume.volume).filter(|record| record.node != node)?;
+            record.expires.filter(|expires| now < *expires)
+        });
+        elsewhere.min()
+    }
+
     fn planned(
         &self,
         volume: &VolumeRecord,
