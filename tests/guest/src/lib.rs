@@ -1,7 +1,7 @@
 //! A machine of a test's own: a distribution's kernel under QEMU, with a root made by the test.
 //!
 //! ```no_run
-//! let guest = guest::Guest::builder().module("virtio_blk").drive("/tmp/disk".as_ref(), guest::Format::Raw).boot();
+//! let mut guest = guest::Guest::builder().module("virtio_blk").drive("/tmp/disk".as_ref(), guest::Format::Raw).boot();
 //! assert_eq!(guest.run("cat /sys/block/vda/size").expect_success().trim(), "131072");
 //! ```
 //!
