@@ -131,13 +131,18 @@ impl Sealed {
     /// Takes in what another pool has sent: ciphertext that its records' checksums fit. The sector that does not fit, where
     /// there is one, or the first without a record.
     pub fn from_frame(buf: SectorBuf, records: Vec<SectorRecord>) -> Result<Self, u64> {
-        let sectors = buf.as_bytes().chunks_exact(SECTOR_BYTES);
-        let fits = |(sector, record): &(&[u8], &SectorRecord)| crc32c::crc32c(sector) == record.checksum;
-        let fitting = sectors.zip(&records).take_while(fits).count();
-        match fitting == records.len() && sectors_in(buf.as_bytes()).0 == fitting as u64 {
-            true => Ok(Self { buf, records }),
-            false => Err(fitting as u64),
+        let sealed = Self { buf, records };
+        match sealed.first_misfit() {
+            None if sealed.records.len() as u64 == sealed.sectors().0 => Ok(sealed),
+            misfit => Err(misfit.unwrap_or(sealed.records.len() as u64)),
         }
+    }
+
+    /// The first sector whose record has another checksum; without a key it is how rot shows.
+    pub fn first_misfit(&self) -> Option<u64> {
+        let mut each = self.as_bytes().chunks_exact(SECTOR_BYTES).zip(&self.records);
+        let misfit = each.position(|(sector, record)| crc32c::crc32c(sector) != record.checksum);
+        misfit.map(|nth| nth as u64)
     }
 
     /// Declares the content of `buf` as just read off a device.

@@ -309,11 +309,9 @@ impl Keyholder {
     ) -> Result<VolumeEntry, KeyholderError> {
         let (volume, to) = self.book(|book| book.check_promotion(label, &request.node))?;
         let (client, name) = self.node_client(to)?;
-        let present = |volumes: Vec<admin::api::VolumeStatus>| {
-            volumes.into_iter().find(|present| present.volume == volume)
-        };
-        let there: Result<Vec<admin::api::VolumeStatus>, ClientError> = client.get("/v1/volumes").await;
-        let there = present(there.map_err(|source| unreachable(name.clone(), source))?);
+        let volumes: Result<Vec<admin::api::VolumeStatus>, ClientError> = client.get("/v1/volumes").await;
+        let volumes = volumes.map_err(|source| unreachable(name.clone(), source))?;
+        let there = volumes.into_iter().find(|present| present.volume == volume);
         self.book(|book| book.check_replica(label, &request.node, there.as_ref()))?;
         let path = format!("/v1/replicas/{volume}/promote");
         let answer: Result<admin::api::Promoted, ClientError> =

@@ -229,10 +229,7 @@ impl Scrubber {
             throttle.done(bytes, |pass| {
                 pass.next_extent = scrub.position();
                 pass.bytes_done += bytes.0;
-                pass.damaged_sectors += step.damaged.len() as u64;
-                let named = step.damaged.iter().map(named);
-                let room = NAMED_MAX.saturating_sub(pass.damaged.len());
-                pass.damaged.extend(named.take(room));
+                note_damage(pass, step.damaged.iter().map(named));
             })?;
         }
         throttle.done(ByteLen(0), |pass| {
@@ -293,9 +290,7 @@ fn verify_volume(volume: &Volume, throttle: &mut Throttle<'_>) -> Result<(), Hal
                 let len = part.len() as u64;
                 throttle.done(ByteLen(len), |pass| {
                     pass.bytes_verified += len;
-                    pass.damaged_sectors += damaged.len() as u64;
-                    let room = NAMED_MAX.saturating_sub(pass.damaged.len());
-                    pass.damaged.extend(damaged.into_iter().take(room));
+                    note_damage(pass, damaged.into_iter());
                 })?;
                 at += len;
             }
@@ -321,6 +316,13 @@ fn damaged_in(volume: &Volume, at: u64, part: &mut [u8]) -> Vec<DamagedSector> {
         }
     }
     damaged
+}
+
+/// Counts damaged sectors, and names them as far as there is room.
+fn note_damage(pass: &mut ScrubPass, damaged: impl ExactSizeIterator<Item = DamagedSector>) {
+    pass.damaged_sectors += damaged.len() as u64;
+    let room = NAMED_MAX.saturating_sub(pass.damaged.len());
+    pass.damaged.extend(damaged.take(room));
 }
 
 fn named(damaged: &pool::DamagedSector) -> DamagedSector {

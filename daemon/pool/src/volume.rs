@@ -218,11 +218,7 @@ impl VolumeState {
 
     /// Notes how many blocks the volume that a replica is of has encrypted. They count from its promotion on.
     pub(crate) fn note_blocks(&self, core: &Core, blocks: u64) {
-        let mut head = self.head_mut();
-        let more = blocks.saturating_sub(head.blocks);
-        head.blocks += more;
-        self.blocks.take_over(more);
-        self.mark_entry(core, &head);
+        self.add_blocks(core, blocks.saturating_sub(self.blocks()));
     }
 
     pub(crate) fn is_replica(&self) -> bool {

@@ -9,6 +9,7 @@ use admin::api::{Receive, Received, SnapshotManifest, SnapshotStatus};
 use bytes::Bytes;
 use identity::{ClientError, HttpsClient};
 use indicatif::ProgressBar;
+use pool::Portion;
 use sha2::{Digest, Sha256};
 use units::{ByteLen, PoolId, SECTOR_BYTES, VolumeId};
 
@@ -19,8 +20,6 @@ use crate::output::Output;
 
 /// What a portion is asked to hold: 16 MiB.
 const PORTION_SECTORS: u64 = 4096;
-/// Where a portion says which sector follows it (STREAM.md).
-const PORTION_END_AT: usize = 24;
 /// No frame is longer.
 const FRAME_BYTES_MAX: u64 = 64 << 20;
 
@@ -182,7 +181,7 @@ fn progress(manifest: &SnapshotManifest, output: Output) -> ProgressBar {
 }
 
 fn end_of(portion: &[u8]) -> Option<u64> {
-    Some(u64::from_le_bytes(portion.get(PORTION_END_AT..PORTION_END_AT + 8)?.try_into().ok()?))
+    Portion::next_after(portion).map(|next| next.0)
 }
 
 fn malformed(path: &Path) -> Failure {
