@@ -67,6 +67,15 @@ struct Prepared {
 }
 
 impl Prepared {
+    /// A connection over which the volume's block has just been written and read.
+    fn use_the_volume(&self) -> Client {
+        let endpoint = Endpoint::unix(self.site.nbd_socket());
+        let mut client = Client::connect(&endpoint, DISK).expect("an export");
+        let mut block = self.block.repeat(64);
+        client.write(0, &block, false).and_then(|()| client.read(0, &mut block)).expect("an open export");
+        client
+    }
+
     fn new() -> Self {
         let mut site = Site::serving(SiteSpec {
             lease_ms: LEASE_MS,
@@ -329,11 +338,9 @@ fn after_the_third_stage_of_each_trigger_nothing_of_the_clients_is_left() {
     for (cause, event) in ways {
         let reading = prepared.read_slowly();
         let (in_use, all) = (prepared.needles(), prepared.all_needles(&recovered));
-        let site = &mut prepared.site;
         // The volume's block is looked for between two requests of the load below.
-        let mut client = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an export");
-        let mut block = prepared.block.repeat(64);
-        client.write(0, &block, false).and_then(|()| client.read(0, &mut block)).expect("an open export");
+        let client = prepared.use_the_volume();
+        let site = &mut prepared.site;
         assert_finds_what_is_in_use("the node's memory", &scan_node(site, &in_use));
         assert_clean("keys outside the arena, before", &scan_node(site, &keys));
         if cause == "power-loss" {
@@ -362,10 +369,8 @@ fn a_planned_stop_ends_in_a_process_that_holds_nothing_of_the_clients_nor_a_key(
     let recovered = recovered(&prepared.site);
     let reading = prepared.read_slowly();
     let (in_use, all) = (prepared.needles(), prepared.all_needles(&recovered));
+    let client = prepared.use_the_volume();
     let site = &mut prepared.site;
-    let mut client = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an export");
-    let mut block = prepared.block.repeat(64);
-    client.write(0, &block, false).and_then(|()| client.read(0, &mut block)).expect("an open export");
     assert_finds_what_is_in_use("the node's memory", &scan_node(site, &in_use));
     let pid = Pid::from_raw(i32::try_from(site.node().pid()).expect("a process id"));
     ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACEEXIT).expect("run the tests as root");

@@ -8,10 +8,29 @@ use super::acl::NewAcl;
 use super::{Answer, Backend, check_encryption, check_storage_class, header, serving};
 use crate::attributes::{asked_attributes, version};
 use crate::authority::lists::asked_acl;
-use crate::conditions::ReadConditions;
 use crate::convert::{algorithm, condition, etag, kind_name, object_headers, set_checksum_fields, timestamp};
-use crate::customer_key::{AskedKey, asked_key, key_of, md5_of, set_encryption_headers};
+use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::error::{from_store, invalid};
+
+/// What a copy says of its source: the customer's key that opens it, and the conditions it must meet.
+macro_rules! asked_of_source {
+    ($from:expr) => {{
+        let key = $crate::customer_key::AskedKey {
+            algorithm: $from.copy_source_sse_customer_algorithm.take(),
+            key: $from.copy_source_sse_customer_key.take(),
+            md5: $from.copy_source_sse_customer_key_md5.take(),
+        };
+        let conditions = $crate::conditions::ReadConditions {
+            if_match: $from.copy_source_if_match.take(),
+            if_none_match: $from.copy_source_if_none_match.take(),
+            if_modified_since: $from.copy_source_if_modified_since.take(),
+            if_unmodified_since: $from.copy_source_if_unmodified_since.take(),
+        };
+        ($crate::customer_key::key_of(key.read()?.as_ref()), conditions)
+    }};
+}
+
+pub(super) use asked_of_source;
 
 /// Bucket, key and version of a copy's source.
 pub(super) fn copy_source(source: &CopySource) -> S3Result<(String, String, Option<VersionId>)> {
@@ -70,18 +89,7 @@ pub(super) async fn object(
     let mut attributes = asked_attributes!(input).into_attributes(acl)?;
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
-    let source_key = AskedKey {
-        algorithm: input.copy_source_sse_customer_algorithm.take(),
-        key: input.copy_source_sse_customer_key.take(),
-        md5: input.copy_source_sse_customer_key_md5.take(),
-    };
-    let source_key = key_of(source_key.read()?.as_ref());
-    let conditions = ReadConditions {
-        if_match: input.copy_source_if_match,
-        if_none_match: input.copy_source_if_none_match,
-        if_modified_since: input.copy_source_if_modified_since,
-        if_unmodified_since: input.copy_source_if_unmodified_since,
-    };
+    let (source_key, conditions) = asked_of_source!(input);
     let checksum = input.checksum_algorithm.as_ref().map(|name| algorithm(name.as_str())).transpose()?;
     let (bucket, key) = (input.bucket, input.key);
     let turn = backend.resources.copy().await;

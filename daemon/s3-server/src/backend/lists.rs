@@ -60,17 +60,27 @@ fn common_prefixes(prefixes: &[String], encode: fn(&str) -> String) -> Option<Ve
     (!prefixes.is_empty()).then(|| prefixes.iter().map(prefix).collect())
 }
 
+/// What is there and not empty: clients send empty markers for none.
+fn given(text: &Option<String>) -> Option<String> {
+    text.clone().filter(|text| !text.is_empty())
+}
+
+fn list_request(
+    prefix: &Option<String>,
+    delimiter: &Option<String>,
+    after: Option<String>,
+    limit: usize,
+) -> ListRequest {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    ListRequest { prefix: text(prefix), delimiter: text(delimiter), after, limit }
+}
+
 pub(super) async fn objects_v1(request: S3Request<ListObjectsInput>) -> Answer<ListObjectsOutput> {
     let serving = serving(&request)?;
     let input = request.input;
     let limit = limit(input.max_keys)?;
     let encode = encoder(input.encoding_type.as_ref())?;
-    let list = ListRequest {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone().unwrap_or_default(),
-        after: input.marker.clone().filter(|marker| !marker.is_empty()),
-        limit,
-    };
+    let list = list_request(&input.prefix, &input.delimiter, given(&input.marker), limit);
     let bucket = input.bucket.clone();
     let page = serving
         .run(move |store| store.list_objects(&bucket, &list).map_err(|error| from_store(&error)))
@@ -108,14 +118,9 @@ pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer
     let encode = encoder(input.encoding_type.as_ref())?;
     let after = match &input.continuation_token {
         Some(token) if !token.is_empty() => Some(parse_token(token)?),
-        _ => input.start_after.clone().filter(|after| !after.is_empty()),
+        _ => given(&input.start_after),
     };
-    let list = ListRequest {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone().unwrap_or_default(),
-        after,
-        limit,
-    };
+    let list = list_request(&input.prefix, &input.delimiter, after, limit);
     let bucket = input.bucket.clone();
     let page = serving
         .run(move |store| store.list_objects(&bucket, &list).map_err(|error| from_store(&error)))
@@ -174,13 +179,8 @@ pub(super) async fn versions(
     let input = request.input;
     let limit = limit(input.max_keys)?;
     let encode = encoder(input.encoding_type.as_ref())?;
-    let list = ListRequest {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone().unwrap_or_default(),
-        after: input.key_marker.clone().filter(|marker| !marker.is_empty()),
-        limit,
-    };
-    let marker = input.version_id_marker.clone().filter(|marker| !marker.is_empty());
+    let list = list_request(&input.prefix, &input.delimiter, given(&input.key_marker), limit);
+    let marker = given(&input.version_id_marker);
     if marker.is_some() && list.after.is_none() {
         return Err(invalid("a version-id-marker can't be given without a key-marker"));
     }
@@ -235,16 +235,10 @@ pub(super) async fn uploads(
     let input = request.input;
     let limit = limit(input.max_uploads)?;
     let encode = encoder(input.encoding_type.as_ref())?;
-    let list = ListRequest {
-        prefix: input.prefix.clone().unwrap_or_default(),
-        delimiter: input.delimiter.clone().unwrap_or_default(),
-        after: input.key_marker.clone().filter(|marker| !marker.is_empty()),
-        limit,
-    };
+    let list = list_request(&input.prefix, &input.delimiter, given(&input.key_marker), limit);
     let bucket = input.bucket.clone();
     // Without a key marker the upload marker means nothing (S3).
-    let after_upload =
-        input.upload_id_marker.clone().filter(|marker| !marker.is_empty() && list.after.is_some());
+    let after_upload = given(&input.upload_id_marker).filter(|_| list.after.is_some());
     let page = serving
         .run(move |store| {
             store.list_uploads(&bucket, &list, after_upload.as_deref()).map_err(|error| from_store(&error))

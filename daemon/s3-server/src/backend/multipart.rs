@@ -5,16 +5,16 @@ use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::acl::NewAcl;
-use super::copy::copy_source;
+use super::copy::{asked_of_source, copy_source};
 use super::{Answer, Backend, at_rest, check_encryption, check_storage_class, header, serving};
 use crate::attributes::asked_attributes;
 use crate::authority::lists::asked_acl;
-use crate::conditions::{ReadConditions, source_range};
+use crate::conditions::source_range;
 use crate::convert::{
     algorithm, algorithm_name, checksum_fields, condition, etag, kind, kind_name, object_headers,
     set_checksum_fields, timestamp,
 };
-use crate::customer_key::{AskedKey, asked_key, key_of, md5_of, set_encryption_headers};
+use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::error::{from_store, invalid};
 use crate::upload::Upload;
 
@@ -112,18 +112,7 @@ pub(super) async fn upload_copy(
     let source = copy_source(&input.copy_source)?;
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
-    let source_key = AskedKey {
-        algorithm: input.copy_source_sse_customer_algorithm.take(),
-        key: input.copy_source_sse_customer_key.take(),
-        md5: input.copy_source_sse_customer_key_md5.take(),
-    };
-    let source_key = key_of(source_key.read()?.as_ref());
-    let conditions = ReadConditions {
-        if_match: input.copy_source_if_match,
-        if_none_match: input.copy_source_if_none_match,
-        if_modified_since: input.copy_source_if_modified_since,
-        if_unmodified_since: input.copy_source_if_unmodified_since,
-    };
+    let (source_key, conditions) = asked_of_source!(input);
     let (bucket, key, id, range) = (input.bucket, input.key, input.upload_id, input.copy_source_range);
     let turn = backend.resources.copy().await;
     let (part, source_version) = serving
