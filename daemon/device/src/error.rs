@@ -129,8 +129,8 @@ impl DeviceError {
     fn advice(&self) -> &'static str {
         match self.kind {
             DeviceErrorKind::InUse => {
-                "it is already opened by another process or mounted: stop that nightlatchd or unmount it (`fuser -v` \
-                 or `lsblk` shows who), or name another device"
+                "it is already opened by another process, mounted, or has a loop device over it: stop that nightlatchd, unmount \
+                 it or detach the loop device (`fuser -v`, `lsblk` or `losetup -j` shows who), or name another device"
             }
             DeviceErrorKind::NotFound => "there is no such device: check the path and the cabling",
             DeviceErrorKind::AlreadyExists => {

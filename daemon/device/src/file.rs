@@ -1,9 +1,11 @@
 //! A device in the file system: a regular file, a disk or a partition.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{File, Metadata as FileMetadata};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,6 +39,9 @@ pub struct OpenOptions {
     pub direct: Direct,
     /// Create a sparse regular file of this length, which must not exist yet (an empty one may).
     pub create_len: Option<ByteLen>,
+    /// Open a regular file though a loop device is over it, through which it may be mounted. A block device that is mounted or
+    /// part of an array is never opened.
+    pub behind_loop: bool,
 }
 
 mod ioctl {
@@ -105,6 +110,9 @@ impl FileDevice {
             .map_err(|error| DeviceError::from_errno(errno_of(&error), Operation::Open, shown))?;
         let kind = kind_of(&metadata)
             .ok_or_else(|| DeviceError::new(DeviceErrorKind::NotADevice, Operation::Open, shown))?;
+        if kind == DeviceKind::File && !options.behind_loop && is_behind_loop(&metadata) {
+            return Err(DeviceError::new(DeviceErrorKind::InUse, Operation::Open, shown));
+        }
         let mut unlocked = Some(file);
         let lock = || {
             let file = unlocked.take().ok_or(Errno::EBADF)?;
@@ -392,6 +400,17 @@ fn kind_of(metadata: &FileMetadata) -> Option<DeviceKind> {
     }
 }
 
+/// Whether a loop device is over this file. Where the system does not say, none is.
+fn is_behind_loop(file: &FileMetadata) -> bool {
+    let Ok(disks) = std::fs::read_dir("/sys/block") else { return false };
+    disks.flatten().any(|disk| {
+        let Ok(mut path) = std::fs::read(disk.path().join("loop/backing_file")) else { return false };
+        path.pop_if(|last| *last == b'\n');
+        let backing = std::fs::metadata(Path::new(OsStr::from_bytes(&path)));
+        backing.is_ok_and(|backing| (backing.dev(), backing.ino()) == (file.dev(), file.ino()))
+    })
+}
+
 fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -550,6 +569,24 @@ mod tests {
         assert_eq!(device.read(ByteOffset(8192), SectorCount(1)).unwrap().as_bytes()[0], 0x77);
         drop(device);
         FileDevice::open(&disk.0, OpenOptions::default()).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_a_loop_device_is_over_is_opened_by_force_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        drop(create(&path));
+        let Some(disk) = LoopDevice::over(&path) else {
+            println!("not run: making a loop device takes root and losetup");
+            return;
+        };
+        let error = FileDevice::open(&path, OpenOptions::default()).unwrap_err();
+        assert_eq!(error.kind(), DeviceErrorKind::InUse);
+        assert!(error.to_string().contains("losetup -j"), "{error}");
+        let by_force = OpenOptions { behind_loop: true, ..OpenOptions::default() };
+        drop(FileDevice::open(&path, by_force).unwrap());
+        drop(disk);
+        FileDevice::open(&path, OpenOptions::default()).unwrap();
     }
 
     #[test]

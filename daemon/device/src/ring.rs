@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
@@ -22,6 +23,9 @@ use units::ByteOffset;
 
 /// Most transfers in flight: twice what a SATA disk queues. Other depths have not been measured.
 const DEPTH: u32 = 64;
+
+/// Where the kernel says that it has no room just now: at once it would say so again.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The registered file.
 const FILE: types::Fixed = types::Fixed(0);
@@ -136,17 +140,19 @@ impl Ring {
                 return failed.map_or(Ok(()), Err);
             }
             // Whatever this says, what is in flight is waited for: a signal, or a kernel short of memory, is no end.
-            if ring.submit_and_wait(1).is_err() {
-                std::thread::yield_now();
-            }
+            let mut again = ring.submit_and_wait(1).is_err();
             for completion in ring.completion() {
                 in_flight -= 1;
+                again |= completion.result() == -(Errno::EAGAIN as i32);
                 let nth = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
                 match take(&mut left[nth], completion.result()) {
                     Ok(true) => {}
                     Ok(false) => waiting.push(nth),
                     Err(stop) => failed = failed.or(Some((nth, stop))),
                 }
+            }
+            if again {
+                std::thread::park_timeout(PAUSE);
             }
         }
     }

@@ -23,11 +23,28 @@ use crate::{
 /// What a disk writes whole: the unit in which a write is torn.
 const TEAR_BYTES: usize = 512;
 
-type Page = [u8; SECTOR_BYTES];
+type Content = [u8; SECTOR_BYTES];
 
-/// Sectors by number; absent ones are zero, so that a device of a TiB costs what was written to it. Shared, so that a
-/// copy of a device costs little.
-type Image = BTreeMap<u64, Arc<Page>>;
+/// A sector's content without the zeros at its end, which the pages of a large pool's tables are full of. Shared, so that a copy
+/// of a device costs little.
+#[derive(Clone)]
+struct Page(Arc<[u8]>);
+
+impl Page {
+    fn of(content: &Content) -> Self {
+        let len = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        Self(content[..len].into())
+    }
+
+    fn content(&self) -> Content {
+        let mut content = [0; SECTOR_BYTES];
+        content[..self.0.len()].copy_from_slice(&self.0);
+        content
+    }
+}
+
+/// Sectors by number, those that were ever written, so that a device of a TiB costs what was written to it.
+type Image = BTreeMap<u64, Page>;
 
 /// An error to be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +65,28 @@ pub struct SimulatedDevice {
     state: Mutex<State>,
 }
 
+/// What sectors hold that were never written.
+#[derive(Clone, Copy, Debug)]
+enum Unwritten {
+    Zeros,
+    /// What somebody else left there: noise, by the seed.
+    Noise(u64),
+}
+
+impl Unwritten {
+    fn content(self, sector: u64) -> Content {
+        let mut page = [0; SECTOR_BYTES];
+        if let Self::Noise(seed) = self {
+            let mut random = SplitMix64(seed ^ sector.wrapping_mul(0xd134_2543_de82_ef95));
+            page.as_chunks_mut().0.iter_mut().for_each(|word| *word = random.next().to_le_bytes());
+        }
+        page
+    }
+}
+
 struct State {
     len: u64,
+    unwritten: Unwritten,
     /// What survives a power cut whatever happens.
     durable: Image,
     /// What a read returns where it differs from `durable`.
@@ -59,12 +96,13 @@ struct State {
     /// Sectors that cannot be read until they are written.
     unreadable: BTreeSet<u64>,
     flush_is_noop: bool,
-    /// The next write or flush is the one that misses.
-    misses_a_flush: bool,
+    /// How many flushes the next write misses, or whether the next flush does nothing.
+    misses_flushes: u8,
     failed_flush: Option<Errno>,
     faults: Vec<Fault>,
     /// Writes, discards and flushes so far.
     operations: u64,
+    reads: u64,
     writes: u64,
     flushes: u64,
     cut_at: Option<u64>,
@@ -75,10 +113,10 @@ struct State {
 struct PendingWrite {
     first: u64,
     /// `None` for a discard.
-    data: Option<Vec<Arc<Page>>>,
+    data: Option<Vec<Page>>,
     sectors: u64,
-    /// Whether the next flush leaves it out.
-    late: bool,
+    /// Flushes that leave it out.
+    late: u8,
 }
 
 /// Which of the writes since the last flush survive a power cut.
@@ -99,23 +137,31 @@ impl fmt::Debug for SimulatedDevice {
 impl SimulatedDevice {
     /// A device of zeros. A partial last sector is not part of it.
     pub fn new(len: ByteLen) -> Arc<Self> {
-        Self::with_image(len.0 - len.0 % SECTOR_BYTES as u64, Image::new())
+        Self::with_image(len.0 - len.0 % SECTOR_BYTES as u64, Unwritten::Zeros, Image::new())
     }
 
-    fn with_image(len: u64, durable: Image) -> Arc<Self> {
+    /// A device that somebody else has used: every sector of it holds noise, the same for the same seed. What is discarded
+    /// before it was ever written keeps it.
+    pub fn filled_with_noise(len: ByteLen, seed: u64) -> Arc<Self> {
+        Self::with_image(len.0 - len.0 % SECTOR_BYTES as u64, Unwritten::Noise(seed), Image::new())
+    }
+
+    fn with_image(len: u64, unwritten: Unwritten, durable: Image) -> Arc<Self> {
         Arc::new(Self {
             path: "simulated device".into(),
             state: Mutex::new(State {
                 len,
+                unwritten,
                 durable,
                 cached: Image::new(),
                 pending: Vec::new(),
                 unreadable: BTreeSet::new(),
                 flush_is_noop: false,
-                misses_a_flush: false,
+                misses_flushes: 0,
                 failed_flush: None,
                 faults: Vec::new(),
                 operations: 0,
+                reads: 0,
                 writes: 0,
                 flushes: 0,
                 cut_at: None,
@@ -133,10 +179,10 @@ impl SimulatedDevice {
         self.state().flush_is_noop = true;
     }
 
-    /// Breaks the order of writes: if what comes next is a write, the flush behind it leaves it out, and only the one after that
-    /// makes it durable; if it is a flush, it reports success and makes nothing durable.
-    pub fn miss_a_flush(&self) {
-        self.state().misses_a_flush = true;
+    /// Breaks the order of writes: if what comes next is a write, so many flushes behind it leave it out, and only the one after
+    /// those makes it durable; if it is a flush, it reports success and makes nothing durable.
+    pub fn miss_flushes(&self, count: u8) {
+        self.state().misses_flushes = count;
     }
 
     /// Writes and discards that no flush has made durable yet.
@@ -167,6 +213,11 @@ impl SimulatedDevice {
     /// Writes, discards and flushes so far, whether or not they succeeded.
     pub fn operations(&self) -> u64 {
         self.state().operations
+    }
+
+    /// Reads so far, whether or not they succeeded.
+    pub fn reads(&self) -> u64 {
+        self.state().reads
     }
 
     /// Writes so far, whether or not they succeeded.
@@ -207,10 +258,11 @@ impl SimulatedDevice {
                 let mut random = SplitMix64(seed);
                 let mut order: Vec<&PendingWrite> = state.pending.iter().collect();
                 random.shuffle(&mut order);
-                order.iter().for_each(|write| write.survive(&mut image, &mut random));
+                let unwritten = state.unwritten;
+                order.iter().for_each(|write| write.survive(&mut image, unwritten, &mut random));
             }
         }
-        let device = Self::with_image(state.len, image);
+        let device = Self::with_image(state.len, state.unwritten, image);
         device.state().unreadable.clone_from(&state.unreadable);
         device
     }
@@ -220,7 +272,7 @@ impl SimulatedDevice {
     pub fn reopened(&self) -> Arc<Self> {
         let mut state = self.state();
         state.power = false;
-        let device = Self::with_image(state.len, state.durable.clone());
+        let device = Self::with_image(state.len, state.unwritten, state.durable.clone());
         {
             let mut next = device.state();
             next.cached = state.cached.clone();
@@ -235,8 +287,8 @@ impl SimulatedDevice {
     pub fn durable_copy(&self) -> Arc<Self> {
         let state = self.state();
         let mut image = state.durable.clone();
-        image.extend(state.cached.iter().map(|(sector, page)| (*sector, Arc::clone(page))));
-        Self::with_image(state.len, image)
+        image.extend(state.cached.iter().map(|(sector, page)| (*sector, page.clone())));
+        Self::with_image(state.len, state.unwritten, image)
     }
 
     /// Changes the bytes of one sector on the medium and in the cache.
@@ -247,10 +299,10 @@ impl SimulatedDevice {
     pub fn edit(&self, sector: u64, change: impl FnOnce(&mut [u8])) {
         let mut state = self.state();
         assert!((sector + 1) * SECTOR_BYTES as u64 <= state.len, "sector {sector} is past the end");
-        let mut page = state.page(sector);
-        change(&mut page[..]);
+        let mut content = state.content(sector);
+        change(&mut content[..]);
         state.cached.remove(&sector);
-        state.durable.insert(sector, Arc::new(page));
+        state.durable.insert(sector, Page::of(&content));
     }
 
     /// Gives the device another length, as when a disk is resized below a running system.
@@ -263,13 +315,13 @@ impl SimulatedDevice {
         state.pending.retain(|write| write.first + write.sectors <= end);
     }
 
-    /// The sectors that are not all zero, in order: what the device holds now.
+    /// The sectors that were written and are not all zero, in order.
     pub fn content(&self) -> Vec<(u64, Vec<u8>)> {
         let state = self.state();
         let mut sectors: Vec<u64> = state.durable.keys().chain(state.cached.keys()).copied().collect();
         sectors.sort_unstable();
         sectors.dedup();
-        let pages = sectors.into_iter().map(|sector| (sector, state.page(sector).to_vec()));
+        let pages = sectors.into_iter().map(|sector| (sector, state.content(sector).to_vec()));
         pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).collect()
     }
 
@@ -310,6 +362,7 @@ impl SimulatedDevice {
 
     fn read_buf(&self, at: ByteOffset, count: SectorCount) -> Result<SectorBuf, DeviceError> {
         let mut state = self.state();
+        state.reads += 1;
         self.begin(&mut state, Operation::Read, at, count.byte_len().unwrap_or(ByteLen(u64::MAX)))?;
         let mut buf = SectorBuf::zeroed(count);
         let first = at.0 / SECTOR_BYTES as u64;
@@ -318,8 +371,10 @@ impl SimulatedDevice {
             return Err(error.at(at, ByteLen(buf.as_bytes().len() as u64)));
         }
         for (sector, bytes) in (first..).zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)) {
-            if let Some(page) = state.cached.get(&sector).or_else(|| state.durable.get(&sector)) {
-                bytes.copy_from_slice(&page[..]);
+            match (state.written(sector), state.unwritten) {
+                (Some(page), _) => bytes[..page.0.len()].copy_from_slice(&page.0),
+                (None, Unwritten::Zeros) => {}
+                (None, noise) => bytes.copy_from_slice(&noise.content(sector)),
             }
         }
         Ok(buf)
@@ -330,8 +385,7 @@ impl SimulatedDevice {
         self.begin(&mut state, Operation::Write, at, ByteLen(bytes.len() as u64))?;
         state.writes += 1;
         let first = at.0 / SECTOR_BYTES as u64;
-        let pages: Vec<Arc<Page>> =
-            bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(|page| Arc::new(*page)).collect();
+        let pages: Vec<Page> = bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(Page::of).collect();
         let sectors = pages.len() as u64;
         state.pend(first, sectors, Some(pages.clone()));
         self.count(&mut state, Operation::Write)?;
@@ -342,31 +396,32 @@ impl SimulatedDevice {
 }
 
 impl State {
-    fn page(&self, sector: u64) -> Page {
-        self.cached
-            .get(&sector)
-            .or_else(|| self.durable.get(&sector))
-            .map_or([0; SECTOR_BYTES], |page| **page)
+    fn written(&self, sector: u64) -> Option<&Page> {
+        self.cached.get(&sector).or_else(|| self.durable.get(&sector))
     }
 
-    fn pend(&mut self, first: u64, sectors: u64, data: Option<Vec<Arc<Page>>>) {
-        let late = std::mem::take(&mut self.misses_a_flush);
+    fn content(&self, sector: u64) -> Content {
+        self.written(sector).map_or_else(|| self.unwritten.content(sector), Page::content)
+    }
+
+    fn pend(&mut self, first: u64, sectors: u64, data: Option<Vec<Page>>) {
+        let late = std::mem::take(&mut self.misses_flushes);
         self.pending.push(PendingWrite { first, data, sectors, late });
     }
 
     /// Makes everything durable but for what is late.
     fn settle(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        if pending.iter().all(|write| !write.late) {
+        if pending.iter().all(|write| write.late == 0) {
             let cached = std::mem::take(&mut self.cached);
             self.durable.extend(cached);
             return;
         }
         for (index, write) in pending.iter().enumerate() {
-            if !write.late {
+            if write.late == 0 {
                 write.arrive(&mut self.durable);
             } else if !pending[index + 1..].iter().any(|newer| newer.overlaps(write)) {
-                self.pending.push(PendingWrite { late: false, ..write.clone() });
+                self.pending.push(PendingWrite { late: write.late - 1, ..write.clone() });
             }
         }
         let late = |sector: &u64| {
@@ -400,15 +455,15 @@ impl PendingWrite {
         match &self.data {
             Some(pages) => image.extend((self.first..).zip(pages.iter().cloned())),
             None => {
-                let zeros = Arc::new([0; SECTOR_BYTES]);
+                let zeros = Page::of(&[0; SECTOR_BYTES]);
                 let range = image.range_mut(self.first..self.first + self.sectors);
-                range.for_each(|(_, page)| *page = Arc::clone(&zeros));
+                range.for_each(|(_, page)| *page = zeros.clone());
             }
         }
     }
 
     /// Lets as much of it reach the image as the random numbers say.
-    fn survive(&self, image: &mut Image, random: &mut SplitMix64) {
+    fn survive(&self, image: &mut Image, unwritten: Unwritten, random: &mut SplitMix64) {
         // A quarter of the writes is kept whole, a quarter dropped whole, the rest decided unit by unit.
         match random.below(4) {
             0 => return self.arrive(image),
@@ -416,21 +471,21 @@ impl PendingWrite {
             _ => {}
         }
         let Some(pages) = &self.data else {
-            // Zeros where nothing was are no change.
+            // What was never written stays as it was.
             for page in image.range_mut(self.first..self.first + self.sectors).map(|(_, page)| page) {
-                *page = Arc::new(mix(page, &[0; SECTOR_BYTES], random));
+                *page = Page::of(&mix(&page.content(), &[0; SECTOR_BYTES], random));
             }
             return;
         };
         for (sector, page) in (self.first..).zip(pages) {
-            let before = image.get(&sector).map_or([0; SECTOR_BYTES], |page| **page);
-            image.insert(sector, Arc::new(mix(&before, page, random)));
+            let before = image.get(&sector).map_or_else(|| unwritten.content(sector), Page::content);
+            image.insert(sector, Page::of(&mix(&before, &page.content(), random)));
         }
     }
 }
 
 /// A sector of which some units are old and some new.
-fn mix(old: &Page, new: &Page, random: &mut SplitMix64) -> Page {
+fn mix(old: &Content, new: &Content, random: &mut SplitMix64) -> Content {
     let mut mixed = *old;
     for unit in (0..SECTOR_BYTES).step_by(TEAR_BYTES) {
         if random.below(2) == 0 {
@@ -485,7 +540,7 @@ impl Device for SimulatedDevice {
             return Err(error.with_kind(DeviceErrorKind::Failed));
         }
         self.count(&mut state, Operation::Flush).map_err(|error| error.with_kind(DeviceErrorKind::Failed))?;
-        if std::mem::take(&mut state.misses_a_flush) {
+        if std::mem::take(&mut state.misses_flushes) > 0 {
             return Ok(());
         }
         state.flushes += 1;
@@ -505,8 +560,8 @@ impl Device for SimulatedDevice {
         let range = first..first + sectors;
         let held = |image: &Image| image.range(range.clone()).map(|(sector, _)| *sector).collect::<Vec<_>>();
         let sectors = [held(&state.durable), held(&state.cached)].concat();
-        let zeros = Arc::new([0; SECTOR_BYTES]);
-        state.cached.extend(sectors.into_iter().map(|sector| (sector, Arc::clone(&zeros))));
+        let zeros = Page::of(&[0; SECTOR_BYTES]);
+        state.cached.extend(sectors.into_iter().map(|sector| (sector, zeros.clone())));
         Ok(())
     }
 
@@ -661,6 +716,34 @@ mod tests {
             first_sector(&device.reopened().power_cut(seed))[0] == 0
         });
         assert!(lost);
+    }
+
+    #[test]
+    fn noise_is_there_until_it_is_written_over_and_through_cuts() {
+        let device = SimulatedDevice::filled_with_noise(ByteLen(1 << 20), 5);
+        let noise = |device: &SimulatedDevice, sector: u64| {
+            device.read(ByteOffset(sector * 4096), SectorCount(1)).unwrap().as_bytes().to_vec()
+        };
+        let (first, second) = (noise(&device, 0), noise(&device, 1));
+        assert!(first != second && first.iter().any(|byte| *byte != 0));
+        write(&device, 1);
+        let found = noise(&device.power_cut_leaving(Survivors::Nothing), 0);
+        assert_eq!(found, first);
+        let device = SimulatedDevice::filled_with_noise(ByteLen(1 << 20), 5);
+        write(&device, 1);
+        device.flush().unwrap();
+        let device = device.power_cut(3);
+        assert_eq!((noise(&device, 0)[0], noise(&device, 1)), (1, second));
+        // A torn write leaves noise beside what is new.
+        let torn = (0..50).any(|seed| {
+            let device = SimulatedDevice::filled_with_noise(ByteLen(1 << 20), 5);
+            write(&device, 1);
+            let found = noise(&device.power_cut(seed), 0);
+            let mut units = found.chunks(TEAR_BYTES).zip(first.chunks(TEAR_BYTES));
+            units.clone().any(|(unit, old)| unit == old)
+                && units.any(|(unit, _)| unit[0] == 1 && unit[1] == 1)
+        });
+        assert!(torn);
     }
 
     #[test]

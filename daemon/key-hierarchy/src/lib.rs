@@ -44,11 +44,14 @@ pub enum Label {
     Check,
     /// The key-check value of a volume that has a tag for every sector; not a secret.
     CheckTagged,
+    /// The key-check value of a volume whose sectors have checksums alone; not a secret.
+    CheckCrc,
 }
 
 impl Label {
     /// Every label, in the order of HIERARCHY.md.
-    pub const ALL: [Self; 5] = [Self::Xts, Self::TagHash, Self::TagPrf, Self::Check, Self::CheckTagged];
+    pub const ALL: [Self; 6] =
+        [Self::Xts, Self::TagHash, Self::TagPrf, Self::Check, Self::CheckTagged, Self::CheckCrc];
 
     /// The text that goes into the derivation.
     pub const fn text(self) -> &'static str {
@@ -58,6 +61,7 @@ impl Label {
             Self::TagPrf => "tag-prf",
             Self::Check => "check",
             Self::CheckTagged => "check-tagged",
+            Self::CheckCrc => "check-crc",
         }
     }
 
@@ -66,7 +70,7 @@ impl Label {
         match self {
             Self::Xts => 64,
             Self::TagPrf => 32,
-            Self::TagHash | Self::Check | Self::CheckTagged => 16,
+            Self::TagHash | Self::Check | Self::CheckTagged | Self::CheckCrc => 16,
         }
     }
 }
@@ -78,17 +82,20 @@ pub enum RootLabel {
     LedgerWrap,
     /// Ed25519 seed of the key that signs grants; nodes pin its public half.
     GrantSigning,
+    /// Ed25519 seed of the key that certifies the runs which write the audit trail.
+    AuditSigning,
 }
 
 impl RootLabel {
     /// Every label, in the order of HIERARCHY.md.
-    pub const ALL: [Self; 2] = [Self::LedgerWrap, Self::GrantSigning];
+    pub const ALL: [Self; 3] = [Self::LedgerWrap, Self::GrantSigning, Self::AuditSigning];
 
     /// The text that goes into the derivation.
     pub const fn text(self) -> &'static str {
         match self {
             Self::LedgerWrap => "ledger-wrap",
             Self::GrantSigning => "grant-signing",
+            Self::AuditSigning => "audit-signing",
         }
     }
 }
@@ -143,17 +150,20 @@ pub enum Integrity {
     Unverified,
     /// Every sector has a tag, and is nothing without it.
     Tagged,
+    /// Every sector has a checksum, which tells rot and no tampering, and is nothing without it.
+    Checksummed,
 }
 
 impl Integrity {
     /// Each of them.
-    pub const ALL: [Self; 2] = [Self::Unverified, Self::Tagged];
+    pub const ALL: [Self; 3] = [Self::Unverified, Self::Tagged, Self::Checksummed];
 
     /// What the key-check value is derived for.
     pub const fn label(self) -> Label {
         match self {
             Self::Unverified => Label::Check,
             Self::Tagged => Label::CheckTagged,
+            Self::Checksummed => Label::CheckCrc,
         }
     }
 }

@@ -93,6 +93,7 @@ fn every_input_changes_the_check_value() {
         derive(1, 2, 9, 4),
         derive(1, 2, 3, 9),
         derive_for(1, 2, 3, 4, Integrity::Tagged),
+        derive_for(1, 2, 3, 4, Integrity::Checksummed),
     ];
     for other in others {
         assert!(!reference.matches(&other));

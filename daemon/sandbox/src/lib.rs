@@ -20,7 +20,7 @@ mod capabilities;
 mod files;
 mod process;
 
-pub use calls::{CallError, Role, Rule, restrict_calls, rules};
+pub use calls::{CallError, Only, Rare, Role, Rule, restrict_calls, rules};
 pub use capabilities::{CapabilityError, drop_capabilities, drop_capabilities_but_priority};
 pub use files::{Access, FileError, FileRules, restrict_files};
 pub use process::{ProcessError, before_threads};

@@ -48,6 +48,9 @@ impl Drop for Clear {
     }
 }
 
+/// Of a sector whose checksum is all that there is.
+const NO_TAG: [u8; 16] = [0; 16];
+
 /// What the sectors of a volume are bound to, beside their numbers and sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
@@ -58,7 +61,7 @@ pub struct Bound {
 }
 
 /// Encrypts `clear` in place for the sectors from `first` on, and makes their records, under the sequences from `sequence`
-/// on.
+/// on. The tags of a volume that was promised checksums alone stay zero.
 ///
 /// A buffer that was being encrypted while the key went is neither plaintext nor ciphertext: it is zeroed and the
 /// answer is [`KeyGone`].
@@ -69,6 +72,17 @@ pub fn seal(
     (first, sequence): (Lba, u64),
 ) -> Result<Sealed, KeyGone> {
     let sequences: Vec<u64> = (sequence..sequence.saturating_add(clear.sectors().0)).collect();
+    if key.integrity() == Integrity::Checksummed {
+        keyring.with_key(key, |key| {
+            whole(key.cipher.apply(Direction::Encrypt, sectors_from(first), clear.as_mut_bytes()));
+        })?;
+        let checksums = clear.as_bytes().chunks_exact(SECTOR_BYTES).map(crc32c::crc32c);
+        let records = sequences.iter().zip(checksums);
+        let records = records
+            .map(|(sequence, checksum)| SectorRecord { sequence: *sequence, checksum, tag: NO_TAG })
+            .collect();
+        return Ok(sealed(&mut clear, records));
+    }
     let mut made = vec![Record::default(); sequences.len()];
     keyring.with_key(key, |key| {
         let binding = bound.binding(&sequences);
@@ -79,8 +93,12 @@ pub fn seal(
         checksum: made.checksum,
         tag: *made.tag.bytes(),
     });
-    let records = records.collect();
-    Ok(Sealed::from_cipher(mem::replace(&mut clear.0, SectorBuf::zeroed(SectorCount(0))), records))
+    Ok(sealed(&mut clear, records.collect()))
+}
+
+/// What the cipher has just made of `clear`.
+fn sealed(clear: &mut Clear, records: Vec<SectorRecord>) -> Sealed {
+    Sealed::from_cipher(mem::replace(&mut clear.0, SectorBuf::zeroed(SectorCount(0))), records)
 }
 
 /// Decrypts `sealed`, which was read from the sectors from `first` on, into `out` of the same length, and compares each
@@ -98,20 +116,36 @@ pub fn unseal(
     out: &mut [u8],
 ) -> Result<(), UnsealError> {
     let opened = match (sealed.records(), key.integrity()) {
-        ([], Integrity::Unverified) => {
-            let lent = keyring.with_key(key, |key| {
-                let ends = (sealed.as_bytes(), &mut *out);
-                whole(key.cipher.apply_into(Direction::Decrypt, sectors_from(first), ends));
-            });
-            lent.map_err(UnsealError::KeyGone)
+        ([], Integrity::Unverified) => open_unverified(sealed, (keyring, key), first, out),
+        (_, Integrity::Checksummed) if !sealed.records().is_empty() => {
+            let rotten = sealed.first_misfit().map(|nth| Lba(first.0 + nth));
+            match rotten {
+                None => open_unverified(sealed, (keyring, key), first, out),
+                Some(first) => Err(UnsealError::Damaged { first, damage: Damage::Checksum }),
+            }
         }
-        ([], Integrity::Tagged) => Err(UnsealError::Damaged { first, damage: Damage::NoRecord }),
+        ([], Integrity::Tagged | Integrity::Checksummed) => {
+            Err(UnsealError::Damaged { first, damage: Damage::NoRecord })
+        }
         (records, _) => open_verified(sealed, records, (keyring, key), bound, first, out),
     };
     if opened.is_err() {
         out.zeroize();
     }
     opened
+}
+
+fn open_unverified(
+    sealed: &Sealed,
+    (keyring, key): (&Keyring, KeyHandle),
+    first: Lba,
+    out: &mut [u8],
+) -> Result<(), UnsealError> {
+    let lent = keyring.with_key(key, |key| {
+        let ends = (sealed.as_bytes(), &mut *out);
+        whole(key.cipher.apply_into(Direction::Decrypt, sectors_from(first), ends));
+    });
+    lent.map_err(UnsealError::KeyGone)
 }
 
 fn open_verified(

@@ -4,7 +4,7 @@ use std::fmt;
 
 use keyring::KeyGone;
 use pool::{PoolError, PoolErrorKind};
-use units::{ByteLen, ByteOffset, Lba, VolumeEpoch};
+use units::{ByteLen, ByteOffset, Lba, VolumeEpoch, VolumeId};
 
 use crate::clear::{Damage, UnsealError};
 
@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Io,
     /// The pool has failed and stays failed until it is opened again (a failed flush is never retried into success).
     Failed,
+    /// The snapshot that was named is none of the volume's, or has been deleted.
+    NoSuchSnapshot,
 }
 
 /// The operation that failed.
@@ -39,6 +41,8 @@ pub enum Operation {
     Flush,
     /// [`Volume::status`](crate::Volume::status).
     Status,
+    /// [`Volume::changes_since`](crate::Volume::changes_since).
+    Changes,
 }
 
 impl fmt::Display for Operation {
@@ -50,6 +54,7 @@ impl fmt::Display for Operation {
             Self::Trim => "trim",
             Self::Flush => "flush",
             Self::Status => "block status",
+            Self::Changes => "comparison with a snapshot",
         })
     }
 }
@@ -73,6 +78,8 @@ pub(crate) enum Cause {
     OutOfRange { volume: ByteLen },
     #[error(transparent)]
     Pool(#[from] PoolError),
+    #[error("there is no snapshot {0} of the volume; `nightlatch snapshot list` shows those there are")]
+    NoSuchSnapshot(VolumeId),
     #[error(
         "{first} is sealed under epoch {found}, and the key that was granted is of epoch {granted}; push that epoch's key"
     )]
@@ -108,6 +115,7 @@ impl VolumeError {
             Cause::OutOfRange { .. } => ErrorKind::OutOfRange,
             Cause::ForeignEpoch { .. } | Cause::Damaged { .. } => ErrorKind::Io,
             Cause::ShortAnswer { .. } => ErrorKind::Failed,
+            Cause::NoSuchSnapshot(_) => ErrorKind::NoSuchSnapshot,
             Cause::Pool(error) => match error.kind() {
                 PoolErrorKind::NoSpace => ErrorKind::NoSpace,
                 PoolErrorKind::OutOfRange => ErrorKind::OutOfRange,

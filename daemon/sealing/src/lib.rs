@@ -16,8 +16,12 @@ mod error;
 mod locks;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+mod snapshots;
 mod volume;
+mod witness;
 
 pub use clear::{Bound, Clear, Damage, UnsealError, seal, unseal};
 pub use error::{ErrorKind, Operation, VolumeError};
+pub use snapshots::Snapshots;
 pub use volume::{Durability, Presence, Volume, ZeroMode};
+pub use witness::KeyWitness;

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use device::Sealed;
 use keyring::{KeyGone, KeyHandle, Keyring};
-use pool::{Piece, PoolVolume};
+use pool::{Change, Piece, PoolVolume};
 use units::{ByteLen, ByteOffset, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 use zeroize::Zeroize;
 
 use crate::clear::{Bound, Clear, UnsealError, seal, unseal};
 use crate::error::{Cause, Operation, VolumeError};
 use crate::locks::{Access, RangeLocks};
+use crate::snapshots::Snapshots;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 
@@ -188,6 +189,21 @@ impl Volume {
     pub fn status(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<(ByteLen, Presence)>, VolumeError> {
         self.run(Operation::Status, at, len, || match bytes(at, len) {
             Some(range) => self.inner.status(&range),
+            None => Ok(Vec::new()),
+        })
+    }
+
+    /// Where the range differs from what `since`, one of `snapshots`, shows there: runs that cover it in order, `true` for
+    /// those that do; neighbours differ. Sectors count as a whole, and one that was written with what it held counts.
+    pub fn changes_since(
+        &self,
+        snapshots: &Snapshots,
+        since: VolumeId,
+        at: ByteOffset,
+        len: ByteLen,
+    ) -> Result<Vec<(ByteLen, bool)>, VolumeError> {
+        self.run(Operation::Changes, at, len, || match bytes(at, len) {
+            Some(range) => self.inner.changes_since(snapshots, since, &range),
             None => Ok(Vec::new()),
         })
     }
@@ -426,27 +442,56 @@ impl Inner {
     }
 
     fn status(&self, range: &Bytes) -> Result<Vec<(ByteLen, Presence)>, Cause> {
-        let sectors = touched_sectors(range);
-        let runs = self.pool.presence(Lba(sectors.start), SectorCount(sectors.end - sectors.start))?;
-        let mut extents: Vec<(ByteLen, Presence)> = Vec::with_capacity(runs.len());
-        let mut next = sectors.start;
-        for (count, present) in runs {
-            let run = next * SECTOR..(next + count.0) * SECTOR;
-            next += count.0;
-            let len = run.end.min(range.end).saturating_sub(run.start.max(range.start));
-            let presence = if present { Presence::Data } else { Presence::Hole };
-            match extents.last_mut() {
-                _ if len == 0 => {}
-                Some(last) if last.1 == presence => last.0.0 += len,
-                _ => extents.push((ByteLen(len), presence)),
-            }
-        }
-        if next != sectors.end {
-            let (asked, got) = (sectors.end - sectors.start, next.saturating_sub(sectors.start));
-            return Err(Cause::ShortAnswer { first: Lba(sectors.start), asked, got });
-        }
-        Ok(extents)
+        let (first, count) = first_and_count(range);
+        let runs = self.pool.presence(first, count)?.into_iter();
+        let presence = |present| if present { Presence::Data } else { Presence::Hole };
+        clipped(range, runs.map(|(count, present)| (count, presence(present))))
     }
+
+    fn changes_since(
+        &self,
+        snapshots: &Snapshots,
+        since: VolumeId,
+        range: &Bytes,
+    ) -> Result<Vec<(ByteLen, bool)>, Cause> {
+        let older = snapshots.open(since).ok_or(Cause::NoSuchSnapshot(since))?;
+        let (first, count) = first_and_count(range);
+        let runs = self.pool.changes_since(Some(&older), first, count)?.into_iter();
+        // One that was deleted meanwhile may have lost what it showed, and would seem not to differ.
+        snapshots.open(since).ok_or(Cause::NoSuchSnapshot(since))?;
+        clipped(range, runs.map(|(count, change)| (count, change != Change::Same)))
+    }
+}
+
+/// The sectors that hold any byte of the range, as the pool counts them.
+fn first_and_count(range: &Bytes) -> (Lba, SectorCount) {
+    let sectors = touched_sectors(range);
+    (Lba(sectors.start), SectorCount(sectors.end - sectors.start))
+}
+
+/// Runs of sectors that begin where the range does, as runs of the bytes of the range.
+fn clipped<T: PartialEq>(
+    range: &Bytes,
+    runs: impl Iterator<Item = (SectorCount, T)>,
+) -> Result<Vec<(ByteLen, T)>, Cause> {
+    let sectors = touched_sectors(range);
+    let mut extents: Vec<(ByteLen, T)> = Vec::new();
+    let mut next = sectors.start;
+    for (count, state) in runs {
+        let run = next * SECTOR..(next + count.0) * SECTOR;
+        next += count.0;
+        let len = run.end.min(range.end).saturating_sub(run.start.max(range.start));
+        match extents.last_mut() {
+            _ if len == 0 => {}
+            Some(last) if last.1 == state => last.0.0 += len,
+            _ => extents.push((ByteLen(len), state)),
+        }
+    }
+    if next != sectors.end {
+        let (asked, got) = (sectors.end - sectors.start, next.saturating_sub(sectors.start));
+        return Err(Cause::ShortAnswer { first: Lba(sectors.start), asked, got });
+    }
+    Ok(extents)
 }
 
 /// The range, `None` where it is empty. Callers have checked that it ends inside the volume.

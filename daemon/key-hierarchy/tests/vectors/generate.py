@@ -10,8 +10,8 @@ import hmac
 
 VERSION = b"nightlatch hierarchy 1"
 ROOT_SALT = b"nightlatch root 1"
-DOMAIN_KEYS = [("xts", 64), ("tag-hash", 16), ("tag-prf", 32), ("check", 16), ("check-tagged", 16)]
-ROOT_KEYS = [("ledger-wrap", 32), ("grant-signing", 32)]
+DOMAIN_KEYS = [("xts", 64), ("tag-hash", 16), ("tag-prf", 32), ("check", 16), ("check-tagged", 16), ("check-crc", 16)]
+ROOT_KEYS = [("ledger-wrap", 32), ("grant-signing", 32), ("audit-signing", 32)]
 
 
 def extract(salt, ikm):
