@@ -43,17 +43,25 @@ struct State {
     accounts: Vec<AccountState>,
 }
 
+/// What an account may have, in extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// No more than this.
+    pub(crate) quota: Option<u32>,
+    /// This much, whatever others take.
+    pub(crate) reserve: u32,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct AccountState {
     open: bool,
     owned: u32,
-    quota: Option<u32>,
-    reserve: u32,
+    share: Share,
 }
 
 impl AccountState {
     fn promised(&self) -> u64 {
-        u64::from(self.reserve.saturating_sub(self.owned))
+        u64::from(self.share.reserve.saturating_sub(self.owned))
     }
 }
 
@@ -94,36 +102,37 @@ impl Allocator {
         let mut state = self.state();
         state.change(account, |account| {
             account.open = false;
-            account.reserve = 0;
-            account.quota = None;
+            account.share = Share::default();
         });
     }
 
-    /// Sets an account's limits, in extents. `false`, and nothing has changed, where there is no room for the reserve.
-    pub(crate) fn set_limits(&self, account: Account, quota: Option<u32>, reserve: u32) -> bool {
+    /// Sets an account's limits: what they were. `None`, and nothing has changed, where there is no room for the reserve.
+    pub(crate) fn set_limits(&self, account: Account, share: Share) -> Option<Share> {
         let mut state = self.state();
-        let of = &state.accounts[account.0 as usize];
+        let of = state.accounts[account.0 as usize];
         let others = state.promised - of.promised();
-        let mine = u64::from(reserve.saturating_sub(of.owned));
+        let mine = AccountState { share, ..of }.promised();
         // A smaller reserve is always taken: a pool that has lost space must be able to let go.
-        if others + mine > state.free() && reserve > of.reserve {
-            return false;
+        if others + mine > state.free() && share.reserve > of.share.reserve {
+            return None;
         }
-        state.change(account, |account| {
-            account.quota = quota;
-            account.reserve = reserve;
-        });
-        true
+        state.change(account, |account| account.share = share);
+        Some(of.share)
+    }
+
+    /// Whether the account's next extent is one of those that are kept for it.
+    pub(crate) fn is_promised(&self, account: Account) -> bool {
+        self.state().accounts[account.0 as usize].promised() > 0
     }
 
     /// The lowest free extent, now in use.
     pub(crate) fn allocate(&self, account: Account) -> Result<u32, Shortage> {
         let mut state = self.state();
         let of = state.accounts[account.0 as usize];
-        if of.quota.is_some_and(|quota| of.owned >= quota) {
+        if of.share.quota.is_some_and(|quota| of.owned >= quota) {
             return Err(Shortage::Quota);
         }
-        if of.owned >= of.reserve && state.free() <= state.promised {
+        if of.promised() == 0 && state.free() <= state.promised {
             return Err(Shortage::Space);
         }
         let index = state.lowest_free().ok_or(Shortage::Space)?;
@@ -319,8 +328,9 @@ mod tests {
     fn a_reserve_is_there_for_its_account_alone_and_a_quota_ends_it() {
         let allocator = Allocator::new(10);
         let (first, second) = (allocator.open_account(), allocator.open_account());
-        assert!(allocator.set_limits(first, Some(5), 4));
-        assert!(!allocator.set_limits(second, None, 7), "six are left to promise");
+        assert_eq!(allocator.set_limits(first, Share { quota: Some(5), reserve: 4 }), Some(Share::default()));
+        let too_many = Share { quota: None, reserve: 7 };
+        assert_eq!(allocator.set_limits(second, too_many), None, "six are left to promise");
         let others: Vec<_> = (0..6).map(|_| take(&allocator, second).unwrap()).collect();
         assert_eq!(take(&allocator, second).unwrap_err(), Shortage::Space);
         assert_eq!(allocator.counts().promised, 4);

@@ -36,6 +36,19 @@ impl OfKeys {
         *sum
     }
 
+    /// Counts as many more as the key may still encrypt, up to `most`: how many, and how many there are then. `None`, and
+    /// nothing is counted, where it may not even encrypt `least` more.
+    pub(crate) fn reserve(&self, key: Key, least: u64, most: u64) -> Option<(u64, u64)> {
+        let mut keys = lock(&self.0);
+        let sum = keys.entry(key).or_default();
+        let more = most.min(USED_UP.saturating_sub(*sum));
+        if more < least {
+            return None;
+        }
+        *sum += more;
+        Some((more, *sum))
+    }
+
     pub(crate) fn of(&self, key: Key) -> u64 {
         lock(&self.0).get(&key).copied().unwrap_or(0)
     }
@@ -61,11 +74,16 @@ impl Part {
         self.used.store(0, Ordering::Relaxed);
     }
 
-    /// Counts sectors that are about to be encrypted. `Some` where more must be reserved first: up to so many.
+    /// Counts sectors that are about to be encrypted. `Some` where more must be reserved first: so many at least.
     pub(crate) fn count(&self, sectors: SectorCount) -> Option<u64> {
         let blocks = sectors.0.saturating_mul(BLOCKS);
         let used = self.used.fetch_add(blocks, Ordering::Relaxed).saturating_add(blocks);
-        (used > self.reserved.load(Ordering::Acquire)).then(|| used.saturating_add(AHEAD))
+        (used > self.reserved.load(Ordering::Acquire)).then_some(used)
+    }
+
+    /// These were not encrypted after all.
+    pub(crate) fn take_back(&self, sectors: SectorCount) {
+        self.used.fetch_sub(sectors.0.saturating_mul(BLOCKS), Ordering::Relaxed);
     }
 
     /// So many more were encrypted elsewhere, and are reserved in the entry.

@@ -113,6 +113,8 @@ pub(crate) enum Written {
     /// These sectors, in their places, of a pool that keeps no records.
     WithoutRecords(Range<u32>),
     Sectors(Vec<(u32, Content)>),
+    /// What a damaged sector should hold: only if it is still there and nothing newer is.
+    Healed(u32, Content),
 }
 
 /// Consecutive sectors of one extent of the volume that are alike: held by which layer, or a hole.
@@ -228,10 +230,10 @@ pub(crate) fn resolve(layers: &[Layer], part: Range<u32>) -> Vec<Run> {
     if let [Layer { extent, .. }] = layers
         && extent.kind() == ExtentKind::Data
     {
-        let runs = extent.state().sectors.runs(part);
+        let runs = extent.state().sectors().runs(part);
         return runs.into_iter().map(|(run, present)| (run, present.then_some(0))).collect();
     }
-    let sectors: Vec<Presence> = layers.iter().map(|layer| layer.extent.state().sectors.clone()).collect();
+    let sectors: Vec<Presence> = layers.iter().map(|layer| layer.extent.state().sectors().clone()).collect();
     let mut runs: Vec<Run> = Vec::new();
     for sector in part {
         let decided = sectors.iter().position(|sectors| sectors.contains(sector));
@@ -274,21 +276,20 @@ impl Branch {
         self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts in what the tables name; whether its place was empty.
-    pub(crate) fn insert_recorded(&self, place: Place, extent: Arc<Extent>) -> bool {
+    /// Puts in what the tables name, in the order of its places: a map that is made at once has no gaps.
+    pub(crate) fn fill(&self, recorded: Vec<(Place, Arc<Extent>)>) {
+        let is_hole = |(_, extent): &(Place, Arc<Extent>)| extent.kind() == ExtentKind::Holes;
+        let (holes, extents): (Vec<_>, Vec<_>) = recorded.into_iter().partition(is_hole);
         let mut map = self.map_mut();
-        let of_kind = match extent.kind() {
-            ExtentKind::Data => &mut map.extents,
-            ExtentKind::Holes => &mut map.holes,
-        };
-        of_kind.insert(place, extent).is_none()
+        map.extents = extents.into_iter().collect();
+        map.holes = holes.into_iter().collect();
     }
 
     /// The extent at `place`, if there is one, with one writer more.
     pub(crate) fn join(&self, place: Place) -> Option<Arc<Extent>> {
         let map = self.map();
         let extent = map.extents.get(&place)?;
-        extent.state().writers += 1;
+        extent.state().add_writer();
         Some(Arc::clone(extent))
     }
 
@@ -297,7 +298,7 @@ impl Branch {
     pub(crate) fn insert_or_join(&self, place: Place, space: Allocated, epoch: VolumeEpoch) -> Arc<Extent> {
         let mut map = self.map_mut();
         if let Some(extent) = map.extents.get(&place) {
-            extent.state().writers += 1;
+            extent.state().add_writer();
             return Arc::clone(extent);
         }
         let extent = Arc::new(Extent::for_first_write(space, epoch));
@@ -306,21 +307,19 @@ impl Branch {
     }
 
     /// Takes one writer off `extent`, which is or was at `place`, lets others write `part` of it, and makes present what has
-    /// been written.
+    /// been written: whether that was anything.
     pub(crate) fn end_write(
         self: &Arc<Self>,
         core: &Core,
         place: Place,
         extent: &Extent,
         (part, written): (Range<u32>, Written),
-    ) {
+    ) -> bool {
         let _map = self.map();
         let mut state = extent.state();
-        state.writers -= 1;
-        extent.end_ways(&mut state, &part);
         let changed = match written {
             Written::Nothing => false,
-            Written::WithoutRecords(part) => state.sectors.insert(part, self.extent_sectors),
+            Written::WithoutRecords(part) => state.insert(part, self.extent_sectors),
             Written::Sectors(sectors) => {
                 let any = !sectors.is_empty();
                 for (sector, content) in sectors {
@@ -328,8 +327,16 @@ impl Branch {
                 }
                 any
             }
+            Written::Healed(sector, content) => {
+                let rests = state.rests(sector);
+                if rests {
+                    state.hold(sector, content, self.extent_sectors);
+                }
+                rests
+            }
         };
-        let empty = state.sectors.is_empty();
+        Extent::end_write(&mut state, &part);
+        let empty = state.sectors().is_empty();
         // An extent that stays empty because its first write failed is on the list so that it is given back.
         if changed || empty {
             self.mark_dirty(core, place, ExtentKind::Data, &mut state);
@@ -337,6 +344,7 @@ impl Branch {
         if empty {
             core.unmapped();
         }
+        changed
     }
 
     /// Takes sectors of the extent at `place` away; whether any was there.
@@ -364,7 +372,7 @@ impl Branch {
         };
         let mut state = extent.state();
         for part in parts {
-            state.sectors.insert(part.clone(), self.extent_sectors);
+            state.insert(part.clone(), self.extent_sectors);
         }
         self.mark_dirty(core, place, ExtentKind::Holes, &mut state);
         Some(())
@@ -403,17 +411,17 @@ impl Branch {
         if !std::mem::take(&mut state.dirty) {
             return None;
         }
-        if state.sectors.is_empty() && state.writers == 0 {
+        if state.sectors().is_empty() && !state.has_writers() {
             of_kind.remove(&place);
             drop(state);
             return Some(Taken::Emptied(Retired::of_living(extent)));
         }
-        if state.sectors.is_empty() && !state.recorded {
+        if state.sectors().is_empty() && !state.recorded {
             // Its first writer is still on its way and marks it again.
             return None;
         }
         let (contents, changed) = state.take(self.extent_sectors);
-        let sectors = state.sectors.clone();
+        let sectors = state.sectors().clone();
         let mapping = changed.then(|| Mapping { branch: self.id, place, epoch: extent.epoch(), sectors });
         drop(state);
         Some(Taken::Used { extent, mapping, contents })
@@ -491,11 +499,11 @@ impl Branch {
     fn is_unseen_extent(&self, map: &Map, place: Place, state: &ExtentState) -> bool {
         match map.first_seen(place) {
             // A write on its way ends in an extent that is still there.
-            _ if state.writers > 0 => false,
+            _ if state.has_writers() => false,
             None => true,
             // One that is empty and might be seen is the commit's to take.
-            Some(_) if state.sectors.is_empty() => false,
-            Some(seen) => state.sectors.is_within(&map.younger(place, seen), self.extent_sectors),
+            Some(_) if state.sectors().is_empty() => false,
+            Some(seen) => state.sectors().is_within(&map.younger(place, seen), self.extent_sectors),
         }
     }
 
@@ -508,7 +516,7 @@ impl Branch {
         let first = Place::new(place.logical(), Moment(0));
         let hide_nothing =
             map.extents.range(first..place).next().is_none() && !self.inherits_at(place.logical());
-        hide_nothing || state.sectors.is_within(&map.younger(place, seen), self.extent_sectors)
+        hide_nothing || state.sectors().is_within(&map.younger(place, seen), self.extent_sectors)
     }
 
     /// Whether the branches below have anything of the extent `logical`.
@@ -535,7 +543,7 @@ impl Branch {
         let map = self.map();
         for (place, extent) in &map.extents {
             let mut state = extent.state();
-            if state.sectors.is_empty() {
+            if state.sectors().is_empty() {
                 self.mark_dirty(core, *place, ExtentKind::Data, &mut state);
             }
         }
@@ -545,7 +553,7 @@ impl Branch {
     pub(crate) fn for_each_extent(&self, mut visit: impl FnMut(&[Moment])) {
         let map = self.map();
         for (place, extent) in &map.extents {
-            let sectors = extent.state().sectors.clone();
+            let sectors = extent.state().sectors().clone();
             // What hides it only grows with time.
             let seen: Vec<Moment> = map
                 .seen_in(*place)
@@ -620,12 +628,12 @@ impl Map {
             if moment == until {
                 hiding.extend_from_slice(above);
             }
-            state.sectors.is_within(&hiding, extent_sectors)
+            state.sectors().is_within(&hiding, extent_sectors)
         };
         // Of those who look later, the nearest has least before it.
         let later = self.seen_in(place).find(|moment| *moment > until);
-        state.writers == 0
-            && !state.sectors.is_empty()
+        !state.has_writers()
+            && !state.sectors().is_empty()
             && self.first_seen(place) == Some(until)
             && hidden_from(until)
             && later.is_none_or(hidden_from)
@@ -635,7 +643,7 @@ impl Map {
     fn sectors_up_to(&self, logical: u64, moment: Moment) -> Vec<Presence> {
         let until = Place::new(logical, Moment(0))..=Place::new(logical, moment);
         let extents = self.extents.range(until.clone());
-        extents.chain(self.holes.range(until)).map(|(_, extent)| extent.state().sectors.clone()).collect()
+        extents.chain(self.holes.range(until)).map(|(_, extent)| extent.state().sectors().clone()).collect()
     }
 
     /// What hides sectors of the extent or holes at `place` from those who look at `seen`.
@@ -646,6 +654,6 @@ impl Map {
             return Vec::new();
         }
         let extents = self.extents.range(younger.clone());
-        extents.chain(self.holes.range(younger)).map(|(_, extent)| extent.state().sectors.clone()).collect()
+        extents.chain(self.holes.range(younger)).map(|(_, extent)| extent.state().sectors().clone()).collect()
     }
 }

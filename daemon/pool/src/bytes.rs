@@ -40,6 +40,11 @@ impl<'a> Decoder<'a> {
         Self { rest: bytes }
     }
 
+    /// What has not been read yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }

@@ -10,6 +10,9 @@ use units::{Lba, SectorCount};
 use crate::branch::{Layer, resolve};
 use crate::{PoolError, PoolVolume};
 
+/// Sectors whose map is looked at at once: 1 GiB.
+const AT_ONCE: u64 = 1 << 18;
+
 /// A sector, compared with what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -21,7 +24,42 @@ pub enum Change {
     Unmapped,
 }
 
+/// How much of what a snapshot shows was written anew or unmapped since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rewritten {
+    /// What the snapshot shows.
+    pub of: SectorCount,
+    /// What of it is otherwise now.
+    pub sectors: SectorCount,
+}
+
 impl PoolVolume {
+    /// How much of what `older`, a snapshot in the same pool, shows is otherwise here. Reads no sector.
+    pub fn rewritten_since(&self, older: &Self) -> Result<Rewritten, PoolError> {
+        let mut rewritten = Rewritten::default();
+        let (sectors, end) = (self.sectors().0, older.sectors().0);
+        let mut at = 0;
+        while at < end {
+            let count = SectorCount(AT_ONCE.min(end - at));
+            let then = older.changes_since(None, Lba(at), count)?;
+            let held = |run: &&(SectorCount, Change)| run.1 == Change::Written;
+            let shown: u64 = then.iter().filter(held).map(|(run, _)| run.0).sum();
+            rewritten.of.0 += shown;
+            // What a shrinking has cut off is gone.
+            let here = count.0.min(sectors.saturating_sub(at));
+            let same = match here {
+                0 => 0,
+                here => {
+                    let now = self.changes_since(Some(older), Lba(at), SectorCount(here))?;
+                    both(&then, held, &now, |run| run.1 == Change::Same)
+                }
+            };
+            rewritten.sectors.0 += shown - same;
+            at += count.0;
+        }
+        Ok(rewritten)
+    }
+
     /// How each sector of the range differs from what `older`, a snapshot in the same pool, shows there, or from nothing at
     /// all: runs that cover the range in order. What `older` is too short for was a hole.
     ///
@@ -74,6 +112,24 @@ impl PoolVolume {
         runs.push(range.end - at, Change::Same);
         Ok(runs.0)
     }
+}
+
+type Run = (SectorCount, Change);
+
+/// How many sectors are in a run of `a` that is wanted and in one of `b` that is: both begin at the same sector.
+fn both(a: &[Run], wanted_a: impl Fn(&&Run) -> bool, b: &[Run], wanted_b: impl Fn(&&Run) -> bool) -> u64 {
+    let (mut a, mut b) = (a.iter(), b.iter());
+    let (mut of_a, mut of_b) = (a.next().map(|run| (run, run.0.0)), b.next().map(|run| (run, run.0.0)));
+    let mut count = 0;
+    while let (Some((run_a, left_a)), Some((run_b, left_b))) = (of_a, of_b) {
+        let step = left_a.min(left_b);
+        if wanted_a(&run_a) && wanted_b(&run_b) {
+            count += step;
+        }
+        of_a = if left_a > step { Some((run_a, left_a - step)) } else { a.next().map(|run| (run, run.0.0)) };
+        of_b = if left_b > step { Some((run_b, left_b - step)) } else { b.next().map(|run| (run, run.0.0)) };
+    }
+    count
 }
 
 fn layers_of(layers: &BTreeMap<u64, Vec<Layer>>, logical: u64) -> &[Layer] {

@@ -5,7 +5,8 @@ use units::PoolId;
 
 use crate::extent::ExtentKind;
 use crate::load::{Loaded, Problem};
-use crate::{Pool, PoolError, RepairedSuperblock};
+use crate::superblock::superblock_at;
+use crate::{Damage, Pool, PoolError, RepairedSuperblock};
 
 /// What checking a pool found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct CheckReport {
     pub pool: PoolId,
     pub volumes: u64,
     pub snapshots: u64,
+    /// Those of them that are locked.
+    pub locked_snapshots: u64,
     /// Extents that belong to a volume.
     pub mapped_extents: u64,
     /// Sectors that hold something.
@@ -42,10 +45,15 @@ impl CheckReport {
         let (past_end, mapped): (Vec<_>, Vec<_>) =
             data.partition(|extent| loaded.is_past_end(&extent.mapping));
         let volumes = loaded.volume_count();
+        let mut problems = loaded.problems.clone();
+        if loaded.is_altered() {
+            problems.push(Problem { damage: Damage::Root, at: superblock_at(0) });
+        }
         Self {
             pool: loaded.superblocks.current.pool,
             volumes,
             snapshots: loaded.records().count() as u64 - volumes,
+            locked_snapshots: loaded.records().filter(|(_, _, record)| record.lock_s > 0).count() as u64,
             mapped_extents: mapped.len() as u64,
             present_sectors: mapped
                 .iter()
@@ -55,7 +63,7 @@ impl CheckReport {
             unfinished_unmaps: past_end.len() as u64,
             hole_table_extents: loaded.hole_chunks.len() as u64,
             damaged_superblock: loaded.superblocks.damaged(),
-            problems: loaded.problems.clone(),
+            problems,
             problems_unlisted: loaded.problems_unlisted,
         }
     }
@@ -79,7 +87,7 @@ impl Pool {
         for index in data.map(|extent| &extent.index).chain(&loaded.hole_chunks) {
             if !self.core.allocator.is_used(*index) {
                 report.problems.push(Problem {
-                    damage: crate::Damage::ExtentFree,
+                    damage: Damage::ExtentFree,
                     at: loaded.superblocks.current.layout.sector_at(*index, 0),
                 });
             }

@@ -1,4 +1,4 @@
-//! Making things durable: group commit, the log, and the checkpoint that empties it.
+//! Making things durable: group commit and the log.
 //!
 //! Invariants:
 //! - What a flush covers is decided by one snapshot, taken before the device is flushed: presence is set only after the
@@ -17,23 +17,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use device::{Device, DeviceErrorKind, Metadata, Sealed, SectorBuf, SectorRecord};
-use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
+use device::{Device, DeviceErrorKind, Sealed, SectorRecord};
+use units::{ByteLen, ByteOffset, Lba, PoolId, SectorCount, VolumeId};
 
-use crate::allocator::{Account, Allocated, Allocator, Shortage};
+use crate::allocator::{Account, Allocated, Allocator, Share, Shortage};
 use crate::blocks::OfKeys;
 use crate::branch::{Branch, Taken, Unseen};
-use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry, encode_extent, encode_volume};
+use crate::checkpoint::{Begun, Changing, PlanRoom};
+use crate::digest::Tables;
+use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry};
 use crate::extent::{Content, Extent, ExtentKind, Retired};
+use crate::history::{History, Whose};
 use crate::holes::HoleTable;
-use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
-use crate::load::{Loaded, Logged, read_pages};
-use crate::log::{Batch, Log, Packer, Record};
+use crate::layout::Layout;
+use crate::load::{Loaded, Logged};
+use crate::log::{Batch, Log, Packer, Record, vouch_blocks};
 use crate::placement::{Placement, Waiting};
 use crate::presence::Presence;
-use crate::records::{RecordStore, SectorId, Written};
-use crate::superblock::{Superblock, superblock_at};
-use crate::{CrashStep, FORMAT_VERSION, Limits, PoolError, StepHook};
+use crate::records::{RecordStore, SectorId};
+use crate::superblock::Superblock;
+use crate::{CrashStep, DamageHook, FORMAT_VERSION, FoundDamage, Limits, PoolError, StepHook};
 
 /// Most sectors of a write that goes to memory where its place is free: 64 KiB.
 const SMALL_SECTORS: u64 = 16;
@@ -45,6 +48,8 @@ const BUFFER_SECTORS_MAX: u64 = 8192;
 const PLACED_AT_ONCE_MIN: u64 = 64;
 /// And most: 4 MiB.
 const PLACED_AT_ONCE_MAX: usize = 1024;
+/// Least sectors of an extent to discard while others of it stay: 64 KiB, below which many devices give nothing back.
+const DISCARD_SECTORS_MIN: u64 = 16;
 /// Most records that wait for a checkpoint, about 40 MiB of memory.
 const RECORDS_WAITING_MAX: usize = 1 << 19;
 
@@ -64,6 +69,7 @@ pub(crate) struct Core {
     unmapping: RwLock<()>,
     /// Held by the round that runs, and by `grow` and `check`.
     writer: Mutex<Writer>,
+    pub(crate) history: History,
     rounds: Mutex<Rounds>,
     round_ended: Condvar,
     /// Direct data writes that have returned. Counted before their presence is set.
@@ -82,6 +88,7 @@ pub(crate) struct Core {
     damaged: AtomicU64,
     failed: OnceLock<Arc<PoolError>>,
     on_step: Option<StepHook>,
+    on_damage: Option<DamageHook>,
 }
 
 /// What has changed since the last snapshot.
@@ -101,11 +108,19 @@ pub(crate) struct Dirty {
 
 /// The disk's side: only who holds it writes metadata.
 #[derive(Debug)]
-struct Writer {
-    superblock: Superblock,
-    log: Log,
+pub(crate) struct Writer {
+    pub(crate) superblock: Superblock,
+    pub(crate) log: Log,
     /// What the log holds and the tables may not.
-    logged: Logged,
+    pub(crate) logged: Logged,
+    /// Pages that the next checkpoint changes.
+    pub(crate) changing: Changing,
+    /// What the plan takes for those of them that the last checkpoint could not use.
+    pub(crate) left_room: PlanRoom,
+    /// What the pages of the tables are now.
+    pub(crate) tables: Tables,
+    /// What of the next checkpoint the log has already: a cut came before it had ended.
+    pub(crate) begun: Begun,
     /// `data_writes` as of the last device flush.
     flushed_writes: u64,
 }
@@ -122,6 +137,8 @@ struct Snapshot {
     records: Vec<Record>,
     retired: NotYetFree,
     taken: Vec<TakenExtent>,
+    /// Whose data it changes.
+    whose: Whose,
 }
 
 /// Extents that the log does not say are free yet. Dropped before it does, as a failed commit drops them, they are nobody's
@@ -193,18 +210,23 @@ pub(crate) struct Parts {
     pub(crate) superblock: Superblock,
     pub(crate) log: Log,
     pub(crate) logged: Logged,
+    pub(crate) changing: Changing,
+    pub(crate) tables: Tables,
+    pub(crate) begun: Begun,
+    pub(crate) history: History,
     pub(crate) allocator: Arc<Allocator>,
     pub(crate) holes: HoleTable,
     pub(crate) records: RecordStore,
     pub(crate) placement: Placement,
     pub(crate) next_sequence: u64,
     pub(crate) on_step: Option<StepHook>,
+    pub(crate) on_damage: Option<DamageHook>,
 }
 
 impl Core {
     pub(crate) fn new(device: Arc<dyn Device>, parts: Parts) -> Self {
-        let Parts { superblock, log, logged, allocator, holes, records, placement, next_sequence, on_step } =
-            parts;
+        let Parts { superblock, log, logged, changing, tables, begun, history, .. } = parts;
+        let Parts { allocator, holes, records, placement, next_sequence, on_step, on_damage, .. } = parts;
         Self {
             device,
             layout: superblock.layout,
@@ -216,7 +238,17 @@ impl Core {
             placement,
             dirty: Mutex::default(),
             unmapping: RwLock::default(),
-            writer: Mutex::new(Writer { superblock, log, logged, flushed_writes: 0 }),
+            writer: Mutex::new(Writer {
+                superblock,
+                log,
+                logged,
+                changing,
+                left_room: PlanRoom::default(),
+                tables,
+                begun,
+                flushed_writes: 0,
+            }),
+            history,
             rounds: Mutex::default(),
             round_ended: Condvar::new(),
             data_writes: AtomicU64::new(0),
@@ -229,6 +261,7 @@ impl Core {
             damaged: AtomicU64::new(0),
             failed: OnceLock::new(),
             on_step,
+            on_damage,
         }
     }
 
@@ -246,7 +279,7 @@ impl Core {
     }
 
     /// Ends the pool with `error`, or with the one that already has.
-    fn fail(&self, error: PoolError) -> PoolError {
+    pub(crate) fn fail(&self, error: PoolError) -> PoolError {
         if matches!(error, PoolError::Failed(_)) {
             return error;
         }
@@ -265,6 +298,10 @@ impl Core {
     /// Numbers for `count` writes of a sector, the first of them.
     pub(crate) fn take_sequences(&self, count: u64) -> u64 {
         self.next_sequence.fetch_add(count, Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence.load(Ordering::Acquire)
     }
 
     /// Writes from here on have higher numbers than these, which were given out elsewhere.
@@ -332,15 +369,20 @@ impl Core {
     /// A free extent for a volume's data, with room in the hole table should it ever be hidden.
     pub(crate) fn allocate_for_data(&self, account: Account) -> Result<u32, PoolError> {
         if self.holes.in_use() {
-            self.reserve_holes(2)?;
+            match self.reserve_holes(2) {
+                // It was taken when the extent was promised.
+                Err(PoolError::NoSpace) if self.allocator.is_promised(account) => {}
+                reserved => reserved?,
+            }
         }
         self.allocate(account)
     }
 
-    /// Sees to it that the hole table has room for every extent in use twice, once for a rollback, and `more`.
+    /// Sees to it that the hole table has room for every extent in use or promised twice, once for a rollback, and `more`.
     pub(crate) fn reserve_holes(&self, more: u64) -> Result<(), PoolError> {
         let enough = || {
-            let extents = 2 * u64::from(self.allocator.counts().allocated) + more;
+            let counts = self.allocator.counts();
+            let extents = 2 * (u64::from(counts.allocated) + counts.promised) + more;
             self.holes.in_use() && self.holes.has_room_for(extents)
         };
         if enough() {
@@ -386,12 +428,37 @@ impl Core {
         Ok(())
     }
 
-    /// Sets an account's limits; whole extents, a quota rounded down and a reserve up.
+    /// Sets an account's limits; whole extents, a quota rounded down and a reserve up, with room in the hole table for what is
+    /// reserved.
     pub(crate) fn set_limits(&self, account: Account, limits: Limits) -> Result<(), PoolError> {
+        let (before, now) = self.promise(account, limits)?;
+        let more = now.reserve > before.reserve;
+        if more && let Err(error) = self.reserve_holes_for_promises() {
+            self.allocator.set_limits(account, before);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// As [`Self::set_limits`], after opening: what cannot be had any more takes nothing from what can.
+    pub(crate) fn restore_limits(&self, account: Account, limits: Limits) -> Result<(), PoolError> {
+        self.promise(account, limits)?;
+        self.reserve_holes_for_promises()
+    }
+
+    /// What the account's share was, and what it is.
+    fn promise(&self, account: Account, limits: Limits) -> Result<(Share, Share), PoolError> {
         let extent = self.layout.extent_len().0;
         let quota = limits.quota.map(|quota| u32::try_from(quota.0 / extent).unwrap_or(u32::MAX));
         let reserve = u32::try_from(limits.reserve.0.div_ceil(extent)).unwrap_or(u32::MAX);
-        if self.allocator.set_limits(account, quota, reserve) { Ok(()) } else { Err(PoolError::NoSpace) }
+        let share = Share { quota, reserve };
+        let before = self.allocator.set_limits(account, share).ok_or(PoolError::NoSpace)?;
+        Ok((before, share))
+    }
+
+    fn reserve_holes_for_promises(&self) -> Result<(), PoolError> {
+        let needed = self.holes.in_use() && self.allocator.counts().promised > 0;
+        if needed { self.reserve_holes(0) } else { Ok(()) }
     }
 
     /// Makes everything durable that was acknowledged before the call.
@@ -421,7 +488,7 @@ impl Core {
         let unmaps = self.unmaps.load(Ordering::Acquire);
         // What is written from here on may be counted and taken as well: then it is counted too often, and never too seldom.
         let buffered = self.buffered.swap(0, Ordering::AcqRel);
-        let Snapshot { records, retired, taken } = self.snapshot();
+        let Snapshot { records, retired, taken, whose } = self.snapshot();
         // After the snapshot: a write in it was counted before it was marked.
         let written = self.data_writes.load(Ordering::Acquire);
         if written != writer.flushed_writes {
@@ -431,9 +498,9 @@ impl Core {
         }
         let of_data = taken.iter().filter(|taken| taken.extent.kind() == ExtentKind::Data);
         let extents = of_data.map(|taken| (taken.extent.index(), Arc::clone(&taken.extent))).collect();
-        self.log_records(&mut writer, records, &extents)?;
+        self.log_records(&mut writer, records, &whose, &extents)?;
         drop(extents);
-        settle(&self.placement, taken);
+        self.settle(taken);
         let retired = retired.freed();
         // What the log has of their records stays: a reader that came before may still want them, and whoever has the extent
         // next shows no sector without a newer one.
@@ -448,7 +515,7 @@ impl Core {
     }
 
     /// The disk's side, unless a thread has panicked while writing it: then nobody knows how far it came.
-    fn writer(&self) -> Result<MutexGuard<'_, Writer>, PoolError> {
+    pub(crate) fn writer(&self) -> Result<MutexGuard<'_, Writer>, PoolError> {
         self.check_not_failed()?;
         self.writer.lock().map_err(|_| self.fail(PoolError::Interrupted))
     }
@@ -468,11 +535,17 @@ impl Core {
         let Dirty { extents, volumes, chunks, cut, unseen } = std::mem::take(&mut *lock(&self.dirty));
         let volumes =
             volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry: Box::new(entry) });
+        let mut accounts: Vec<Account> = extents.iter().map(|(branch, ..)| branch.account).collect();
+        accounts.dedup();
         let mut snapshot = Snapshot {
             records: volumes.chain(chunks).collect(),
             retired: NotYetFree::default(),
             taken: Vec::new(),
+            whose: Whose::Some(accounts),
         };
+        if snapshot.records.len() + cut.len() + unseen.len() > 0 {
+            snapshot.whose = Whose::All;
+        }
         cut.into_iter().for_each(|retired| snapshot.free(retired));
         // Out of the map before anything is taken of it, and while nobody trims what hides it.
         let gone: Vec<(Unseen, Retired)> =
@@ -520,45 +593,120 @@ impl Core {
         &self,
         writer: &mut Writer,
         records: Vec<Record>,
+        whose: &Whose,
         extents: &BTreeMap<u32, Arc<Extent>>,
     ) -> Result<(), PoolError> {
         let mut packer = Packer::new(self.layout, self.pool);
+        // Pages that a checkpoint of this batch alone changes.
+        let mut changes = Changing::default();
         for record in records {
-            if packer.blocks() + packer.blocks_more(&record) > self.layout.batch_blocks_max() {
-                self.log_batch(writer, &mut packer, extents)?;
+            let plan = changes.plan_room(&Changing::default(), &writer.superblock);
+            let behind = plan.blocks(self.vouch_room()) + 1;
+            if packer.blocks() + packer.blocks_more(&record) + behind > self.batch_room(writer)
+                && packer.blocks() > 0
+            {
+                self.log_batch(writer, &mut packer, &changes, whose, extents)?;
+                changes = Changing::default();
             }
+            changes.add(self.layout, &record);
             packer.push(record);
         }
-        if packer.blocks() == 0 { Ok(()) } else { self.log_batch(writer, &mut packer, extents) }
+        if packer.blocks() == 0 {
+            Ok(())
+        } else {
+            self.log_batch(writer, &mut packer, &changes, whose, extents)
+        }
+    }
+
+    /// Blocks of the log that a batch and the plan for what it changes may take: they fit behind any checkpoint, with the
+    /// plan for pages that the last one could not use.
+    fn batch_room(&self, writer: &Writer) -> u64 {
+        let vouches = self.vouch_room();
+        let checkpoints = 2 * (self.layout.log_reserve_blocks() + 1 + vouches) + vouches;
+        self.layout.log_blocks().saturating_sub(checkpoints + writer.left_room.blocks(vouches))
     }
 
     fn log_batch(
         &self,
         writer: &mut Writer,
         packer: &mut Packer,
+        changes: &Changing,
+        whose: &Whose,
         extents: &BTreeMap<u32, Arc<Extent>>,
     ) -> Result<(), PoolError> {
         let too_many = self.records.waiting() > RECORDS_WAITING_MAX;
-        if writer.log.free_blocks() < packer.blocks() + self.layout.log_reserve_blocks() || too_many {
+        let behind = self.layout.log_reserve_blocks()
+            + writer.changing.plan_room(changes, &writer.superblock).blocks(self.vouch_room())
+            + 2 * self.vouch_room()
+            + 1;
+        if writer.log.free_blocks() < packer.blocks() + behind || too_many {
             self.checkpoint(writer)?;
         }
-        let batch = packer.take();
-        self.append(writer, &batch)?;
+        let batch = self.append(writer, packer, whose)?;
         for record in batch.records {
             self.note_logged(writer, record, extents);
         }
         Ok(())
     }
 
-    fn append(&self, writer: &mut Writer, batch: &Batch) -> Result<(), PoolError> {
+    /// Steps 3 and 4: makes a batch durable, and has those vouch for it whose it is.
+    pub(crate) fn append(
+        &self,
+        writer: &mut Writer,
+        packer: &mut Packer,
+        whose: &Whose,
+    ) -> Result<Batch, PoolError> {
         self.step(CrashStep::LogWrite);
-        writer.log.append(&*self.device, batch)?;
+        let batch = self.write_batch(writer, packer, whose)?;
+        if batch.is_empty() {
+            return Ok(batch);
+        }
         self.step(CrashStep::LogFlush);
-        Ok(self.device.flush()?)
+        self.device.flush()?;
+        self.history.reached(writer.log.end().state);
+        Ok(batch)
+    }
+
+    pub(crate) fn write_batch(
+        &self,
+        writer: &mut Writer,
+        packer: &mut Packer,
+        whose: &Whose,
+    ) -> Result<Batch, PoolError> {
+        if self.layout.has_digests() && self.vouch_room() > 0 {
+            let state = packer.state_after(writer.log.end().state);
+            for (slot, mac) in self.history.vouches(whose, &state) {
+                packer.push(Record::Vouch { slot, mac });
+            }
+        }
+        if packer.blocks() > writer.log.free_blocks() {
+            return Err(PoolError::LogFull);
+        }
+        let batch = packer.take();
+        if !batch.is_empty() {
+            writer.log.append(&*self.device, &batch)?;
+        }
+        Ok(batch)
+    }
+
+    /// Lets those of an account vouch for the state as it is, durably.
+    pub(crate) fn vouch(&self, account: Account) -> Result<(), PoolError> {
+        let mut writer = self.writer()?;
+        let mut packer = Packer::new(self.layout, self.pool);
+        let whose = Whose::Some(vec![account]);
+        self.log_batch(&mut writer, &mut packer, &Changing::default(), &whose, &BTreeMap::new())
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Blocks that vouches take of a batch, at most. A log that is too short for them has none.
+    pub(crate) fn vouch_room(&self) -> u64 {
+        let blocks = vouch_blocks(self.history.witnesses());
+        if blocks <= self.layout.log_reserve_blocks() / 2 { blocks } else { 0 }
     }
 
     /// Takes in a record that is durable in the log.
     fn note_logged(&self, writer: &mut Writer, record: Record, extents: &BTreeMap<u32, Arc<Extent>>) {
+        writer.changing.add(self.layout, &record);
         match record {
             Record::Sector { of, record, ciphertext } => {
                 self.records.logged(of, record);
@@ -587,7 +735,7 @@ impl Core {
 
     /// Step 16: ciphertext that the log has goes to its place, up to `most` sectors of it or until nothing waits and nothing
     /// is on its way.
-    fn place(&self, most: u64) -> Result<(), PoolError> {
+    pub(crate) fn place(&self, most: u64) -> Result<(), PoolError> {
         let mut left = most;
         while left > 0 {
             let batch =
@@ -611,132 +759,6 @@ impl Core {
         self.placement.wait(patience);
         self.check_not_failed()?;
         self.place(self.placement.sectors()).map_err(|error| self.fail(error))
-    }
-
-    /// Writes what the log holds to its places and to the tables, and starts the log anew. Every record in `logged` is
-    /// durable in the log here.
-    fn checkpoint(&self, writer: &mut Writer) -> Result<(), PoolError> {
-        self.place(u64::MAX)?;
-        self.step(CrashStep::TableWrite);
-        let written = self.records.write_pages()?;
-        let volume_pages = self.write_volume_table(writer)?;
-        let extent_pages = self.write_extent_table(writer)?;
-        let hole_pages = self.write_hole_table(writer)?;
-        self.step(CrashStep::TableFlush);
-        self.device.flush()?;
-        let start = writer.log.end();
-        // Only now: they say that their sectors are in their places.
-        self.log_again(writer, &written)?;
-        let superblock = Superblock {
-            log_start: start.next,
-            log_link: start.link,
-            volume_pages,
-            extent_pages,
-            hole_pages,
-            next_sequence: self.next_sequence.load(Ordering::Acquire),
-            ..writer.superblock
-        };
-        self.write_superblock(writer, superblock)?;
-        writer.log.forget_before(start);
-        writer.logged = Logged::default();
-        self.records.end_checkpoint(written);
-        Ok(())
-    }
-
-    /// Logs the records once more that a checkpoint could not put to their page, behind where the log will start.
-    fn log_again(&self, writer: &mut Writer, written: &Written) -> Result<(), PoolError> {
-        let mut packer = Packer::new(self.layout, self.pool);
-        for (of, record) in &written.left {
-            packer.push(Record::Sector { of: *of, record: *record, ciphertext: None });
-        }
-        let room = self.layout.log_reserve_blocks().min(writer.log.free_blocks());
-        match &written.unreadable {
-            Some(error) if packer.blocks() > room => Err(error.clone().into()),
-            Some(_) => self.append(writer, &packer.take()),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes both copies, one after the other, under the next generation.
-    fn write_superblock(&self, writer: &mut Writer, superblock: Superblock) -> Result<(), PoolError> {
-        let superblock = Superblock { generation: superblock.generation + 1, ..superblock };
-        let encoded = superblock.encode();
-        self.step(CrashStep::FirstSuperblockWrite);
-        self.device.write_metadata(superblock_at(0), &encoded)?;
-        self.step(CrashStep::FirstSuperblockFlush);
-        self.device.flush()?;
-        self.step(CrashStep::SecondSuperblockWrite);
-        self.device.write_metadata(superblock_at(1), &encoded)?;
-        self.step(CrashStep::SecondSuperblockFlush);
-        self.device.flush()?;
-        writer.superblock = superblock;
-        Ok(())
-    }
-
-    /// Brings the volume table up to date; how many of its pages are written now.
-    fn write_volume_table(&self, writer: &Writer) -> Result<u64, PoolError> {
-        let logged = &writer.logged.volumes;
-        let pages = Pages {
-            written: writer.superblock.volume_pages,
-            changed: logged.keys().map(|slot| u64::from(slot / VOLUME_ENTRIES_PER_PAGE)).collect(),
-        };
-        pages.write(
-            &*self.device,
-            |page| self.layout.volume_page_at(page),
-            |_, wanted| wanted.min(PAGES_PER_TRANSFER),
-            |page, bytes, fresh| {
-                for (slot, entry) in
-                    entries_of(page, VOLUME_ENTRIES_PER_PAGE).zip(bytes.chunks_exact_mut(VOLUME_ENTRY_BYTES))
-                {
-                    let changed = logged.get(&slot);
-                    if fresh || changed.is_some() {
-                        encode_volume(self.pool, slot, changed, entry);
-                    }
-                }
-            },
-        )
-    }
-
-    /// Brings the extent table up to date; how many of its pages are written now.
-    fn write_extent_table(&self, writer: &Writer) -> Result<u64, PoolError> {
-        self.write_entries(&writer.logged.extents, writer.superblock.extent_pages, |page| {
-            Some(self.layout.extent_page_at(page))
-        })
-    }
-
-    /// Brings the hole table up to date; how many of its pages are written now.
-    fn write_hole_table(&self, writer: &Writer) -> Result<u64, PoolError> {
-        let chunks = self.holes.chunks();
-        self.write_entries(&writer.logged.holes, writer.superblock.hole_pages, |page| {
-            self.layout.hole_page_at(&chunks, page)
-        })
-    }
-
-    fn write_entries(
-        &self,
-        logged: &BTreeMap<u32, Option<Mapping>>,
-        written: u64,
-        at: impl Fn(u64) -> Option<ByteOffset>,
-    ) -> Result<u64, PoolError> {
-        let per_page = self.layout.extent_entries_per_page();
-        let pages =
-            Pages { written, changed: logged.keys().map(|index| u64::from(index / per_page)).collect() };
-        pages.write(
-            &*self.device,
-            // A logged entry lies in a page that there is, so this is a page that there is.
-            |page| at(page).unwrap_or(ByteOffset(u64::MAX)),
-            |page, wanted| self.layout.contiguous_pages(page, wanted),
-            |page, bytes, fresh| {
-                let entries = bytes.chunks_exact_mut(self.layout.extent_entry_bytes());
-                for (index, entry) in entries_of(page, per_page).zip(entries) {
-                    let changed = logged.get(&index);
-                    if fresh || changed.is_some() {
-                        let mapping: Option<&Mapping> = changed.and_then(Option::as_ref);
-                        encode_extent(self.layout, self.pool, index, mapping, entry);
-                    }
-                }
-            },
-        )
     }
 
     /// Discards extents that nobody reads any more, then lets go of all: those free themselves with their last holder.
@@ -765,16 +787,56 @@ impl Core {
                 .take_while(|(index, nth)| self.layout.sector_at(**index, 0).0 == at.0 + nth * extent_len)
                 .count();
             rest = &rest[count..];
-            self.step(CrashStep::Discard);
-            match self.device.discard(at, ByteLen(count as u64 * extent_len)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == DeviceErrorKind::Unsupported => {
-                    self.discard_works.store(false, Ordering::Relaxed);
-                    return;
-                }
-                // Nothing depends on it, and a device that is ill says so at the next write.
-                Err(error) => tracing::debug!(pool = %self.pool, %error, "discarding freed extents failed"),
+            self.discard_range(at, ByteLen(count as u64 * extent_len));
+        }
+    }
+
+    fn discard_range(&self, at: ByteOffset, len: ByteLen) {
+        if !self.discard_works.load(Ordering::Relaxed) {
+            return;
+        }
+        self.step(CrashStep::Discard);
+        match self.device.discard(at, len) {
+            Ok(()) => {}
+            Err(error) if error.kind() == DeviceErrorKind::Unsupported => {
+                self.discard_works.store(false, Ordering::Relaxed);
             }
+            // Nothing depends on it, and a device that is ill says so at the next write.
+            Err(error) => tracing::debug!(pool = %self.pool, %error, "discarding what was freed failed"),
+        }
+    }
+
+    /// The log has all of it: what is in its place is let go of, what the log says is on the device from now on, and nothing
+    /// goes to a place any more where the log says that nothing is.
+    fn settle(&self, taken: Vec<TakenExtent>) {
+        for TakenExtent { extent, sectors, contents } in taken {
+            if let Some(present) = sectors.as_ref().filter(|_| extent.kind() == ExtentKind::Data) {
+                self.placement.keep(extent.index(), present);
+                self.discard_unmapped(&extent, present);
+            }
+            let mut state = extent.state();
+            if let Some(sectors) = sectors {
+                state.settle(sectors);
+            }
+            state.forget_placed(&contents);
+        }
+    }
+
+    /// Discards what was unmapped of an extent that stays, where it is worth it. Until `settle` no write goes to these places:
+    /// they count for what is on the device.
+    fn discard_unmapped(&self, extent: &Arc<Extent>, present: &Presence) {
+        // Without records writes go to their places whatever is there.
+        if !self.layout.has_records() {
+            return;
+        }
+        let unmapped = extent.state().on_device_without(present, self.layout.extent_sectors());
+        // Only the map has it beside the caller: who came before the sectors were unmapped may be reading them.
+        if Arc::strong_count(extent) > 2 {
+            return;
+        }
+        for run in unmapped.iter().filter(|run| run.len() as u64 >= DISCARD_SECTORS_MIN) {
+            let len = SectorCount(run.len() as u64).byte_len().unwrap_or_default();
+            self.discard_range(self.layout.sector_at(extent.index(), run.start), len);
         }
     }
 
@@ -790,7 +852,9 @@ impl Core {
         if found == recorded {
             return Ok(recorded);
         }
-        for (at, len) in self.layout.metadata_ranges(found).filter(|(at, _)| at.0 >= recorded.0) {
+        // Those of the recorded length come first. A group whose front the old end cut short is not among them.
+        let reserved = self.layout.metadata_ranges(recorded).count();
+        for (at, len) in self.layout.metadata_ranges(found).skip(reserved) {
             self.device.reserve(at, len)?;
         }
         let superblock = Superblock { device_len: found, ..writer.superblock };
@@ -825,8 +889,17 @@ impl Core {
         Loaded::read(&*self.device)
     }
 
-    pub(crate) fn count_damaged(&self) {
+    /// Counts a sector that is not what was written, and tells whoever wants to know.
+    pub(crate) fn found_damage(
+        &self,
+        at: Option<ByteOffset>,
+        shown_by: &[(VolumeId, Lba)],
+        fault: &dyn fmt::Display,
+    ) {
         self.damaged.fetch_add(1, Ordering::Relaxed);
+        if let Some(hook) = &self.on_damage {
+            hook(&FoundDamage { pool: self.pool, at, shown_by, fault });
+        }
     }
 
     /// Sectors that were read since the pool was opened and were not what was written.
@@ -836,21 +909,6 @@ impl Core {
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.get().is_some()
-    }
-}
-
-/// The log has all of it: what is in its place is let go of, what the log says is on the device from now on, and nothing goes
-/// to a place any more where the log says that nothing is.
-fn settle(placement: &Placement, taken: Vec<TakenExtent>) {
-    for TakenExtent { extent, sectors, contents } in taken {
-        if let Some(sectors) = sectors.as_ref().filter(|_| extent.kind() == ExtentKind::Data) {
-            placement.keep(extent.index(), sectors);
-        }
-        let mut state = extent.state();
-        if let Some(sectors) = sectors {
-            state.settle(sectors);
-        }
-        state.forget_placed(&contents);
     }
 }
 
@@ -873,62 +931,5 @@ impl Drop for RunningRound<'_> {
     fn drop(&mut self) {
         lock(&self.core.rounds).running = false;
         self.core.round_ended.notify_all();
-    }
-}
-
-/// The numbers of the entries in a page.
-fn entries_of(page: u64, per_page: u32) -> std::ops::Range<u32> {
-    let first = u32::try_from(page).unwrap_or(u32::MAX).saturating_mul(per_page);
-    first..first.saturating_add(per_page)
-}
-
-/// Pages of a table that are to be written.
-struct Pages {
-    /// Pages before this one hold entries already; the others hold whatever the device held before.
-    written: u64,
-    /// Pages with changed entries, in ascending order, each perhaps several times.
-    changed: Vec<u64>,
-}
-
-impl Pages {
-    /// Writes the changed pages and all that were skipped before them, neighbours in one transfer. `contiguous(page,
-    /// wanted)` says how many pages from `page` lie together; `change(page, bytes, fresh)` brings one up to date.
-    /// Returns how many pages are written now.
-    fn write(
-        mut self,
-        device: &dyn Device,
-        at: impl Fn(u64) -> ByteOffset,
-        contiguous: impl Fn(u64, u64) -> u64,
-        change: impl Fn(u64, &mut [u8], bool),
-    ) -> Result<u64, PoolError> {
-        let Some(last) = self.changed.last() else { return Ok(self.written) };
-        let written = self.written.max(last + 1);
-        self.changed.retain(|page| *page < self.written);
-        self.changed.extend(self.written..written);
-        self.changed.dedup();
-        let mut rest = &self.changed[..];
-        while let Some(first) = rest.first() {
-            let neighbours =
-                rest.iter().zip(*first..).take_while(|(page, expected)| **page == *expected).count();
-            let count = contiguous(*first, neighbours as u64);
-            let (run, after) = rest.split_at(usize::try_from(count).unwrap_or(rest.len()));
-            rest = after;
-            let old = self.written.saturating_sub(*first).min(count);
-            let mut buf = if old == count {
-                read_pages(device, at(*first), count)?
-            } else {
-                let mut buf = SectorBuf::zeroed(SectorCount(count));
-                if old > 0 {
-                    let bytes = read_pages(device, at(*first), old)?;
-                    buf.as_mut_bytes()[..bytes.as_bytes().len()].copy_from_slice(bytes.as_bytes());
-                }
-                buf
-            };
-            for (page, bytes) in run.iter().zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)) {
-                change(*page, bytes, *page >= self.written);
-            }
-            device.write_metadata(at(*first), &Metadata::from_encoding(buf))?;
-        }
-        Ok(written)
     }
 }

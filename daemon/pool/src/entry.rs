@@ -163,6 +163,8 @@ pub(crate) struct VolumeRecord {
     pub(crate) created_s: u64,
     /// Blocks encrypted under its domain and epoch that are counted here, and those reserved ahead.
     pub(crate) blocks: u64,
+    /// A snapshot's retention lock, seconds; 0 for none.
+    pub(crate) lock_s: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +219,7 @@ pub(crate) fn encode_volume(pool: PoolId, slot: u32, entry: Option<&VolumeEntry>
 }
 
 fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
-    let VolumeRecord { spec, role, levels, origin, created_s, blocks } = record;
+    let VolumeRecord { spec, role, levels, origin, created_s, blocks, lock_s } = record;
     let kind = match spec.kind {
         VolumeKind::Block => KIND_BLOCK,
         VolumeKind::Objects => KIND_OBJECTS,
@@ -239,6 +241,10 @@ fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
         Role::Replica { receiving: Some(receiving) } => (Some(receiving.snapshot), receiving.next.0),
         Role::Replica { receiving: None } => (None, 0),
     };
+    let of_quota = match role {
+        Role::Snapshot => *lock_s,
+        _ => limits.quota.map_or(0, |quota| quota.0),
+    };
     let mut out = Encoder::new(out);
     out.u32(0)
         .u8(state)
@@ -254,7 +260,7 @@ fn encode_record(serial: BranchId, record: &VolumeRecord, out: &mut [u8]) {
         .u32(moment)
         .bytes(&origin.map_or([0; 16], |origin| origin.0))
         .u64(of_role)
-        .u64(limits.quota.map_or(0, |quota| quota.0))
+        .u64(of_quota)
         .u64(limits.reserve.0);
     for level in below {
         out.u64(level.branch.0).u32(level.moment.0);
@@ -311,7 +317,9 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let origin = fields.array()?;
     let origin = (origin != [0; 16]).then_some(VolumeId(origin));
     let of_role = fields.u64()?;
-    let limits = Limits::from_disk(of_role, fields.u64()?, fields.u64()?);
+    let of_quota = fields.u64()?;
+    let limits = Limits::from_disk(of_role, of_quota, fields.u64()?);
+    let lock_s = if state == STATE_SNAPSHOT { of_quota } else { 0 };
     let spec = VolumeSpec { id, sectors, domain, epoch, check, kind };
     let own = Some(Level { branch: serial, moment });
     let (role, own, origin, created_s) = match state {
@@ -325,7 +333,7 @@ fn decode_volume_fields(fields: &mut Decoder<'_>) -> Option<Option<VolumeEntry>>
     let levels = decode_levels(serial, own, &mut Decoder::new(fields.bytes(LEVELS_BYTES)?))?;
     let blocks = fields.u64()?;
     let sound = serial != BranchId::NONE && spec.size_is_allowed();
-    let record = VolumeRecord { spec, role, levels, origin, created_s, blocks };
+    let record = VolumeRecord { spec, role, levels, origin, created_s, blocks, lock_s };
     sound.then_some(Some(VolumeEntry { serial, volume: Some(record) }))
 }
 
@@ -369,7 +377,8 @@ mod tests {
             .collect();
         let created_s = if state == Role::Snapshot { 8 } else { 0 };
         let origin = (!matches!(state, Role::Replica { .. })).then_some(VolumeId([9; 16]));
-        let record = VolumeRecord { spec, role: state, levels, origin, created_s, blocks: 1 << 43 };
+        let lock_s = if state == Role::Snapshot { 7 * 86_400 } else { 0 };
+        let record = VolumeRecord { spec, role: state, levels, origin, created_s, blocks: 1 << 43, lock_s };
         VolumeEntry { serial: BranchId(100), volume: Some(record) }
     }
 

@@ -77,6 +77,9 @@ pub enum PoolError {
     )]
     DamagedSector { volume: VolumeId, sector: Lba },
 
+    #[error("what was sent to heal the sector at {at} is not what its record says: nothing was written")]
+    UnfitToHeal { at: ByteOffset },
+
     #[error(
         "{0} keeps no records and can send nothing that could be verified: copy the data to a new volume"
     )]
@@ -87,6 +90,18 @@ pub enum PoolError {
 
     #[error("there is no snapshot {0} in the pool: `nightlatch snapshot list` shows those there are")]
     NoSuchSnapshot(VolumeId),
+
+    #[error(
+        "the snapshot {0} is locked: it is not deleted, and its lock not made shorter, before its time is over. `nightlatch \
+         snapshot list` says when that is"
+    )]
+    SnapshotLocked(VolumeId),
+
+    #[error(
+        "{device} holds the pool {pool} with {snapshots} locked snapshots, whose time is not over. If they are to be destroyed \
+         all the same, say so with `nightlatch pool create --force --destroy-locked-snapshots`"
+    )]
+    HoldsLocked { device: String, pool: PoolId, snapshots: u64 },
 
     #[error(
         "{snapshot} is no snapshot of {volume}: a volume is rolled back to its own; clone this one instead"
@@ -204,6 +219,16 @@ pub enum PoolError {
     )]
     RecordDamaged { device: String, at: ByteOffset },
 
+    #[error(
+        "a page of sector records, at {at} of {device}, is not the one that was last written there: it was put back from an \
+         older state, or has been damaged. What it is about is not given out. Check the device (kernel log, smartctl) and who \
+         could write to it; recover the sectors from the replica, or write them again"
+    )]
+    RecordsReplaced { device: String, at: ByteOffset },
+
+    #[error("the log has no room left for a checkpoint; this is a bug, please report it with the log")]
+    LogFull,
+
     #[error("the system's random source failed: {0}")]
     Random(getrandom::Error),
 }
@@ -246,6 +271,10 @@ pub enum Damage {
     LogRecord,
     #[error("an extent of a volume that is held for free in memory")]
     ExtentFree,
+    #[error("tables or digests that are not those of the last checkpoint")]
+    Root,
+    #[error("a page that a power cut left neither as it was nor as it was to become")]
+    Page,
 }
 
 impl PoolError {
@@ -257,8 +286,11 @@ impl PoolError {
             Self::OutOfRange { .. } => PoolErrorKind::OutOfRange,
             Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) => PoolErrorKind::NoSuchVolume,
             Self::ReadOnly(_) => PoolErrorKind::ReadOnly,
+            Self::SnapshotLocked(_) => PoolErrorKind::Locked,
             Self::StaleFence { .. } => PoolErrorKind::StaleFence,
-            Self::RecordDamaged { .. } | Self::DamagedSector { .. } => PoolErrorKind::Damaged,
+            Self::RecordDamaged { .. } | Self::RecordsReplaced { .. } | Self::DamagedSector { .. } => {
+                PoolErrorKind::Damaged
+            }
             Self::Device(error) => match error.kind() {
                 DeviceErrorKind::NoSpace => PoolErrorKind::NoSpace,
                 DeviceErrorKind::Failed => PoolErrorKind::Failed,
@@ -291,6 +323,8 @@ pub enum PoolErrorKind {
     ReadOnly,
     /// A grant older than one already seen.
     StaleFence,
+    /// A snapshot whose time is not over.
+    Locked,
     /// The device failed this transfer.
     Io,
     /// What the device holds of this sector is not what was written.

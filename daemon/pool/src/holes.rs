@@ -2,9 +2,9 @@
 //!
 //! Its extents are the pool's own, taken when snapshots first need them and kept. A snapshot, a clone or a write that
 //! could come to need more entries takes the room first, or is refused: one for each extent that a branch has or
-//! inherits, and as many again for a rollback. So a trim finds room on a full pool. What can exhaust it is trimming other
-//! parts of the same extents after each of many snapshots; such a trim takes an extent more, and is refused where none
-//! is free.
+//! inherits, and as many again for a rollback. A reserve takes the room for its extents too, so that their writes need none. So
+//! a trim finds room on a full pool. What can exhaust it is trimming other parts of the same extents after each of many
+//! snapshots; such a trim takes an extent more, and is refused where none is free that nobody was promised.
 
 use std::sync::{Arc, Mutex};
 

@@ -6,12 +6,12 @@
 //! 64 KiB     superblock, second copy           one sector
 //! 1 MiB      volume table                      4096 entries of 256 bytes
 //! 2 MiB      log                               a ring of 4 KiB blocks
-//! base       group 0: extent table, extents    base = end of the log, rounded up to an extent
-//!            group 1: extent table, extents    ...
+//! base       group 0: table, digests, extents  base = end of the log, rounded up to an extent
+//!            group 1: table, digests, extents  ...
 //! ```
 //!
-//! A group is one extent's worth of table followed by as many extents as that table has entries for, before each 128 of
-//! them one extent's worth of their sectors' records. So metadata space is there from the first day and grows with the
+//! A group is one extent's worth of table, one of digests, and as many extents as that table has entries for, before each 128
+//! of them one extent's worth of their sectors' records. So metadata space is there from the first day and grows with the
 //! device, a device grows by whole or partial groups, and where a record lies needs no map.
 
 use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
@@ -57,11 +57,27 @@ const LOG_SHARE: u64 = 64;
 /// Pages moved in one transfer when tables are read or written.
 pub(crate) const PAGES_PER_TRANSFER: u64 = 256;
 
-/// Whether there is a record beside every sector. Pools of version 1 and 2 have none.
+/// A digest of a page of records on the device.
+pub(crate) const DIGEST_BYTES: usize = 16;
+pub(crate) const DIGESTS_PER_PAGE: u64 = 256;
+/// The same as a length.
+pub(crate) const DIGESTS_IN_PAGE: usize = SECTOR_BYTES / DIGEST_BYTES;
+const _: () = assert!(DIGESTS_IN_PAGE as u64 == DIGESTS_PER_PAGE);
+
+/// Whether there is a record beside every sector, and a digest of every page of them. Pools of version 1 and 2 have neither,
+/// those of versions 3 and 4 no digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SectorRecords {
+    Digested,
     Kept,
     Absent,
+}
+
+/// The place of a page of records' digest: the page of digests, counted over the device, and which of its digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DigestPlace {
+    pub(crate) page: u64,
+    pub(crate) nth: usize,
 }
 
 /// What everything follows from.
@@ -85,7 +101,12 @@ impl Layout {
     }
 
     pub(crate) fn has_records(self) -> bool {
-        self.records == SectorRecords::Kept
+        self.records != SectorRecords::Absent
+    }
+
+    /// Whether pages of records have digests, and the pool a state that can be told from an older one.
+    pub(crate) fn has_digests(self) -> bool {
+        self.records == SectorRecords::Digested
     }
 
     /// The log length for a device where none was asked for.
@@ -109,11 +130,6 @@ impl Layout {
     /// Blocks of the log that no commit takes: for records that a checkpoint cannot put to their page.
     pub(crate) fn log_reserve_blocks(self) -> u64 {
         self.log_blocks() / 8
-    }
-
-    /// Most blocks of a batch: it fits even where a checkpoint left the reserve full.
-    pub(crate) fn batch_blocks_max(self) -> u64 {
-        self.log_blocks() - 2 * self.log_reserve_blocks()
     }
 
     /// Where the block with this sequence number lies.
@@ -153,12 +169,15 @@ impl Layout {
         (LOG_AT + self.log_bytes).next_multiple_of(self.extent_bytes)
     }
 
-    /// Extents' worth of space before `extents` of a group, the table and the records before them included.
+    /// Extents' worth of space in front of a group's extents and their records: the table, and the digests.
+    fn slots_in_front(self) -> u64 {
+        if self.has_digests() { 2 } else { 1 }
+    }
+
+    /// Extents' worth of space before `extents` of a group, the table, digests and the records before them included.
     fn slots_before(self, extents: u64) -> u64 {
-        match self.records {
-            SectorRecords::Kept => 1 + extents + extents / EXTENTS_PER_RECORD_EXTENT + 1,
-            SectorRecords::Absent => 1 + extents,
-        }
+        let records = if self.has_records() { extents / EXTENTS_PER_RECORD_EXTENT + 1 } else { 0 };
+        self.slots_in_front() + extents + records
     }
 
     fn slots_per_group(self) -> u64 {
@@ -178,13 +197,12 @@ impl Layout {
     /// Extents on a device of this length.
     pub(crate) fn extents_on(self, device: ByteLen) -> Result<u32, PoolError> {
         let slots = device.0.saturating_sub(self.base()) / self.extent_bytes;
-        let behind_table = (slots % self.slots_per_group()).saturating_sub(1);
-        let partial = match self.records {
-            SectorRecords::Kept => {
-                let run = 1 + EXTENTS_PER_RECORD_EXTENT;
-                behind_table / run * EXTENTS_PER_RECORD_EXTENT + (behind_table % run).saturating_sub(1)
-            }
-            SectorRecords::Absent => behind_table,
+        let behind_front = (slots % self.slots_per_group()).saturating_sub(self.slots_in_front());
+        let partial = if self.has_records() {
+            let run = 1 + EXTENTS_PER_RECORD_EXTENT;
+            behind_front / run * EXTENTS_PER_RECORD_EXTENT + (behind_front % run).saturating_sub(1)
+        } else {
+            behind_front
         };
         let extents = slots / self.slots_per_group() * self.extents_per_group() + partial;
         match u32::try_from(extents) {
@@ -205,6 +223,22 @@ impl Layout {
         ByteOffset(extent_at + u64::from(sector) * SECTOR)
     }
 
+    /// Which sector of which of the first `extents` extents lies there, if any does.
+    pub(crate) fn sector_of(self, at: ByteOffset, extents: u32) -> Option<(u32, u32)> {
+        let (mut low, mut high) = (0, extents);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.sector_at(middle, 0) <= at {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        let extent = low.checked_sub(1)?;
+        let behind = at.0 - self.sector_at(extent, 0).0;
+        let sector = u32::try_from(behind / SECTOR).ok()?;
+        (behind.is_multiple_of(SECTOR) && sector < self.extent_sectors()).then_some((extent, sector))
+    }
+
     /// Where the page of records lies that has the one of this sector. Of the sectors before it in its extent it has those of
     /// `sector - sector % 128`, or of the extents before it where an extent has fewer.
     pub(crate) fn record_page_at(self, extent: u32, sector: u32) -> ByteOffset {
@@ -221,10 +255,83 @@ impl Layout {
         debug_assert!(self.has_records());
         let (group, nth) = self.in_group(extent);
         let (run, in_run) = (nth / EXTENTS_PER_RECORD_EXTENT, nth % EXTENTS_PER_RECORD_EXTENT);
-        let records_at =
-            self.group_at(group) + (1 + run * (1 + EXTENTS_PER_RECORD_EXTENT)) * self.extent_bytes;
+        let records_at = self.records_at(group, run);
         let record = in_run * u64::from(self.extent_sectors()) + u64::from(sector);
         records_at + record * SECTOR_RECORD_BYTES as u64
+    }
+
+    /// Where the records of a run of extents lie.
+    fn records_at(self, group: u64, run: u64) -> u64 {
+        let slots = self.slots_in_front() + run * (1 + EXTENTS_PER_RECORD_EXTENT);
+        self.group_at(group) + slots * self.extent_bytes
+    }
+
+    /// Of a page of records: its group, the run, and which of the run's pages it is.
+    fn record_page(self, at: ByteOffset) -> (u64, u64, u64) {
+        let group_bytes = self.slots_per_group() * self.extent_bytes;
+        let behind_base = at.0 - self.base();
+        let (group, in_group) = (behind_base / group_bytes, behind_base % group_bytes);
+        let behind_front = in_group - self.slots_in_front() * self.extent_bytes;
+        let run = behind_front / ((1 + EXTENTS_PER_RECORD_EXTENT) * self.extent_bytes);
+        (group, run, (at.0 - self.records_at(group, run)) / SECTOR)
+    }
+
+    /// Whether a page of records lies there.
+    pub(crate) fn is_record_page(self, at: ByteOffset) -> bool {
+        let Some(behind_base) = at.0.checked_sub(self.base()) else { return false };
+        let slot = behind_base / self.extent_bytes % self.slots_per_group();
+        let behind_front = slot.checked_sub(self.slots_in_front());
+        self.has_records()
+            && behind_front.is_some_and(|slot| slot.is_multiple_of(1 + EXTENTS_PER_RECORD_EXTENT))
+    }
+
+    /// The first and the last sector whose record is in a page of records.
+    pub(crate) fn sectors_of_record_page(self, at: ByteOffset) -> [(u32, u32); 2] {
+        let (group, run, page) = self.record_page(at);
+        let extent = group * self.extents_per_group() + run * EXTENTS_PER_RECORD_EXTENT;
+        let first = page * u64::from(SECTOR_RECORDS_PER_PAGE);
+        [first, first + u64::from(SECTOR_RECORDS_PER_PAGE) - 1].map(|nth| {
+            let sectors = u64::from(self.extent_sectors());
+            let (extent, sector) = (extent + nth / sectors, nth % sectors);
+            // A device has fewer than 2^28 extents, an extent fewer than 2^15 sectors.
+            (u32::try_from(extent).unwrap_or(u32::MAX), u32::try_from(sector).unwrap_or(u32::MAX))
+        })
+    }
+
+    /// Where the digest of a page of records stands.
+    pub(crate) fn digest_of(self, at: ByteOffset) -> DigestPlace {
+        let (group, run, page) = self.record_page(at);
+        let in_group = run * (self.extent_bytes / SECTOR) + page;
+        let (page, nth) = (in_group / DIGESTS_PER_PAGE, in_group % DIGESTS_PER_PAGE);
+        DigestPlace {
+            page: group * self.digest_pages_per_group() + page,
+            nth: usize::try_from(nth).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn digest_pages_per_group(self) -> u64 {
+        let pages = self.extents_per_group() / EXTENTS_PER_RECORD_EXTENT * (self.extent_bytes / SECTOR);
+        pages.div_ceil(DIGESTS_PER_PAGE)
+    }
+
+    /// Pages of digests that a device with so many extents can have.
+    pub(crate) fn digest_pages_max(self, extents: u32) -> u64 {
+        if !self.has_digests() {
+            return 0;
+        }
+        u64::from(extents).div_ceil(self.extents_per_group()) * self.digest_pages_per_group()
+    }
+
+    /// Where page `page` of the digests lies.
+    pub(crate) fn digest_page_at(self, page: u64) -> ByteOffset {
+        let (group, in_group) = (page / self.digest_pages_per_group(), page % self.digest_pages_per_group());
+        ByteOffset(self.group_at(group) + self.extent_bytes + in_group * SECTOR)
+    }
+
+    /// How many pages of digests from `page` on, at most `wanted`, lie one after another.
+    pub(crate) fn contiguous_digest_pages(self, page: u64, wanted: u64) -> u64 {
+        let of_group = self.digest_pages_per_group();
+        wanted.min(of_group - page % of_group).min(PAGES_PER_TRANSFER)
     }
 
     /// The records of one extent, whole pages: what is reserved for them on a sparse file.
@@ -275,10 +382,11 @@ impl Layout {
     /// file, so that the log and the tables never lack space.
     pub(crate) fn metadata_ranges(self, device: ByteLen) -> impl Iterator<Item = (ByteOffset, ByteLen)> {
         let front = (ByteOffset(VOLUME_TABLE_AT), ByteLen(LOG_AT + self.log_bytes - VOLUME_TABLE_AT));
+        let in_front = self.slots_in_front() * self.extent_bytes;
         let groups = (0..)
             .map(move |group| self.group_at(group))
-            .take_while(move |at| at + self.extent_bytes <= device.0)
-            .map(move |at| (ByteOffset(at), self.extent_len()));
+            .take_while(move |at| at + in_front <= device.0)
+            .map(move |at| (ByteOffset(at), ByteLen(in_front)));
         std::iter::once(front).chain(groups)
     }
 
@@ -294,7 +402,7 @@ mod tests {
 
     fn layouts() -> impl Iterator<Item = Layout> {
         (16..=26).flat_map(|shift| {
-            [SectorRecords::Kept, SectorRecords::Absent]
+            [SectorRecords::Digested, SectorRecords::Kept, SectorRecords::Absent]
                 .map(|records| Layout::new(ByteLen(1 << shift), ByteLen(64 << 10), records).unwrap())
         })
     }
@@ -323,6 +431,67 @@ mod tests {
                 let (at, len) = layout.records_of(extent);
                 assert!(at.0 >= records && at.0 + len.0 <= records + layout.extent_bytes);
             }
+        }
+    }
+
+    #[test]
+    fn what_lies_at_an_offset_is_a_sector_of_an_extent_or_none() {
+        for layout in layouts() {
+            let per_group = u32::try_from(layout.extents_per_group()).unwrap();
+            let extents = per_group + 200;
+            let last = layout.extent_sectors() - 1;
+            for extent in [0, 1, 127, 128, per_group - 1, per_group, extents - 1] {
+                for sector in [0, 1, last] {
+                    let at = layout.sector_at(extent, sector);
+                    assert_eq!(layout.sector_of(at, extents), Some((extent, sector)));
+                    assert_eq!(layout.sector_of(ByteOffset(at.0 + 1), extents), None);
+                }
+            }
+            let behind = ByteOffset(layout.sector_at(extents - 1, last).0 + SECTOR);
+            assert_eq!(layout.sector_of(behind, extents), None);
+            assert_eq!(layout.sector_of(ByteOffset(0), extents), None);
+            if layout.has_records() {
+                assert_eq!(layout.sector_of(layout.record_page_at(0, 0), extents), None);
+                assert_eq!(layout.sector_of(layout.record_page_at(200, 0), extents), None);
+            }
+        }
+    }
+
+    #[test]
+    fn every_page_of_records_has_a_digest_of_its_own_in_front_of_its_group() {
+        for layout in layouts().filter(|layout| layout.has_digests()) {
+            let per_group = u32::try_from(layout.extents_per_group()).unwrap();
+            let last_sector = layout.extent_sectors() - 1;
+            let mut places = std::collections::BTreeMap::new();
+            for extent in [0, 1, 7, 8, 127, 128, per_group - 1, per_group, per_group + 128, 3 * per_group - 1]
+            {
+                for sector in [0, last_sector / 2, last_sector] {
+                    let page = layout.record_page_at(extent, sector);
+                    assert!(layout.is_record_page(page));
+                    assert!(!layout.is_record_page(layout.sector_at(extent, sector)));
+                    let [first, last] = layout.sectors_of_record_page(page);
+                    assert!((first..=last).contains(&(extent, sector)), "{extent} {sector}");
+                    assert_eq!(layout.record_page_at(first.0, first.1), page);
+                    assert_eq!(layout.record_page_at(last.0, last.1), page);
+                    let place = layout.digest_of(page);
+                    assert_eq!(*places.entry(place).or_insert(page), page, "{extent} {sector}");
+                    let digests = layout.digest_page_at(place.page).0;
+                    let group = layout.group_at(u64::from(extent / per_group));
+                    assert!(
+                        (group + layout.extent_bytes..group + 2 * layout.extent_bytes).contains(&digests)
+                    );
+                }
+            }
+            let device = ByteLen(layout.group_at(3));
+            let pages = layout.digest_pages_max(layout.extents_on(device).unwrap());
+            assert_eq!(
+                pages,
+                layout.digest_of(layout.record_page_at(3 * per_group - 1, last_sector)).page + 1
+            );
+            assert_eq!(
+                layout.contiguous_digest_pages(0, u64::MAX),
+                pages.div_ceil(3).min(PAGES_PER_TRANSFER)
+            );
         }
     }
 
@@ -390,5 +559,6 @@ mod tests {
         let extents = |records| layout(records).extents_on(ByteLen(1 << 40)).unwrap();
         assert_eq!(extents(SectorRecords::Absent), (1 << 20) - 18 - 64);
         assert_eq!(extents(SectorRecords::Kept), (1 << 20) - 18 - 64 - 8128);
+        assert_eq!(extents(SectorRecords::Digested), (1 << 20) - 18 - 2 * 64 - 8128);
     }
 }

@@ -20,10 +20,14 @@ mod bytes;
 mod ceilings;
 mod changes;
 mod check;
+mod checkpoint;
 mod commit;
+mod digest;
 mod entry;
 mod error;
 mod extent;
+mod heal;
+mod history;
 mod holes;
 mod layout;
 mod load;
@@ -45,12 +49,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use device::DeviceInfo;
-use units::{ByteLen, DomainId, Fence, PoolId, SectorCount, VolumeEpoch, VolumeId};
+use units::{ByteLen, ByteOffset, DomainId, Fence, Lba, PoolId, SectorCount, VolumeEpoch, VolumeId};
 
 pub use ceilings::Ceilings;
-pub use changes::Change;
+pub use changes::{Change, Rewritten};
 pub use check::CheckReport;
+pub use digest::StateHead;
 pub use error::{Damage, PoolError, PoolErrorKind, SuperblockFault};
+pub use heal::WantedSector;
+pub use history::{Verdict, Witness};
 pub use load::Problem;
 pub use pool::Pool;
 pub use scrub::{DamagedSector, Scrub, ScrubStep, SectorFault};
@@ -59,7 +66,7 @@ pub use transfer::{Manifest, Portion};
 pub use volume::{Piece, PoolVolume};
 
 /// The version of the on-disk format that this crate reads and writes (FORMAT.md).
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 /// The oldest version that it reads, and brings to the present one by opening.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Most volumes and snapshots in a pool.
@@ -122,22 +129,49 @@ impl Limits {
 pub struct CreateOptions {
     /// Unit of allocation: a power of two from 64 KiB to 64 MiB.
     pub extent_len: ByteLen,
-    /// Length of the metadata log; by default 1/256 of the device, from 64 KiB to 16 MiB.
+    /// Length of the log; by default 1/64 of the device, from 64 KiB to 64 MiB.
     pub log_len: Option<ByteLen>,
-    /// Destroy what the device holds.
+    /// Destroy what the device holds, but for snapshots that are locked.
     pub force: bool,
+    /// Destroy them too.
+    pub destroy_locked: bool,
     /// The pool's id; by default a random one.
     pub id: Option<PoolId>,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { extent_len: ByteLen(1 << 20), log_len: None, force: false, id: None }
+        Self { extent_len: ByteLen(1 << 20), log_len: None, force: false, destroy_locked: false, id: None }
     }
 }
 
 /// Called immediately before each step of the crash order, in the thread that takes it.
 pub type StepHook = Arc<dyn Fn(CrashStep) + Send + Sync>;
+
+/// A sector that was read and is not what was written.
+#[derive(Clone, Copy)]
+pub struct FoundDamage<'a> {
+    pub pool: PoolId,
+    /// Where it is on the device, where that is what was read.
+    pub at: Option<ByteOffset>,
+    /// The volumes and snapshots that show it, as far as is known, and which of their sectors it is.
+    pub shown_by: &'a [(VolumeId, Lba)],
+    pub fault: &'a dyn fmt::Display,
+}
+
+impl fmt::Debug for FoundDamage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FoundDamage")
+            .field("pool", &self.pool)
+            .field("at", &self.at)
+            .field("shown_by", &self.shown_by)
+            .field("fault", &format_args!("{}", self.fault))
+            .finish()
+    }
+}
+
+/// Called for every damaged sector, in the thread that found it.
+pub type DamageHook = Arc<dyn Fn(&FoundDamage<'_>) + Send + Sync>;
 
 /// How to open a pool.
 #[derive(Clone)]
@@ -147,11 +181,13 @@ pub struct OpenOptions {
     pub record_cache: ByteLen,
     /// Told of every step of the crash order: for tests that cut power at each of them.
     pub on_step: Option<StepHook>,
+    /// Told of every damaged sector that is read.
+    pub on_damage: Option<DamageHook>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { record_cache: records::CACHE_LEN_DEFAULT, on_step: None }
+        Self { record_cache: records::CACHE_LEN_DEFAULT, on_step: None, on_damage: None }
     }
 }
 
@@ -160,6 +196,7 @@ impl fmt::Debug for OpenOptions {
         f.debug_struct("OpenOptions")
             .field("record_cache", &self.record_cache)
             .field("on_step", &self.on_step.is_some())
+            .field("on_damage", &self.on_damage.is_some())
             .finish()
     }
 }
@@ -229,6 +266,9 @@ pub struct SnapshotInfo {
     pub volume: VolumeId,
     /// Seconds since 1970, as whoever took it said.
     pub created_s: u64,
+    /// How long it is locked from when that was set; 0 where it is not. What counts the time ends the lock
+    /// ([`Pool::end_lock`]).
+    pub lock_s: u64,
     pub sectors: SectorCount,
     pub domain: DomainId,
     pub epoch: VolumeEpoch,

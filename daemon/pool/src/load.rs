@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use device::{Device, DeviceError, SectorRecord};
-use units::{ByteOffset, PoolId, SECTORS_MAX, SectorCount};
+use units::{ByteOffset, DomainId, Fence, PoolId, SECTOR_BYTES, SECTORS_MAX, SectorCount};
 
+use crate::checkpoint::{Begun, BegunRoot, Changing, change_entry_page};
+use crate::digest::{Digest, RecordDigests, Root, StateHead, Tables, digest_of};
 use crate::entry::{
     BranchId, Level, Mapping, Moment, Role, VolumeEntry, VolumeEntryFault, VolumeRecord, decode_extent,
-    decode_volume,
+    decode_volume, encode_volume,
 };
 use crate::extent::ExtentKind;
-use crate::layout::{Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
-use crate::log::{LogEnd, Record, ReplayError, Replayed, replay};
+use crate::history::{AtOpening, Note, Touches};
+use crate::layout::{DIGEST_BYTES, Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
+use crate::log::{LogEnd, Record, ReplayError, Replayed, VouchMac, replay};
 use crate::records::SectorId;
 use crate::superblock::{Superblock, Superblocks};
-use crate::{Damage, PoolError};
+use crate::{Damage, Limits, PoolError};
 
 /// More than this many are counted, not listed: a device full of noise would fill memory with them.
 const PROBLEMS_LISTED_MAX: usize = 1000;
@@ -41,8 +44,8 @@ pub(crate) struct Logged {
 impl Logged {
     pub(crate) fn apply(&mut self, record: Record) {
         match record {
-            // Kept by the record store and the placement.
-            Record::Sector { .. } => {}
+            // Kept by the record store and the placement, or of a checkpoint.
+            Record::Sector { .. } | Record::Plan { .. } | Record::Root(_) | Record::Vouch { .. } => {}
             Record::Volume { slot, entry } => {
                 self.volumes.insert(slot, *entry);
             }
@@ -63,12 +66,41 @@ pub(crate) struct LoggedSector {
     pub(crate) block: Option<u64>,
 }
 
+/// An entry of the extent table or of the hole table.
+type EntryId = (ExtentKind, u32);
+
+/// A batch of the log, and what it changes.
+#[derive(Debug)]
+struct LoggedBatch {
+    state: StateHead,
+    vouched: StateHead,
+    changes: BatchChanges,
+}
+
+#[derive(Debug, Default)]
+struct BatchChanges {
+    vouches: Vec<VouchMac>,
+    root: Option<Root>,
+    /// Pages that it says a checkpoint was about to change.
+    plans: usize,
+    sectors: usize,
+    entries: BTreeSet<EntryId>,
+    /// Entries of the volume table, and what of them says what is shown.
+    slots: Vec<(u32, Digest)>,
+}
+
 /// What the log says, the newest of everything.
 #[derive(Debug, Default)]
 struct LogContent {
     logged: Logged,
     sectors: BTreeMap<SectorId, LoggedSector>,
     highest_sequence: u64,
+    begun: Begun,
+    batches: Vec<LoggedBatch>,
+    /// Of the batch that is being read.
+    changes: BatchChanges,
+    /// Whose the entries that it changes are, or were.
+    owners: BTreeMap<EntryId, BTreeSet<BranchId>>,
 }
 
 impl LogContent {
@@ -77,13 +109,50 @@ impl LogContent {
             Replayed::Sector { of, record, block } => {
                 self.highest_sequence = self.highest_sequence.max(record.sequence);
                 self.sectors.insert(of, LoggedSector { record, block });
+                self.changes.sectors += 1;
+                self.changes((ExtentKind::Data, of.extent), None);
                 return;
             }
-            Replayed::Volume { slot, entry } => Record::Volume { slot, entry },
-            Replayed::Holes { index, mapping } => Record::Holes { index, mapping },
-            Replayed::Extent { index, mapping } => Record::Extent { index, mapping },
+            Replayed::Plan { page, planned } => {
+                let known = self.begun.plan.entry(page).or_insert(planned);
+                known.after = planned.after;
+                self.changes.plans += 1;
+                return;
+            }
+            Replayed::Root(root) => {
+                self.changes.root = Some(root);
+                return;
+            }
+            Replayed::Vouch { mac, .. } => {
+                self.changes.vouches.push(mac);
+                return;
+            }
+            Replayed::BatchEnd { start, state, vouched } => {
+                let changes = std::mem::take(&mut self.changes);
+                self.begun.root = changes.root.map(|root| BegunRoot { root, start, left: changes.sectors });
+                self.batches.push(LoggedBatch { state, vouched, changes });
+                return;
+            }
+            Replayed::Volume { slot, entry } => {
+                self.changes.slots.push((slot, shown(&entry)));
+                Record::Volume { slot, entry }
+            }
+            Replayed::Holes { index, mapping } => {
+                self.changes((ExtentKind::Holes, index), mapping.as_ref());
+                Record::Holes { index, mapping }
+            }
+            Replayed::Extent { index, mapping } => {
+                self.changes((ExtentKind::Data, index), mapping.as_ref());
+                Record::Extent { index, mapping }
+            }
         };
         self.logged.apply(record);
+    }
+
+    fn changes(&mut self, entry: EntryId, mapping: Option<&Mapping>) {
+        if self.changes.entries.insert(entry) || mapping.is_some() {
+            self.owners.entry(entry).or_default().extend(mapping.map(|mapping| mapping.branch));
+        }
     }
 }
 
@@ -103,6 +172,14 @@ pub(crate) struct Loaded {
     pub(crate) logged: Logged,
     /// Sectors' records that the log holds.
     pub(crate) sectors: BTreeMap<SectorId, LoggedSector>,
+    pub(crate) begun: Begun,
+    pub(crate) tables: Tables,
+    pub(crate) record_digests: RecordDigests,
+    /// What the log's batches did; of a pool that keeps a state.
+    pub(crate) opened: Option<AtOpening>,
+    owners: BTreeMap<EntryId, BTreeSet<BranchId>>,
+    /// What the volume table says of slots that the log changes.
+    shown_before: BTreeMap<u32, Digest>,
     /// Above every sequence that is known.
     pub(crate) next_sequence: u64,
     /// Every slot that was ever used.
@@ -138,7 +215,7 @@ impl Loaded {
         // What follows the damage is not known, so tables and log are judged as far as it goes, and nothing is opened.
         let mut damaged_log = |damage, sequence| {
             problems.push(Problem { damage, at: superblock.layout.log_block_at(sequence) });
-            LogEnd { next: superblock.log_start, link: superblock.log_link }
+            LogEnd::start(&superblock)
         };
         let log_end = match replay(device, &superblock, |record| content.apply(record)) {
             Ok(end) => end,
@@ -146,12 +223,19 @@ impl Loaded {
             Err(ReplayError::Record { sequence }) => damaged_log(Damage::LogRecord, sequence),
             Err(ReplayError::Block { sequence }) => damaged_log(Damage::LogBlock, sequence),
         };
-        let LogContent { logged, sectors, highest_sequence } = content;
+        let LogContent { logged, sectors, highest_sequence, mut begun, batches, owners, .. } = content;
+        begun.root = begun.root.filter(|_| !begun.plan.is_empty());
         let mut loaded = Self {
             superblocks,
             log_end,
             logged,
             sectors,
+            begun,
+            tables: Tables::default(),
+            record_digests: RecordDigests::default(),
+            opened: None,
+            owners,
+            shown_before: BTreeMap::new(),
             next_sequence: superblock.next_sequence.max(highest_sequence + 1),
             volumes: BTreeMap::new(),
             branches: BTreeMap::new(),
@@ -167,7 +251,109 @@ impl Loaded {
         loaded.read_extents(device)?;
         loaded.read_holes(device)?;
         loaded.find_doubles();
+        if superblock.layout.has_digests() {
+            loaded.read_digests(device)?;
+            loaded.opened = Some(loaded.at_opening(&batches));
+        }
         Ok(loaded)
+    }
+
+    /// Reads the digests of the pages of records.
+    fn read_digests(&mut self, device: &dyn Device) -> Result<(), PoolError> {
+        let (layout, pages) = (self.layout(), self.superblock().digest_pages);
+        let mut planned: BTreeMap<u64, Vec<(usize, Digest)>> = BTreeMap::new();
+        for (at, change) in self.begun.plan.iter().filter(|(at, _)| layout.is_record_page(**at)) {
+            let place = layout.digest_of(*at);
+            planned.entry(place.page).or_default().push((place.nth, change.after));
+        }
+        let mut page = 0;
+        while page < pages {
+            let count = layout.contiguous_digest_pages(page, pages - page);
+            let read = device.read_metadata(layout.digest_page_at(page), SectorCount(count))?;
+            for bytes in read.as_bytes().as_chunks::<SECTOR_BYTES>().0 {
+                let at = layout.digest_page_at(page);
+                let mut changed = *bytes;
+                let slots = changed.as_chunks_mut::<DIGEST_BYTES>().0;
+                for (nth, digest) in planned.get(&page).into_iter().flatten() {
+                    slots[*nth] = *digest;
+                }
+                // One that is not planned is as it was: only what is planned in it may have changed.
+                let as_is = if self.begun.plan.contains_key(&at) { &changed } else { bytes };
+                self.record_digests.insert_page(page, as_is);
+                let digest = self.page_digest(at, bytes, |page| page.copy_from_slice(&changed));
+                self.tables.digests.push(digest);
+                page += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a page was at the last checkpoint. Where a cut came while another changed it, what it holds now is judged with
+    /// what the log has of it.
+    fn page_digest(&mut self, at: ByteOffset, bytes: &[u8], change: impl FnOnce(&mut [u8])) -> Digest {
+        let Some(planned) = self.begun.plan.get(&at).copied() else { return digest_of(bytes) };
+        let mut changed = bytes.to_vec();
+        change(&mut changed);
+        if digest_of(&changed) != planned.after {
+            self.problem(Damage::Page, at);
+        }
+        planned.before
+    }
+
+    /// What the log did to whom, and whether tables and digests are those that it starts from.
+    fn at_opening(&mut self, batches: &[LoggedBatch]) -> AtOpening {
+        let superblock = self.superblock();
+        // The first batch behind a checkpoint says what that left; there was none before the first.
+        let said = batches.first().and_then(|batch| batch.changes.root);
+        let never_had_any = superblock.state == StateHead::BEGINNING && self.tables == Tables::default();
+        let altered = self.tables.root() != superblock.root
+            || !(never_had_any || superblock.state.count > 0 && said == Some(superblock.root));
+        let mut domains: BTreeMap<BranchId, DomainId> = BTreeMap::new();
+        for (_, _, record) in self.records() {
+            domains.extend(record.levels.iter().map(|level| (level.branch, record.spec.domain)));
+        }
+        let layout = self.layout();
+        let per_page = layout.extent_entries_per_page();
+        let mut shown_now = std::mem::take(&mut self.shown_before);
+        let mut touches = |changes: &BatchChanges| {
+            if changes.plans > 0 || changes.root.is_some() {
+                // It says what pages are, whosever they are.
+                return Touches::Anybody;
+            }
+            let mut touched = BTreeSet::new();
+            for (kind, index) in &changes.entries {
+                let owners = self.owners.get(&(*kind, *index));
+                let page = u64::from(index / per_page);
+                let at = match kind {
+                    ExtentKind::Data => Some(layout.extent_page_at(page)),
+                    ExtentKind::Holes => layout.hole_page_at(&self.hole_chunks, page),
+                };
+                let forgotten = at.is_none_or(|at| self.begun.plan.contains_key(&at));
+                match owners {
+                    Some(owners) if !owners.is_empty() => {
+                        touched.extend(owners.iter().filter_map(|branch| domains.get(branch)));
+                    }
+                    _ if forgotten => return Touches::Anybody,
+                    _ => {}
+                }
+            }
+            for (slot, shown) in &changes.slots {
+                let same = shown_now.insert(*slot, *shown) == Some(*shown);
+                let of_slot = || Some(self.volumes.get(slot)?.volume.as_ref()?.spec.domain);
+                touched.extend(if same { None } else { of_slot() });
+            }
+            Touches::Domains(touched)
+        };
+        let notes = batches
+            .iter()
+            .map(|batch| Note {
+                state: batch.state,
+                vouched: batch.vouched,
+                vouches: batch.changes.vouches.clone(),
+                touches: touches(&batch.changes),
+            })
+            .collect();
+        AtOpening { start: superblock.state, notes, altered }
     }
 
     fn superblock(&self) -> Superblock {
@@ -201,10 +387,21 @@ impl Loaded {
         let mut slot = 0;
         for page in (0..pages).step_by(step(PAGES_PER_TRANSFER)) {
             let count = (pages - page).min(PAGES_PER_TRANSFER);
-            let bytes = device.read_metadata(layout.volume_page_at(page), SectorCount(count))?;
-            for entry in bytes.as_bytes().chunks_exact(VOLUME_ENTRY_BYTES) {
-                self.take_volume_entry(slot, entry);
-                slot += 1;
+            let read = device.read_metadata(layout.volume_page_at(page), SectorCount(count))?;
+            for (page, bytes) in (page..).zip(read.as_bytes().chunks_exact(SECTOR_BYTES)) {
+                for entry in bytes.chunks_exact(VOLUME_ENTRY_BYTES) {
+                    self.take_volume_entry(slot, entry);
+                    slot += 1;
+                }
+                if layout.has_digests() {
+                    let logged = std::mem::take(&mut self.logged);
+                    let superblock = self.superblock();
+                    let digest = self.page_digest(layout.volume_page_at(page), bytes, |bytes| {
+                        logged.change_volume_page(&superblock, page, bytes, false);
+                    });
+                    self.tables.volumes.push(digest);
+                    self.logged = logged;
+                }
             }
         }
         let logged = self.logged.volumes.iter().map(|(slot, entry)| (*slot, entry.clone()));
@@ -224,10 +421,12 @@ impl Loaded {
 
     fn take_volume_entry(&mut self, slot: u32, entry: &[u8]) {
         // A page that was being written when power failed may be torn; what was changed in it is in the log.
+        let decoded = decode_volume(self.pool(), slot, entry);
         if self.logged.volumes.contains_key(&slot) {
+            self.shown_before.extend(decoded.ok().flatten().map(|before| (slot, shown(&before))));
             return;
         }
-        match decode_volume(self.pool(), slot, entry) {
+        match decoded {
             Ok(Some(entry)) => {
                 self.volumes.insert(slot, entry);
             }
@@ -335,19 +534,36 @@ impl Loaded {
         while page < pages {
             let Some(page_at) = at(page) else { break };
             let count = layout.contiguous_pages(page, pages - page);
-            let bytes = device.read_metadata(page_at, SectorCount(count))?;
-            let of_page = bytes.as_bytes().chunks_exact(layout.extent_entry_bytes());
-            for entry in of_page {
-                // A page that was being written when power failed may be torn; what was changed in it is in the log.
-                if !logged.contains_key(&index) {
-                    match decode_extent(layout, self.pool(), index, entry) {
-                        Some(mapping) => self.take_mapping(kind, index, entries, mapping),
-                        None => self.problem(Damage::ExtentEntry, self.entry_at(kind, index)),
+            let read = device.read_metadata(page_at, SectorCount(count))?;
+            for bytes in read.as_bytes().chunks_exact(SECTOR_BYTES) {
+                for entry in bytes.chunks_exact(layout.extent_entry_bytes()) {
+                    let decoded = decode_extent(layout, self.pool(), index, entry);
+                    if logged.contains_key(&index) {
+                        // A page that was being written when power failed may be torn; what was changed in it is in the log.
+                        let before = decoded.flatten().map(|mapping| mapping.branch);
+                        self.owners.entry((kind, index)).or_default().extend(before);
+                    } else {
+                        match decoded {
+                            Some(mapping) => self.take_mapping(kind, index, entries, mapping),
+                            None => self.problem(Damage::ExtentEntry, self.entry_at(kind, index)),
+                        }
+                    }
+                    index += 1;
+                }
+                if layout.has_digests()
+                    && let Some(at) = at(page)
+                {
+                    let superblock = self.superblock();
+                    let digest = self.page_digest(at, bytes, |bytes| {
+                        change_entry_page(&superblock, logged, page, bytes, false);
+                    });
+                    match kind {
+                        ExtentKind::Data => self.tables.extents.push(digest),
+                        ExtentKind::Holes => self.tables.holes.push(digest),
                     }
                 }
-                index += 1;
+                page += 1;
             }
-            page += count;
         }
         for (index, mapping) in logged {
             if *index >= entries {
@@ -362,6 +578,9 @@ impl Loaded {
 
     fn take_mapping(&mut self, kind: ExtentKind, index: u32, entries: u32, mapping: Option<Mapping>) {
         let Some(mapping) = mapping else { return };
+        if let Some(owners) = self.owners.get_mut(&(kind, index)) {
+            owners.insert(mapping.branch);
+        }
         let of_pool = mapping.branch == BranchId::HOLE_TABLE && kind == ExtentKind::Data;
         if mapping.place.logical() > LOGICAL_MAX || index >= entries {
             self.problem(Damage::ExtentEntry, self.entry_at(kind, index));
@@ -402,6 +621,24 @@ impl Loaded {
         }
     }
 
+    /// The pages that the next checkpoint changes.
+    pub(crate) fn changing(&self) -> Changing {
+        let mut changing = Changing::default();
+        let layout = self.layout();
+        self.logged.volumes.keys().for_each(|slot| changing.add_volume(*slot));
+        self.logged.extents.keys().for_each(|index| changing.add_extent(layout, *index));
+        self.logged.holes.keys().for_each(|index| changing.add_holes(layout, *index));
+        if layout.has_records() {
+            self.sectors.keys().for_each(|of| changing.add_sector(layout, *of));
+        }
+        changing
+    }
+
+    /// Whether tables or digests are not what was last written.
+    pub(crate) fn is_altered(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.altered)
+    }
+
     /// The first problem as the error that opening the pool ends with.
     pub(crate) fn first_problem(&self, device: &dyn Device) -> Option<PoolError> {
         self.problems.first().map(|problem| PoolError::MetadataDamaged {
@@ -410,6 +647,20 @@ impl Loaded {
             at: problem.at,
         })
     }
+}
+
+/// What of a volume's entry says what it shows: all but its fence, its limits and its count of blocks, which a sealed node changes.
+fn shown(entry: &VolumeEntry) -> Digest {
+    let mut entry = entry.clone();
+    if let Some(volume) = &mut entry.volume {
+        volume.blocks = 0;
+        if let Role::Volume { fence, limits } = &mut volume.role {
+            (*fence, *limits) = (Fence(0), Limits::default());
+        }
+    }
+    let mut encoded = [0; VOLUME_ENTRY_BYTES];
+    encode_volume(PoolId([0; 16]), 0, Some(&entry), &mut encoded);
+    digest_of(&encoded)
 }
 
 fn step(pages: u64) -> usize {

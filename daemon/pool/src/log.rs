@@ -17,13 +17,16 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use device::{Device, Metadata, Sealed, SectorBuf, SectorRecord};
-use units::{PoolId, SECTOR_BYTES, SectorCount};
+use units::{ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::bytes::{Decoder, Encoder};
+use crate::digest::{NextState, Planned, Root, StateHead};
 use crate::entry::{
     Mapping, VolumeEntry, decode_extent, decode_volume, encode_extent, encode_volume, extent_record_bytes,
 };
-use crate::layout::{Layout, PAGES_PER_TRANSFER, SECTOR_RECORD_BYTES, VOLUME_ENTRY_BYTES};
+use crate::layout::{
+    DIGEST_BYTES, Layout, PAGES_PER_TRANSFER, SECTOR, SECTOR_RECORD_BYTES, VOLUME_ENTRY_BYTES,
+};
 use crate::records::{SectorId, decode_record, encode_record};
 use crate::superblock::Superblock;
 use crate::{PoolError, VOLUMES_MAX};
@@ -47,6 +50,14 @@ const KIND_HOLES_FREE: u8 = 5;
 const KIND_SECTOR: u8 = 6;
 /// A sector's record, and its ciphertext in a block behind the records.
 const KIND_SECTOR_AND_CONTENT: u8 = 7;
+/// A page that a checkpoint is about to change in its place: which, what it is and what it becomes.
+const KIND_PLAN: u8 = 8;
+/// What somebody who has a volume's key says to the state that the records before it in the batch make.
+const KIND_VOUCH: u8 = 9;
+/// First behind a checkpoint: what the tables are now.
+const KIND_ROOT: u8 = 10;
+const ROOT_BYTES: usize = 32;
+const PLAN_BODY_BYTES: usize = 8 + 2 * DIGEST_BYTES;
 /// The sector's number, then its record.
 const SECTOR_BODY_BYTES: usize = 4 + SECTOR_RECORD_BYTES;
 
@@ -64,7 +75,14 @@ pub(crate) enum Record {
     Extent { index: u32, mapping: Option<Mapping> },
     Holes { index: u32, mapping: Option<Mapping> },
     Sector { of: SectorId, record: SectorRecord, ciphertext: Option<Arc<Sealed>> },
+    Plan { page: ByteOffset, planned: Planned },
+    Root(Root),
+    Vouch { slot: u32, mac: VouchMac },
 }
+
+/// What a key's holder says to a state (`Witness`).
+pub(crate) type VouchMac = [u8; VOUCH_BYTES];
+pub(crate) const VOUCH_BYTES: usize = 16;
 
 /// As replay finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +105,21 @@ pub(crate) enum Replayed {
         record: SectorRecord,
         block: Option<u64>,
     },
+    Plan {
+        page: ByteOffset,
+        planned: Planned,
+    },
+    Root(Root),
+    Vouch {
+        slot: u32,
+        mac: VouchMac,
+    },
+    /// Behind the records of a batch: the state they make, and the one that those before the first `Vouch` make.
+    BatchEnd {
+        start: LogEnd,
+        state: StateHead,
+        vouched: StateHead,
+    },
 }
 
 /// What one batch carries.
@@ -95,6 +128,19 @@ pub(crate) struct Batch {
     payloads: Vec<Vec<u8>>,
     ciphertexts: Vec<Arc<Sealed>>,
     pub(crate) records: Vec<Record>,
+}
+
+impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.payloads.is_empty()
+    }
+
+    /// The state behind it.
+    fn state_after(&self, before: StateHead) -> StateHead {
+        let mut next = NextState::batch(before);
+        self.payloads.iter().for_each(|payload| next.add(payload));
+        next.state()
+    }
 }
 
 impl Record {
@@ -107,6 +153,9 @@ impl Record {
                 }
                 Self::Extent { mapping: None, .. } | Self::Holes { mapping: None, .. } => 0,
                 Self::Sector { .. } => SECTOR_BODY_BYTES,
+                Self::Plan { .. } => PLAN_BODY_BYTES,
+                Self::Root(_) => ROOT_BYTES,
+                Self::Vouch { .. } => VOUCH_BYTES,
             }
     }
 
@@ -129,6 +178,18 @@ impl Record {
                 encode_record(pool, *of, record, stored);
                 let kind = if ciphertext.is_some() { KIND_SECTOR_AND_CONTENT } else { KIND_SECTOR };
                 (kind, of.extent, None)
+            }
+            Self::Plan { page, planned } => {
+                Encoder::new(body).u64(page.0 / SECTOR).bytes(&planned.before).bytes(&planned.after);
+                (KIND_PLAN, 0, None)
+            }
+            Self::Root(root) => {
+                Encoder::new(body).bytes(&root.0);
+                (KIND_ROOT, 0, None)
+            }
+            Self::Vouch { slot, mac } => {
+                Encoder::new(body).bytes(mac);
+                (KIND_VOUCH, *slot, None)
             }
         };
         if mapping.is_some() {
@@ -169,6 +230,15 @@ impl Replayed {
                 let block = (kind == KIND_SECTOR_AND_CONTENT).then_some(0);
                 (of.sector < layout.extent_sectors()).then_some(Self::Sector { of, record, block })
             }
+            KIND_PLAN if layout.has_digests() => {
+                let page = ByteOffset(fields.u64()?.checked_mul(SECTOR)?);
+                let planned = Planned { before: fields.array()?, after: fields.array()? };
+                Some(Self::Plan { page, planned })
+            }
+            KIND_ROOT if layout.has_digests() => Some(Self::Root(Root(fields.array()?))),
+            KIND_VOUCH if layout.has_digests() && index < VOLUMES_MAX => {
+                Some(Self::Vouch { slot: index, mac: fields.array()? })
+            }
             _ => None,
         }
     }
@@ -180,6 +250,15 @@ pub(crate) struct LogEnd {
     /// The sequence number of the next block.
     pub(crate) next: u64,
     pub(crate) link: Link,
+    /// What everything before it makes.
+    pub(crate) state: StateHead,
+}
+
+impl LogEnd {
+    /// Where the log begins that a superblock names.
+    pub(crate) fn start(superblock: &Superblock) -> Self {
+        Self { next: superblock.log_start, link: superblock.log_link, state: superblock.state }
+    }
 }
 
 /// A block's header, checksum verified.
@@ -246,8 +325,10 @@ pub(crate) fn replay(
     let mut replay = Replay {
         superblock: *superblock,
         extents: superblock.layout.extents_on(superblock.device_len)?,
-        end: LogEnd { next: superblock.log_start, link: superblock.log_link },
-        at: LogEnd { next: superblock.log_start, link: superblock.log_link },
+        end: LogEnd::start(superblock),
+        at: LogEnd::start(superblock),
+        state: NextState::batch(superblock.state),
+        vouched: None,
         batch: Vec::new(),
         left: 0,
         ciphertexts: VecDeque::new(),
@@ -272,6 +353,9 @@ struct Replay<F> {
     end: LogEnd,
     /// Behind the last block.
     at: LogEnd,
+    /// What the records of the batch make so far, and what those before its first `Vouch` made.
+    state: NextState,
+    vouched: Option<StateHead>,
     batch: Vec<Replayed>,
     /// Blocks of the batch that are still to come.
     left: u32,
@@ -306,12 +390,27 @@ impl<F: FnMut(Replayed)> Replay<F> {
         let mut fields = Decoder::new(block.payload);
         while !fields.is_empty() {
             let (layout, pool) = (self.superblock.layout, self.superblock.pool);
+            let bytes = fields.rest();
             let Some(record) = Replayed::decode(layout, pool, self.extents, &mut fields) else {
                 return self.stop(ReplayError::Record { sequence: self.at.next });
             };
-            if let Replayed::Sector { block: Some(_), .. } = record {
-                self.ciphertexts.push_back(self.batch.len());
+            // What comes behind a vouch has none, and a root is what the whole batch begins with.
+            let misplaced = match record {
+                Replayed::Vouch { .. } => false,
+                Replayed::Root(_) => self.vouched.is_some() || !self.batch.is_empty(),
+                _ => self.vouched.is_some(),
+            };
+            if misplaced {
+                return self.stop(ReplayError::Record { sequence: self.at.next });
             }
+            match record {
+                Replayed::Sector { block: Some(_), .. } => self.ciphertexts.push_back(self.batch.len()),
+                Replayed::Vouch { .. } => {
+                    self.vouched.get_or_insert_with(|| self.state.state());
+                }
+                _ => {}
+            }
+            self.state.add(&bytes[..bytes.len() - fields.rest().len()]);
             self.batch.push(record);
         }
         if self.ciphertexts.len() > block.left as usize {
@@ -343,6 +442,11 @@ impl<F: FnMut(Replayed)> Replay<F> {
 
     fn apply_batch(&mut self) {
         self.batch.drain(..).for_each(&mut self.apply);
+        let state = self.state.state();
+        let vouched = self.vouched.take().unwrap_or(state);
+        (self.apply)(Replayed::BatchEnd { start: self.end, state, vouched });
+        self.at.state = state;
+        self.state = NextState::batch(state);
         self.end = self.at;
         self.doubtful = false;
     }
@@ -453,7 +557,8 @@ impl Log {
             {
                 let left = u32::try_from(payloads.len() + ciphertexts.len() - nth - 1).unwrap_or(u32::MAX);
                 let checksum = self.encode_block(end, left, payload, bytes);
-                end = LogEnd { next: end.next + 1, link: Link { session: self.session, checksum } };
+                end.next += 1;
+                end.link = Link { session: self.session, checksum };
             }
             let transfer =
                 Metadata::from_encoding(buf).followed_by(behind.iter().map(|sealed| sealed.as_slice()));
@@ -461,7 +566,7 @@ impl Log {
             at += (front.len() + behind.len()) as u64;
             (payloads, ciphertexts) = (payloads_left, ciphertexts_left);
         }
-        self.end = LogEnd { next: at, ..end };
+        self.end = LogEnd { next: at, state: batch.state_after(self.end.state), ..end };
         Ok(())
     }
 
@@ -528,9 +633,24 @@ impl Packer {
         self.batch.records.push(record);
     }
 
+    /// The state behind the batch as it is now.
+    pub(crate) fn state_after(&self, before: StateHead) -> StateHead {
+        self.batch.state_after(before)
+    }
+
     pub(crate) fn take(&mut self) -> Batch {
         std::mem::take(&mut self.batch)
     }
+}
+
+/// Blocks that so many records of plans take.
+pub(crate) fn plan_blocks(pages: u64) -> u64 {
+    pages.div_ceil((PAYLOAD_BYTES / (RECORD_HEADER_BYTES + PLAN_BODY_BYTES)) as u64)
+}
+
+/// Blocks that so many vouches take more, at most.
+pub(crate) fn vouch_blocks(vouches: usize) -> u64 {
+    vouches.div_ceil(PAYLOAD_BYTES / (RECORD_HEADER_BYTES + VOUCH_BYTES)) as u64
 }
 
 const _: () = assert!(RECORD_HEADER_BYTES + VOLUME_ENTRY_BYTES <= PAYLOAD_BYTES);
@@ -545,6 +665,7 @@ mod tests {
     use units::ByteLen;
 
     use super::*;
+    use crate::digest::Tables;
     use crate::entry::BranchId;
     use crate::layout::SectorRecords;
 
@@ -564,6 +685,9 @@ mod tests {
             extent_pages: 0,
             volume_pages: 0,
             hole_pages: 0,
+            digest_pages: 0,
+            state: StateHead::BEGINNING,
+            root: Tables::default().root(),
             next_sequence: 1,
         }
     }
@@ -625,7 +749,8 @@ mod tests {
     fn ciphertext_comes_back_with_its_record_wherever_the_ring_ends() {
         for start in 0..16 {
             let (device, superblock) = (device(), superblock(start));
-            let mut log = Log::new(&superblock, LogEnd { next: start, link: LINK }, 9);
+            let mut log =
+                Log::new(&superblock, LogEnd { next: start, link: LINK, state: StateHead::BEGINNING }, 9);
             log.append(&*device, &sectors()).unwrap();
             log.append(&*device, &payloads(&[5])).unwrap();
             let mut expected = replayed_sectors([Some(start + 1), Some(start + 2)]);
@@ -639,7 +764,7 @@ mod tests {
     fn a_batch_whose_ciphertext_is_not_there_counts_only_if_another_follows() {
         for lost in [1, 2] {
             let (device, superblock) = (device(), superblock(0));
-            let start = LogEnd { next: 0, link: LINK };
+            let start = LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING };
             let mut log = Log::new(&superblock, start, 9);
             log.append(&*device, &sectors()).unwrap();
             device.edit(sector_of(lost), |block| block[17] ^= 1);
@@ -657,7 +782,11 @@ mod tests {
 
     fn replayed(device: &SimulatedDevice, superblock: &Superblock) -> (Vec<Replayed>, LogEnd) {
         let mut records = Vec::new();
-        let end = replay(device, superblock, |record| records.push(record)).unwrap();
+        let end = replay(device, superblock, |record| match record {
+            Replayed::BatchEnd { .. } => {}
+            record => records.push(record),
+        });
+        let end = end.unwrap();
         (records, end)
     }
 
@@ -673,7 +802,8 @@ mod tests {
     fn a_whole_lap_of_the_ring_is_read_back_from_any_start() {
         for start in 0..16 {
             let (device, superblock) = (device(), superblock(start));
-            let mut log = Log::new(&superblock, LogEnd { next: start, link: LINK }, 9);
+            let mut log =
+                Log::new(&superblock, LogEnd { next: start, link: LINK, state: StateHead::BEGINNING }, 9);
             log.append(&*device, &payloads(&(1..=16).collect::<Vec<_>>())).unwrap();
             assert_eq!((log.used_blocks(), log.free_blocks()), (16, 0));
             let (records, end) = replayed(&device, &superblock);
@@ -686,7 +816,8 @@ mod tests {
     fn a_batch_that_lacks_any_block_does_not_count() {
         for lost in 1..4 {
             let (device, superblock) = (device(), superblock(0));
-            let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+            let mut log =
+                Log::new(&superblock, LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING }, 9);
             log.append(&*device, &payloads(&[1])).unwrap();
             let before = log.end();
             log.append(&*device, &payloads(&[2, 3, 4])).unwrap();
@@ -698,7 +829,7 @@ mod tests {
     #[test]
     fn blocks_of_an_attempt_that_was_lost_do_not_continue_the_next() {
         let (device, superblock) = (device(), superblock(0));
-        let start = LogEnd { next: 0, link: LINK };
+        let start = LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING };
         let mut first = Log::new(&superblock, start, 9);
         first.append(&*device, &payloads(&[1])).unwrap();
         first.append(&*device, &payloads(&[2])).unwrap();
@@ -715,7 +846,8 @@ mod tests {
     fn a_damaged_block_ends_the_log_if_it_may_never_have_been_acknowledged() {
         for bit in (0..60 * 8).chain([8 * 4000]) {
             let (device, superblock) = (device(), superblock(0));
-            let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+            let mut log =
+                Log::new(&superblock, LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING }, 9);
             log.append(&*device, &payloads(&[1])).unwrap();
             let end = log.end();
             log.append(&*device, &payloads(&[2, 3, 4])).unwrap();
@@ -728,7 +860,8 @@ mod tests {
     fn a_damaged_block_with_later_batches_behind_it_is_an_error() {
         for (damaged, at) in [(0, 0), (1, 1), (2, 1), (3, 1)] {
             let (device, superblock) = (device(), superblock(0));
-            let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+            let mut log =
+                Log::new(&superblock, LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING }, 9);
             log.append(&*device, &payloads(&[1])).unwrap();
             log.append(&*device, &payloads(&[2, 3, 4])).unwrap();
             log.append(&*device, &payloads(&[5])).unwrap();
@@ -741,7 +874,8 @@ mod tests {
     #[test]
     fn a_block_of_another_pool_is_not_read() {
         let device = device();
-        let mut log = Log::new(&superblock(0), LogEnd { next: 0, link: LINK }, 9);
+        let mut log =
+            Log::new(&superblock(0), LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING }, 9);
         log.append(&*device, &payloads(&[1])).unwrap();
         let other_pool = Superblock { pool: PoolId([4; 16]), ..superblock(0) };
         assert!(replayed(&device, &other_pool).0.is_empty());
@@ -750,7 +884,7 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_is_an_error_not_an_end() {
         let (device, superblock) = (device(), superblock(0));
-        let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK }, 9);
+        let mut log = Log::new(&superblock, LogEnd { next: 0, link: LINK, state: StateHead::BEGINNING }, 9);
         for payload in
             [vec![9; 8], vec![KIND_EXTENT_FREE, 0, 0, 0, 255, 255, 255, 255], vec![KIND_VOLUME, 0, 0]]
         {

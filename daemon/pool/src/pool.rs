@@ -5,22 +5,24 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use device::{Device, Metadata, SectorBuf};
+use device::{Device, Metadata, Sealed, SectorBuf, SectorRecord};
 use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
 
 use crate::allocator::{Account, Allocated, Allocator};
-use crate::blocks::{AHEAD, USED_UP};
+use crate::blocks::AHEAD;
 use crate::branch::{Branch, View};
 use crate::commit::{Core, Parts, lock};
+use crate::digest::{StateHead, Tables};
 use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
 use crate::extent::{Extent, ExtentKind};
+use crate::history::History;
 use crate::holes::HoleTable;
-use crate::layout::{Layout, SUPERBLOCK_SECTORS, SectorRecords};
+use crate::layout::{Layout, PAGES_PER_TRANSFER, SUPERBLOCK_SECTORS, SectorRecords};
 use crate::load::{Loaded, MappedExtent};
 use crate::log::{Link, Log};
 use crate::placement::{Placement, Waiting};
 use crate::probe;
-use crate::records::{RecordStore, SectorId};
+use crate::records::{Digests, RecordStore, SectorId};
 use crate::superblock::{Superblock, Superblocks, superblock_at};
 use crate::volume::{PoolVolume, VolumeState};
 use crate::{
@@ -92,7 +94,7 @@ impl Pool {
     ) -> Result<Arc<Self>, PoolError> {
         let len = device.refresh_len()?;
         let log_len = create.log_len.unwrap_or_else(|| Layout::default_log_len(len));
-        let layout = Layout::new(create.extent_len, log_len, SectorRecords::Kept)?;
+        let layout = Layout::new(create.extent_len, log_len, SectorRecords::Digested)?;
         if layout.extents_on(len)? == 0 {
             return Err(PoolError::DeviceTooSmall {
                 device: device.info().path,
@@ -102,6 +104,9 @@ impl Pool {
         }
         if !create.force {
             refuse_data(&*device)?;
+        }
+        if create.force && !create.destroy_locked {
+            refuse_locked(&*device)?;
         }
         let superblock = Superblock {
             pool: match create.id {
@@ -119,6 +124,9 @@ impl Pool {
             volume_pages: 0,
             hole_pages: 0,
             next_sequence: 1,
+            digest_pages: 0,
+            state: StateHead::BEGINNING,
+            root: Tables::default().root(),
         };
         write_first_superblocks(&*device, &superblock, open.on_step.as_ref())?;
         Self::open_with(device, open)
@@ -151,20 +159,39 @@ impl Pool {
         step(options.on_step.as_ref(), CrashStep::OpenFlush);
         device.flush()?;
         let repaired = repair(&*device, &loaded.superblocks, options.on_step.as_ref())?;
+        if loaded.is_altered() {
+            tracing::error!(
+                pool = %superblock.pool,
+                "the pool's tables or digests are not those that were last written: each sector is still judged by its \
+                 record, and keyholders are told"
+            );
+        }
         let newer = loaded.sectors.iter().map(|(of, logged)| (*of, logged.record)).collect();
+        let changing = loaded.changing();
+        let digests = superblock.layout.has_digests().then(|| Digests {
+            planned: loaded.begun.plan.iter().map(|(at, planned)| (at.0, *planned)).collect(),
+            reliable: !loaded.is_altered(),
+            stored: std::mem::take(&mut loaded.record_digests),
+        });
         let of_pool = (superblock.layout, superblock.pool);
         let parts = Parts {
             superblock,
             log,
             logged: loaded.logged,
+            changing,
+            tables: loaded.tables,
+            begun: loaded.begun,
+            history: History::new(loaded.opened),
             allocator: space.allocator,
             holes: space.holes,
-            records: RecordStore::new(Arc::clone(&device), of_pool, newer, options.record_cache),
+            records: RecordStore::new(Arc::clone(&device), of_pool, newer, digests, options.record_cache),
             placement,
             next_sequence: loaded.next_sequence,
             on_step: options.on_step,
+            on_damage: options.on_damage,
         };
         let core = Arc::new(Core::new(device, parts));
+        core.finish_checkpoint()?;
         core.migrate()?;
         volumes.live.values().filter(|state| !state.is_replica()).for_each(|state| {
             core.encrypted.add(state.key(), state.blocks());
@@ -210,6 +237,11 @@ impl Pool {
             damaged: self.core.damaged(),
             failed: self.core.has_failed(),
         }
+    }
+
+    /// The durable state, for the keyholder to remember; `None` of a pool that keeps none (versions before 5).
+    pub fn tell_state(&self) -> Option<StateHead> {
+        self.core.history.tell()
     }
 
     /// Every volume, in the order of their ids.
@@ -266,9 +298,6 @@ impl Pool {
             }
             volumes.vacancy()?
         };
-        // So that its first writes need not wait for a reservation.
-        let used_up = self.core.encrypted.of((spec.domain, spec.epoch)) >= USED_UP;
-        let blocks = if used_up || matches!(role, Role::Replica { .. }) { 0 } else { AHEAD };
         let account = self.core.allocator.open_account();
         if let Role::Volume { limits, .. } = role
             && let Err(error) = self.core.set_limits(account, limits)
@@ -276,6 +305,10 @@ impl Pool {
             self.core.allocator.close_account(account);
             return Err(error);
         }
+        // So that its first writes need not wait for a reservation.
+        let ahead = if matches!(role, Role::Replica { .. }) { 0 } else { AHEAD };
+        let reserved = self.core.encrypted.reserve((spec.domain, spec.epoch), 0, ahead);
+        let blocks = reserved.map_or(0, |(blocks, _)| blocks);
         let sectors = self.core.layout.extent_sectors();
         let branch = Branch::new(serial, account, of.map(|(_, below)| below), sectors);
         self.core.holes.expect_inherited(branch.inherited);
@@ -288,10 +321,10 @@ impl Pool {
             origin: of.map(|(snapshot, _)| snapshot),
             created_s: 0,
             blocks,
+            lock_s: 0,
         };
         let state = Arc::new(VolumeState::new(slot, serial, &record, view, sectors));
         state.blocks.begin();
-        self.core.encrypted.add(state.key(), blocks);
         lock(&self.volumes).live.insert(spec.id, Arc::clone(&state));
         state.mark_entry(&self.core, &state.head());
         self.core.flush()?;
@@ -324,6 +357,7 @@ impl Pool {
             self.core.flush()?;
         }
         state.delete(&self.core);
+        self.core.history.detach(state.slot);
         if let Some(heir) = heir {
             // What was reserved by requests that were on their way.
             heir.add_blocks(&self.core, state.blocks() - left);
@@ -422,6 +456,18 @@ fn refuse_data(device: &dyn Device) -> Result<(), PoolError> {
     }
 }
 
+/// Refuses a pool with snapshots that are locked. One that cannot be read shows none.
+fn refuse_locked(device: &dyn Device) -> Result<(), PoolError> {
+    match Pool::check_device(device) {
+        Ok(found) if found.locked_snapshots > 0 => Err(PoolError::HoldsLocked {
+            device: device.info().path,
+            pool: found.pool,
+            snapshots: found.locked_snapshots,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Crash order: 12 and 13 zero both copies, so that a cut never leaves one of an older pool beside one of the new; 7 to
 /// 10 write the new ones.
 fn write_first_superblocks(
@@ -481,26 +527,52 @@ struct Taken {
     placement: Placement,
 }
 
-/// Takes the ciphertext of an extent's sectors that the log has and their places may lack into memory, as it was before the
-/// cut.
-fn restore_logged(
+/// A sector whose ciphertext the log has and its place may lack.
+struct InLog {
+    block: u64,
+    of: SectorId,
+    record: SectorRecord,
+    extent: Arc<Extent>,
+}
+
+/// Those of an extent.
+fn in_log(loaded: &Loaded, extent: &Arc<Extent>) -> Vec<InLog> {
+    let of_extent = loaded.sectors.range(SectorId::all_of(extent.index()));
+    let present = of_extent.filter(|(of, _)| extent.state().sectors().contains(of.sector));
+    let in_log = present.filter_map(|(of, logged)| {
+        let extent = Arc::clone(extent);
+        Some(InLog { block: logged.block?, of: *of, record: logged.record, extent })
+    });
+    in_log.collect()
+}
+
+/// Takes ciphertext that the log has into memory, as it was before the cut; what lies near each other in the log in one
+/// transfer.
+fn restore_from_log(
     device: &dyn Device,
-    loaded: &Loaded,
-    extent: &Arc<Extent>,
-    waiting: &mut BTreeMap<SectorId, Waiting>,
-) -> Result<(), PoolError> {
-    let layout = loaded.superblocks.current.layout;
-    for (of, logged) in loaded.sectors.range(SectorId::all_of(extent.index())) {
-        let Some(block) = logged.block.filter(|_| extent.state().sectors.contains(of.sector)) else {
-            continue;
-        };
-        let sealed =
-            device.read(layout.log_block_at(block), SectorCount(1))?.with_records(vec![logged.record]);
-        let sealed = Arc::new(sealed);
-        extent.state().restore(of.sector, Arc::clone(&sealed));
-        waiting.insert(*of, Waiting { extent: Arc::clone(extent), sealed });
+    layout: Layout,
+    mut in_log: Vec<InLog>,
+) -> Result<BTreeMap<SectorId, Waiting>, PoolError> {
+    let mut waiting = BTreeMap::new();
+    let place = |sector: &InLog| sector.block % layout.log_blocks();
+    in_log.sort_unstable_by_key(place);
+    let mut rest = in_log.into_iter().peekable();
+    while let Some(first) = rest.peek().map(place) {
+        // No transfer goes round the end of the ring.
+        let end = (first + PAGES_PER_TRANSFER).min(layout.log_blocks());
+        let together: Vec<InLog> = std::iter::from_fn(|| rest.next_if(|next| place(next) < end)).collect();
+        let last = together.last().map_or(first, place);
+        let read = device.read(layout.log_block_at(first), SectorCount(last - first + 1))?;
+        for sector in together {
+            let nth = place(&sector) - first;
+            let sealed = Sealed::gathered(std::iter::once(read.as_slice().sectors_in(nth..nth + 1)));
+            let sealed = Arc::new(sealed.with_records(vec![sector.record]));
+            let InLog { of, extent, .. } = sector;
+            extent.state().restore(of.sector, Arc::clone(&sealed));
+            waiting.insert(of, Waiting { extent, sealed });
+        }
     }
-    Ok(())
+    Ok(waiting)
 }
 
 /// What there is to be given out, before anything is marked as in use.
@@ -527,7 +599,7 @@ impl Space {
         }
         let accounts = self.accounts(loaded);
         let mut branches: BTreeMap<BranchId, Arc<Branch>> = BTreeMap::new();
-        let mut waiting: BTreeMap<SectorId, Waiting> = BTreeMap::new();
+        let mut logged: Vec<InLog> = Vec::new();
         let mut extents = std::mem::take(&mut loaded.extents);
         extents.sort_unstable_by_key(|extent| (extent.mapping.branch, extent.mapping.place));
         let mut extents = extents.into_iter().peekable();
@@ -536,6 +608,7 @@ impl Space {
             let account = accounts.get(id).copied().unwrap_or_else(|| self.allocator.open_account());
             let below = below.first().and_then(|level| view_of(&branches, level));
             let branch = Branch::new(*id, account, below.as_ref(), layout.extent_sectors());
+            let mut recorded = Vec::new();
             while let Some(extent) = extents.next_if(|extent| extent.mapping.branch == *id) {
                 let MappedExtent { kind, index, mapping } = extent;
                 let space = match kind {
@@ -544,10 +617,11 @@ impl Space {
                 };
                 let extent = Arc::new(Extent::recorded(space, kind, mapping.epoch, mapping.sectors));
                 if kind == ExtentKind::Data {
-                    restore_logged(device, loaded, &extent, &mut waiting)?;
+                    logged.extend(in_log(loaded, &extent));
                 }
-                branch.insert_recorded(mapping.place, extent);
+                recorded.push((mapping.place, extent));
             }
+            branch.fill(recorded);
             self.holes.expect_inherited(branch.inherited);
             branches.insert(*id, branch);
         }
@@ -555,6 +629,7 @@ impl Space {
         for branch in branches.values().filter(|branch| !accounts.contains_key(&branch.id)) {
             self.allocator.close_account(branch.account);
         }
+        let waiting = restore_from_log(device, layout, logged)?;
         Ok(Taken { volumes, branches, placement: Placement::new(waiting) })
     }
 

@@ -5,20 +5,23 @@
 //!   `newer` only when the superblock no longer starts the log before it.
 //! - A page in the cache is what the device holds: it is put there under the lock that a checkpoint ends under, unless one
 //!   ended since it was read.
+//! - A page counts only if it is what was last written to it, as its digest says. A page changes in its place only when what
+//!   it becomes is durable in the log.
 //! - Nothing here makes a record: what is not found is not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use device::{Device, DeviceError, DeviceErrorKind, Metadata, SectorBuf, SectorRecord};
+use device::{Device, DeviceErrorKind, Metadata, SectorBuf, SectorRecord};
 use quick_cache::sync::Cache;
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::PoolError;
 use crate::bytes::{Decoder, Encoder};
-use crate::layout::{Layout, PAGES_PER_TRANSFER, SECTOR, SECTOR_RECORD_BYTES};
+use crate::digest::{Digest, NEVER_WRITTEN, Planned, RecordDigests, digest_of};
+use crate::layout::{DIGEST_BYTES, Layout, PAGES_PER_TRANSFER, SECTOR, SECTOR_RECORD_BYTES};
 
 /// Memory for record pages by default: the records of 8 GiB.
 pub(crate) const CACHE_LEN_DEFAULT: ByteLen = ByteLen(64 << 20);
@@ -66,17 +69,37 @@ fn self_checksum(pool: PoolId, of: SectorId, record: &SectorRecord) -> u32 {
     crc32c::crc32c(&covered)
 }
 
-/// Pages that are read or written at once: 4 MiB.
-const PAGES_AT_ONCE: u64 = 1024;
+/// Pages that are read or written at once, behind one plan: 16 MiB.
+pub(crate) const PAGES_AT_ONCE: u64 = 4096;
 
 /// Neighbouring pages, and the records that change in them.
+#[derive(Clone, Copy)]
 struct PageRun<'a> {
     at: u64,
     pages: u64,
     changes: &'a [(SectorId, SectorRecord)],
 }
 
+impl PageRun<'_> {
+    fn pages(&self) -> impl Iterator<Item = ByteOffset> {
+        (self.at..).step_by(SECTOR_BYTES).take(usize::try_from(self.pages).unwrap_or(0)).map(ByteOffset)
+    }
+}
+
 type Page = Arc<[u8; SECTOR_BYTES]>;
+
+/// What pages of records must be.
+#[derive(Debug)]
+pub(crate) struct Digests {
+    pub(crate) stored: RecordDigests,
+    /// Of pages that a checkpoint is changing: what they were and what they become.
+    pub(crate) planned: BTreeMap<u64, Planned>,
+    /// The digests themselves are what was last written, so that a page that has another is not.
+    pub(crate) reliable: bool,
+}
+
+/// What goes to the log before pages change in their places.
+pub(crate) type Plan = [(ByteOffset, Planned)];
 
 #[derive(Debug)]
 pub(crate) struct RecordStore {
@@ -84,6 +107,8 @@ pub(crate) struct RecordStore {
     layout: Layout,
     pool: PoolId,
     newer: RwLock<BTreeMap<SectorId, SectorRecord>>,
+    /// `None` of a pool that keeps none.
+    digests: Option<RwLock<Digests>>,
     pages: Cache<u64, Page>,
     /// Checkpoints that have ended.
     checkpoints: AtomicU64,
@@ -94,6 +119,7 @@ impl RecordStore {
         device: Arc<dyn Device>,
         (layout, pool): (Layout, PoolId),
         newer: BTreeMap<SectorId, SectorRecord>,
+        digests: Option<Digests>,
         cache: ByteLen,
     ) -> Self {
         let pages = usize::try_from(cache.0 / SECTOR).unwrap_or(usize::MAX).max(1);
@@ -102,6 +128,7 @@ impl RecordStore {
             layout,
             pool,
             newer: RwLock::new(newer),
+            digests: digests.map(RwLock::new),
             pages: Cache::new(pages),
             checkpoints: AtomicU64::new(0),
         }
@@ -170,13 +197,89 @@ impl RecordStore {
             return Ok(page);
         }
         let before = self.checkpoints.load(Ordering::Acquire);
-        let bytes = self.device.read_metadata(at, SectorCount(1))?;
-        let page: Page = Arc::new(bytes.as_bytes().try_into().map_err(|_| PoolError::Interrupted)?);
+        if self.is_blank(at) {
+            return Ok(Arc::new([0; SECTOR_BYTES]));
+        }
+        let mut bytes = self.read_page(at)?;
+        if !self.is_right(at, &mut bytes) {
+            // It may be the reading that went wrong.
+            bytes = self.read_page(at)?;
+            if !self.is_right(at, &mut bytes) {
+                return Err(self.replaced(at));
+            }
+        }
+        let page = Arc::new(bytes);
         let _no_checkpoint_ends = self.newer();
         if self.checkpoints.load(Ordering::Acquire) == before {
             self.pages.insert(at.0, Arc::clone(&page));
         }
         Ok(page)
+    }
+
+    fn read_page(&self, at: ByteOffset) -> Result<[u8; SECTOR_BYTES], PoolError> {
+        let bytes = self.device.read_metadata(at, SectorCount(1))?;
+        bytes.as_bytes().try_into().map_err(|_| PoolError::Interrupted)
+    }
+
+    fn replaced(&self, at: ByteOffset) -> PoolError {
+        PoolError::RecordsReplaced { device: self.device.info().path, at }
+    }
+
+    fn digests(&self) -> Option<RwLockReadGuard<'_, Digests>> {
+        self.digests.as_ref().map(|digests| digests.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn digests_mut(&self) -> Option<RwLockWriteGuard<'_, Digests>> {
+        self.digests.as_ref().map(|digests| digests.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a page of records was when last written; [`NEVER_WRITTEN`] where nobody knows.
+    fn stored_digest(&self, at: ByteOffset) -> Digest {
+        let place = self.layout.digest_of(at);
+        self.digests().map_or(NEVER_WRITTEN, |digests| digests.stored.get(place.page, place.nth))
+    }
+
+    /// Whether nothing was in this page before what the log now has for it: whatever the device has there, which may be what
+    /// somebody else left on it, or a write that a cut tore, it is zeros with the log's records.
+    fn is_blank(&self, at: ByteOffset) -> bool {
+        let place = self.layout.digest_of(at);
+        self.digests().is_some_and(|digests| {
+            let before = match digests.planned.get(&at.0) {
+                // The digest on the device may be what the page was about to become.
+                Some(planned) => planned.before,
+                None => digests.stored.get(place.page, place.nth),
+            };
+            digests.reliable && before == NEVER_WRITTEN
+        })
+    }
+
+    /// Whether this is what was last written to the page, as far as that is known. What a checkpoint was changing when power
+    /// failed, or is changing now, may be old, new or torn: with the log's records in it, it is new.
+    fn is_right(&self, at: ByteOffset, page: &mut [u8; SECTOR_BYTES]) -> bool {
+        let place = self.layout.digest_of(at);
+        let expected = |digests: &Digests| {
+            let stored = digests.stored.get(place.page, place.nth);
+            let planned = digests.planned.get(&at.0);
+            // What it was, should its digest have become the new one before the page did.
+            let planned = [planned.map(|planned| planned.after), planned.map(|planned| planned.before)];
+            (digests.reliable, [Some(stored), planned[0], planned[1]])
+        };
+        let Some((true, expected)) = self.digests().map(|digests| expected(&digests)) else { return true };
+        if expected.contains(&Some(digest_of(page))) {
+            return true;
+        }
+        let [first, last] =
+            self.layout.sectors_of_record_page(at).map(|(extent, sector)| SectorId { extent, sector });
+        let mut with_log = *page;
+        for (of, record) in self.newer().range(first..=last) {
+            let place = self.layout.record_in_page(of.extent, of.sector);
+            encode_record(self.pool, *of, record, &mut with_log[place]);
+        }
+        let right = expected.contains(&Some(digest_of(&with_log)));
+        if right {
+            *page = with_log;
+        }
+        right
     }
 
     /// Takes in what has become durable in the log.
@@ -192,8 +295,12 @@ impl RecordStore {
     /// Writes the records that the log holds to their pages, neighbours in one transfer, many transfers at once. They count as
     /// long as the log does.
     ///
-    /// A page that cannot be read is not written, for what else it holds would be gone: its records are left to the caller.
-    pub(crate) fn write_pages(&self) -> Result<Written, PoolError> {
+    /// A page that cannot be read, or is not what was last written, is not written, for what else it holds would be gone, or
+    /// would be taken for true: its records are left to the caller. `plan` makes durable what is about to change.
+    pub(crate) fn write_pages(
+        &self,
+        plan: &mut dyn FnMut(&Plan) -> Result<(), PoolError>,
+    ) -> Result<Written, PoolError> {
         let newer: Vec<(SectorId, SectorRecord)> =
             self.newer().iter().map(|(of, record)| (*of, *record)).collect();
         let page_of = |(of, _): &(SectorId, SectorRecord)| self.layout.record_page_at(of.extent, of.sector).0;
@@ -216,27 +323,21 @@ impl RecordStore {
                 pages <= PAGES_AT_ONCE
             };
             let (together, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            self.write_runs(together, &mut written)?;
+            self.write_runs(together, &mut written, plan)?;
             rest = after;
         }
         Ok(written)
     }
 
-    fn write_runs(&self, runs: &[PageRun<'_>], written: &mut Written) -> Result<(), PoolError> {
-        let mut bufs: Vec<Option<SectorBuf>> = runs.iter().map(|run| self.cached(run)).collect();
-        let missing = runs.iter().zip(&bufs).filter(|(_, buf)| buf.is_none());
-        let missing: Vec<_> = missing.map(|(run, _)| (ByteOffset(run.at), SectorCount(run.pages))).collect();
-        let mut read = match self.device.read_metadata_many(&missing) {
-            Ok(read) => read.into_iter(),
-            Err(error) if error.kind() == DeviceErrorKind::Io => return self.part(runs, written, error),
-            Err(error) => return Err(error.into()),
-        };
-        for buf in bufs.iter_mut().filter(|buf| buf.is_none()) {
-            *buf = read.next().map(Metadata::into_buf);
-        }
+    fn write_runs(
+        &self,
+        runs: &[PageRun<'_>],
+        written: &mut Written,
+        plan: &mut dyn FnMut(&Plan) -> Result<(), PoolError>,
+    ) -> Result<(), PoolError> {
         let mut parts = Vec::with_capacity(runs.len());
-        for (run, buf) in runs.iter().zip(bufs) {
-            let mut buf = buf.ok_or(PoolError::Interrupted)?;
+        let mut changes = Vec::new();
+        for (run, mut buf) in self.read_runs(runs, written)? {
             for (of, record) in run.changes {
                 let page = self.layout.record_page_at(of.extent, of.sector).0 - run.at;
                 let page = usize::try_from(page).unwrap_or(usize::MAX);
@@ -248,54 +349,147 @@ impl RecordStore {
                     &mut buf.as_mut_bytes()[page + place.start..page + place.end],
                 );
             }
-            let pages = (run.at..).step_by(SECTOR_BYTES).zip(buf.as_bytes().as_chunks::<SECTOR_BYTES>().0);
-            let cached = |at, page| self.pages.contains_key(&at).then(|| Arc::new(page));
-            written.pages.extend(pages.map(|(at, page)| (at, cached(at, *page))));
+            for (at, page) in run.pages().zip(buf.as_bytes().as_chunks::<SECTOR_BYTES>().0) {
+                let cached = self.pages.contains_key(&at.0).then(|| Arc::new(*page));
+                if self.layout.has_digests() {
+                    let planned = Planned { before: self.stored_digest(at), after: digest_of(page) };
+                    changes.push((at, planned));
+                }
+                let digest = changes.last().map_or(NEVER_WRITTEN, |(_, planned)| planned.after);
+                written.pages.push(WrittenPage { at, digest, cached });
+            }
             parts.push((ByteOffset(run.at), Metadata::from_encoding(buf)));
+        }
+        if !changes.is_empty() {
+            plan(&changes)?;
+        }
+        if let Some(mut digests) = self.digests_mut() {
+            for (at, planned) in &changes {
+                // A checkpoint that is done again goes from what was there before the first.
+                digests.planned.entry(at.0).or_insert(*planned).after = planned.after;
+            }
         }
         Ok(self.device.write_metadata_many(&parts)?)
     }
 
-    /// Writes runs that cannot be read together one by one, and a run page by page.
-    fn part(&self, runs: &[PageRun<'_>], written: &mut Written, error: DeviceError) -> Result<(), PoolError> {
-        let [run] = runs else {
-            return runs.iter().try_for_each(|run| self.write_runs(std::slice::from_ref(run), written));
+    /// Reads runs together; where a page of them cannot be used, one by one, and its run page by page.
+    fn read_runs<'a>(
+        &self,
+        runs: &[PageRun<'a>],
+        written: &mut Written,
+    ) -> Result<Vec<(PageRun<'a>, SectorBuf)>, PoolError> {
+        let error = match self.read_together(runs) {
+            Ok(bufs) => return Ok(runs.iter().copied().zip(bufs).collect()),
+            Err(PoolError::Device(error)) if error.kind() != DeviceErrorKind::Io => return Err(error.into()),
+            Err(error) => error,
         };
-        if run.pages == 1 {
-            tracing::error!(
-                pool = %self.pool, %error, records = run.changes.len(),
-                "a page of sector records cannot be read; its newest records stay in the log"
-            );
-            written.left.extend_from_slice(run.changes);
-            written.unreadable = Some(error);
-            return Ok(());
+        let one_by_one: Vec<PageRun<'a>> = match runs {
+            [run] if run.pages == 1 => {
+                tracing::error!(
+                    pool = %self.pool, %error, records = run.changes.len(),
+                    "a page of sector records cannot be used; its newest records stay in the log"
+                );
+                written.left.extend_from_slice(run.changes);
+                written.unusable = Some(error);
+                return Ok(Vec::new());
+            }
+            [run] => {
+                let page_of =
+                    |(of, _): &(SectorId, SectorRecord)| self.layout.record_page_at(of.extent, of.sector).0;
+                let pages = run.changes.chunk_by(|a, b| page_of(a) == page_of(b));
+                pages
+                    .map(|changes| PageRun { at: changes.first().map_or(run.at, page_of), pages: 1, changes })
+                    .collect()
+            }
+            runs => runs.to_vec(),
+        };
+        let mut usable = Vec::with_capacity(one_by_one.len());
+        for run in one_by_one {
+            usable.extend(self.read_runs(&[run], written)?);
         }
-        let page_of = |(of, _): &(SectorId, SectorRecord)| self.layout.record_page_at(of.extent, of.sector).0;
-        run.changes.chunk_by(|a, b| page_of(a) == page_of(b)).try_for_each(|changes| {
-            let at = changes.first().map_or(run.at, page_of);
-            self.write_runs(&[PageRun { at, pages: 1, changes }], written)
-        })
+        Ok(usable)
     }
 
-    /// The pages of a run where the cache holds all of them.
-    fn cached(&self, run: &PageRun<'_>) -> Option<SectorBuf> {
+    /// What is in these pages, all of it right.
+    fn read_together(&self, runs: &[PageRun<'_>]) -> Result<Vec<SectorBuf>, PoolError> {
+        let mut bufs: Vec<Option<SectorBuf>> = runs.iter().map(|run| self.known(run)).collect();
+        let missing = runs.iter().zip(&bufs).filter(|(_, buf)| buf.is_none());
+        let missing: Vec<_> = missing.map(|(run, _)| (ByteOffset(run.at), SectorCount(run.pages))).collect();
+        let mut read = self.device.read_metadata_many(&missing)?.into_iter().map(Metadata::into_buf);
+        for (run, buf) in runs.iter().zip(&mut bufs).filter(|(_, buf)| buf.is_none()) {
+            let mut found = read.next().ok_or(PoolError::Interrupted)?;
+            for (at, page) in run.pages().zip(found.as_mut_bytes().as_chunks_mut::<SECTOR_BYTES>().0) {
+                if self.is_blank(at) {
+                    page.fill(0);
+                } else if !self.is_right(at, page) {
+                    return Err(self.replaced(at));
+                }
+            }
+            *buf = Some(found);
+        }
+        bufs.into_iter().map(|buf| buf.ok_or(PoolError::Interrupted)).collect()
+    }
+
+    /// Whether the digests are what was last written, so that what has another is not.
+    pub(crate) fn digests_are_reliable(&self) -> bool {
+        self.digests().is_some_and(|digests| digests.reliable)
+    }
+
+    /// The digests that change with what was written, by their page.
+    pub(crate) fn digest_changes(&self, written: &Written) -> BTreeMap<u64, Vec<(usize, Digest)>> {
+        let mut changes: BTreeMap<u64, Vec<(usize, Digest)>> = BTreeMap::new();
+        if self.layout.has_digests() {
+            for page in &written.pages {
+                let place = self.layout.digest_of(page.at);
+                changes.entry(place.page).or_default().push((place.nth, page.digest));
+            }
+        }
+        changes
+    }
+
+    /// A page of digests as it stands on the device, with changes.
+    pub(crate) fn copy_digest_page(&self, page: u64, changes: &[(usize, Digest)], out: &mut [u8]) {
+        if let Some(digests) = self.digests() {
+            digests.stored.copy_page(page, out);
+        }
+        let slots = out.as_chunks_mut::<DIGEST_BYTES>().0;
+        changes.iter().for_each(|(nth, digest)| slots[*nth] = *digest);
+    }
+
+    /// The pages of a run where none of them needs to be read.
+    fn known(&self, run: &PageRun<'_>) -> Option<SectorBuf> {
         let mut buf = SectorBuf::zeroed(SectorCount(run.pages));
-        for (at, bytes) in
-            (run.at..).step_by(SECTOR_BYTES).zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES))
-        {
-            bytes.copy_from_slice(&self.pages.peek(&at)?[..]);
+        for (at, bytes) in run.pages().zip(buf.as_mut_bytes().chunks_exact_mut(SECTOR_BYTES)) {
+            match self.pages.peek(&at.0) {
+                Some(page) => bytes.copy_from_slice(&page[..]),
+                None if self.is_blank(at) => {}
+                None => return None,
+            }
         }
         Some(buf)
     }
 
+    /// The pages whose records were left.
+    pub(crate) fn pages_left(&self, written: &Written) -> BTreeSet<ByteOffset> {
+        written.left.iter().map(|(of, _)| self.layout.record_page_at(of.extent, of.sector)).collect()
+    }
+
     /// The superblock starts the log behind every record that `write_pages` wrote, and the log has those that it left.
     pub(crate) fn end_checkpoint(&self, written: Written) {
+        let left = self.pages_left(&written);
         let mut newer = self.newer_mut();
-        for (at, page) in written.pages {
-            match page {
-                Some(page) => self.pages.insert(at, page),
+        if let Some(mut digests) = self.digests_mut() {
+            digests.planned.retain(|at, _| left.contains(&ByteOffset(*at)));
+            for page in &written.pages {
+                let place = self.layout.digest_of(page.at);
+                digests.stored.set(place.page, place.nth, page.digest);
+            }
+        }
+        for WrittenPage { at, cached, .. } in written.pages {
+            match cached {
+                Some(page) => self.pages.insert(at.0, page),
                 // Somebody may have read it since, as it was before.
-                None => drop(self.pages.remove(&at)),
+                None => drop(self.pages.remove(&at.0)),
             }
         }
         *newer = written.left.into_iter().collect();
@@ -307,12 +501,19 @@ impl RecordStore {
 #[derive(Debug, Default)]
 #[must_use = "until the checkpoint has ended the cache shows what was before"]
 pub(crate) struct Written {
-    /// With what is in those that the cache held.
-    pages: Vec<(u64, Option<Page>)>,
-    /// Records whose page cannot be read.
+    pages: Vec<WrittenPage>,
+    /// Records whose page cannot be used.
     pub(crate) left: Vec<(SectorId, SectorRecord)>,
     /// Why not.
-    pub(crate) unreadable: Option<DeviceError>,
+    pub(crate) unusable: Option<PoolError>,
+}
+
+#[derive(Debug)]
+struct WrittenPage {
+    at: ByteOffset,
+    digest: Digest,
+    /// What is in it, where the cache held it.
+    cached: Option<Page>,
 }
 
 const _: () = assert!(8 + 4 + 4 + 16 == SECTOR_RECORD_BYTES);

@@ -36,6 +36,8 @@ pub enum SectorFault {
     Checksum,
     /// It has no record, or a damaged one.
     Record,
+    /// The page of its record is not the one last written there.
+    RecordsReplaced,
     /// The device does not read its record.
     RecordUnreadable,
 }
@@ -46,6 +48,7 @@ impl fmt::Display for SectorFault {
             Self::Unreadable => "the device cannot read it",
             Self::Checksum => "its ciphertext is not what was written",
             Self::Record => "its record is damaged",
+            Self::RecordsReplaced => "the page of its record is not the one that was last written",
             Self::RecordUnreadable => "the device cannot read its record",
         })
     }
@@ -82,11 +85,11 @@ pub struct Scrub {
 
 /// An extent that some branch had when its window was looked up. It may be given away meanwhile.
 #[derive(Debug)]
-struct Mapped {
+pub(crate) struct Mapped {
     index: u32,
-    branch: Weak<Branch>,
-    place: Place,
-    extent: Weak<Extent>,
+    pub(crate) branch: Weak<Branch>,
+    pub(crate) place: Place,
+    pub(crate) extent: Weak<Extent>,
 }
 
 impl Scrub {
@@ -141,7 +144,7 @@ impl Scrub {
 
 impl Pool {
     /// The extents in a range of the device that some branch has, in order.
-    fn mapped(&self, range: Range<u32>) -> Vec<Mapped> {
+    pub(crate) fn mapped(&self, range: Range<u32>) -> Vec<Mapped> {
         let mut branches: BTreeMap<BranchId, Arc<Branch>> = BTreeMap::new();
         for state in lock(&self.volumes).live.values() {
             let head = state.head();
@@ -179,7 +182,7 @@ impl Pool {
         let damaged = faults.into_iter().map(|(sector, fault)| {
             let at = core.layout.sector_at(extent.index(), sector);
             let shown_by = self.shown_by(extent, place, sector);
-            core.count_damaged();
+            core.found_damage(Some(at), &shown_by, &fault);
             tracing::error!(pool = %core.pool, device_offset = at.0, %fault, ?shown_by, "scrubbing found a damaged sector");
             DamagedSector { at, fault, shown_by }
         });
@@ -187,7 +190,7 @@ impl Pool {
     }
 
     /// The volumes and snapshots that show a sector of an extent.
-    fn shown_by(&self, extent: &Arc<Extent>, place: Place, sector: u32) -> Vec<(VolumeId, Lba)> {
+    pub(crate) fn shown_by(&self, extent: &Arc<Extent>, place: Place, sector: u32) -> Vec<(VolumeId, Lba)> {
         let logical = place.logical();
         let lba = Lba(logical * u64::from(self.core.layout.extent_sectors()) + u64::from(sector));
         let states: Vec<_> = lock(&self.volumes).live.values().cloned().collect();
@@ -205,7 +208,11 @@ impl Pool {
 type Fault = (u32, SectorFault);
 
 /// Compares the sectors of `part` that are in their places; how many there are, and which are not what was written.
-fn judge(core: &Core, extent: &Extent, part: Range<u32>) -> Result<(SectorCount, Vec<Fault>), PoolError> {
+pub(crate) fn judge(
+    core: &Core,
+    extent: &Extent,
+    part: Range<u32>,
+) -> Result<(SectorCount, Vec<Fault>), PoolError> {
     let (mut sectors, mut faults) = (0, Vec::new());
     for run in placed(extent, part) {
         sectors += run.len() as u64;
@@ -231,7 +238,7 @@ fn judge(core: &Core, extent: &Extent, part: Range<u32>) -> Result<(SectorCount,
 fn placed(extent: &Extent, part: Range<u32>) -> impl Iterator<Item = Range<u32>> {
     let state = extent.state();
     let mut runs = Vec::new();
-    for (run, present) in state.sectors.runs(part) {
+    for (run, present) in state.sectors().runs(part) {
         if !present {
             continue;
         }
@@ -248,7 +255,7 @@ fn placed(extent: &Extent, part: Range<u32>) -> impl Iterator<Item = Range<u32>>
 }
 
 /// What each sector should be; `None` of a pool that keeps no records.
-fn records(
+pub(crate) fn records(
     core: &Core,
     extent: &Extent,
     run: Range<u32>,
@@ -284,6 +291,7 @@ fn stored(
         match result {
             Ok(()) => break,
             Err(PoolError::RecordDamaged { .. }) => found.push(Err(SectorFault::Record)),
+            Err(PoolError::RecordsReplaced { .. }) => found.push(Err(SectorFault::RecordsReplaced)),
             Err(PoolError::Device(error)) if error.kind() == DeviceErrorKind::Io => {
                 found.push(Err(SectorFault::RecordUnreadable));
             }

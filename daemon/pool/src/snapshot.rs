@@ -59,6 +59,7 @@ impl Pool {
             origin: Some(state.id()),
             created_s,
             blocks: 0,
+            lock_s: 0,
         };
         let extent_sectors = self.core.layout.extent_sectors();
         let snapshot = Arc::new(VolumeState::new(slot, serial, &record, view, extent_sectors));
@@ -95,8 +96,44 @@ impl Pool {
         self.core.check_not_failed()?;
         let _changing = lock(&self.changing);
         let state = self.snapshot_state(id)?;
+        if state.head().lock_s > 0 {
+            return Err(PoolError::SnapshotLocked(id));
+        }
         self.before_losing(&state)?;
         self.remove(&state)
+    }
+
+    /// Locks a snapshot: from when this returns, durably, nobody deletes it before [`Pool::end_lock`]. The pool has no clock: who
+    /// has one counts `lock_s` seconds from when the lock was set. A lock is made longer by setting a larger number, and never
+    /// shorter.
+    pub fn lock_snapshot(&self, id: VolumeId, lock_s: u64) -> Result<SnapshotInfo, PoolError> {
+        self.core.check_not_failed()?;
+        let _changing = lock(&self.changing);
+        let state = self.snapshot_state(id)?;
+        if lock_s < state.head().lock_s {
+            return Err(PoolError::SnapshotLocked(id));
+        }
+        state.set_lock(&self.core, lock_s);
+        self.core.flush()?;
+        Ok(state.snapshot_info())
+    }
+
+    /// Ends a snapshot's lock, durably, if it is still for as long as `lock_s`: whoever counts its time calls this when it is
+    /// over, and nobody else.
+    pub fn end_lock(&self, id: VolumeId, lock_s: u64) -> Result<(), PoolError> {
+        self.core.check_not_failed()?;
+        let _changing = lock(&self.changing);
+        let state = self.snapshot_state(id)?;
+        if state.head().lock_s != lock_s {
+            return Err(PoolError::SnapshotLocked(id));
+        }
+        state.set_lock(&self.core, 0);
+        self.core.flush()
+    }
+
+    /// The newest snapshot of a volume: of a replica the last that has arrived whole.
+    pub fn last_snapshot(&self, volume: VolumeId) -> Option<SnapshotInfo> {
+        self.newest_snapshot(volume).map(|newest| newest.state.snapshot_info())
     }
 
     /// Makes a volume that begins as the snapshot is, in the snapshot's key domain. Durable when it returns.

@@ -3,7 +3,8 @@
 /// A step of the crash order. The tests cut power at every one of them.
 ///
 /// A flush is steps 2 to 4, step 11 behind them where extents became free, step 16 where much waits for its place. When the
-/// log has no room left, steps 16 and 5 to 10 come between 2 and 3. Creating and opening a pool have steps of their own, 12
+/// log has no room left, steps 16, 17, 18 and 5, 17, 18 and 5 again for the tables, then 6, 3 and 4 and 7 to 10 come between 2
+/// and 3. Creating and opening a pool have steps of their own, 12
 /// to 15.
 ///
 /// | swapped | what breaks |
@@ -15,6 +16,7 @@
 /// | 4 and 16 | the place holds what no durable record says: a cut makes the sector unreadable |
 /// | 16 and 6 | the log that alone has the ciphertext is given up before it is in its place |
 /// | 6 and 7 | the superblock gives up log records that are the only copy of torn or unwritten table pages |
+/// | 17 and 5, or 18 and 5 | a page changes that no durable plan names: after a cut it is neither what its digest says nor known to have changed, so what it is about is lost |
 /// | 8 and 9 | one cut tears both copies of the superblock |
 /// | 10 and reuse of the log | the second copy, should the first be damaged, names log blocks that are overwritten |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,11 +50,14 @@ pub enum CrashStep {
     OpenRepair = 15,
     /// Ciphertext of sectors that held something goes from the log to its place, over what was there.
     PlaceWrite = 16,
+    /// Checkpoint: which pages change in their places, and into what, goes to the log.
+    PlanWrite = 17,
+    PlanFlush = 18,
 }
 
 impl CrashStep {
     /// All of them in order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::DataWrite,
         Self::DataFlush,
         Self::LogWrite,
@@ -69,6 +74,8 @@ impl CrashStep {
         Self::OpenFlush,
         Self::OpenRepair,
         Self::PlaceWrite,
+        Self::PlanWrite,
+        Self::PlanFlush,
     ];
 
     /// Its number in the crash order.

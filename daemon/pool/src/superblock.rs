@@ -10,6 +10,7 @@ use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::bytes::{Decoder, Encoder};
+use crate::digest::{Root, StateHead};
 use crate::layout::{Layout, SECTOR, SUPERBLOCK_SECTORS, SectorRecords};
 use crate::log::Link;
 use crate::{FORMAT_VERSION, FORMAT_VERSION_MIN, PoolError, RepairedSuperblock, SuperblockFault, probe};
@@ -20,15 +21,17 @@ const CHECKSUM_AT: usize = 8;
 
 /// Sectors have records: without them a pool is laid out otherwise.
 const INCOMPAT_RECORDS: u64 = 1;
+/// Pages of records have digests: without them a pool is laid out otherwise, and its state has no head.
+const INCOMPAT_DIGESTS: u64 = 2;
 /// Features that a program must know to read the pool.
-const INCOMPAT_KNOWN: u64 = INCOMPAT_RECORDS;
+const INCOMPAT_KNOWN: u64 = INCOMPAT_RECORDS | INCOMPAT_DIGESTS;
 /// Features that a program must know to write to the pool. None so far.
 const RO_COMPAT_KNOWN: u64 = 0;
 
 /// The superblock's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
-    /// What it was written as: an older one is brought up to date by opening the pool (`migrate.rs`).
+    /// What it was written as: an older one is brought up to date by opening the pool.
     pub(crate) version: u32,
     pub(crate) pool: PoolId,
     /// One higher with every change; of two good copies the higher one counts.
@@ -50,6 +53,12 @@ pub(crate) struct Superblock {
     pub(crate) hole_pages: u64,
     /// No write that the tables or records know of had this sequence or a higher one; those that the log knows of may.
     pub(crate) next_sequence: u64,
+    /// Pages of digests that have been written; the others are not read.
+    pub(crate) digest_pages: u64,
+    /// The state at the first block of the log that counts.
+    pub(crate) state: StateHead,
+    /// What the tables and digests are then.
+    pub(crate) root: Root,
 }
 
 /// A superblock whose checksum is right, not necessarily one this program understands.
@@ -69,7 +78,11 @@ impl Superblock {
             .u32(self.version)
             .u64(self.compat)
             .u64(RO_COMPAT_KNOWN)
-            .u64(if self.layout.has_records() { INCOMPAT_RECORDS } else { 0 })
+            .u64(match (self.layout.has_records(), self.layout.has_digests()) {
+                (true, true) => INCOMPAT_RECORDS | INCOMPAT_DIGESTS,
+                (true, false) => INCOMPAT_RECORDS,
+                (false, _) => 0,
+            })
             .bytes(&self.pool.0)
             .u64(self.generation)
             .u64(self.device_len.0)
@@ -83,7 +96,11 @@ impl Superblock {
             .u64(self.extent_pages)
             .u64(self.volume_pages)
             .u64(self.hole_pages)
-            .u64(self.next_sequence);
+            .u64(self.next_sequence)
+            .u64(self.digest_pages)
+            .u64(self.state.count)
+            .bytes(&self.state.chain)
+            .bytes(&self.root.0);
         let checksum = crc32c::crc32c(bytes);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
         Metadata::from_encoding(buf)
@@ -122,9 +139,11 @@ impl Superblock {
         let generation = fields.u64()?;
         let device_len = ByteLen(fields.u64()?);
         let sector_bytes = fields.u64()?;
-        let records = match incompat & INCOMPAT_RECORDS {
+        let records = match incompat {
             0 => SectorRecords::Absent,
-            _ => SectorRecords::Kept,
+            INCOMPAT_RECORDS => SectorRecords::Kept,
+            INCOMPAT_KNOWN => SectorRecords::Digested,
+            _ => return None,
         };
         let layout = Layout::new(ByteLen(fields.u64()?), ByteLen(fields.u64()?), records).ok()?;
         let log_start = fields.u64()?;
@@ -136,6 +155,10 @@ impl Superblock {
         let hole_pages = fields.u64()?;
         // Zero before version 3.
         let next_sequence = fields.u64()?;
+        // Zero before version 5.
+        let digest_pages = fields.u64()?;
+        let state = StateHead { count: fields.u64()?, chain: fields.array()? };
+        let root = Root(fields.array()?);
         let extents = layout.extents_on(device_len).ok()?;
         let pages_max = u64::from(extents.div_ceil(layout.extent_entries_per_page()));
         let sound = version >= FORMAT_VERSION_MIN
@@ -146,7 +169,9 @@ impl Superblock {
             && hole_pages <= u64::from(extents) * layout.hole_pages_per_chunk()
             && generation < u64::MAX
             && log_start < u64::MAX / 2
-            && next_sequence < u64::MAX / 2;
+            && next_sequence < u64::MAX / 2
+            && digest_pages <= layout.digest_pages_max(extents)
+            && state.count < u64::MAX / 2;
         sound.then_some(Found::Understood(Self {
             version,
             pool,
@@ -160,6 +185,9 @@ impl Superblock {
             volume_pages,
             hole_pages,
             next_sequence,
+            digest_pages,
+            state,
+            root,
         }))
     }
 }

@@ -235,7 +235,7 @@ impl Pool {
         if !receiving.as_ref().is_some_and(arrived) {
             return Err(PoolError::NotReceiving { volume: manifest.volume });
         }
-        state.note_blocks(&self.core, manifest.blocks.min(USED_UP + AHEAD));
+        state.note_blocks(&self.core, manifest.blocks.min(USED_UP));
         let info = self.take_snapshot(&state, manifest.snapshot, manifest.created_s)?;
         state.set_replica(&self.core, Some(None))?;
         self.core.flush()?;
@@ -286,7 +286,7 @@ impl Pool {
         Ok(())
     }
 
-    fn newest_snapshot(&self, volume: VolumeId) -> Option<Arc<PoolVolume>> {
+    pub(crate) fn newest_snapshot(&self, volume: VolumeId) -> Option<Arc<PoolVolume>> {
         let live = lock(&self.volumes);
         let own = live.live.values().filter(|state| state.is_snapshot() && state.origin() == Some(volume));
         let newest = own.max_by_key(|state| {

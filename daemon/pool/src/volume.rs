@@ -15,13 +15,15 @@ use device::{Sealed, SectorRecord};
 use units::{ByteLen, ByteOffset, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::allocator::Allocated;
-use crate::blocks::{AHEAD, DUE, Key, Part, USED_UP};
+use crate::blocks::{AHEAD, DUE, Key, Part};
 use crate::branch::{Branch, Layer, View, Written, resolve};
 use crate::ceilings::Pace;
 use crate::commit::{Core, lock};
 use crate::entry::{BranchId, Moment, Place, Receiving, Role, VolumeEntry, VolumeRecord};
 use crate::extent::{Content, Extent, ExtentKind, Route, Way};
-use crate::{Ceilings, CrashStep, Limits, PoolError, SnapshotInfo, VolumeInfo, VolumeSpec};
+use crate::{
+    Ceilings, CrashStep, Limits, PoolError, SnapshotInfo, StateHead, Verdict, VolumeInfo, VolumeSpec, Witness,
+};
 
 /// A volume's or snapshot's part of an open pool.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(crate) struct Head {
     limits: Limits,
     /// Blocks encrypted, and reserved ahead.
     blocks: u64,
+    /// A snapshot's retention lock, seconds; 0 for none.
+    pub(crate) lock_s: u64,
     /// Whether it takes only what is sent to it, and what is on its way.
     pub(crate) replica: Option<Option<Receiving>>,
     deleted: bool,
@@ -109,8 +113,9 @@ impl VolumeState {
         };
         let sectors = record.spec.sectors;
         let writing = Arc::default();
-        let blocks = record.blocks;
-        let head = Head { serial, view, sectors, fence, limits, blocks, replica, deleted: false, writing };
+        let (blocks, lock_s) = (record.blocks, record.lock_s);
+        let head =
+            Head { serial, view, sectors, fence, limits, blocks, lock_s, replica, deleted: false, writing };
         Self {
             slot,
             spec: record.spec,
@@ -169,11 +174,16 @@ impl VolumeState {
     }
 
     pub(crate) fn snapshot_info(&self) -> SnapshotInfo {
+        let (sectors, lock_s) = {
+            let head = self.head();
+            (head.sectors, head.lock_s)
+        };
         SnapshotInfo {
             id: self.spec.id,
             volume: self.origin.unwrap_or(self.spec.id),
             created_s: self.created_s,
-            sectors: self.head().sectors,
+            sectors,
+            lock_s,
             domain: self.spec.domain,
             epoch: self.spec.epoch,
             kind: self.spec.kind,
@@ -194,8 +204,16 @@ impl VolumeState {
             origin: self.origin,
             created_s: self.created_s,
             blocks: head.blocks,
+            lock_s: head.lock_s,
         };
         VolumeEntry { serial: head.serial, volume: (!head.deleted).then_some(record) }
+    }
+
+    /// Sets a snapshot's retention lock. Not durable yet.
+    pub(crate) fn set_lock(&self, core: &Core, lock_s: u64) {
+        let mut head = self.head_mut();
+        head.lock_s = lock_s;
+        self.mark_entry(core, &head);
     }
 
     /// What its sectors are sealed under.
@@ -208,7 +226,7 @@ impl VolumeState {
         self.head().blocks
     }
 
-    /// Takes over blocks that were counted in another entry.
+    /// Takes over blocks that were counted in another entry. Volumes do not come and go meanwhile.
     pub(crate) fn add_blocks(&self, core: &Core, blocks: u64) {
         let mut head = self.head_mut();
         head.blocks = head.blocks.saturating_add(blocks);
@@ -225,26 +243,29 @@ impl VolumeState {
         self.head().replica.is_some()
     }
 
-    /// Reserves so many blocks, durably, unless the key is used up.
-    fn reserve_blocks(&self, core: &Core, blocks: u64) -> Result<(), PoolError> {
-        {
+    /// Reserves so many blocks, durably, and some ahead, unless the key is used up.
+    fn reserve_blocks(&self, core: &Core, needed: u64) -> Result<(), PoolError> {
+        let reserved = {
             let mut head = self.head_mut();
-            let more = blocks.saturating_sub(head.blocks);
-            let before = core.encrypted.of(self.key());
-            if before.saturating_add(more) > USED_UP + AHEAD {
-                return Err(PoolError::KeyUsedUp(self.spec.id));
-            }
-            if more > 0 {
-                head.blocks = blocks;
+            // Its slot may be another volume's by now, whose entry this would take away.
+            self.check_alive(&head)?;
+            let least = needed.saturating_sub(head.blocks);
+            if least > 0 {
+                let (more, sum) = core
+                    .encrypted
+                    .reserve(self.key(), least, least.saturating_add(AHEAD))
+                    .ok_or(PoolError::KeyUsedUp(self.spec.id))?;
+                head.blocks += more;
                 self.mark_entry(core, &head);
-                if core.encrypted.add(self.key(), more) >= DUE && before < DUE {
+                if sum >= DUE && sum - more < DUE {
                     tracing::warn!(volume = %self.spec.id, "the volume's key has encrypted 2^43 blocks: copy the data to a new volume before it has encrypted 2^44, from where on nothing is written under it");
                 }
             }
-        }
+            head.blocks
+        };
         // Another may have marked it, and not be through.
         core.flush()?;
-        self.blocks.reserved(blocks);
+        self.blocks.reserved(reserved);
         Ok(())
     }
 
@@ -386,7 +407,7 @@ impl VolumeState {
 
     /// After opening. A pool may have lost the room for a reserve; then it holds for what is left.
     pub(crate) fn restore_limits(&self, core: &Core, head: &Head) {
-        if let Err(error) = core.set_limits(head.view.branch.account, head.limits) {
+        if let Err(error) = core.restore_limits(head.view.branch.account, head.limits) {
             tracing::warn!(volume = %self.spec.id, %error, "the pool no longer has room for what the volume has reserved");
         }
     }
@@ -583,6 +604,11 @@ impl PoolVolume {
         self.state.info(&self.core)
     }
 
+    /// A snapshot's volume, a clone's snapshot.
+    pub fn origin(&self) -> Option<VolumeId> {
+        self.state.origin()
+    }
+
     /// The size as it is now; a resize changes it under the caller.
     pub fn sectors(&self) -> SectorCount {
         self.state.head().sectors
@@ -616,7 +642,7 @@ impl PoolVolume {
                 let mut records = Vec::with_capacity(data.as_bytes().len() / SECTOR_BYTES);
                 for part in &parts {
                     if let Err(error) = self.read_records(part, &mut records) {
-                        if let PoolError::RecordDamaged { .. } = &error {
+                        if let PoolError::RecordDamaged { .. } | PoolError::RecordsReplaced { .. } = &error {
                             self.report_damage(Lba(span.first + records.len() as u64), &error);
                         }
                         return Err(error);
@@ -785,19 +811,23 @@ impl PoolVolume {
         let head = self.state.head();
         let inside = head.sectors.0.saturating_sub(logical * u64::from(self.state.extent_sectors));
         let inside = up_to_extent(inside, self.state.extent_sectors);
+        let mut in_memory = 0;
         let written = match written {
             Written::Nothing => Written::Nothing,
+            healed @ Written::Healed(..) => healed,
             Written::WithoutRecords(part) => {
                 Written::WithoutRecords(part.start.min(inside)..part.end.min(inside))
             }
             Written::Sectors(mut sectors) => {
                 sectors.retain(|(sector, _)| *sector < inside);
-                let in_memory = sectors.iter().filter(|(_, content)| matches!(content, Content::InMemory(_)));
-                self.core.buffered(in_memory.count() as u64);
+                let waits = |(_, content): &&(u32, Content)| matches!(content, Content::InMemory(_));
+                in_memory = sectors.iter().filter(waits).count() as u64;
                 Written::Sectors(sectors)
             }
         };
         view.branch.end_write(&self.core, Place::new(logical, view.moment), extent, (part, written));
+        // A commit that takes them before they are counted leaves the count too high. The other way round it would be too low.
+        self.core.buffered(in_memory);
         self.state.check_alive(&head)
     }
 
@@ -825,15 +855,17 @@ impl PoolVolume {
     /// Numbers for `count` writes of a sector, to seal them under: this one and those after it. No write before had any of
     /// them, but for such as a crash undid. Counts them against what the key may encrypt: [`PoolError::KeyUsedUp`] past it.
     pub fn take_sequences(&self, count: SectorCount) -> Result<u64, PoolError> {
-        if let Some(blocks) = self.state.blocks.count(count) {
-            self.state.reserve_blocks(&self.core, blocks)?;
+        if let Some(needed) = self.state.blocks.count(count) {
+            let reserved = self.state.reserve_blocks(&self.core, needed);
+            reserved.inspect_err(|_| self.state.blocks.take_back(count))?;
         }
         Ok(self.core.take_sequences(count.0))
     }
 
-    /// A sector that was read is not what was written: counts it and says so in the log.
+    /// A sector that was read is not what was written: counts it, and says so in the log and to whoever wants to know
+    /// ([`crate::OpenOptions::on_damage`]).
     pub fn report_damage(&self, sector: Lba, damage: &dyn std::fmt::Display) {
-        self.core.count_damaged();
+        self.core.found_damage(None, &[(self.id(), sector)], damage);
         tracing::error!(pool = %self.core.pool, volume = %self.id(), sector = sector.0, %damage, "a damaged sector was read");
     }
 
@@ -849,6 +881,29 @@ impl PoolVolume {
     /// Whether the pool keeps a record of every sector. One that was made by an earlier version does not.
     pub fn keeps_records(&self) -> bool {
         self.core.layout.has_records()
+    }
+
+    /// How the pool's state stands to the one that was told last. `is_word` says whether this is the word of the volume's key
+    /// for a state ([`Witness::vouch`]).
+    pub fn judge_state(
+        &self,
+        told: Option<StateHead>,
+        is_word: impl Fn(&StateHead, &[u8; 16]) -> bool,
+    ) -> Verdict {
+        self.core.history.judge(self.state.spec().domain, told, is_word)
+    }
+
+    /// From now on `witness` vouches for what changes the volume's data, and for the state as it is. Durable when it returns.
+    pub fn set_witness(&self, witness: Arc<dyn Witness>) -> Result<(), PoolError> {
+        let account = {
+            let head = self.state.head();
+            // Deleting takes the witness away, so it may not come after that.
+            self.state.check_alive(&head)?;
+            let account = head.view.branch.account;
+            self.core.history.attach(self.state.slot, account, witness);
+            account
+        };
+        self.core.vouch(account)
     }
 
     /// Makes everything durable that was acknowledged before the call, on this and every other volume of the pool.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use device::{
     Device, DeviceError, DeviceInfo, Errno, Fault, Metadata, Operation, Sealed, SealedSlice, SimulatedDevice,
+    Survivors,
 };
 use pool::{CreateOptions, Piece, Pool, PoolError, PoolErrorKind, VOLUMES_MAX};
 use units::{ByteLen, ByteOffset, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
@@ -220,6 +221,33 @@ fn overwriting_needs_one_device_write_and_one_flush() {
 }
 
 #[test]
+fn opening_reads_the_ciphertext_in_the_log_together() {
+    const OVERWRITTEN: u64 = 60;
+    let device = SimulatedDevice::new(ByteLen(DEVICE.0 + (4 << 20)));
+    let options = CreateOptions { log_len: Some(ByteLen(4 << 20)), ..create_options() };
+    let pool = Pool::create(device.clone(), options).unwrap();
+    let volume = pool.create_volume(spec(1, 256)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(0..256)).unwrap();
+    volume.flush().unwrap();
+    // Each in a batch of its own, here and there.
+    let sector = |nth: u64| nth * 37 % 256;
+    for nth in 0..OVERWRITTEN {
+        volume.write(Lba(sector(nth)), EPOCH, &sealed([1000 + sector(nth)])).unwrap();
+        volume.flush().unwrap();
+    }
+    drop((pool, volume));
+    let device = device.power_cut_leaving(Survivors::Nothing);
+    let pool = reopen(&device);
+    assert!(device.reads() < OVERWRITTEN / 2, "{} reads", device.reads());
+    let found = read(&pool.volume(spec(1, 1).id).unwrap(), 0, 256).unwrap();
+    let overwritten: Vec<u64> = (0..OVERWRITTEN).map(sector).collect();
+    for (at, found) in (0..).zip(found) {
+        let tag = if overwritten.contains(&at) { 1000 + at } else { at };
+        assert_eq!(found, Some([tag; 8]), "sector {at}");
+    }
+}
+
+#[test]
 fn a_failed_flush_is_final_for_the_pool_and_every_volume() {
     for after in 0..2 {
         let (device, pool) = small_pool();
@@ -292,7 +320,7 @@ fn a_longer_device_is_used_after_grow_and_across_groups() {
     let volume = fill(&pool);
     volume.flush().unwrap();
     // Past the first group, which has 2048 extents, and into the third.
-    let long = ByteLen((2 << 20) + LOG + 2 * (1 + 2048 + 16) * EXTENT + 101 * EXTENT);
+    let long = ByteLen((2 << 20) + LOG + 2 * (2 + 2048 + 16) * EXTENT + 102 * EXTENT);
     device.set_len(long);
     assert_eq!(pool.info().capacity, ByteLen(EXTENTS * EXTENT));
     assert!(matches!(volume.write(Lba(EXTENTS * 16), EPOCH, &sealed([7])), Err(PoolError::NoSpace)));
@@ -314,6 +342,54 @@ fn a_longer_device_is_used_after_grow_and_across_groups() {
             assert_eq!(read(&volume, extent * 16, 2).unwrap(), [Some([extent + 1; 8]), None], "{extent}");
         }
         verify_metadata(&pool).unwrap();
+    }
+}
+
+/// On a sparse file the tables have their space before anything is in them. The front of a group that the old end cuts short is
+/// reserved with the growth that makes it whole.
+#[test]
+fn growing_reserves_the_front_of_a_group_that_the_old_end_cut_short() {
+    let second_group = (2 << 20) + LOG + (2 + 2048 + 16) * EXTENT;
+    let device = SimulatedDevice::new(ByteLen(second_group + EXTENT));
+    let pool = Pool::create(device.clone(), create_options()).unwrap();
+    device.set_len(ByteLen(second_group + 10 * EXTENT));
+    device.inject(Fault { operation: Operation::Reserve, after: 0, errno: Errno::ENOSPC, lasting: false });
+    assert_eq!(pool.grow().unwrap_err().kind(), PoolErrorKind::NoSpace);
+    assert_eq!(pool.grow().unwrap(), ByteLen(second_group + 10 * EXTENT));
+    assert_eq!(pool.info().capacity, ByteLen((2048 + 10 - 3) * EXTENT));
+}
+
+#[test]
+fn a_trimmed_part_of_an_extent_is_given_back_to_the_device_unless_it_is_small_or_read() {
+    let device = SimulatedDevice::new(Shape::LARGE.device_len());
+    let pool = Pool::create(device.clone(), Shape::LARGE.create_options()).unwrap();
+    let volume = pool.create_volume(spec(1, 1000)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(0..300)).unwrap();
+    volume.flush().unwrap();
+    // Sectors of ciphertext, which repeat their first word.
+    let is_ciphertext =
+        |page: &[u8]| page[0] == 0xc0 && page[..8] == page[8..16] && page[..8] == page[504..512];
+    let held = || device.content().iter().filter(|(_, page)| is_ciphertext(page)).count();
+    let before = held();
+    volume.unmap(Lba(20), SectorCount(15)).unwrap();
+    volume.flush().unwrap();
+    assert_eq!(held(), before, "60 KiB are left alone");
+    volume.unmap(Lba(100), SectorCount(100)).unwrap();
+    assert_eq!(held(), before, "not before the log says so");
+    volume.flush().unwrap();
+    assert_eq!(held(), before - 100);
+    // What is written there next is what is read, also by whoever opens the pool after a cut.
+    volume.write(Lba(110), EPOCH, &sealed(500..530)).unwrap();
+    volume.flush().unwrap();
+    let pool = reopen(&device.power_cut_leaving(Survivors::Nothing));
+    let found = read(&pool.volume(spec(1, 1).id).unwrap(), 0, 300).unwrap();
+    for (at, found) in (0..).zip(found) {
+        let expected = match at {
+            110..140 => Some([390 + at; 8]),
+            20..35 | 100..200 => None,
+            _ => Some([at; 8]),
+        };
+        assert_eq!(found, expected, "sector {at}");
     }
 }
 

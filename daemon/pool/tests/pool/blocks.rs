@@ -1,11 +1,13 @@
 //! Blocks encrypted under a key are counted: never too few whatever a power cut undoes, together for all who share it, and no
 //! more than it may.
 
-use device::Survivors;
-use pool::{ENCRYPTED_BLOCKS_DUE, ENCRYPTED_BLOCKS_MAX, Limits, Pool, PoolError};
-use units::{SectorCount, VolumeId};
+use std::sync::Arc;
 
-use crate::model::spec;
+use device::Survivors;
+use pool::{ENCRYPTED_BLOCKS_DUE, ENCRYPTED_BLOCKS_MAX, Limits, Pool, PoolError, StateHead, Witness};
+use units::{Lba, SectorCount, VolumeId};
+
+use crate::model::{EPOCH, read, sealed, spec};
 use crate::workload::small_pool;
 
 const PER_SECTOR: u64 = 256;
@@ -78,6 +80,35 @@ fn who_shares_a_key_is_counted_together_and_who_goes_leaves_what_it_had() {
     assert_eq!(counted(&pool, 2), together);
 }
 
+struct AnyWitness;
+
+impl Witness for AnyWitness {
+    fn vouch(&self, _: &StateHead) -> Option<[u8; 16]> {
+        Some([7; 16])
+    }
+}
+
+/// A request that was on its way when its volume was deleted comes to reserve blocks when another volume has its entry.
+#[test]
+fn a_handle_to_a_deleted_volume_takes_nothing_from_the_one_that_has_its_place() {
+    let (device, pool) = small_pool();
+    let old = pool.create_volume(spec(1, 100)).unwrap();
+    pool.delete_volume(id(1)).unwrap();
+    let new = pool.create_volume(spec(2, 100)).unwrap();
+    new.write(Lba(0), EPOCH, &sealed([5])).unwrap();
+    let gone = |error: PoolError| assert!(matches!(error, PoolError::NoSuchVolume(_)), "{error}");
+    gone(old.take_sequences(SectorCount(2 * GIB / PER_SECTOR)).unwrap_err());
+    gone(old.write(Lba(0), EPOCH, &sealed([6])).unwrap_err());
+    gone(old.unmap(Lba(0), SectorCount(1)).unwrap_err());
+    gone(old.set_witness(Arc::new(AnyWitness)).unwrap_err());
+    old.flush().unwrap();
+    drop((pool, old, new));
+    let pool = Pool::open(device.reopened()).unwrap();
+    let found = read(&pool.volume(id(2)).unwrap(), 0, 1).unwrap();
+    assert_eq!(found, [Some([5; 8])]);
+    assert_eq!(pool.volumes().len(), 1);
+}
+
 #[test]
 fn a_key_that_is_used_up_encrypts_nothing_more() {
     let (device, pool) = small_pool();
@@ -88,7 +119,14 @@ fn a_key_that_is_used_up_encrypts_nothing_more() {
     volume.take_sequences(SectorCount(half.0 - GIB / PER_SECTOR)).unwrap();
     let refused = |result: Result<u64, PoolError>| assert!(matches!(result, Err(PoolError::KeyUsedUp(_))));
     refused(volume.take_sequences(SectorCount(3 * GIB / PER_SECTOR)));
-    assert!(counted(&pool, 1) <= ENCRYPTED_BLOCKS_MAX + GIB);
+    // What is left is there to the last block, a refusal takes none of it, and nobody who shares the key has more.
+    volume.take_sequences(SectorCount(GIB / PER_SECTOR - 1)).unwrap();
+    volume.take_sequences(SectorCount(1)).unwrap();
+    refused(volume.take_sequences(SectorCount(1)));
+    pool.create_snapshot(id(1), id(9), 0).unwrap();
+    let clone = pool.clone_snapshot(id(9), id(2), Limits::default()).unwrap();
+    refused(clone.take_sequences(SectorCount(1)));
+    assert_eq!(counted(&pool, 1), ENCRYPTED_BLOCKS_MAX);
     drop((pool, volume));
     let pool = Pool::open(device.reopened()).unwrap();
     let volume = pool.volume(id(1)).unwrap();

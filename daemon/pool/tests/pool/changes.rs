@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pool::{Change, Limits, Pool, PoolError, PoolVolume};
+use pool::{Change, Limits, Pool, PoolError, PoolVolume, Rewritten};
 use units::{Lba, SectorCount, VolumeId};
 
 use crate::model::{EPOCH, read, sealed, spec};
@@ -54,6 +54,12 @@ fn what_was_written_and_unmapped_since_a_snapshot_is_told_and_nothing_else() {
     assert_eq!((back[50], back[21]), (Change::Unmapped, Change::Written));
     let all = changes(&volume, None, 0, SECTORS);
     assert_eq!(all.iter().filter(|change| **change == Change::Written).count(), 38);
+    // Of the forty that the snapshot shows five are otherwise; what was written beside them rewrites nothing.
+    let rewritten = Rewritten { of: SectorCount(40), sectors: SectorCount(5) };
+    assert_eq!(volume.rewritten_since(&snapshot).unwrap(), rewritten);
+    pool.resize_volume(id(1), SectorCount(10)).unwrap();
+    let rewritten = Rewritten { sectors: SectorCount(32), ..rewritten };
+    assert_eq!(volume.rewritten_since(&snapshot).unwrap(), rewritten);
     pool.roll_back(id(1), id(9)).unwrap();
     assert_eq!(changes(&pool.volume(id(1)).unwrap(), Some(&snapshot), 0, SECTORS), vec![Change::Same; 100]);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device::{Sealed, SectorBuf, SectorRecord, SimulatedDevice};
-use pool::{Ceilings, CreateOptions, Limits, Piece, Pool, VolumeInfo};
+use pool::{Ceilings, CreateOptions, Limits, Piece, Pool, StateHead, Verdict, VolumeInfo};
 use units::{ByteLen, Fence, Lba, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::model::{EPOCH, spec, verify_metadata};
@@ -17,6 +17,7 @@ const VERSION_1: &[u8] = include_bytes!("../golden/version-1.image");
 const VERSION_2: &[u8] = include_bytes!("../golden/version-2.image");
 const VERSION_3: &[u8] = include_bytes!("../golden/version-3.image");
 const VERSION_4: &[u8] = include_bytes!("../golden/version-4.image");
+const VERSION_5: &[u8] = include_bytes!("../golden/version-5.image");
 const DEVICE: ByteLen = ByteLen(4 << 20);
 const SUPERBLOCKS: [u64; 2] = [0, 16];
 const LOG: ByteLen = ByteLen(64 << 10);
@@ -46,11 +47,16 @@ fn sector(tag: u8) -> Sealed {
 /// that has been round and holds records of every kind. Since version 2: snapshots, one of a volume that is gone, a clone, a
 /// rollback, holes over shared extents, freed ones among them, in table and log, limits. Since version 3: records in their
 /// pages and in the log, with and without the ciphertext. Since version 4: ceilings, and a replica that has a snapshot and half
-/// of the next.
+/// of the next. Since version 5: digests, a root, and a log that begins with it.
 fn make() -> Arc<SimulatedDevice> {
     let device = SimulatedDevice::new(DEVICE);
-    let options =
-        CreateOptions { extent_len: ByteLen(64 << 10), log_len: Some(LOG), force: false, id: Some(POOL) };
+    let options = CreateOptions {
+        extent_len: ByteLen(64 << 10),
+        log_len: Some(LOG),
+        force: false,
+        destroy_locked: false,
+        id: Some(POOL),
+    };
     let pool = Pool::create(device.clone(), options).unwrap();
     let block = pool.create_volume(spec(2, 1000)).unwrap();
     let gone = pool.create_volume(spec(4, 64)).unwrap();
@@ -184,7 +190,7 @@ fn holds(device: &Arc<SimulatedDevice>, sectors: &[(u8, u64, Option<u8>)]) -> Ar
     assert!(report.is_sound(), "{report:?}");
     let pool = Pool::open(device.clone()).unwrap();
     let info = pool.info();
-    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 4, None));
+    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 5, None));
     assert_eq!((info.used_len, info.extent_len), (DEVICE, ByteLen(64 << 10)));
     for (number, lba, tag) in sectors {
         assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
@@ -296,11 +302,33 @@ fn without_superblocks(device: &SimulatedDevice) -> BTreeMap<u64, Vec<u8>> {
 }
 
 #[test]
-fn the_image_of_version_4_opens_as_it_was() {
-    let device = decode(VERSION_4);
+fn the_image_of_version_5_opens_as_it_was() {
+    let device = decode(VERSION_5);
     let before = device.content();
     drop(holds(&device, IN_VERSION_2));
     assert!(device.content() == before, "opening a sound pool changes nothing");
+    goes_on_receiving(device);
+}
+
+#[test]
+fn the_image_of_version_4_opens_as_it_was_and_is_version_5_from_then_on() {
+    let device = decode(VERSION_4);
+    let before = without_superblocks(&device);
+    drop(holds(&device, IN_VERSION_2));
+    assert!(without_superblocks(&device) == before, "only the superblocks change");
+    are_of_version(5, &device);
+    let pool = Pool::open(device.clone()).unwrap();
+    assert_eq!(pool.tell_state(), None, "it keeps no digests");
+    let volume = pool.volume(spec(2, 1).id).unwrap();
+    assert_eq!(volume.judge_state(None, |_, _| false), Verdict::NotKept);
+    let told = StateHead { count: 7, chain: [7; 32] };
+    assert_eq!(volume.judge_state(Some(told), |_, _| true), Verdict::Other, "it had a state once");
+    drop(volume);
+    drop(pool);
+    goes_on_receiving(device);
+}
+
+fn goes_on_receiving(device: Arc<SimulatedDevice>) {
     holds_what_was_put_in(&device, &AS_VERSION_4);
     // The replica goes on where it was.
     let (pool, sender) = (Pool::open(device).unwrap(), sender());
@@ -314,23 +342,23 @@ fn the_image_of_version_4_opens_as_it_was() {
 }
 
 #[test]
-fn the_image_of_version_3_opens_as_it_was_and_is_version_4_from_then_on() {
+fn the_image_of_version_3_opens_as_it_was_and_is_version_5_from_then_on() {
     let device = decode(VERSION_3);
     let before = without_superblocks(&device);
     drop(holds(&device, IN_VERSION_2));
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(4, &device);
+    are_of_version(5, &device);
     holds_what_was_put_in(&device, &AS_VERSION_3);
 }
 
 /// An older pool keeps its layout, without records, and takes what it took.
 #[test]
-fn the_image_of_version_2_opens_as_it_was_and_is_version_4_from_then_on() {
+fn the_image_of_version_2_opens_as_it_was_and_is_version_5_from_then_on() {
     let device = decode(VERSION_2);
     let before = without_superblocks(&device);
     drop(holds(&device, IN_VERSION_2));
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(4, &device);
+    are_of_version(5, &device);
     holds_what_was_put_in(&device, &AS_VERSION_2);
     let pool = Pool::open(device.clone()).unwrap();
     let volume = pool.volume(spec(2, 1).id).unwrap();
@@ -348,7 +376,7 @@ fn are_of_version(version: u8, device: &SimulatedDevice) {
 }
 
 #[test]
-fn the_image_of_version_1_opens_as_it_was_and_is_version_4_from_then_on() {
+fn the_image_of_version_1_opens_as_it_was_and_is_version_5_from_then_on() {
     let device = decode(VERSION_1);
     let before = without_superblocks(&device);
     assert_eq!(Pool::check_device(&*device).unwrap().present_sectors, 19);
@@ -357,7 +385,7 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_4_from_then_on() {
         assert_eq!(pool.volumes(), volumes_of_version_1());
     }
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(4, &device);
+    are_of_version(5, &device);
     // It takes what is new.
     let pool = Pool::open(device.clone()).unwrap();
     pool.create_snapshot(spec(2, 1).id, spec(10, 1).id, 0).unwrap();
@@ -371,7 +399,12 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_4_from_then_on() {
 #[test]
 fn a_cut_while_an_older_version_becomes_the_present_one_leaves_the_one_or_the_other() {
     let mut cuts = 0;
-    let older = [(VERSION_1, IN_VERSION_1), (VERSION_2, IN_VERSION_2), (VERSION_3, IN_VERSION_2)];
+    let older = [
+        (VERSION_1, IN_VERSION_1),
+        (VERSION_2, IN_VERSION_2),
+        (VERSION_3, IN_VERSION_2),
+        (VERSION_4, IN_VERSION_2),
+    ];
     for ((image, content), damaged) in older.iter().flat_map(|older| [(older, false), (older, true)]) {
         let before = || {
             let device = decode(image);
@@ -420,7 +453,7 @@ fn the_same_operations_still_write_the_same_tables() {
     if let Some(path) = std::env::var_os("NIGHTLATCH_WRITE_GOLDEN") {
         std::fs::write(path, encode(&device)).unwrap();
     }
-    assert!(comparable(&device) == comparable(&decode(VERSION_4)), "the tables are not the same");
+    assert!(comparable(&device) == comparable(&decode(VERSION_5)), "the tables are not the same");
     assert_eq!(decode(&encode(&device)).content(), device.content());
     holds_what_was_put_in(&device, &AS_VERSION_4);
 }

@@ -9,8 +9,10 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use device::{Sealed, SectorBuf, SectorRecord};
-use pool::{Piece, Pool, PoolVolume, VolumeInfo, VolumeKind, VolumeSpec};
-use units::{DomainId, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
+use pool::{Limits, Piece, Pool, PoolVolume, StateHead, Verdict, VolumeInfo, VolumeKind, VolumeSpec};
+use units::{ByteLen, DomainId, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
+
+use crate::replica;
 
 pub(crate) const EPOCH: VolumeEpoch = VolumeEpoch(7);
 const UNIT_BYTES: usize = 512;
@@ -130,7 +132,19 @@ impl Sector {
 struct Volume {
     spec: VolumeSpec,
     fence: Fence,
+    limits: Limits,
     sectors: BTreeMap<u64, Sector>,
+}
+
+/// A volume's fence and limits, and its size, are what the model says.
+fn same_settings(_: VolumeId, info: &VolumeInfo, volume: &Volume) -> Result<(), String> {
+    let same = (info.sectors, info.fence, info.limits) == (volume.spec.sectors, volume.fence, volume.limits);
+    if same { Ok(()) } else { Err(format!("{info:?} is not {volume:?}")) }
+}
+
+/// The word of a volume's key for a state.
+pub(crate) fn word(domain: DomainId, state: &StateHead) -> [u8; 16] {
+    std::array::from_fn(|nth| state.chain[nth] ^ domain.0[nth])
 }
 
 impl Volume {
@@ -167,6 +181,9 @@ pub(crate) enum Begun {
     Delete(VolumeId),
     Resize(VolumeId, u64),
     RaiseFence(VolumeId, Fence),
+    Limit(VolumeId, Limits),
+    /// The pool, to this length.
+    Grow(ByteLen),
     /// Of the volume, under this id.
     Snapshot(VolumeId, VolumeId),
     DeleteSnapshot(VolumeId),
@@ -188,6 +205,12 @@ pub(crate) struct Model {
     volumes: BTreeMap<VolumeId, Volume>,
     snapshots: BTreeMap<VolumeId, Snapshot>,
     begun: Option<Begun>,
+    /// The length of the device that the pool uses, once it has grown.
+    len: Option<ByteLen>,
+    /// What a keyholder was told last.
+    told: Option<StateHead>,
+    /// Snapshots of the replica that are there for sure.
+    arrived: BTreeSet<VolumeId>,
 }
 
 impl Model {
@@ -216,7 +239,8 @@ impl Model {
     pub(crate) fn acknowledge(&mut self) {
         match self.begun.take() {
             Some(Begun::Create(spec)) => {
-                self.volumes.insert(spec.id, Volume { spec, fence: Fence(0), sectors: BTreeMap::new() });
+                let (fence, limits, sectors) = (Fence(0), Limits::default(), BTreeMap::new());
+                self.volumes.insert(spec.id, Volume { spec, fence, limits, sectors });
             }
             Some(Begun::Delete(id)) => {
                 self.volumes.remove(&id);
@@ -227,6 +251,12 @@ impl Model {
                 volume.sectors.retain(|sector, _| *sector < sectors);
             }
             Some(Begun::RaiseFence(id, fence)) => self.volumes.get_mut(&id).unwrap().fence = fence,
+            Some(Begun::Limit(id, limits)) => self.volumes.get_mut(&id).unwrap().limits = limits,
+            Some(Begun::Grow(len)) => {
+                // It makes nothing else durable.
+                self.len = Some(len);
+                return;
+            }
             Some(Begun::Snapshot(of, id)) => {
                 self.flushed();
                 self.snapshots.insert(id, Snapshot { of, content: self.volumes[&of].clone() });
@@ -236,7 +266,8 @@ impl Model {
             }
             Some(Begun::Clone(snapshot, id)) => {
                 let Volume { spec, sectors, .. } = self.snapshots[&snapshot].content.clone();
-                self.volumes.insert(id, Volume { spec: VolumeSpec { id, ..spec }, fence: Fence(0), sectors });
+                let (spec, fence, limits) = (VolumeSpec { id, ..spec }, Fence(0), Limits::default());
+                self.volumes.insert(id, Volume { spec, fence, limits, sectors });
             }
             Some(Begun::RollBack(id, snapshot)) => self.roll_back(id, snapshot),
             None => {}
@@ -273,6 +304,21 @@ impl Model {
         self.volumes.get_mut(&id).unwrap().sectors.entry(sector).or_default().since.push(content);
     }
 
+    /// The pool's state is told to a keyholder.
+    pub(crate) fn tell(&mut self, pool: &Pool) {
+        self.told = pool.tell_state();
+    }
+
+    /// A snapshot of the replica has arrived.
+    pub(crate) fn arrived(&mut self, snapshot: VolumeId) {
+        self.arrived.insert(snapshot);
+    }
+
+    /// The replica is being deleted.
+    pub(crate) fn forget_replica(&mut self) {
+        self.arrived.clear();
+    }
+
     /// Everything acknowledged so far is durable.
     pub(crate) fn flushed(&mut self) {
         for volume in self.volumes.values_mut() {
@@ -294,12 +340,7 @@ impl Model {
 
     /// Without a cut there is one right answer for every sector.
     pub(crate) fn verify_exactly(&self, pool: &Pool) -> Result<(), String> {
-        self.verify_volumes(pool, |_, info, volume| {
-            if info.sectors != volume.spec.sectors || info.fence != volume.fence {
-                return Err(format!("{info:?} is not {:?} {:?}", volume.spec, volume.fence));
-            }
-            Ok(())
-        })?;
+        self.verify_volumes(pool, same_settings)?;
         for (id, volume) in &self.volumes {
             let handle = pool.volume(*id).map_err(|error| error.to_string())?;
             for (sector, found) in volume.read_all(&handle)? {
@@ -314,7 +355,8 @@ impl Model {
 
     /// A snapshot never changes: the same ones are there, and every sector of them is as it was.
     fn verify_snapshots(&self, pool: &Pool) -> Result<(), String> {
-        let found: BTreeMap<VolumeId, _> = pool.snapshots().into_iter().map(|info| (info.id, info)).collect();
+        let own = pool.snapshots().into_iter().filter(|info| info.volume != replica::VOLUME);
+        let found: BTreeMap<VolumeId, _> = own.map(|info| (info.id, info)).collect();
         if !found.keys().eq(self.snapshots.keys()) {
             return Err(format!("snapshots {:?} instead of {:?}", found.keys(), self.snapshots.keys()));
         }
@@ -341,8 +383,8 @@ impl Model {
         pool: &Pool,
         compare: impl Fn(VolumeId, &VolumeInfo, &Volume) -> Result<(), String>,
     ) -> Result<(), String> {
-        let found: BTreeMap<VolumeId, VolumeInfo> =
-            pool.volumes().into_iter().map(|info| (info.id, info)).collect();
+        let own = pool.volumes().into_iter().filter(|info| info.id != replica::VOLUME);
+        let found: BTreeMap<VolumeId, VolumeInfo> = own.map(|info| (info.id, info)).collect();
         for (id, volume) in &self.volumes {
             let info = found.get(id).ok_or_else(|| format!("volume {id} is gone"))?;
             let same = (info.domain, info.epoch, info.check, info.kind)
@@ -362,12 +404,11 @@ impl Model {
     /// what it does hold for durable.
     pub(crate) fn verify_after_cut(&mut self, pool: &Pool) -> Result<(), String> {
         self.settle_begun(pool)?;
-        self.verify_volumes(pool, |_, info, volume| {
-            if info.sectors != volume.spec.sectors || info.fence != volume.fence {
-                return Err(format!("{info:?} is not {:?} {:?}", volume.spec, volume.fence));
-            }
-            Ok(())
-        })?;
+        if self.len.is_some_and(|len| len != pool.info().used_len) {
+            return Err(format!("{:?} was in use, and {} is", self.len, pool.info().used_len));
+        }
+        replica::verify(pool, &self.arrived)?;
+        self.verify_volumes(pool, same_settings)?;
         let mut wrong = String::new();
         for (id, volume) in &mut self.volumes {
             let handle = pool.volume(*id).map_err(|error| error.to_string())?;
@@ -379,7 +420,54 @@ impl Model {
                 *known = Sector { durable: found, since: Vec::new() };
             }
         }
-        if wrong.is_empty() { self.verify_snapshots(pool) } else { Err(wrong) }
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        self.verify_snapshots(pool)?;
+        self.verify_state(pool)
+    }
+
+    /// Of a pool on a damaged device, opened as after a cut: each sector is one that it may hold, or an error. How many are
+    /// errors.
+    pub(crate) fn verify_damaged(&self, pool: &Pool) -> Result<u64, String> {
+        let mut errors = 0;
+        for (id, volume) in &self.volumes {
+            let handle = pool.volume(*id).map_err(|error| error.to_string())?;
+            for (sector, known) in volume.sectors.range(..volume.spec.sectors.0) {
+                match read(&handle, *sector, 1) {
+                    Ok(found) if known.allows(found[0]) => {}
+                    Ok(found) => {
+                        return Err(format!("{id} sector {sector}: found {found:?}, may be {known:?}"));
+                    }
+                    Err(_) => errors += 1,
+                }
+            }
+        }
+        for (id, snapshot) in &self.snapshots {
+            let handle = pool.snapshot(*id).map_err(|error| error.to_string())?;
+            for (sector, known) in snapshot.content.sectors.range(..snapshot.content.spec.sectors.0) {
+                match read(&handle, *sector, 1) {
+                    Ok(found) if found[0] == known.current() => {}
+                    Ok(found) => {
+                        return Err(format!("snapshot {id} sector {sector}: found {found:?}, is {known:?}"));
+                    }
+                    Err(_) => errors += 1,
+                }
+            }
+        }
+        Ok(errors)
+    }
+
+    /// A cut looks like no attack: what was told is in what there is.
+    fn verify_state(&self, pool: &Pool) -> Result<(), String> {
+        for info in pool.volumes().iter().filter(|info| !info.replica) {
+            let volume = pool.volume(info.id).map_err(|error| error.to_string())?;
+            let verdict = volume.judge_state(self.told, |state, found| *found == word(info.domain, state));
+            if matches!(verdict, Verdict::Older | Verdict::Other | Verdict::Altered) {
+                return Err(format!("the state is {verdict:?}, told was {:?}", self.told));
+            }
+        }
+        Ok(())
     }
 
     /// A snapshot whose taking was cut short shows what a cut leaves of its volume: old or new, sector by sector.
@@ -421,6 +509,8 @@ impl Model {
             Begun::Delete(id) => info(id).is_none(),
             Begun::Resize(id, sectors) => info(id).is_some_and(|info| info.sectors.0 == sectors),
             Begun::RaiseFence(id, fence) => info(id).is_some_and(|info| info.fence == fence),
+            Begun::Limit(id, limits) => info(id).is_some_and(|info| info.limits == limits),
+            Begun::Grow(len) => pool.info().used_len == len,
             Begun::Snapshot(of, id) => {
                 self.begun = None;
                 return self.settle_snapshot(pool, of, id);

@@ -108,9 +108,9 @@ fn rewrite(device: &SimulatedDevice, change: impl Fn(&mut [u8])) {
 #[test]
 fn newer_formats_and_unknown_features_are_refused() {
     let device = closed_pool().durable_copy();
-    rewrite(&device, |sector| sector[12] = 5);
+    rewrite(&device, |sector| sector[12] = 6);
     let error = refused(&device, "install the release");
-    assert!(matches!(error, PoolError::NewerFormat { found: 5, .. }));
+    assert!(matches!(error, PoolError::NewerFormat { found: 6, .. }));
     for (at, name) in [(24, "read-only"), (32, "incompatible")] {
         let device = closed_pool().durable_copy();
         rewrite(&device, |sector| sector[at] = 4);
@@ -227,7 +227,7 @@ fn lengths_that_make_no_pool_are_refused() {
             CreateOptions { extent_len: ByteLen(extent), log_len: log.map(ByteLen), ..Default::default() };
         Pool::create(SimulatedDevice::new(ByteLen(len)), options)
     };
-    let least = (2 << 20) + LOG + 3 * EXTENT;
+    let least = (2 << 20) + LOG + 4 * EXTENT;
     assert!(create(least, EXTENT, Some(LOG)).is_ok());
     assert!(matches!(create(least - 4096, EXTENT, Some(LOG)), Err(PoolError::DeviceTooSmall { .. })));
     assert!(matches!(create(1 << 30, 5000, None), Err(PoolError::ExtentLen(_))));

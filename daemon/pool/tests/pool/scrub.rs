@@ -13,8 +13,8 @@ use crate::model::{EPOCH, sealed, spec};
 use crate::workload::{EXTENT, LOG, create_options, small_pool};
 
 /// The first extent of the device, and the page of its records, in sectors.
-const DATA: u64 = ((2 << 20) + LOG + 2 * EXTENT) / 4096;
-const RECORDS: u64 = ((2 << 20) + LOG + EXTENT) / 4096;
+const DATA: u64 = ((2 << 20) + LOG + 3 * EXTENT) / 4096;
+const RECORDS: u64 = ((2 << 20) + LOG + 2 * EXTENT) / 4096;
 const PER_EXTENT: u64 = EXTENT / 4096;
 
 /// A whole pass: sectors that were read, and what was found.
@@ -71,23 +71,32 @@ fn every_kind_of_damage_is_found_and_named() {
     let volume = VolumeId([1; 16]);
     device.edit(DATA + 5, |sector| sector[100] ^= 1);
     device.make_unreadable(DATA + 17);
-    // The record of sector 40: 32 bytes each, 128 in a page.
-    device.edit(RECORDS, |page| page[40 * 32 + 20] ^= 1);
-    // The second page of records is of the extents 8 and 9.
+    // The first page of records is of the extents 0 to 7, the second of 8 and 9.
     device.make_unreadable(RECORDS + 1);
     let pool = open(&device);
     let (sectors, damaged) = pass(&pool);
     assert_eq!(sectors, 160);
     let found: Vec<_> = damaged.iter().map(|damaged| (damaged.at.0 / 4096 - DATA, damaged.fault)).collect();
-    let mut expected =
-        vec![(5, SectorFault::Checksum), (17, SectorFault::Unreadable), (40, SectorFault::Record)];
+    let mut expected = vec![(5, SectorFault::Checksum), (17, SectorFault::Unreadable)];
     expected.extend((128..160).map(|sector| (sector, SectorFault::RecordUnreadable)));
     assert_eq!(found, expected);
     for (damaged, (sector, _)) in damaged.iter().zip(expected) {
         assert_eq!(damaged.shown_by, [(volume, Lba(sector))]);
     }
-    assert_eq!(pool.info().damaged, 35);
+    assert_eq!(pool.info().damaged, 34);
     assert!(!pool.info().failed);
+}
+
+#[test]
+fn a_page_of_records_that_is_not_the_last_one_speaks_for_none_of_its_sectors() {
+    let device = written();
+    // The record of sector 40: 32 bytes each, 128 in a page.
+    device.edit(RECORDS, |page| page[40 * 32 + 20] ^= 1);
+    let pool = open(&device);
+    let (sectors, damaged) = pass(&pool);
+    assert_eq!(sectors, 160);
+    let found: Vec<_> = damaged.iter().map(|damaged| (damaged.at.0 / 4096 - DATA, damaged.fault)).collect();
+    assert_eq!(found, (0..128).map(|sector| (sector, SectorFault::RecordsReplaced)).collect::<Vec<_>>());
 }
 
 #[test]

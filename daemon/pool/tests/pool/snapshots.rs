@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use device::SimulatedDevice;
-use pool::{LEVELS_MAX, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, Usage};
+use pool::{CreateOptions, LEVELS_MAX, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, Usage};
 use units::{ByteLen, Fence, Lba, SectorCount, VolumeId};
 
 use crate::model::{EPOCH, read, sealed, spec, verify_metadata};
-use crate::workload::{DEVICE, EXTENT, EXTENTS, create_options, reopen, small_pool};
+use crate::workload::{DEVICE, EXTENT, EXTENTS, LOG, create_options, reopen, small_pool};
 
 fn id(number: u8) -> VolumeId {
     spec(number, 1).id
@@ -77,7 +77,9 @@ fn a_snapshot_takes_no_writes_and_is_no_volume() {
 /// The costs that DESIGN promises, counted in operations of the device.
 #[test]
 fn a_snapshot_and_the_first_write_after_it_cost_one_write_and_one_flush_each() {
-    let (device, pool) = small_pool();
+    let device = SimulatedDevice::new(DEVICE);
+    let options = CreateOptions { log_len: Some(ByteLen(4 * LOG)), ..create_options() };
+    let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
     volume.write(Lba(0), EPOCH, &sealed(1..=64)).unwrap();
     volume.flush().unwrap();
@@ -273,6 +275,42 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
     assert_eq!(pool.info().reserved, ByteLen(0));
 }
 
+/// The hole table's first part has room for 1024 extents. Who has more reserved needs no more of it when others have taken
+/// all that is left.
+#[test]
+fn a_reserve_is_there_though_the_hole_table_must_grow_for_it() {
+    const EXTENTS: u64 = 1200;
+    const RESERVED: u64 = 1100;
+    let len = ByteLen(DEVICE.0 + (EXTENTS + EXTENTS / 128 + 3) * EXTENT);
+    for snapshot_first in [true, false] {
+        let device = SimulatedDevice::new(len);
+        let pool = Pool::create(device.clone(), create_options()).unwrap();
+        let volume = pool.create_volume(spec(1, EXTENTS * 16)).unwrap();
+        let other = pool.create_volume(spec(2, 2 * EXTENTS * 16)).unwrap();
+        let write = |volume: &PoolVolume, extent: u64| volume.write(Lba(extent * 16), EPOCH, &sealed([7]));
+        (0..10).for_each(|extent| write(&other, extent).unwrap());
+        let limits = Limits { reserve: bytes(RESERVED), ..Limits::default() };
+        let snapshot = || pool.create_snapshot(id(2), id(3), 0).unwrap();
+        if snapshot_first {
+            snapshot();
+            pool.set_limits(id(1), limits).unwrap();
+        } else {
+            pool.set_limits(id(1), limits).unwrap();
+            snapshot();
+        }
+        let taken = (0..).take_while(|extent| write(&other, *extent).is_ok()).count();
+        assert!(matches!(write(&other, taken as u64), Err(PoolError::NoSpace)));
+        for extent in 0..RESERVED {
+            write(&volume, extent).unwrap_or_else(|error| panic!("extent {extent} of {RESERVED}: {error}"));
+        }
+        verify_metadata(&pool).unwrap();
+        assert_eq!((pool.info().reserved, volume.info().allocated), (ByteLen(0), bytes(RESERVED)));
+        // A trim of what the snapshot shows finds its room as well.
+        other.unmap(Lba(0), other.sectors()).unwrap();
+        verify_metadata(&pool).unwrap();
+    }
+}
+
 /// A pool with a volume of `extents` extents, all written, and flushed; and room for as many again.
 fn many(extents: u64) -> Arc<SimulatedDevice> {
     let device = SimulatedDevice::new(ByteLen(DEVICE.0 + 3 * (extents + extents / 64 + 2) * EXTENT));
@@ -421,4 +459,66 @@ fn a_trim_of_what_hides_something_older_never_shows_it() {
     }
     println!("{flushes} flushes");
     assert!(flushes > 3, "the commit no longer takes more than one batch");
+}
+
+#[test]
+fn a_locked_snapshot_is_deleted_and_unlocked_by_nobody_but_whoever_counts_its_time() {
+    let (device, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 64)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(1..=40)).unwrap();
+    pool.create_snapshot(id(1), id(2), 0).unwrap();
+    pool.create_snapshot(id(1), id(3), 0).unwrap();
+    assert_eq!(pool.lock_snapshot(id(2), 60).unwrap().lock_s, 60);
+    assert!(matches!(pool.lock_snapshot(id(9), 60), Err(PoolError::NoSuchSnapshot(_))));
+    volume.write(Lba(0), EPOCH, &sealed(101..=140)).unwrap();
+    pool.roll_back(id(1), id(3)).unwrap();
+    pool.delete_snapshot(id(3)).unwrap();
+    pool.resize_volume(id(1), SectorCount(1)).unwrap();
+    pool.delete_volume(id(1)).unwrap();
+    drop(pool);
+    let pool = reopen(&device);
+    assert_eq!(pool.snapshots().iter().map(|info| (info.id, info.lock_s)).collect::<Vec<_>>(), [(id(2), 60)]);
+    assert!(matches!(pool.delete_snapshot(id(2)), Err(PoolError::SnapshotLocked(_))));
+    assert!(matches!(pool.lock_snapshot(id(2), 59), Err(PoolError::SnapshotLocked(_))));
+    pool.lock_snapshot(id(2), 61).unwrap();
+    // It was made longer meanwhile.
+    assert!(matches!(pool.end_lock(id(2), 60), Err(PoolError::SnapshotLocked(_))));
+    let shown: Vec<_> = (1..=40).map(Some).collect();
+    assert_eq!(tags(&pool.snapshot(id(2)).unwrap(), 0, 40), shown);
+    assert_eq!(pool.check().unwrap().locked_snapshots, 1);
+    drop(pool);
+
+    let forced = CreateOptions { force: true, ..create_options() };
+    let device = device.reopened();
+    let refused = Pool::create(device.clone(), forced).unwrap_err();
+    assert!(matches!(refused, PoolError::HoldsLocked { snapshots: 1, .. }), "{refused}");
+    let pool = reopen(&device);
+    assert_eq!(tags(&pool.snapshot(id(2)).unwrap(), 0, 40), shown, "nothing was written");
+    pool.end_lock(id(2), 61).unwrap();
+    pool.delete_snapshot(id(2)).unwrap();
+    pool.create_volume(spec(4, 64)).unwrap();
+    pool.create_snapshot(id(4), id(5), 0).unwrap();
+    pool.lock_snapshot(id(5), 60).unwrap();
+    drop(pool);
+    let named = CreateOptions { destroy_locked: true, ..forced };
+    assert_eq!(Pool::create(device.reopened(), named).unwrap().info().snapshots, 0);
+}
+
+/// Whatever is written, a locked snapshot stays: what finds no room any more is refused.
+#[test]
+fn a_flood_of_rewrites_pushes_no_locked_snapshot_out() {
+    let (_, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, 1000)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(1..=16)).unwrap();
+    pool.create_snapshot(id(1), id(2), 0).unwrap();
+    pool.lock_snapshot(id(2), 60).unwrap();
+    let refused = (0..1000).step_by(16).find_map(|at| {
+        let written = volume.write(Lba(at), EPOCH, &sealed((0..16).map(|nth| 5000 + at + nth)));
+        written.and_then(|()| pool.flush()).err()
+    });
+    assert_eq!(refused.map(|error| error.kind()), Some(PoolErrorKind::NoSpace));
+    let shown: Vec<_> = (1..=16).map(Some).collect();
+    assert_eq!(tags(&pool.snapshot(id(2)).unwrap(), 0, 16), shown);
+    assert!(matches!(pool.delete_snapshot(id(2)), Err(PoolError::SnapshotLocked(_))));
+    verify_metadata(&pool).unwrap();
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use device::SimulatedDevice;
-use pool::{CreateOptions, Limits, OpenOptions, Pool, PoolError, PoolErrorKind};
-use units::{ByteLen, Fence, Lba, SectorCount, VolumeId};
+use device::{Device, SimulatedDevice};
+use pool::{CreateOptions, Limits, OpenOptions, Pool, PoolError, PoolErrorKind, StateHead, Witness};
+use units::{ByteLen, DomainId, Fence, Lba, SectorCount, VolumeId};
 
-use crate::model::{Begun, EPOCH, Model, sealed, spec};
+use crate::model::{Begun, EPOCH, Model, sealed, spec, word};
+use crate::replica::{SENDER, VOLUME as REPLICA};
 
 /// The smallest extents, 16 sectors, and the smallest log, 16 blocks: everything happens soon.
 pub(crate) const EXTENT: u64 = 64 << 10;
@@ -19,24 +20,36 @@ pub(crate) const DEVICE: ByteLen = Shape::SMALL.device_len();
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     extent: u64,
+    /// Whether the device holds what somebody else left on it.
+    used_before: bool,
 }
 
 impl Shape {
     /// Many records fit a log block.
-    pub(crate) const SMALL: Self = Self { extent: EXTENT };
+    pub(crate) const SMALL: Self = Self { extent: EXTENT, used_before: false };
     /// A log block holds one record, so that most commits are several blocks and the log is soon full; an entry of the
     /// table is longer than what a device writes whole.
-    pub(crate) const LARGE: Self = Self { extent: 64 << 20 };
+    pub(crate) const LARGE: Self = Self { extent: 64 << 20, used_before: false };
+    /// As the small one, made with force on a device that is full of something else.
+    pub(crate) const USED_BEFORE: Self = Self { extent: EXTENT, used_before: true };
+
+    pub(crate) fn device(self) -> Arc<SimulatedDevice> {
+        match self.used_before {
+            true => SimulatedDevice::filled_with_noise(self.device_len(), 0x0bad_da7a),
+            false => SimulatedDevice::new(self.device_len()),
+        }
+    }
 
     pub(crate) const fn device_len(self) -> ByteLen {
         let base = ((2 << 20) + LOG).next_multiple_of(self.extent);
-        ByteLen(base + (2 + EXTENTS) * self.extent)
+        ByteLen(base + (3 + EXTENTS) * self.extent)
     }
 
     pub(crate) fn create_options(self) -> CreateOptions {
         CreateOptions {
             extent_len: ByteLen(self.extent),
             log_len: Some(ByteLen(LOG)),
+            force: self.used_before,
             ..CreateOptions::default()
         }
     }
@@ -61,6 +74,8 @@ pub(crate) fn small_pool() -> (Arc<SimulatedDevice>, Arc<Pool>) {
 const VOLUMES_MAX: usize = 5;
 /// Most snapshots at a time.
 const SNAPSHOTS_MAX: usize = 4;
+/// Extents that the device may grow by.
+const GROWTH_MAX: u64 = 3;
 /// Size of a volume, in sectors that are used.
 const SECTORS_MAX: u64 = 160;
 
@@ -94,16 +109,34 @@ pub(crate) struct Workload {
     pub(crate) model: Model,
     next_tag: u64,
     next_volume: u8,
+    /// What the pool is on, where it may grow and keys may vouch: what they say goes to the log without a commit.
+    device: Option<Arc<SimulatedDevice>>,
+}
+
+/// Whoever has a volume's key.
+struct Holder(DomainId);
+
+impl Witness for Holder {
+    fn vouch(&self, state: &StateHead) -> Option<[u8; 16]> {
+        Some(word(self.0, state))
+    }
 }
 
 impl Workload {
     pub(crate) fn new(seed: u64, shape: Shape) -> Self {
-        Self { shape, random: Random::new(seed), model: Model::default(), next_tag: 1, next_volume: 1 }
+        let model = Model::default();
+        Self { shape, random: Random::new(seed), model, next_tag: 1, next_volume: 1, device: None }
     }
 
     /// Goes on with a pool that may hold `model`, with tags that were not used before.
     pub(crate) fn resume(model: Model, seed: u64, first_tag: u64, shape: Shape) -> Self {
-        Self { shape, random: Random::new(seed), model, next_tag: first_tag, next_volume: 128 }
+        let random = Random::new(seed);
+        Self { shape, random, model, next_tag: first_tag, next_volume: 128, device: None }
+    }
+
+    /// The pool is on this device and grows with it, and its volumes' keys are held.
+    pub(crate) fn growing(self, device: &Arc<SimulatedDevice>) -> Self {
+        Self { device: Some(Arc::clone(device)), ..self }
     }
 
     /// Does one operation. An error is one that ends the pool.
@@ -111,7 +144,7 @@ impl Workload {
         let ids = self.model.ids();
         let Some(id) = self.random.one_of(&ids) else { return self.create(pool) };
         let snapshots = self.model.snapshots();
-        match self.random.below(100) {
+        match self.random.below(112) {
             0..76 => self.step_on(pool, id),
             76..81 if ids.len() < VOLUMES_MAX => self.create(pool),
             76..82 => self.delete(pool, id),
@@ -120,8 +153,72 @@ impl Workload {
             88..93 if snapshots.len() < SNAPSHOTS_MAX => self.snapshot(pool, id),
             88..95 => self.delete_snapshot(pool),
             95..97 if ids.len() < VOLUMES_MAX => self.clone_snapshot(pool),
-            _ => self.roll_back(pool),
+            95..100 => self.roll_back(pool),
+            100..103 => self.limit(pool, id),
+            103..105 => self.grow(pool),
+            105..108 => self.hold_key(pool, id),
+            _ => self.receive(pool),
         }
+    }
+
+    /// A quota, a reserve, both or none.
+    fn limit(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let extents = |count: u64| ByteLen(count * self.shape.extent);
+        let quota = (self.random.below(4) == 0).then(|| extents(1 + self.random.below(10)));
+        let limits = Limits { quota, reserve: extents(self.random.below(6)), ..Limits::default() };
+        self.model.begin(Begun::Limit(id, limits));
+        self.settle(pool.set_limits(id, limits))
+    }
+
+    fn grow(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let Some(device) = &self.device else { return Ok(()) };
+        let longer = ByteLen(device.len().0 + self.shape.extent);
+        if longer.0 > self.shape.device_len().0 + GROWTH_MAX * self.shape.extent {
+            return Ok(());
+        }
+        device.set_len(longer);
+        self.model.begin(Begun::Grow(longer));
+        pool.grow()?;
+        self.model.acknowledge();
+        Ok(())
+    }
+
+    /// The volume's key vouches from here on, and the keyholder is told where the pool stands.
+    fn hold_key(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        if self.device.is_none() {
+            return Ok(());
+        }
+        let volume = pool.volume(id)?;
+        volume.set_witness(Arc::new(Holder(volume.info().domain)))?;
+        self.model.tell(pool);
+        Ok(())
+    }
+
+    /// A few sectors more of a replica, or a new beginning where it has all there is.
+    fn receive(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let lacking = SENDER.snapshots.iter().find(|there| pool.snapshot(there.manifest.snapshot).is_err());
+        let Some(manifest) = lacking.map(|lacking| &lacking.manifest) else {
+            self.model.forget_replica();
+            for there in SENDER.snapshots.iter().rev() {
+                pool.delete_snapshot(there.manifest.snapshot)?;
+            }
+            return pool.delete_volume(REPLICA);
+        };
+        let most = SectorCount(1 + self.random.below(30));
+        let arriving = pool.begin_receiving(manifest).and_then(|from| {
+            let portion = SENDER.pool.send(manifest, from, most)?;
+            let next = pool.receive(REPLICA, manifest.snapshot, &portion.bytes)?;
+            if next.0 < manifest.sectors.0 {
+                return Ok(None);
+            }
+            pool.end_receiving(manifest).map(Some)
+        });
+        match arriving {
+            Ok(arrived) => arrived.into_iter().for_each(|info| self.model.arrived(info.id)),
+            Err(error) if error.kind() == PoolErrorKind::NoSpace => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// An id that nothing has.
@@ -130,7 +227,11 @@ impl Workload {
             let id = spec(self.next_volume, 1).id;
             self.next_volume = self.next_volume.wrapping_add(1);
             let snapshots = self.model.snapshots();
-            if !self.model.ids().contains(&id) && snapshots.iter().all(|(snapshot, _)| *snapshot != id) {
+            let of_replica = id.0[0] >= REPLICA.0[0];
+            if !of_replica
+                && !self.model.ids().contains(&id)
+                && snapshots.iter().all(|(snapshot, _)| *snapshot != id)
+            {
                 return id;
             }
         }
@@ -207,10 +308,9 @@ impl Workload {
         self.model.write(id, first, tags.clone());
         match pool.volume(id)?.write(Lba(first), EPOCH, &sealed(tags)) {
             Err(error) if error.kind() == PoolErrorKind::NoSpace => {
-                // Where it cannot be read the power has failed since, and either is allowed.
-                if let Ok(found) = crate::model::read(&*pool.volume(id)?, first, count) {
-                    self.model.settle(found, id, first);
-                }
+                // Where it cannot be read, power or the device has failed since, and either is allowed.
+                let found = crate::model::read(&*pool.volume(id)?, first, count).map_err(|_| error)?;
+                self.model.settle(found, id, first);
                 Ok(())
             }
             result => result,
