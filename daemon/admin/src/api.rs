@@ -86,6 +86,9 @@ pub struct NodeStatus {
     pub sources: Vec<SourceStatus>,
     /// What the machine does with memory.
     pub hygiene: Vec<HygieneFinding>,
+    /// Snapshot schedules, by volume.
+    #[serde(default)]
+    pub schedules: Vec<ScheduleStatus>,
 }
 
 /// The cipher.
@@ -144,6 +147,15 @@ pub struct HygieneFinding {
     pub found: String,
     /// Why it matters and how to mend it; empty where it is good.
     pub advice: String,
+}
+
+/// What a witness of the audit trail needs: how far it has come, and digests to follow it there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditDigests {
+    /// The head, signed.
+    pub head: audit_log::SignedHead,
+    /// Digests of the entries after the number that was asked for, oldest first.
+    pub digests: Vec<audit_log::Digest>,
 }
 
 /// One pool.
@@ -398,6 +410,76 @@ pub struct VolumeLimits {
     pub bytes_per_second: Option<u64>,
 }
 
+/// Who may use a disk and its snapshots over NBD: whoever its listeners let in where both lists are empty, else whom they name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeAccess {
+    /// Names in certificates, or `sha256:` and the 64 hexadecimal digits of a certificate's key.
+    #[serde(default)]
+    pub clients: Vec<String>,
+    /// Addresses and networks, as in `192.0.2.7` and `2001:db8::/32`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Whether clients of the unix socket may too, where there is a list: they have neither certificate nor address.
+    #[serde(default)]
+    pub local: bool,
+    /// Nobody may change anything.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Nobody may at all: of a volume that this node was not told about, because it was promoted here or because the lists are lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nobody: bool,
+}
+
+impl VolumeAccess {
+    /// Nobody may.
+    pub fn nobody() -> Self {
+        Self { nobody: true, ..Self::default() }
+    }
+}
+
+/// A damaged sector that another node may have as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedSector {
+    /// Where it is on the device, bytes.
+    pub device_offset: u64,
+    /// The volumes that show it, themselves or in a snapshot.
+    pub volumes: Vec<ShownBy>,
+    /// What its record says.
+    pub record: SectorRecord,
+}
+
+/// What was written to a sector: as its record says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SectorRecord {
+    /// Which write it was.
+    pub sequence: u64,
+    /// CRC-32C of the ciphertext.
+    pub checksum: u32,
+    /// Tag, 32 hex digits.
+    pub tag: String,
+}
+
+/// Asks for the ciphertext of a sector with exactly this record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FindSector {
+    /// The volume; its snapshots are looked through too.
+    pub volume: VolumeId,
+    /// The sector.
+    pub sector: u64,
+    /// Its record.
+    pub record: SectorRecord,
+}
+
+/// What became of a damaged sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Healed {
+    /// Whether it holds again what was written; otherwise it is not damaged any more, or the device did not take it.
+    pub healed: bool,
+}
+
 /// One snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotStatus {
@@ -415,6 +497,9 @@ pub struct SnapshotStatus {
     pub referenced_bytes: u64,
     /// Bytes of extents that only it shows something of: deleting it gives them back.
     pub unique_bytes: u64,
+    /// How many seconds it is still locked, of this node's running; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_s: Option<u64>,
 }
 
 /// Asks for a snapshot of a volume as it is. Needs no key.
@@ -423,6 +508,76 @@ pub struct SnapshotStatus {
 pub struct CreateSnapshot {
     /// The volume.
     pub volume: VolumeId,
+    /// For how many seconds nobody can delete it; absent where anybody may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_s: Option<u64>,
+}
+
+/// Asks for a snapshot to be locked, or for longer than it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockSnapshot {
+    /// For how many seconds from now on, of this node's running.
+    pub for_s: u64,
+}
+
+/// When snapshots of a volume are taken, or adopted of a replica, and which are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSchedule {
+    /// Seconds from one to the next, of this node's running.
+    pub every_s: u64,
+    /// How many are kept; what is locked is kept beside them.
+    pub keep: u32,
+    /// For how many seconds each is locked; 0 for not at all.
+    #[serde(default)]
+    pub lock_s: u64,
+    /// From which part of what a snapshot shows, in percent, its being rewritten in the next is unusual.
+    #[serde(default = "alert_rewritten_percent")]
+    pub alert_rewritten_percent: u8,
+}
+
+fn alert_rewritten_percent() -> u8 {
+    50
+}
+
+/// A snapshot schedule, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleStatus {
+    /// The volume or replica.
+    pub volume: VolumeId,
+    /// What was asked for.
+    pub schedule: SnapshotSchedule,
+    /// The snapshots that it keeps, oldest first.
+    pub snapshots: Vec<VolumeId>,
+    /// When it took or adopted the last, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_unix_s: Option<u64>,
+    /// How many seconds of running until the next.
+    pub next_in_s: u64,
+    /// Which part of what the last but one shows the last shows otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewritten_percent: Option<u8>,
+    /// What was unusual and nobody has acknowledged: nothing is pruned meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anomaly: Option<RewriteAnomaly>,
+    /// Why it does not do what it should; absent where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// An unusual part of a volume was rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteAnomaly {
+    /// The last snapshot before it.
+    pub before: VolumeId,
+    /// The first that shows it.
+    pub snapshot: VolumeId,
+    /// Which part.
+    pub percent: u8,
+    /// When it was noticed, seconds since 1970.
+    pub at_unix_s: u64,
 }
 
 /// Asks for a volume that begins as a snapshot is, in the same key domain. Only the keyholder can: it keeps the name and
@@ -528,6 +683,12 @@ pub struct Bucket {
     pub name: String,
     /// When it was made, seconds since 1970.
     pub created_unix_s: u64,
+    /// The user who owns it; empty where all users share it.
+    pub owner: String,
+    /// Bytes of all versions and of unfinished uploads.
+    pub bytes: u64,
+    /// Versions of objects, delete markers counted.
+    pub objects: u64,
 }
 
 /// Asks for a bucket.
@@ -547,6 +708,9 @@ pub struct AccessKey {
     pub access_key: String,
     /// When it was made, seconds since 1970.
     pub created_unix_s: u64,
+    /// When it ends, seconds since 1970; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_unix_s: Option<u64>,
 }
 
 /// Asks for a user with an access key, or for a further key of a user.
@@ -555,6 +719,16 @@ pub struct AccessKey {
 pub struct CreateUser {
     /// The user's name.
     pub name: String,
+    /// Seconds from now until the key ends; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_s: Option<u64>,
+}
+
+impl CreateUser {
+    /// For a key that does not end.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), expires_in_s: None }
+    }
 }
 
 /// A new access key. The secret is shown here and never again.
@@ -572,6 +746,196 @@ impl std::fmt::Debug for CreatedAccessKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CreatedAccessKey").field("access_key", &self.access_key).finish_non_exhaustive()
     }
+}
+
+/// Who there is in the object store, and what they may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identities {
+    /// Users, by name.
+    pub users: Vec<User>,
+    /// Groups, by name.
+    pub groups: Vec<Group>,
+    /// Policies, by name.
+    pub policies: Vec<Policy>,
+    /// Quotas of buckets and users.
+    pub quotas: Vec<Quota>,
+}
+
+/// What a bucket, or everything that a user owns, may hold at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Whose.
+    pub of: QuotaOf,
+    /// Bytes; absent where that is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Versions of objects; absent where that is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<u64>,
+}
+
+/// Whose quota it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuotaOf {
+    /// A bucket's.
+    Bucket(String),
+    /// That of all buckets that a user owns together.
+    User(String),
+}
+
+/// A user of the object store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Name.
+    pub name: String,
+    /// Whether policies decide what the user may do; else it is what the user owns.
+    pub limited: bool,
+    /// Groups that the user belongs to.
+    pub groups: Vec<String>,
+    /// Policies attached to the user alone.
+    pub policies: Vec<String>,
+    /// Access keys, oldest first.
+    pub access_keys: Vec<String>,
+}
+
+/// A group of users.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Name.
+    pub name: String,
+    /// Policies attached to it.
+    pub policies: Vec<String>,
+    /// Users who belong to it.
+    pub members: Vec<String>,
+}
+
+/// A policy that can be attached to users and groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Name.
+    pub name: String,
+    /// The document, in the language of AWS.
+    pub document: String,
+}
+
+/// A change of users, groups or policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum IdentityChange {
+    /// Makes an empty group.
+    CreateGroup {
+        /// Its name.
+        group: String,
+    },
+    /// Deletes a group; its members stay users.
+    DeleteGroup {
+        /// Its name.
+        group: String,
+    },
+    /// Makes a user a member of a group, or no longer.
+    SetMember {
+        /// The user.
+        user: String,
+        /// The group.
+        group: String,
+        /// Whether the user is to belong to it.
+        member: bool,
+    },
+    /// Makes or replaces a policy.
+    PutPolicy {
+        /// Its name.
+        policy: String,
+        /// The document, in the language of AWS.
+        document: String,
+    },
+    /// Deletes a policy that is attached to nobody.
+    DeletePolicy {
+        /// Its name.
+        policy: String,
+    },
+    /// Attaches a policy to a user or a group, or takes it off.
+    Attach {
+        /// The policy.
+        policy: String,
+        /// To whom.
+        to: Attached,
+        /// Whether it is to be attached.
+        attached: bool,
+    },
+    /// Sets a quota; without bytes and objects there is none any more.
+    SetQuota {
+        /// Whose.
+        of: QuotaOf,
+        /// Bytes at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
+        /// Versions of objects at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        objects: Option<u64>,
+    },
+    /// Sets when an access key ends.
+    Expire {
+        /// The key's public half.
+        access_key: String,
+        /// Seconds from now; absent for never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        in_s: Option<u64>,
+    },
+}
+
+/// Whom a policy is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attached {
+    /// A user.
+    User(String),
+    /// Every member of a group.
+    Group(String),
+}
+
+/// Where notifications of buckets go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Webhook {
+    /// What buckets' configurations call it.
+    pub name: String,
+    /// Whether the node's configuration still names it; nothing is sent where not.
+    pub configured: bool,
+    /// Notifications that are to be delivered.
+    pub waiting: u64,
+    /// Notifications that nobody took.
+    pub dead: u64,
+    /// Notifications that were delivered since the node was started.
+    pub delivered: u64,
+    /// When one was delivered last; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_delivered_unix_s: Option<u64>,
+    /// Why the last attempt failed; absent where it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// What to do with notifications that nobody took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum WebhookChange {
+    /// Delivers them once more.
+    Retry {
+        /// The webhook.
+        webhook: String,
+    },
+    /// Drops them; of a webhook that is configured no more, those that wait as well.
+    Discard {
+        /// The webhook.
+        webhook: String,
+    },
+}
+
+/// What became of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookChanged {
+    /// How many there were.
+    pub notifications: u64,
 }
 
 /// What a wipe did.

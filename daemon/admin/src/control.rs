@@ -72,6 +72,19 @@ impl ControlError {
     }
 }
 
+/// Who asked for what. Nothing in it names what customers store: of the path's parameters only ids are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// Role and name.
+    pub by: String,
+    /// Method and the endpoint's pattern.
+    pub endpoint: String,
+    /// Ids of volumes, snapshots and pools in the path.
+    pub about: Vec<String>,
+    /// The answer's HTTP status.
+    pub status: u16,
+}
+
 /// The node, as far as this interface knows it.
 pub trait NodeControl: Send + Sync + 'static {
     /// Whether the process makes progress: its own threads answer.
@@ -95,6 +108,26 @@ pub trait NodeControl: Send + Sync + 'static {
         pool: PoolId,
         action: api::ScrubAction,
     ) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
+
+    /// The sectors that the last scrub found damaged and whose records are good.
+    fn wanted_sectors(
+        &self,
+        pool: PoolId,
+    ) -> impl Future<Output = Result<Vec<api::WantedSector>, ControlError>> + Send;
+
+    /// The ciphertext of a sector with exactly this record.
+    fn find_sector(
+        &self,
+        request: api::FindSector,
+    ) -> impl Future<Output = Result<Vec<u8>, ControlError>> + Send;
+
+    /// Puts the ciphertext of a damaged sector back.
+    fn heal_sector(
+        &self,
+        pool: PoolId,
+        device_offset: u64,
+        ciphertext: Bytes,
+    ) -> impl Future<Output = Result<api::Healed, ControlError>> + Send;
 
     /// What a snapshot is, to be sent whole or since an older one.
     fn snapshot_manifest(
@@ -158,6 +191,19 @@ pub trait NodeControl: Send + Sync + 'static {
         limits: api::VolumeLimits,
     ) -> impl Future<Output = Result<api::VolumeStatus, ControlError>> + Send;
 
+    /// Who may use a disk over NBD.
+    fn volume_access(
+        &self,
+        volume: VolumeId,
+    ) -> impl Future<Output = Result<api::VolumeAccess, ControlError>> + Send;
+
+    /// Says who may use a disk over NBD, from now on.
+    fn set_volume_access(
+        &self,
+        volume: VolumeId,
+        access: api::VolumeAccess,
+    ) -> impl Future<Output = Result<api::VolumeAccess, ControlError>> + Send;
+
     /// Makes a volume that is not served what one of its snapshots shows.
     fn roll_back_volume(
         &self,
@@ -176,6 +222,29 @@ pub trait NodeControl: Send + Sync + 'static {
 
     /// Removes a snapshot.
     fn delete_snapshot(&self, snapshot: VolumeId) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Locks a snapshot, or for longer than it is.
+    fn lock_snapshot(
+        &self,
+        snapshot: VolumeId,
+        lock: api::LockSnapshot,
+    ) -> impl Future<Output = Result<api::SnapshotStatus, ControlError>> + Send;
+
+    /// Sets when snapshots of a volume are taken and which are kept.
+    fn set_schedule(
+        &self,
+        volume: VolumeId,
+        schedule: api::SnapshotSchedule,
+    ) -> impl Future<Output = Result<api::ScheduleStatus, ControlError>> + Send;
+
+    /// Takes no more snapshots of a volume by schedule. Those there are stay.
+    fn remove_schedule(&self, volume: VolumeId) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// What was unusual is all right: snapshots of the volume are pruned again.
+    fn acknowledge_rewrite(
+        &self,
+        volume: VolumeId,
+    ) -> impl Future<Output = Result<api::ScheduleStatus, ControlError>> + Send;
 
     /// Makes a volume of a snapshot.
     fn clone_snapshot(
@@ -199,7 +268,7 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Makes an access key, and its user where there is none.
     fn create_access_key(
         &self,
-        user: String,
+        request: api::CreateUser,
     ) -> impl Future<Output = Result<api::CreatedAccessKey, ControlError>> + Send;
 
     /// Removes a user with all access keys, at once.
@@ -207,6 +276,44 @@ pub trait NodeControl: Send + Sync + 'static {
 
     /// Removes one access key, at once.
     fn delete_access_key(&self, access_key: String) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Users, groups and policies.
+    fn identities(&self) -> impl Future<Output = Result<api::Identities, ControlError>> + Send;
+
+    /// Changes one of them, at once.
+    fn change_identity(
+        &self,
+        change: api::IdentityChange,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Where notifications go, and how many wait for it.
+    fn webhooks(&self) -> impl Future<Output = Result<Vec<api::Webhook>, ControlError>> + Send;
+
+    /// Decides about notifications that nobody took.
+    fn change_webhook(
+        &self,
+        change: api::WebhookChange,
+    ) -> impl Future<Output = Result<api::WebhookChanged, ControlError>> + Send;
+
+    /// Writes down who asked for what, and what was answered.
+    fn note_act(&self, act: Act) -> impl Future<Output = ()> + Send;
+
+    /// A part of the node's audit trail.
+    fn audit(
+        &self,
+        after: u64,
+        count: usize,
+    ) -> impl Future<Output = Result<audit_log::Page, ControlError>> + Send;
+
+    /// What a witness needs of it.
+    fn audit_digests(
+        &self,
+        after: u64,
+        count: usize,
+    ) -> impl Future<Output = Result<api::AuditDigests, ControlError>> + Send;
+
+    /// Keeps the head of another trail in the node's own: `of` vouches for it.
+    fn witness(&self, of: String, head: audit_log::Head) -> impl Future<Output = ()> + Send;
 
     /// Forgets every key, now. `who` asked for it.
     fn wipe(&self, who: String) -> impl Future<Output = api::Wiped> + Send;

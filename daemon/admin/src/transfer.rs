@@ -1,4 +1,4 @@
-//! The endpoints that move snapshots from node to node, in portions of ciphertext.
+//! The endpoints that move ciphertext from node to node: snapshots in portions, and single sectors that one of them has lost.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
-use units::VolumeId;
+use units::{PoolId, VolumeId};
 
 use crate::api;
-use crate::control::NodeControl;
+use crate::control::{ControlError, ErrorKind, NodeControl};
 use crate::routes::{Answer, Body, parsed};
 
 /// Most sectors of ciphertext in one portion: 32 MiB, half of what a request's body may have.
@@ -52,9 +52,48 @@ pub(crate) async fn portion<N: NodeControl>(
         Err(error) => return Answer::<api::Done>(Err(error)).into_response(),
     };
     let sectors = wanted.sectors.unwrap_or(PORTION_SECTORS_MAX).min(PORTION_SECTORS_MAX);
-    match node.snapshot_portion(snapshot, wanted.since, wanted.from, sectors).await {
+    in_bytes(node.snapshot_portion(snapshot, wanted.since, wanted.from, sectors).await)
+}
+
+fn in_bytes(answer: Result<Vec<u8>, ControlError>) -> Response {
+    match answer {
         Ok(bytes) => ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response(),
         Err(error) => Answer::<api::Done>(Err(error)).into_response(),
+    }
+}
+
+pub(crate) async fn wanted<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(pool): Path<String>,
+) -> Answer<Vec<api::WantedSector>> {
+    match parsed::<PoolId>(&pool) {
+        Ok(pool) => Answer(node.wanted_sectors(pool).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+pub(crate) async fn find<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Body(request): Body<api::FindSector>,
+) -> Response {
+    in_bytes(node.find_sector(request).await)
+}
+
+pub(crate) async fn heal<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path((pool, offset)): Path<(String, String)>,
+    ciphertext: Bytes,
+) -> Answer<api::Healed> {
+    let place = parsed::<PoolId>(&pool).and_then(|pool| {
+        let offset = offset.parse::<u64>().map_err(|_| {
+            let message = "the offset on the device is no number";
+            ControlError::new(ErrorKind::Invalid, message, "send it as `wanted` gives it")
+        })?;
+        Ok((pool, offset))
+    });
+    match place {
+        Ok((pool, offset)) => Answer(node.heal_sector(pool, offset, ciphertext).await),
+        Err(error) => Answer(Err(error)),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use admin::access::{ACCEPTED_ROLES, TABLE, Verb};
-use admin::{ControlError, ErrorKind, NodeControl, api, control_router, health_router};
+use admin::{Act, ControlError, ErrorKind, NodeControl, api, control_router, health_router};
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -64,6 +64,7 @@ impl NodeControl for SealedNode {
             listening: vec![],
             sources: Vec::new(),
             hygiene: vec![],
+            schedules: vec![],
         }
     }
     async fn grow_pool(&self, _: PoolId) -> Result<api::PoolStatus, ControlError> {
@@ -73,6 +74,15 @@ impl NodeControl for SealedNode {
         missing()
     }
     async fn scrub_pool(&self, _: PoolId, _: api::ScrubAction) -> Result<api::PoolStatus, ControlError> {
+        missing()
+    }
+    async fn wanted_sectors(&self, _: PoolId) -> Result<Vec<api::WantedSector>, ControlError> {
+        missing()
+    }
+    async fn find_sector(&self, _: api::FindSector) -> Result<Vec<u8>, ControlError> {
+        missing()
+    }
+    async fn heal_sector(&self, _: PoolId, _: u64, _: bytes::Bytes) -> Result<api::Healed, ControlError> {
         missing()
     }
     async fn snapshot_manifest(
@@ -128,6 +138,16 @@ impl NodeControl for SealedNode {
     ) -> Result<api::VolumeStatus, ControlError> {
         missing()
     }
+    async fn volume_access(&self, _: VolumeId) -> Result<api::VolumeAccess, ControlError> {
+        missing()
+    }
+    async fn set_volume_access(
+        &self,
+        _: VolumeId,
+        _: api::VolumeAccess,
+    ) -> Result<api::VolumeAccess, ControlError> {
+        missing()
+    }
     async fn roll_back_volume(
         &self,
         _: VolumeId,
@@ -142,6 +162,26 @@ impl NodeControl for SealedNode {
         missing()
     }
     async fn delete_snapshot(&self, _: VolumeId) -> Result<(), ControlError> {
+        missing()
+    }
+    async fn lock_snapshot(
+        &self,
+        _: VolumeId,
+        _: api::LockSnapshot,
+    ) -> Result<api::SnapshotStatus, ControlError> {
+        missing()
+    }
+    async fn set_schedule(
+        &self,
+        _: VolumeId,
+        _: api::SnapshotSchedule,
+    ) -> Result<api::ScheduleStatus, ControlError> {
+        missing()
+    }
+    async fn remove_schedule(&self, _: VolumeId) -> Result<(), ControlError> {
+        missing()
+    }
+    async fn acknowledge_rewrite(&self, _: VolumeId) -> Result<api::ScheduleStatus, ControlError> {
         missing()
     }
     async fn clone_snapshot(
@@ -163,7 +203,7 @@ impl NodeControl for SealedNode {
     async fn access_keys(&self) -> Result<Vec<api::AccessKey>, ControlError> {
         sealed()
     }
-    async fn create_access_key(&self, _: String) -> Result<api::CreatedAccessKey, ControlError> {
+    async fn create_access_key(&self, _: api::CreateUser) -> Result<api::CreatedAccessKey, ControlError> {
         sealed()
     }
     async fn delete_user(&self, _: String) -> Result<(), ControlError> {
@@ -172,6 +212,26 @@ impl NodeControl for SealedNode {
     async fn delete_access_key(&self, _: String) -> Result<(), ControlError> {
         sealed()
     }
+    async fn identities(&self) -> Result<api::Identities, ControlError> {
+        sealed()
+    }
+    async fn change_identity(&self, _: api::IdentityChange) -> Result<(), ControlError> {
+        sealed()
+    }
+    async fn webhooks(&self) -> Result<Vec<api::Webhook>, ControlError> {
+        sealed()
+    }
+    async fn change_webhook(&self, _: api::WebhookChange) -> Result<api::WebhookChanged, ControlError> {
+        sealed()
+    }
+    async fn note_act(&self, _: Act) {}
+    async fn audit(&self, _: u64, _: usize) -> Result<audit_log::Page, ControlError> {
+        missing()
+    }
+    async fn audit_digests(&self, _: u64, _: usize) -> Result<api::AuditDigests, ControlError> {
+        missing()
+    }
+    async fn witness(&self, _: String, _: audit_log::Head) {}
     async fn wipe(&self, _: String) -> api::Wiped {
         api::Wiped { keys: 0, wipe_ns: 1, generation: 1 }
     }
@@ -193,12 +253,19 @@ fn request(verb: Verb, path: &str, peer: Option<Role>) -> Request<Body> {
         .replace("{pool}", &id)
         .replace("{volume}", &id)
         .replace("{snapshot}", &id)
+        .replace("{offset}", "4096")
         .replace("{bucket}", "photos")
         .replace("{user}", "anna")
         .replace("{access_key}", "AK1");
     let body = match (verb, path.split('/').nth(2)) {
         (Verb::Post, _) if path.ends_with("/limits") => r#"{"reserve_bytes":4096}"#.to_owned(),
+        (Verb::Post, _) if path.ends_with("/access") => r#"{"clients":["db"],"read_only":true}"#.to_owned(),
         (Verb::Post, _) if path.ends_with("/rollback") => format!(r#"{{"snapshot":"{id}"}}"#),
+        (Verb::Post, _) if path.ends_with("/lock") => r#"{"for_s":60}"#.to_owned(),
+        (Verb::Post, _) if path.ends_with("/schedule") => r#"{"every_s":3600,"keep":24}"#.to_owned(),
+        (Verb::Post, Some("sectors")) => {
+            format!(r#"{{"volume":"{id}","sector":0,"record":{{"sequence":1,"checksum":1,"tag":"{id}"}}}}"#)
+        }
         (Verb::Post, Some("snapshots")) => format!(r#"{{"volume":"{id}"}}"#),
         (Verb::Post, Some("volumes")) => format!(
             r#"{{"volume":"{id}","kind":"block","size_bytes":4096,"domain":"{id}","epoch":1,"check":"{id}"}}"#
@@ -210,6 +277,11 @@ fn request(verb: Verb, path: &str, peer: Option<Role>) -> Request<Body> {
             );
             if path.ends_with("/end") { manifest } else { format!(r#"{{"manifest":{manifest}}}"#) }
         }
+        (Verb::Post, Some("audit")) => {
+            format!(r#"{{"trail":"{id}","seq":1,"hash":"{}"}}"#, "0".repeat(64))
+        }
+        (Verb::Post, Some("identities")) => r#"{"change":"create-group","group":"staff"}"#.to_owned(),
+        (Verb::Post, Some("webhooks")) => r#"{"change":"retry","webhook":"billing"}"#.to_owned(),
         (Verb::Post, _) if path.ends_with("/scrub") => r#"{"action":"start"}"#.to_owned(),
         (Verb::Post, _) => r#"{"name":"anna"}"#.to_owned(),
         _ => String::new(),

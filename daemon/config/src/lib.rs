@@ -13,18 +13,26 @@ mod error;
 mod keyholder;
 mod locate;
 mod node;
+mod oidc;
+mod s3_webhook;
 mod sources;
 mod tls;
+mod webhook;
 
 pub use error::{ConfigError, ConfigErrorKind};
-pub use keyholder::{KeyholderConfig, KeyholderListen};
-pub use node::{NodeConfig, NodeKeys, NodeListen, PoolConfig, ScrubConfig, memory_overwrite_default};
+pub use keyholder::{EtcdConfig, KeyholderConfig, KeyholderListen};
+pub use node::{
+    NodeConfig, NodeKeys, NodeListen, PoolConfig, S3Config, ScrubConfig, TpmConfig, memory_overwrite_default,
+};
+pub use oidc::OidcConfig;
+pub use s3_webhook::{InvalidWebhookUrl, S3WebhookConfig, WebhookUrl};
 pub use sources::{
-    ApcupsdConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig, KernelEventConfig,
-    LineBias, LineLevel, LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
-    WatchdogConfig,
+    ApcupsdConfig, BmcConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig,
+    KernelEventConfig, LineBias, LineLevel, LogindConfig, NutConfig, PowerSupplyConfig, Reaction,
+    ReactionKind, SourcesConfig, WatchdogConfig,
 };
 pub use tls::{ControlTls, NodeTls, ServerCertificate};
+pub use webhook::{WEBHOOKS_MAX, WebhookConfig};
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! `node.toml`: the configuration of `nightlatchd`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use units::NodeId;
 
 use crate::error::{ConfigError, Invalid};
-use crate::keyholder::LEASE_MS;
+use crate::keyholder::{LEASE_MS, lease_ms_max_default};
+use crate::s3_webhook::{self, S3WebhookConfig};
 use crate::sources::{SourcesConfig, WatchdogConfig};
 use crate::tls::{NodeTls, resolve};
 use crate::{Validate, load, parse};
@@ -23,6 +25,9 @@ const DRAIN_S: RangeInclusive<u64> = 0..=300;
 
 /// Longest path of a unix socket (`sun_path` of unix(7) less its terminating zero).
 const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// How often access logs are delivered.
+const ACCESS_LOG_S: RangeInclusive<u64> = 1..=3600;
 
 /// Where the kernel shows the variable (TCG Platform Reset Attack Mitigation Specification).
 const MEMORY_OVERWRITE: &str =
@@ -60,15 +65,33 @@ pub struct NodeConfig {
     /// Scrubbing in the background.
     #[serde(default)]
     pub scrub: ScrubConfig,
+    /// The S3 head, beside where it listens.
+    #[serde(default)]
+    pub s3: S3Config,
     /// Where the node hears that power, trust or the machine is going.
     #[serde(default, skip_serializing_if = "SourcesConfig::is_empty")]
     pub sources: SourcesConfig,
     /// A hardware watchdog to feed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<WatchdogConfig>,
+    /// The machine's TPM, which says to keyholders what was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<TpmConfig>,
     /// The firmware's variable that asks for memory to be cleared after a sudden reset.
     #[serde(default = "memory_overwrite_default")]
     pub memory_overwrite: PathBuf,
+}
+
+/// The `[tpm]` table. A node without one is attested by nobody but itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TpmConfig {
+    /// The kernel's device, or the socket of a software TPM.
+    #[serde(default = "tpm_device_default")]
+    pub device: PathBuf,
+    /// Where the kernel shows what the firmware measured.
+    #[serde(default = "event_log_default")]
+    pub event_log: PathBuf,
 }
 
 /// The `[listen]` table.
@@ -99,7 +122,7 @@ pub struct NodeListen {
     /// Serve S3 without TLS; loopback addresses only.
     #[serde(default)]
     pub s3_plain: bool,
-    /// Take S3 signatures of version 2 in headers, for old clients.
+    /// Take S3 signatures of version 2 (headers, presigned URLs, forms), for old clients.
     #[serde(default)]
     pub s3_signature_v2: bool,
     /// How long a day of S3 lifecycles takes, in seconds: shorter than 24 hours for tests only.
@@ -137,16 +160,59 @@ impl Default for ScrubConfig {
     }
 }
 
+/// The `[s3]` table. Rates are requests a second; 0 is no limit, of connections as well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Config {
+    /// Domains under which buckets are host names too.
+    pub domains: Vec<String>,
+    /// Most requests with one access key.
+    pub requests_per_key: u32,
+    /// Most requests from one address.
+    pub requests_per_address: u32,
+    /// Most requests of one operation, by its name.
+    pub requests_per_operation: BTreeMap<String, u32>,
+    /// Most connections from one address at once.
+    pub connections_per_address: usize,
+    /// Seconds that a line of an access log waits for its delivery at most.
+    pub access_log_s: u64,
+    /// Where notifications may go.
+    pub webhooks: Vec<S3WebhookConfig>,
+}
+
+impl Default for S3Config {
+    fn default() -> Self {
+        Self {
+            domains: Vec::new(),
+            requests_per_key: 0,
+            requests_per_address: 0,
+            requests_per_operation: BTreeMap::new(),
+            connections_per_address: 0,
+            access_log_s: 300,
+            webhooks: Vec::new(),
+        }
+    }
+}
+
+impl S3Config {
+    fn validate(&self) -> Result<(), Invalid> {
+        if !ACCESS_LOG_S.contains(&self.access_log_s) {
+            return Err(Invalid::new(
+                "s3.access_log_s",
+                format!("{} s is out of range", self.access_log_s),
+                format!("give {} to {} s", ACCESS_LOG_S.start(), ACCESS_LOG_S.end()),
+            ));
+        }
+        s3_webhook::validate(&self.webhooks)
+    }
+}
+
 /// One `[[pools]]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolConfig {
     /// The pool's file or block device; prefer names under /dev/disk/by-id, which stay when disks move.
     pub path: PathBuf,
-}
-
-fn lease_ms_max_default() -> u64 {
-    300_000
 }
 
 fn drain_s_default() -> u64 {
@@ -156,6 +222,21 @@ fn drain_s_default() -> u64 {
 /// Where the kernel shows the firmware's memory-overwrite request.
 pub fn memory_overwrite_default() -> PathBuf {
     MEMORY_OVERWRITE.into()
+}
+
+impl TpmConfig {
+    /// With the machine's own firmware log.
+    pub fn with_device(device: PathBuf) -> Self {
+        Self { device, event_log: event_log_default() }
+    }
+}
+
+fn tpm_device_default() -> PathBuf {
+    "/dev/tpmrm0".into()
+}
+
+fn event_log_default() -> PathBuf {
+    "/sys/kernel/security/tpm0/binary_bios_measurements".into()
 }
 
 fn s3_day_s_default() -> u64 {
@@ -197,6 +278,7 @@ impl NodeConfig {
                 .into_iter()
                 .chain(heads)
                 .chain(passwords)
+                .chain(self.s3.webhooks.iter().map(|webhook| webhook.secret_file.clone()))
                 .collect(),
             pools: self.pools.iter().map(|pool| pool.path.clone()).collect(),
             sources: self.sources.checks(),
@@ -221,6 +303,11 @@ impl Validate for NodeConfig {
             resolve(&mut pool.path, dir);
         }
         self.sources.resolve(dir);
+        self.s3.webhooks.iter_mut().for_each(|webhook| webhook.resolve(dir));
+        if let Some(tpm) = &mut self.tpm {
+            resolve(&mut tpm.device, dir);
+            resolve(&mut tpm.event_log, dir);
+        }
         resolve(&mut self.memory_overwrite, dir);
         self.watchdog.iter_mut().for_each(|watchdog| watchdog.resolve(dir));
     }
@@ -243,6 +330,7 @@ impl Validate for NodeConfig {
         self.validate_pools()?;
         self.scrub.validate()?;
         self.listen.validate()?;
+        self.s3.validate()?;
         self.sources.validate()?;
         self.watchdog.iter().try_for_each(WatchdogConfig::validate)?;
         if self.needs_server_certificate() && self.tls.server.is_empty() {

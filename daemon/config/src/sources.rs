@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use hygiene::SourceCheck;
+use hygiene::{Hearing, SourceCheck};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Invalid;
@@ -346,6 +346,34 @@ pub struct ButtonConfig {
     pub on_lost: Reaction,
 }
 
+/// The `[sources.bmc]` table: the machine's management controller, by the kernel's IPMI device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BmcConfig {
+    /// The IPMI device, or the socket of a recorded one.
+    #[serde(default = "ipmi_device")]
+    pub device: PathBuf,
+    /// `device` is a unix socket with recorded events: for tests and drills.
+    #[serde(default)]
+    pub recorded: bool,
+    /// The machine has one power supply, whose loss of input is the loss of power.
+    #[serde(default)]
+    pub single_supply: bool,
+    /// When the power of the machine goes.
+    #[serde(default = "Reaction::wipe")]
+    pub on_power: Reaction,
+    /// When the chassis is opened.
+    #[serde(default = "Reaction::wipe")]
+    pub on_intrusion: Reaction,
+    /// When the device is gone or cannot be opened.
+    #[serde(default = "Reaction::report")]
+    pub on_lost: Reaction,
+}
+
+fn ipmi_device() -> PathBuf {
+    "/dev/ipmi0".into()
+}
+
 /// The `[sources.clock]` table: whether the machine's clock runs as its battery-backed one does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -496,6 +524,9 @@ pub struct SourcesConfig {
     /// The machine's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockConfig>,
+    /// The management controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc: Option<BmcConfig>,
     /// Power buttons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub button: Vec<ButtonConfig>,
@@ -518,6 +549,7 @@ impl SourcesConfig {
         self.chassis.iter_mut().for_each(|chassis| resolve(&mut chassis.directory, dir));
         self.clock.iter_mut().for_each(|clock| resolve(&mut clock.rtc, dir));
         self.button.iter_mut().for_each(|button| resolve(&mut button.device, dir));
+        self.bmc.iter_mut().for_each(|bmc| resolve(&mut bmc.device, dir));
         resolve(&mut self.hygiene.root, dir);
     }
 
@@ -574,6 +606,14 @@ impl SourcesConfig {
             let reactions = vec![("on_press", &button.on_press), ("on_lost", &button.on_lost)];
             all.push((format!("sources.button[{index}]"), reactions));
         }
+        if let Some(bmc) = &self.bmc {
+            let reactions = vec![
+                ("on_power", &bmc.on_power),
+                ("on_intrusion", &bmc.on_intrusion),
+                ("on_lost", &bmc.on_lost),
+            ];
+            all.push(("sources.bmc".to_owned(), reactions));
+        }
         let hygiene = vec![("on_regression", &self.hygiene.on_regression)];
         all.push(("sources.hygiene".to_owned(), hygiene));
         all
@@ -623,23 +663,39 @@ impl SourcesConfig {
         for (index, button) in self.button.iter().enumerate() {
             no_debounce(&button.on_press, &format!("sources.button[{index}].on_press"))?;
         }
+        if let Some(bmc) = &self.bmc {
+            no_debounce(&bmc.on_power, "sources.bmc.on_power")?;
+            no_debounce(&bmc.on_intrusion, "sources.bmc.on_intrusion")?;
+        }
         self.clock.iter().try_for_each(ClockConfig::validate)
     }
 
-    /// The sources that are configured, with the files that they read.
+    /// The sources that are configured, with what each needs to be heard.
     pub(crate) fn checks(&self) -> Vec<SourceCheck> {
-        let check =
-            |name: &str, path: Option<&PathBuf>| SourceCheck { name: name.into(), path: path.cloned() };
-        let gpio = self.gpio.iter().map(|gpio| check(&gpio.name, Some(&gpio.chip)));
-        let events = self.kernel_event.iter().map(|event| check(&event.name, None));
-        let supply = self.power_supply.iter().map(|supply| check("power-supply", Some(&supply.directory)));
-        let nut = self.nut.iter().map(|nut| check(&nut.name, nut.password_file.as_ref()));
-        let apcupsd = self.apcupsd.iter().map(|ups| check(&ups.name, None));
-        let logind = self.logind.iter().map(|logind| check("logind", Some(&logind.bus)));
-        let chassis = self.chassis.iter().map(|chassis| check("chassis", Some(&chassis.directory)));
-        let clock = self.clock.iter().map(|clock| check("clock", Some(&clock.rtc)));
-        let button = self.button.iter().map(|button| check(&button.name, Some(&button.device)));
-        let machine = logind.chain(chassis).chain(clock).chain(button);
+        let check = |name: &str, hearing| SourceCheck { name: name.into(), hearing };
+        let file = |name: &str, path: &Path| {
+            check(name, Hearing { path: Some(path.to_owned()), ..Hearing::default() })
+        };
+        let gpio = self.gpio.iter().map(|gpio| file(&gpio.name, &gpio.chip));
+        let events = self
+            .kernel_event
+            .iter()
+            .map(|event| check(&event.name, Hearing { kernel_events: true, ..Hearing::default() }));
+        let supply = self.power_supply.iter().map(|supply| file("power-supply", &supply.directory));
+        let nut = self.nut.iter().map(|nut| {
+            let (path, server) = (nut.password_file.clone(), Some(nut.server.clone()));
+            check(&nut.name, Hearing { path, server, ..Hearing::default() })
+        });
+        let apcupsd = self
+            .apcupsd
+            .iter()
+            .map(|ups| check(&ups.name, Hearing { server: Some(ups.server.clone()), ..Hearing::default() }));
+        let logind = self.logind.iter().map(|logind| file("logind", &logind.bus));
+        let chassis = self.chassis.iter().map(|chassis| file("chassis", &chassis.directory));
+        let clock = self.clock.iter().map(|clock| file("clock", &clock.rtc));
+        let button = self.button.iter().map(|button| file(&button.name, &button.device));
+        let bmc = self.bmc.iter().map(|bmc| file("bmc", &bmc.device));
+        let machine = logind.chain(chassis).chain(clock).chain(button).chain(bmc);
         gpio.chain(events).chain(supply).chain(nut).chain(apcupsd).chain(machine).collect()
     }
 
@@ -682,6 +738,7 @@ impl SourcesConfig {
             "logind",
             "chassis",
             "clock",
+            "bmc",
             "hygiene",
             "watchdog",
         ]);

@@ -21,7 +21,7 @@ pub struct ControlTls {
     pub cert: PathBuf,
     /// Its private key (PEM, mode 0600).
     pub key: PathBuf,
-    /// Issuers of operators, security officers, auditors and monitoring (PEM).
+    /// Issuers of operators, storage administrators, security officers, auditors and monitoring (PEM).
     pub people_issuer: PathBuf,
     /// Issuers of keyholders and nodes (PEM).
     pub machines_issuer: PathBuf,
@@ -39,12 +39,16 @@ pub struct NodeTls {
     pub cert: PathBuf,
     /// Its private key (PEM, mode 0600).
     pub key: PathBuf,
-    /// Issuers of operators, security officers, auditors and monitoring (PEM).
+    /// Issuers of operators, storage administrators, security officers, auditors and monitoring (PEM).
     pub people_issuer: PathBuf,
     /// Issuers of keyholders and nodes (PEM).
     pub machines_issuer: PathBuf,
     /// Issuers of NBD clients (PEM).
     pub clients_issuer: PathBuf,
+    /// Oldest TLS version for NBD clients: "1.3", or "1.2" for nbd-client up to 3.24, which has no other; a client's certificate then
+    /// crosses the network in clear.
+    #[serde(default)]
+    pub nbd_min: TlsFloor,
     /// Oldest TLS version for S3 clients: "1.3", or "1.2" for those that cannot do better.
     #[serde(default)]
     pub s3_min: TlsFloor,

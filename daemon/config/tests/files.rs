@@ -274,7 +274,9 @@ fn limits_hold_at_the_edge() {
     let none = node(&format!("pools = []\n{}", with(0))).unwrap_err();
     assert_eq!((none.key(), none.line()), (Some("pools"), Some(1)));
     for (lease, accepted) in [(999, false), (1000, true), (86_400_000, true), (86_400_001, false)] {
-        let text = KEYHOLDER.replace("lease_ms = 30000", &format!("lease_ms = {lease}"));
+        let text = KEYHOLDER
+            .replace("lease_ms = 30000", &format!("lease_ms = {lease}"))
+            .replace("lease_ms_max = 300000", &format!("lease_ms_max = {}", lease.max(300_000)));
         assert_eq!(KeyholderConfig::parse(&text, Path::new("k.toml")).is_ok(), accepted, "{lease}");
     }
 }

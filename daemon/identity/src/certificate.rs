@@ -55,6 +55,25 @@ impl PeerIdentity {
     }
 }
 
+/// The key of somebody who showed a certificate that names nobody.
+///
+/// Holding one says that the peer signed the handshake with this key, and nothing of who that is: it lets them prove that in another way,
+/// and be known by the key from then on (RFC 8705, 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GuestKey {
+    /// SHA-256 of the certificate's SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+}
+
+impl GuestKey {
+    /// The key of the peer of a finished handshake, where its certificate is a guest's.
+    pub(crate) fn from_connection(connection: &rustls::CommonState) -> Option<Self> {
+        let leaf = connection.peer_certificates()?.first()?;
+        let facts = CertificateFacts::read(leaf, "the peer").ok()?;
+        facts.names_nobody().then_some(Self { spki_sha256: facts.spki_sha256 })
+    }
+}
+
 /// What this crate reads from a certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateFacts {
@@ -96,6 +115,11 @@ impl CertificateFacts {
             is_authority: constraints.is_some_and(|extension| extension.value.ca),
             spki_sha256: Sha256::digest(certificate.public_key().raw).into(),
         })
+    }
+
+    /// Whether it is a guest's: no name that anybody could take for a role.
+    pub(crate) fn names_nobody(&self) -> bool {
+        self.uris.is_empty() && !self.is_authority
     }
 
     /// The one SPIFFE name; an error where there is none or more than one URI.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::tls::handshake_advice;
+use crate::tls::{ChannelBinding, handshake_advice};
 
 /// Longest time from connecting to the last byte of the answer, unless set otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -193,18 +193,36 @@ pub struct HttpsClient {
     endpoint: Endpoint,
     tls: Arc<rustls::ClientConfig>,
     timeout: Duration,
+    /// Sent with every request.
+    bearer: Option<Bearer>,
+}
+
+/// A token that stands for a login; nobody is to see it in a log.
+#[derive(Clone)]
+struct Bearer(String);
+
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bearer")
+    }
 }
 
 impl HttpsClient {
     /// A client whose connections use `tls`, which says who it is and whom it expects.
     pub fn new(endpoint: Endpoint, tls: Arc<rustls::ClientConfig>) -> Self {
-        Self { endpoint, tls, timeout: TIMEOUT_DEFAULT }
+        Self { endpoint, tls, timeout: TIMEOUT_DEFAULT, bearer: None }
     }
 
     /// Another time limit for each request.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Sends this token with every request, as a login gave it.
+    #[must_use]
+    pub fn with_bearer(self, token: String) -> Self {
+        Self { bearer: Some(Bearer(token)), ..self }
     }
 
     /// Where requests go.
@@ -231,10 +249,34 @@ impl HttpsClient {
         self.answer(Method::GET, path, None).await
     }
 
+    /// POST `body` to `path`, whose answer is not JSON.
+    pub async fn post_for_bytes(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<Bytes, ClientError> {
+        self.answer(Method::POST, path, Some(("application/json", self.encode(body)?))).await
+    }
+
     /// POST `body` as it is to `path`.
     pub async fn post_bytes<A: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<A, ClientError> {
         let body = Some(("application/octet-stream", body));
         self.decode(&self.answer(Method::POST, path, body).await?)
+    }
+
+    /// POST to `path` what `make` makes for the connection that it is sent on.
+    pub async fn post_bound<A: DeserializeOwned, B: Serialize>(
+        &self,
+        path: &str,
+        make: impl FnOnce(ChannelBinding) -> B,
+    ) -> Result<A, ClientError> {
+        let exchange = async {
+            let stream = self.connect().await?;
+            let binding = ChannelBinding::of(stream.get_ref().1).map_err(|error| self.transport(&error))?;
+            let body = Some(("application/json", self.encode(&make(binding))?));
+            self.exchange_on(stream, Method::POST, path, body).await
+        };
+        self.decode(&self.accepted(exchange).await?)
     }
 
     /// PATCH `path` with `body`.
@@ -276,16 +318,29 @@ impl HttpsClient {
         path: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<Bytes, ClientError> {
-        let exchange = tokio::time::timeout(self.timeout, self.exchange(method, path, body));
-        let (status, answer) = exchange.await.map_err(|_| ClientError::Timeout {
+        let exchange = async {
+            let stream = self.connect().await?;
+            self.exchange_on(stream, method, path, body).await
+        };
+        self.accepted(exchange).await
+    }
+
+    /// The body of a good answer that came in time.
+    async fn accepted(
+        &self,
+        exchange: impl Future<Output = Result<(StatusCode, Bytes), ClientError>>,
+    ) -> Result<Bytes, ClientError> {
+        let in_time = tokio::time::timeout(self.timeout, exchange).await;
+        let (status, answer) = in_time.map_err(|_| ClientError::Timeout {
             endpoint: self.endpoint.clone(),
             seconds: self.timeout.as_secs(),
         })??;
         if status.is_success() { Ok(answer) } else { Err(self.refused(status, &answer)) }
     }
 
-    async fn exchange(
+    async fn exchange_on(
         &self,
+        stream: tokio_rustls::client::TlsStream<TcpStream>,
         method: Method,
         path: &str,
         body: Option<(&str, Bytes)>,
@@ -299,10 +354,12 @@ impl HttpsClient {
         if let Some((kind, _)) = &body {
             request = request.header(header::CONTENT_TYPE, *kind);
         }
+        if let Some(Bearer(token)) = &self.bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
         let body = Full::new(body.map(|(_, body)| body).unwrap_or_default());
         let request = request.body(body).map_err(|error| self.malformed(error))?;
 
-        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.transport(&error))?;

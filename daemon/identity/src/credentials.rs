@@ -149,7 +149,7 @@ impl Credentials {
 pub struct TrustFiles {
     /// The organisation's trust domain.
     pub trust_domain: TrustDomain,
-    /// Issuers of operators, officers, auditors and monitoring.
+    /// Issuers of operators, storage administrators, officers, auditors and monitoring.
     pub people: PathBuf,
     /// Issuers of keyholders and nodes.
     pub machines: PathBuf,

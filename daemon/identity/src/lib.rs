@@ -18,6 +18,7 @@ mod certificate;
 mod client;
 mod credentials;
 mod error;
+mod handshakes;
 mod node_key;
 pub mod pki;
 mod serve;
@@ -25,15 +26,16 @@ mod spiffe;
 mod tls;
 mod verify;
 
-pub use certificate::{CertificateFacts, PeerIdentity};
+pub use certificate::{CertificateFacts, GuestKey, PeerIdentity};
 pub use client::{ClientError, Endpoint, HttpsClient, InvalidEndpoint, Problem};
 pub use credentials::{Credentials, PrivateFile, Trust, TrustFiles};
 pub use error::IdentityError;
+pub use handshakes::{HandshakePlace, Handshakes};
 pub use node_key::NodeKey;
 pub use serve::{ServeLimits, serve_http, serve_https};
 pub use spiffe::{InvalidName, IssuerClass, PeerName, Role, SpiffeId, TrustDomain};
 pub use tls::{
-    S3_ALPN, TlsFloor, control_client, control_server, handshake_advice, nbd_client, nbd_server, s3_client,
-    s3_server,
+    ChannelBinding, S3_ALPN, TlsFloor, control_client, control_server, control_server_with_guests,
+    handshake_advice, nbd_client, nbd_server, private_client, s3_client, s3_server,
 };
 pub use verify::ExpectedPeer;

@@ -280,6 +280,24 @@ impl Authority {
     }
 }
 
+/// Makes a key and a certificate for it that names nobody, valid for ten years, as `key.pem` and `cert.pem` in `dir`: for people who
+/// log in at an OpenID provider. Those that are there are taken.
+pub fn guest_files(dir: &Path) -> Result<Issued, IdentityError> {
+    let issued = Issued { cert: dir.join("cert.pem"), key: dir.join("key.pem") };
+    if issued.cert.exists() && issued.key.exists() {
+        return Ok(issued);
+    }
+    make_dir(dir)?;
+    let key = KeyKind::P256.generate()?;
+    let mut params = base_params("nightlatch guest", ROOT_DAYS);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.self_signed(&key)?;
+    write_key(&issued.key, &key)?;
+    create_public(&issued.cert, certificate.pem().as_bytes())?;
+    Ok(issued)
+}
+
 /// What certificates of a class are for. NBD clients and people never act as servers, heads never as clients.
 fn purposes(class: IssuerClass) -> &'static [ExtendedKeyUsagePurpose] {
     match class {

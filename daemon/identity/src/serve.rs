@@ -25,15 +25,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::certificate::PeerIdentity;
+use crate::certificate::{GuestKey, PeerIdentity};
 use crate::client::Problem;
+use crate::handshakes::{HandshakePlace, Handshakes};
 use crate::spiffe::TrustDomain;
-use crate::tls::handshake_advice;
+use crate::tls::{ChannelBinding, handshake_advice};
 
 /// What one listener lets its peers use up.
 #[derive(Clone, Copy, Debug)]
 pub struct ServeLimits {
-    /// Connections at once; further ones wait in the kernel's queue. A control plane has a handful of peers.
+    /// Connections at once. A control plane has a handful of peers. In clear, further ones wait in the kernel's queue; over TLS those
+    /// count that have shown a certificate, and further ones wait for a place.
     pub connections_max: usize,
     /// A TLS handshake or a request's head may take this long; an idle connection is closed after it.
     pub head_timeout: Duration,
@@ -63,11 +65,15 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Most header lines in a request.
 const HEADERS_MAX: usize = 64;
 
+/// Handshakes at once: what strangers may keep open. For a later one the oldest is closed.
+const HANDSHAKES_MAX: usize = 128;
+
 /// How long to wait after `accept` failed for want of file descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Serves `router` over TLS until `shutdown` ends. Every request carries the peer's [`PeerIdentity`] and
-/// `ConnectInfo<SocketAddr>` as extensions. `tls` must come from [`crate::control_server`].
+/// Serves `router` over TLS until `shutdown` ends. Every request carries the peer's [`PeerIdentity`], the connection's
+/// [`ChannelBinding`] and `ConnectInfo<SocketAddr>` as extensions; a guest's ([`crate::control_server_with_guests`]) has a [`GuestKey`]
+/// instead of the first. `tls` must come from [`crate::control_server`] or that.
 pub async fn serve_https(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
@@ -76,8 +82,7 @@ pub async fn serve_https(
     limits: ServeLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let front = Arc::new(Front { router, limits, tls: Some((TlsAcceptor::from(tls), trust_domain)) });
-    serve(listener, front, shutdown).await;
+    serve(listener, Front::new(router, limits, Some((TlsAcceptor::from(tls), trust_domain))), shutdown).await;
 }
 
 /// Serves `router` in clear until `shutdown` ends: for health and metrics, which say nothing secret.
@@ -87,17 +92,24 @@ pub async fn serve_http(
     limits: ServeLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    serve(listener, Arc::new(Front { router, limits, tls: None }), shutdown).await;
+    serve(listener, Front::new(router, limits, None), shutdown).await;
+}
+
+/// Whose certificate it was.
+enum Shown {
+    Peer(PeerIdentity),
+    Guest(GuestKey),
 }
 
 struct Front {
     router: Router,
     limits: ServeLimits,
     tls: Option<(TlsAcceptor, TrustDomain)>,
+    permits: Arc<Semaphore>,
 }
 
 async fn serve(listener: TcpListener, front: Arc<Front>, shutdown: impl Future<Output = ()> + Send) {
-    let permits = Arc::new(Semaphore::new(front.limits.connections_max));
+    let mut handshakes = Handshakes::new(HANDSHAKES_MAX);
     let draining = CancellationToken::new();
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -105,15 +117,19 @@ async fn serve(listener: TcpListener, front: Arc<Front>, shutdown: impl Future<O
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             Some(_finished) = connections.join_next() => continue,
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = front.accept(&listener) => accepted,
         };
         match accepted {
-            Ok((stream, peer, permit)) => {
+            Ok((stream, peer, Some(permit))) => {
                 let (front, draining) = (front.clone(), draining.clone());
                 connections.spawn(async move {
-                    front.connection(stream, peer, draining).await;
+                    front.requests(stream, peer, None, draining).await;
                     drop(permit);
                 });
+            }
+            Ok((stream, peer, None)) => {
+                let (front, draining, place) = (front.clone(), draining.clone(), handshakes.begin());
+                connections.spawn(async move { front.connection(stream, peer, place, draining).await });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections; check the limit on open files");
@@ -130,32 +146,62 @@ async fn serve(listener: TcpListener, front: Arc<Front>, shutdown: impl Future<O
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, peer, permit))
-}
-
 impl Front {
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, draining: CancellationToken) {
-        let Some((acceptor, trust_domain)) = &self.tls else {
-            return self.requests(stream, peer, None, draining).await;
+    fn new(router: Router, limits: ServeLimits, tls: Option<(TlsAcceptor, TrustDomain)>) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(limits.connections_max));
+        Arc::new(Self { router, limits, tls, permits })
+    }
+
+    /// The next connection; in clear with its permit, because nothing tells one peer from another there.
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
+        let permit = match self.tls {
+            None => Some(self.permits.clone().acquire_owned().await.map_err(io::Error::other)?),
+            Some(_) => None,
         };
+        let (stream, peer) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, peer, permit))
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        place: HandshakePlace,
+        draining: CancellationToken,
+    ) {
+        let Some((acceptor, trust_domain)) = &self.tls else { return };
         // A connection still in its handshake has nothing to drain.
-        let handshake = tokio::time::timeout(self.limits.head_timeout, acceptor.accept(stream));
+        let handshake = place.run(tokio::time::timeout(self.limits.head_timeout, acceptor.accept(stream)));
         let stream = match draining.run_until_cancelled(handshake).await {
             None => return,
-            Some(Err(_)) => return tracing::debug!(%peer, "TLS handshake took too long"),
-            Some(Ok(Err(error))) => return log_handshake_failure(peer, &error),
-            Some(Ok(Ok(stream))) => stream,
+            Some(None) => return tracing::debug!(%peer, "a handshake gave way to later ones"),
+            Some(Some(Err(_))) => return tracing::debug!(%peer, "TLS handshake took too long"),
+            Some(Some(Ok(Err(error)))) => return log_handshake_failure(peer, &error),
+            Some(Some(Ok(Ok(stream)))) => stream,
         };
-        match PeerIdentity::from_connection(stream.get_ref().1, trust_domain, &peer.to_string()) {
-            Ok(identity) => self.requests(stream, peer, Some(identity), draining).await,
-            Err(error) => tracing::warn!(%peer, %error, "connection refused"),
+        let shown = match GuestKey::from_connection(stream.get_ref().1) {
+            Some(guest) => Shown::Guest(guest),
+            None => {
+                match PeerIdentity::from_connection(stream.get_ref().1, trust_domain, &peer.to_string()) {
+                    Ok(identity) => Shown::Peer(identity),
+                    Err(error) => return tracing::warn!(%peer, %error, "connection refused"),
+                }
+            }
+        };
+        let binding = match ChannelBinding::of(stream.get_ref().1) {
+            Ok(binding) => binding,
+            Err(error) => return tracing::warn!(%peer, %error, "connection refused"),
+        };
+        let place = tokio::time::timeout(self.limits.head_timeout, self.permits.clone().acquire_owned());
+        match draining.run_until_cancelled(place).await {
+            Some(Ok(Ok(_permit))) => self.requests(stream, peer, Some((shown, binding)), draining).await,
+            // The server ends.
+            None => {}
+            Some(_) => tracing::warn!(%peer, "too many connections; closed one"),
         }
     }
 
@@ -163,14 +209,19 @@ impl Front {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: SocketAddr,
-        identity: Option<PeerIdentity>,
+        shown: Option<(Shown, ChannelBinding)>,
         draining: CancellationToken,
     ) {
         let service = service_fn(|request: Request<Incoming>| {
             let mut request = request.map(|body| Body::new(Limited::new(body, self.limits.body_bytes_max)));
             request.extensions_mut().insert(ConnectInfo(peer));
-            if let Some(identity) = &identity {
-                request.extensions_mut().insert(identity.clone());
+            if let Some((shown, binding)) = &shown {
+                let extensions = request.extensions_mut();
+                match shown {
+                    Shown::Peer(identity) => drop(extensions.insert(identity.clone())),
+                    Shown::Guest(guest) => drop(extensions.insert(*guest)),
+                }
+                extensions.insert(*binding);
             }
             answer(self.router.clone(), request, self.limits.request_timeout)
         });

@@ -21,6 +21,8 @@ const PEER_NAME_BYTES_MAX: usize = 64;
 pub enum Role {
     /// Runs the system day to day: nodes, pools, volumes, buckets, users.
     Operator,
+    /// Runs pools, volumes, snapshots, replicas and buckets: gives no node a key, and makes nobody an access key.
+    StorageAdmin,
     /// Holds an unseal share; may lift a latch and approve what cannot be undone.
     SecurityOfficer,
     /// Reads everything that is not secret, changes nothing.
@@ -40,7 +42,7 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IssuerClass {
-    /// Operators, security officers, auditors and monitoring.
+    /// Operators, storage administrators, security officers, auditors and monitoring.
     People,
     /// Keyholders and storage nodes.
     Machines,
@@ -73,8 +75,9 @@ impl fmt::Display for IssuerClass {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Operator,
+        Self::StorageAdmin,
         Self::SecurityOfficer,
         Self::Auditor,
         Self::Monitor,
@@ -87,6 +90,7 @@ impl Role {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Operator => "operator",
+            Self::StorageAdmin => "storage-admin",
             Self::SecurityOfficer => "security-officer",
             Self::Auditor => "auditor",
             Self::Monitor => "monitor",
@@ -99,7 +103,9 @@ impl Role {
     /// The only issuer class whose signature makes this role believable.
     pub const fn issuer_class(self) -> IssuerClass {
         match self {
-            Self::Operator | Self::SecurityOfficer | Self::Auditor | Self::Monitor => IssuerClass::People,
+            Self::Operator | Self::StorageAdmin | Self::SecurityOfficer | Self::Auditor | Self::Monitor => {
+                IssuerClass::People
+            }
             Self::Keyholder | Self::Node => IssuerClass::Machines,
             Self::NbdClient => IssuerClass::Clients,
         }
@@ -124,7 +130,7 @@ impl FromStr for Role {
 }
 
 const EXPECTED_ROLE: &str =
-    "a role: operator, security-officer, auditor, monitor, keyholder, node or nbd-client";
+    "a role: operator, storage-admin, security-officer, auditor, monitor, keyholder, node or nbd-client";
 const EXPECTED_DOMAIN: &str =
     "a trust domain: 1 to 255 lower-case letters, digits, `.`, `-` or `_`, as in storage.example.com";
 const EXPECTED_NAME: &str =

@@ -3,11 +3,12 @@
 //! | connection | versions | key exchange | client certificate |
 //! |---|---|---|---|
 //! | key port, admin ports | 1.3 | X25519MLKEM768 | required; people or machines issuer |
-//! | NBD head | 1.3 | all of the provider's | required; clients issuer |
+//! | NBD head | 1.3, or 1.2 and 1.3 | all of the provider's | required; clients issuer |
 //! | S3 head | 1.3, or 1.2 and 1.3 | all of the provider's | none (requests are signed) |
 //!
 //! No listener hands out a ticket, resumes a session or takes early data.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -22,7 +23,7 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::utc;
-use crate::credentials::{Credentials, Trust};
+use crate::credentials::{Credentials, Trust, read_certificates};
 use crate::error::IdentityError;
 use crate::spiffe::Role;
 use crate::verify::{ClientRoleVerifier, ExpectedPeer, ServerRoleVerifier};
@@ -30,7 +31,7 @@ use crate::verify::{ClientRoleVerifier, ExpectedPeer, ServerRoleVerifier};
 const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 const TLS12_AND_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
-/// The oldest TLS version that the S3 head takes.
+/// The oldest TLS version that a head takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TlsFloor {
     /// TLS 1.2, for clients that cannot do better.
@@ -40,6 +41,15 @@ pub enum TlsFloor {
     #[default]
     #[serde(rename = "1.3")]
     Tls13,
+}
+
+impl TlsFloor {
+    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        match self {
+            Self::Tls12 => TLS12_AND_13,
+            Self::Tls13 => TLS13,
+        }
+    }
 }
 
 /// The protocols an S3 head can offer by ALPN, the preferred one first.
@@ -62,14 +72,45 @@ fn control_provider() -> Arc<CryptoProvider> {
     })
 }
 
+/// What both ends of one TLS connection know, and nobody else (RFC 9266, with a label of ours): whoever signs it speaks on this very
+/// connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelBinding(pub [u8; 32]);
+
+impl ChannelBinding {
+    const LABEL: &[u8] = b"EXPORTER-nightlatch-control-1";
+
+    pub(crate) fn of<Data>(connection: &rustls::ConnectionCommon<Data>) -> Result<Self, rustls::Error> {
+        connection.export_keying_material([0; 32], Self::LABEL, None).map(Self)
+    }
+}
+
 /// For a key or admin port: clients must have one of `accepted` roles.
 pub fn control_server(
     credentials: &Credentials,
     trust: &Trust,
     accepted: &[Role],
 ) -> Result<Arc<ServerConfig>, IdentityError> {
+    let verifier = ClientRoleVerifier::new(trust, accepted, &control_provider())?;
+    control_server_with(credentials, verifier)
+}
+
+/// The same, for a port where people may log in who have no certificate: they show one that they made themselves
+/// ([`crate::GuestKey`]).
+pub fn control_server_with_guests(
+    credentials: &Credentials,
+    trust: &Trust,
+    accepted: &[Role],
+) -> Result<Arc<ServerConfig>, IdentityError> {
+    let verifier = ClientRoleVerifier::new(trust, accepted, &control_provider())?;
+    control_server_with(credentials, verifier.with_guests())
+}
+
+fn control_server_with(
+    credentials: &Credentials,
+    verifier: ClientRoleVerifier,
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let provider = control_provider();
-    let verifier = ClientRoleVerifier::new(trust, accepted, &provider)?;
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(TLS13)?
         .with_client_cert_verifier(Arc::new(verifier));
@@ -95,11 +136,15 @@ pub fn control_client(
 
 /// For the NBD head: clients must have a certificate of the clients issuer with the role nbd-client. `servers` are
 /// the host certificates; the first whose key suits the client's signature algorithms is used.
-pub fn nbd_server(servers: &[Credentials], trust: &Trust) -> Result<Arc<ServerConfig>, IdentityError> {
+pub fn nbd_server(
+    servers: &[Credentials],
+    trust: &Trust,
+    floor: TlsFloor,
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let provider = provider();
     let verifier = ClientRoleVerifier::new(trust, &[Role::NbdClient], &provider)?;
     let builder = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(TLS13)?
+        .with_protocol_versions(floor.versions())?
         .with_client_cert_verifier(Arc::new(verifier));
     Ok(Arc::new(finish_server(builder, servers.to_vec())))
 }
@@ -110,12 +155,8 @@ pub fn s3_server(
     floor: TlsFloor,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let versions = match floor {
-        TlsFloor::Tls12 => TLS12_AND_13,
-        TlsFloor::Tls13 => TLS13,
-    };
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)?
+        .with_protocol_versions(floor.versions())?
         .with_no_client_auth();
     let mut config = finish_server(builder, servers.to_vec());
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
@@ -142,6 +183,23 @@ pub fn s3_client(roots: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>,
         .with_protocol_versions(TLS12_AND_13)?
         .with_webpki_verifier(host_verifier(roots)?)
         .with_no_client_auth();
+    no_resumption(&mut config);
+    Ok(Arc::new(config))
+}
+
+/// For a client of somebody else's server (etcd; a log server, RFC 5425; a receiver of webhooks; an OpenID provider), which is checked
+/// by host name against the issuers in `ca`.
+pub fn private_client(
+    ca: &Path,
+    credentials: Option<&Credentials>,
+) -> Result<Arc<ClientConfig>, IdentityError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(TLS12_AND_13)?
+        .with_webpki_verifier(host_verifier(&read_certificates(ca)?)?);
+    let mut config = match credentials {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(OneCertificate(own.certified.clone()))),
+        None => builder.with_no_client_auth(),
+    };
     no_resumption(&mut config);
     Ok(Arc::new(config))
 }

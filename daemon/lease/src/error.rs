@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use units::{Fence, GrantId, NodeId};
 
-use crate::message::WipeCause;
+use crate::message::{StateVerdict, WipeCause};
 
 /// Why a session ends. The node reports [`SessionError::refusal`] to the keyholder before it closes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +115,9 @@ pub enum SessionError {
     /// The session is over: a wipe or a close came before.
     #[error("the session is over; a new one is needed")]
     Closed,
+    /// A key was still on its way in or out when evidence was due.
+    #[error("a key of the session before is still on its way in or out; the keyholder dials again")]
+    Unsettled,
     /// An answer names another volume than its grant did.
     #[error("the answer to grant {grant} names another volume than the grant; the node is faulty or lies")]
     OtherVolume {
@@ -149,7 +152,7 @@ impl SessionError {
             Self::Superseded => SessionRefusal::Superseded,
             Self::OutOfOrder { .. } | Self::UnexpectedKind { .. } => SessionRefusal::OutOfOrder,
             Self::Silent { .. } => SessionRefusal::Silent,
-            Self::Closed | Self::SignerGone => SessionRefusal::Closed,
+            Self::Closed | Self::Unsettled | Self::SignerGone => SessionRefusal::Closed,
             Self::Oversize { .. }
             | Self::Malformed { .. }
             | Self::ForeignIdentity { .. }
@@ -291,6 +294,12 @@ pub enum GrantRefusal {
     /// A trigger stands that would take the key at once.
     #[error("at the node {0} still stands, for which it gives up keys; it takes them when that has passed")]
     TriggerStanding(WipeCause),
+    /// The volume's pool is not in the state that the keyholder knew, or a later one.
+    #[error(
+        "the pool at the node is not in the state it was known in: {0}. Find out who could write to the device; to serve what is \
+         there, `nightlatch volume accept-state`, then push"
+    )]
+    RolledBack(StateVerdict),
 }
 
 /// The first eight bytes of a public key's SHA-256, as people compare them.

@@ -6,6 +6,7 @@
 //! - Sealing the key is the caller's ([`KeyholderSession::grant`] takes a closure), so that no key passes through
 //!   here.
 //! - The machine reports each grant's first answer and no other.
+//! - Evidence that announces a statement of the TPM is reported together with it, never without.
 //!
 //! It keeps no record: the shell makes the latest expiry durable **before** it asks for a grant or a renewal to be
 //! encoded (PROTOCOL.md, "The keyholder's record"). It judges no policy either.
@@ -20,11 +21,12 @@ use crate::error::{GrantRefusal, KeyFingerprint, SessionError, SessionRefusal};
 use crate::frame::{self, Incoming, RawFrame};
 use crate::limits::{HANDSHAKE_MS_MAX, SILENCE_MS_MAX};
 use crate::message::{
-    Body, ChallengeRequest, Evidence, Grant, GrantRefused, Hello, Kind, Nonce, OnSeal, Receipt, Renewal,
-    RenewalChallenge, Revoke, RevokeCause, Scope, SigningPublicKey, VolumeKind, WipeReceipt,
+    Attestation, Body, ChallengeRequest, Credential, CredentialOpened, Evidence, Grant, GrantRefused, Hello,
+    Kind, Nonce, OnRollback, OnSeal, PoolState, Receipt, Renewal, RenewalChallenge, Revoke, RevokeCause,
+    Scope, SigningPublicKey, VolumeKind, WipeReceipt,
 };
 use crate::transcript::{
-    self, EXPORTER_BYTES, Signer, grant_aad, hello_transcript, session_transcript, sign_frame,
+    self, EXPORTER_BYTES, Signer, grant_aad, hello_transcript, quote_digest, session_transcript, sign_frame,
 };
 
 /// What a session is opened with.
@@ -51,10 +53,13 @@ pub struct KeyholderSessionParams {
 #[derive(Debug, PartialEq, Eq)]
 pub enum KeyholderEvent {
     /// Evidence whose signature holds under the pinned key, or under the key that it names itself where none is
-    /// pinned yet. Judge it, then grant.
-    Evidence(Box<Evidence>),
+    /// pinned yet, and what the machine's TPM says, which is not verified: its quote has to be over
+    /// [`KeyholderSession::quote_digest`]. Judge both, then grant.
+    Evidence(Box<Evidence>, Option<Box<Attestation>>),
+    /// What the node's TPM found in a credential.
+    CredentialOpened(CredentialOpened),
     /// The node asks whether it may go on. Record the expiry, then [`KeyholderSession::renewal`].
-    Challenged(Challenged),
+    Challenged(Challenged, Vec<PoolState>),
     /// A grant is in force.
     Receipt(Receipt),
     /// A grant was not taken.
@@ -94,6 +99,10 @@ pub struct GrantOrder {
     pub kind: VolumeKind,
     /// What its clients see when the key goes.
     pub on_seal: OnSeal,
+    /// The state that its pool was last known in.
+    pub known_state: Option<PoolState>,
+    /// What the node does where the pool is not in that or a later one.
+    pub on_rollback: OnRollback,
     /// Value that the key must give.
     pub check: [u8; 16],
 }
@@ -132,6 +141,11 @@ pub enum GrantError<E> {
 enum State {
     New,
     AwaitingEvidence,
+    /// There is evidence, and the TPM's statement is on its way.
+    AwaitingAttestation {
+        established: Box<State>,
+        evidence: Box<Evidence>,
+    },
     Established {
         transcript: [u8; 32],
         identity: SigningPublicKey,
@@ -229,7 +243,8 @@ impl KeyholderSession {
         };
         let event = match &self.state {
             State::New | State::Over => return Err(SessionError::Closed),
-            State::AwaitingEvidence => self.on_evidence(now, &raw).map(Some)?,
+            State::AwaitingEvidence => self.on_evidence(now, &raw)?,
+            State::AwaitingAttestation { .. } => self.on_attestation(now, &raw)?,
             State::Established { transcript, identity, .. } => {
                 transcript::verify(&raw, transcript, identity)?;
                 self.on_established(now, &raw)?
@@ -244,7 +259,11 @@ impl KeyholderSession {
         Ok(event)
     }
 
-    fn on_evidence(&mut self, now: BootInstant, raw: &RawFrame<'_>) -> Result<KeyholderEvent, SessionError> {
+    fn on_evidence(
+        &mut self,
+        now: BootInstant,
+        raw: &RawFrame<'_>,
+    ) -> Result<Option<KeyholderEvent>, SessionError> {
         if raw.kind != Kind::Evidence {
             return Err(SessionError::OutOfOrder { got: raw.kind.label(), expected: Kind::Evidence.label() });
         }
@@ -263,12 +282,68 @@ impl KeyholderSession {
             return Err(SessionError::WrongNode { wanted: self.hello.node, reached: evidence.node });
         }
         self.latest = Some(Challenged { nonce: evidence.challenge, at: now });
-        self.state = State::Established {
+        let established = State::Established {
             transcript,
             identity: evidence.identity_key,
             envelope_key: evidence.envelope_key.clone(),
         };
-        Ok(KeyholderEvent::Evidence(Box::new(evidence)))
+        let evidence = Box::new(evidence);
+        if evidence.attests {
+            self.state = State::AwaitingAttestation { established: Box::new(established), evidence };
+            return Ok(None);
+        }
+        self.state = established;
+        Ok(Some(KeyholderEvent::Evidence(evidence, None)))
+    }
+
+    fn on_attestation(
+        &mut self,
+        now: BootInstant,
+        raw: &RawFrame<'_>,
+    ) -> Result<Option<KeyholderEvent>, SessionError> {
+        let State::AwaitingAttestation { established, evidence } = &self.state else {
+            return Err(SessionError::Closed);
+        };
+        let State::Established { transcript, identity, .. } = established.as_ref() else {
+            return Err(SessionError::Closed);
+        };
+        transcript::verify(raw, transcript, identity)?;
+        match raw.kind {
+            Kind::Attestation => {
+                let attestation: Attestation = frame::decode(raw.body)?;
+                let event = KeyholderEvent::Evidence(evidence.clone(), Some(Box::new(attestation)));
+                self.state = established.as_ref().clone();
+                Ok(Some(event))
+            }
+            // A TPM takes its time; the node goes on asking, and is answered once it was judged.
+            Kind::RenewalChallenge => {
+                let RenewalChallenge { nonce, .. } = frame::decode(raw.body)?;
+                self.latest = Some(Challenged { nonce, at: now });
+                Ok(None)
+            }
+            // What was given up was given up. Only a wipe of everything ends the wait, and the session with it: evidence that
+            // nobody has judged must not become a session in which keys are granted.
+            Kind::WipeReceipt => {
+                let receipt: WipeReceipt = frame::decode(raw.body)?;
+                if receipt.scope == Scope::All {
+                    self.state = established.as_ref().clone();
+                    return self.on_established(now, raw);
+                }
+                Ok(Some(KeyholderEvent::Wiped(receipt)))
+            }
+            _ => Err(SessionError::OutOfOrder { got: raw.kind.label(), expected: Kind::Attestation.label() }),
+        }
+    }
+
+    /// What the quote of this session's node has to be over.
+    pub fn quote_digest(&self) -> Option<[u8; 32]> {
+        let State::Established { transcript, .. } = &self.state else { return None };
+        Some(quote_digest(transcript))
+    }
+
+    /// Encodes a credential for the node's TPM; [`KeyholderEvent::CredentialOpened`] has what it found.
+    pub fn credential(&self, credential: &Credential) -> Result<Vec<u8>, SessionError> {
+        self.signed(credential)
     }
 
     fn on_established(
@@ -278,10 +353,10 @@ impl KeyholderSession {
     ) -> Result<Option<KeyholderEvent>, SessionError> {
         match raw.kind {
             Kind::RenewalChallenge => {
-                let RenewalChallenge { nonce } = frame::decode(raw.body)?;
+                let RenewalChallenge { nonce, states } = frame::decode(raw.body)?;
                 let challenged = Challenged { nonce, at: now };
                 self.latest = Some(challenged);
-                Ok(Some(KeyholderEvent::Challenged(challenged)))
+                Ok(Some(KeyholderEvent::Challenged(challenged, states)))
             }
             Kind::Receipt => {
                 let receipt: Receipt = frame::decode(raw.body)?;
@@ -315,6 +390,7 @@ impl KeyholderSession {
                 }
                 Ok(Some(KeyholderEvent::Wiped(receipt)))
             }
+            Kind::CredentialOpened => Ok(Some(KeyholderEvent::CredentialOpened(frame::decode(raw.body)?))),
             other => Err(SessionError::UnexpectedKind { kind: other.byte() }),
         }
     }
@@ -361,6 +437,8 @@ impl KeyholderSession {
             label: order.label,
             kind: order.kind,
             on_seal: order.on_seal,
+            known_state: order.known_state,
+            on_rollback: order.on_rollback,
             check: order.check,
             envelope,
         };
@@ -408,7 +486,9 @@ impl KeyholderSession {
     /// When [`Self::on_time`] has something to say.
     pub fn next_timeout(&self) -> Option<BootInstant> {
         match self.state {
-            State::New | State::AwaitingEvidence => Some(self.opened.saturating_add_ms(HANDSHAKE_MS_MAX)),
+            State::New | State::AwaitingEvidence | State::AwaitingAttestation { .. } => {
+                Some(self.opened.saturating_add_ms(HANDSHAKE_MS_MAX))
+            }
             State::Established { .. } | State::Wiped { .. } => {
                 Some(self.heard.saturating_add_ms(SILENCE_MS_MAX))
             }
@@ -427,14 +507,15 @@ mod tests {
     use super::*;
     use crate::envelope::keypair;
     use crate::frame::PREFIX_BYTES;
-    use crate::message::LeaseLimits;
+    use crate::message::{LeaseLimits, StateVerdict};
     use crate::transcript::{LocalSigner, sign_encoded};
-    use units::BootId;
+    use units::{BootId, PoolId};
 
     const NOW: BootInstant = BootInstant(1);
     const NODE: NodeId = NodeId([1; 16]);
     const VOLUME: VolumeId = VolumeId([2; 16]);
     const GRANT: GrantId = GrantId([3; 16]);
+    const POOL: PoolId = PoolId([4; 16]);
 
     /// A session whose node the test speaks for, with one grant unanswered.
     fn session() -> (KeyholderSession, LocalSigner, [u8; 32]) {
@@ -464,6 +545,7 @@ mod tests {
             held: Vec::new(),
             lease_limits: LeaseLimits::PROTOCOL,
             challenge: [10; 32],
+            attests: false,
         };
         let body = frame::encode_body(&evidence).unwrap();
         let transcript = session_transcript(&session.hello, &identity.public_key(), &[6; 32], &body);
@@ -479,6 +561,8 @@ mod tests {
             label: "v".to_owned(),
             kind: VolumeKind::Block,
             on_seal: OnSeal::Hold,
+            known_state: None,
+            on_rollback: OnRollback::Refuse,
             check: [0; 16],
         };
         session.grant(order, |_| Ok::<_, std::convert::Infallible>(Vec::new())).unwrap();
@@ -489,7 +573,8 @@ mod tests {
     fn an_answer_counts_once_and_only_for_the_volume_of_its_grant() {
         let (mut session, identity, transcript) = session();
         let receipt = |volume, grant| {
-            let receipt = Receipt { grant, volume, fence: Fence(1) };
+            let verdict = StateVerdict::First;
+            let receipt = Receipt { grant, volume, fence: Fence(1), pool: POOL, verdict, states: Vec::new() };
             sign_frame(&identity, &transcript, &receipt).unwrap().split_off(PREFIX_BYTES)
         };
         assert_eq!(session.on_frame(NOW, &receipt(VOLUME, GrantId([99; 16]))), Ok(None), "never granted");
@@ -498,7 +583,8 @@ mod tests {
         assert_eq!(session.on_frame(NOW, &receipt(VOLUME, GRANT)), Ok(None), "once");
 
         let (mut session, identity, transcript) = self::session();
-        let lie = Receipt { grant: GRANT, volume: VolumeId([12; 16]), fence: Fence(1) };
+        let (volume, verdict) = (VolumeId([12; 16]), StateVerdict::First);
+        let lie = Receipt { grant: GRANT, volume, fence: Fence(1), pool: POOL, verdict, states: Vec::new() };
         let lie = sign_frame(&identity, &transcript, &lie).unwrap().split_off(PREFIX_BYTES);
         assert_eq!(session.on_frame(NOW, &lie), Err(SessionError::OtherVolume { grant: GRANT }));
         assert!(!session.is_established());

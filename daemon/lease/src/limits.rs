@@ -1,7 +1,7 @@
 //! Every bound of the lease protocol, with the reason for its number.
 
 /// Version of the wire format and of the transcript. It is the first byte of every frame.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 5;
 
 /// Longest frame after its length prefix: evidence of [`VOLUMES_MAX`] volumes, all held, with room to spare.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -9,11 +9,32 @@ pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Volumes that a node may report and keys that it may hold; the number of keys an arena must be able to lend.
 pub const VOLUMES_MAX: usize = 4096;
 
+/// Pools whose states a message may carry.
+pub const POOLS_MAX: usize = 256;
+
 /// Longest volume label, keyholder name: a DNS label's worth of bytes and some.
 pub const NAME_BYTES_MAX: usize = 128;
 
 /// Longest hygiene report (JSON).
 pub const HYGIENE_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest certificate of a TPM's endorsement key: that of a P-256 key has about 1 KiB.
+pub const CERTIFICATE_BYTES_MAX: usize = 4096;
+
+/// Longest structure of a TPM (a public key, a quote, a signature, a credential): they have at most some 150 bytes.
+pub const TPM_BYTES_MAX: usize = 512;
+
+/// Longest log of the firmware. One of a server has 20 to 80 KiB; a longer one is left out.
+pub const EVENT_LOG_BYTES_MAX: usize = 256 * 1024;
+
+/// Registers that a quote may be over.
+pub const REGISTERS_MAX: usize = 24;
+
+/// Wipes of one start of the machine that a quote is told with: one a day for years. Past them it has to be started again.
+pub const WIPES_MAX: usize = 1024;
+
+/// Longest word on why there is no quote.
+pub const FAILURE_BYTES_MAX: usize = 256;
 
 /// Shortest lease that may be granted. Below a second, scheduling and one lost packet would seal a healthy node.
 pub const LEASE_MS_MIN: u64 = 1_000;

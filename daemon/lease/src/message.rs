@@ -5,12 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 use units::{
-    BootId, BootInstant, ByteLen, DomainId, Fence, GrantId, NodeId, RootEpoch, VolumeEpoch, VolumeId,
+    BootId, BootInstant, ByteLen, DomainId, Fence, GrantId, NodeId, PoolId, RootEpoch, VolumeEpoch, VolumeId,
 };
 
 use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError, SessionRefusal};
-use crate::limits::{HYGIENE_BYTES_MAX, LEASE_MS_MAX, LEASE_MS_MIN, NAME_BYTES_MAX, VOLUMES_MAX};
+use crate::limits::{
+    CERTIFICATE_BYTES_MAX, EVENT_LOG_BYTES_MAX, FAILURE_BYTES_MAX, HYGIENE_BYTES_MAX, LEASE_MS_MAX,
+    LEASE_MS_MIN, NAME_BYTES_MAX, POOLS_MAX, REGISTERS_MAX, TPM_BYTES_MAX, VOLUMES_MAX, WIPES_MAX,
+};
 
 /// 32 random bytes that must come back.
 pub type Nonce = [u8; 32];
@@ -81,6 +84,12 @@ kinds! {
     WipeReceipt = 10, "wipe-receipt";
     /// Node to keyholder: why the session ends. Not signed.
     Refused = 11, "refused";
+    /// Node to keyholder, after evidence that announced it: what the machine's TPM says.
+    Attestation = 12, "attestation";
+    /// Keyholder to node: something that only one TPM can open.
+    Credential = 13, "credential";
+    /// Node to keyholder: what the TPM found in it.
+    CredentialOpened = 14, "credential-opened";
 }
 
 /// The keyholder introduces itself.
@@ -130,6 +139,8 @@ pub struct Evidence {
     pub lease_limits: LeaseLimits,
     /// The first renewal challenge; grants in this session count from its sending.
     pub challenge: Nonce,
+    /// Whether a statement of the machine's TPM about this very session follows.
+    pub attests: bool,
 }
 
 impl Body for Evidence {
@@ -141,11 +152,99 @@ impl Body for Evidence {
     }
 }
 
+/// What the machine's TPM says about it, made for this session: the quote is over its transcript.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attestation {
+    /// What it says, or why it says nothing.
+    pub statement: Result<TpmStatement, String>,
+}
+
+impl Body for Attestation {
+    const KIND: Kind = Kind::Attestation;
+    fn check(&self) -> Result<(), SessionError> {
+        match &self.statement {
+            Ok(statement) => statement.check(),
+            Err(why) => within("bytes of a TPM's failure", why.len(), FAILURE_BYTES_MAX),
+        }
+    }
+}
+
+/// A TPM's statement. `attestation/ATTESTATION.md` says what each part is; nothing of it is trusted here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmStatement {
+    /// Public area of its endorsement key.
+    pub endorsement_key: Vec<u8>,
+    /// The maker's certificate for that key, DER; empty where there is none.
+    pub certificate: Vec<u8>,
+    /// Public area of the key that the quote is signed with.
+    pub attestation_key: Vec<u8>,
+    /// What was signed.
+    pub quote: Vec<u8>,
+    /// The signature.
+    pub signature: Vec<u8>,
+    /// What the quoted registers hold, in the order of their numbers.
+    pub registers: Vec<[u8; 32]>,
+    /// What the register of wipes held when the node was first started after the machine was.
+    pub wipes_began_at: [u8; 32],
+    /// Every wipe since then, in the order in which the register was extended with them.
+    pub wipes: Vec<WipeRecord>,
+    /// The firmware's log; empty where there is none.
+    pub event_log: Vec<u8>,
+}
+
+impl TpmStatement {
+    fn check(&self) -> Result<(), SessionError> {
+        for part in [&self.endorsement_key, &self.attestation_key, &self.quote, &self.signature] {
+            within("bytes of a TPM's structure", part.len(), TPM_BYTES_MAX)?;
+        }
+        within("bytes of a certificate", self.certificate.len(), CERTIFICATE_BYTES_MAX)?;
+        within("registers", self.registers.len(), REGISTERS_MAX)?;
+        within("wipes", self.wipes.len(), WIPES_MAX)?;
+        within("bytes of the firmware's log", self.event_log.len(), EVENT_LOG_BYTES_MAX)
+    }
+}
+
+/// A secret that only the TPM with a certain endorsement key finds, and only while it holds a certain attestation key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// The secret, encrypted and authenticated.
+    pub object: Vec<u8>,
+    /// What the endorsement key finds the key of that with.
+    pub seed: Vec<u8>,
+}
+
+impl Body for Credential {
+    const KIND: Kind = Kind::Credential;
+    fn check(&self) -> Result<(), SessionError> {
+        within("bytes of a credential", self.object.len().max(self.seed.len()), TPM_BYTES_MAX)
+    }
+}
+
+/// What came of a credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialOpened {
+    /// What the TPM found, or why it found nothing.
+    pub secret: Result<[u8; 32], String>,
+}
+
+impl Body for CredentialOpened {
+    const KIND: Kind = Kind::CredentialOpened;
+    fn check(&self) -> Result<(), SessionError> {
+        within(
+            "bytes of a TPM's failure",
+            self.secret.as_ref().map_or_else(String::len, |_| 0),
+            FAILURE_BYTES_MAX,
+        )
+    }
+}
+
 /// A volume as the node's pool knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumePresent {
     /// The volume.
     pub volume: VolumeId,
+    /// The pool that it is in.
+    pub pool: PoolId,
     /// Key domain it is sealed under.
     pub domain: DomainId,
     /// Epoch of the domain's secret.
@@ -218,6 +317,77 @@ pub enum OnSeal {
     Fail,
 }
 
+/// Which state a pool is in: `pool/FORMAT.md`, "State", says what that covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PoolState {
+    /// The pool.
+    pub pool: PoolId,
+    /// Higher than that of every state before.
+    pub count: u64,
+    /// Hash over this state and all before it.
+    pub chain: [u8; 32],
+}
+
+/// How the pool that a node finds stands to the state that the keyholder knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateVerdict {
+    /// The pool's format keeps no state.
+    #[error("the pool keeps no state that could be compared")]
+    NotKept,
+    /// The keyholder knew none.
+    #[error("no earlier state was known")]
+    First,
+    /// It is that state, or came of it with the volume's key at hand.
+    #[error("it continues the last state known")]
+    Continues,
+    /// It came of it, but the volume's data was changed without its key.
+    #[error("since the last state known {batches} batches changed the volume's data without its key")]
+    Unvouched {
+        /// How often.
+        batches: u64,
+    },
+    /// It is later, and nothing connects the two.
+    #[error("it is later than the last state known, and nothing connects the two")]
+    Unconnected,
+    /// It is older.
+    #[error("it is older than the last state known: the device was wound back, or has lost what was durable")]
+    Older,
+    /// What was known is not in its past.
+    #[error("the last state known is not in its past: the device holds another history")]
+    Other,
+    /// Tables or digests are not what was last written.
+    #[error("its tables or digests are not those that were last written")]
+    Altered,
+    /// The volume was last seen in another pool.
+    #[error("the volume was last seen in another pool")]
+    OtherPool,
+}
+
+impl StateVerdict {
+    /// Whether nothing speaks against serving.
+    pub const fn is_good(self) -> bool {
+        matches!(self, Self::NotKept | Self::First | Self::Continues)
+    }
+
+    /// Whether what is there cannot have come of what was known. Else it can: what a node did while it was sealed, and then
+    /// lost its memory of, looks like what somebody else did.
+    pub const fn is_rollback(self) -> bool {
+        matches!(self, Self::Older | Self::Other | Self::Altered | Self::OtherPool)
+    }
+}
+
+/// What a node does with a key whose pool is not in the state that it should be in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRollback {
+    /// Refuses it where what is there cannot have come of what was known.
+    #[default]
+    Refuse,
+    /// Serves the volume, and the receipt says what was found.
+    Warn,
+}
+
 /// One key for one volume for one lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
@@ -241,6 +411,10 @@ pub struct Grant {
     pub kind: VolumeKind,
     /// What its clients see when the key goes.
     pub on_seal: OnSeal,
+    /// The state that its pool was last known in.
+    pub known_state: Option<PoolState>,
+    /// What is done where it is not in that or a later one.
+    pub on_rollback: OnRollback,
     /// Key-check value that the key must give.
     pub check: [u8; 16],
     /// The PRK of the key hierarchy, 32 bytes, in an HPKE envelope.
@@ -255,7 +429,7 @@ impl Body for Grant {
 }
 
 /// The key of a grant is in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// The grant.
     pub grant: GrantId,
@@ -263,10 +437,19 @@ pub struct Receipt {
     pub volume: VolumeId,
     /// Its fence, durable on the node's pool.
     pub fence: Fence,
+    /// The pool that it is in.
+    pub pool: PoolId,
+    /// How the pool stands to the state named in the grant.
+    pub verdict: StateVerdict,
+    /// The states of the pools whose volumes are unlocked, this one included.
+    pub states: Vec<PoolState>,
 }
 
 impl Body for Receipt {
     const KIND: Kind = Kind::Receipt;
+    fn check(&self) -> Result<(), SessionError> {
+        within("pool states", self.states.len(), POOLS_MAX)
+    }
 }
 
 /// The key of a grant was not taken.
@@ -293,14 +476,19 @@ impl Body for ChallengeRequest {
 }
 
 /// The node asks whether it may keep its keys; it counts from the sending of this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewalChallenge {
     /// Unpredictable and used once.
     pub nonce: Nonce,
+    /// The durable states of the pools whose volumes are unlocked.
+    pub states: Vec<PoolState>,
 }
 
 impl Body for RenewalChallenge {
     const KIND: Kind = Kind::RenewalChallenge;
+    fn check(&self) -> Result<(), SessionError> {
+        within("pool states", self.states.len(), POOLS_MAX)
+    }
 }
 
 /// It may, for so long, and these.
@@ -470,6 +658,13 @@ pub struct WipeRecord {
     pub generation: u64,
 }
 
+impl WipeRecord {
+    /// What a TPM's register of wipes is extended with for this one, on a machine whose start has this id.
+    pub fn measurement(&self, boot: BootId) -> [u8; 32] {
+        crate::transcript::wipe_measurement(self, boot)
+    }
+}
+
 /// How far a wipe has come (DESIGN section 7), and when, from the event on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WipeStages {
@@ -510,12 +705,15 @@ pub struct WipeReceipt {
     pub more: bool,
     /// The grants that ended.
     pub grants: Vec<GrantId>,
+    /// The durable states of the pools whose volumes were unlocked.
+    pub states: Vec<PoolState>,
 }
 
 impl Body for WipeReceipt {
     const KIND: Kind = Kind::WipeReceipt;
     fn check(&self) -> Result<(), SessionError> {
-        within("ended grants", self.grants.len(), VOLUMES_MAX)
+        within("ended grants", self.grants.len(), VOLUMES_MAX)?;
+        within("pool states", self.states.len(), POOLS_MAX)
     }
 }
 

@@ -7,7 +7,8 @@
 //! - A deadline is `sending of a challenge + lease`, never `arrival + lease`. It moves later only by a signed
 //!   renewal that answers a challenge not answered before.
 //! - A grant held that a renewal does not name is dropped, so that the keyholder's record bounds each single one.
-//! - What a superseded session was admitting is dropped when it arrives.
+//! - What a superseded session was admitting is dropped when it arrives, and no evidence leaves before that: the keyholder
+//!   takes what evidence does not list for gone.
 //!
 //! It holds no key, no envelope secret and no clock.
 
@@ -23,8 +24,8 @@ use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError};
 use crate::limits::{GRANTS_REMEMBERED_MAX, VOLUMES_MAX};
 use crate::message::{
-    Grant, HeldGrant, LeaseLimits, OnSeal, SigningPublicKey, VolumeKind, VolumePresent, WipeCause,
-    WipeRecord, WipeStages,
+    Credential, Grant, HeldGrant, LeaseLimits, OnRollback, OnSeal, PoolState, SigningPublicKey, VolumeKind,
+    VolumePresent, WipeCause, WipeRecord, WipeStages,
 };
 use crate::transcript::{Signer, grant_aad};
 
@@ -50,8 +51,12 @@ pub struct NodeParams {
 pub enum NodeEffect {
     /// Write these bytes, a whole frame with its prefix, to this session's connection.
     Send(Vec<u8>),
-    /// Make a fresh envelope key, gather hygiene, then call [`NodeSession::on_evidence`].
+    /// Wait until [`NodeLease::is_settled`], make a fresh envelope key, gather hygiene, then call [`NodeSession::on_evidence`].
     NeedEvidence,
+    /// Have the TPM quote its registers for this digest, then call [`NodeSession::on_attestation`].
+    NeedAttestation([u8; 32]),
+    /// Have the TPM open this, then call [`NodeSession::on_credential_opened`].
+    OpenCredential(Credential),
     /// Make the fence durable, admit the key, open the volume, then call [`NodeSession::on_admitted`].
     AdmitGrant(Box<GrantToAdmit>),
     /// Give the keyring this deadline; `None` where no key is held any more. Comes before the key it is for.
@@ -85,9 +90,19 @@ pub enum NodeNote {
         /// The lease named.
         offered_ms: u64,
     },
-    /// A grant was refused.
+    /// A grant was refused by this machine: its key was not touched, and the shell has not heard of it.
     #[error("grant {grant} was refused: {reason}")]
     GrantRefused {
+        /// The grant.
+        grant: GrantId,
+        /// The volume that it names.
+        volume: VolumeId,
+        /// Why.
+        reason: GrantRefusal,
+    },
+    /// The shell could not take a grant's key in, and has said why.
+    #[error("grant {grant} was refused: {reason}")]
+    KeyRefused {
         /// The grant.
         grant: GrantId,
         /// Why.
@@ -128,6 +143,10 @@ pub struct GrantToAdmit {
     pub kind: VolumeKind,
     /// What its clients see when the key goes.
     pub on_seal: OnSeal,
+    /// The state that its pool was last known in.
+    pub known_state: Option<PoolState>,
+    /// What to do where it is not in that or a later one.
+    pub on_rollback: OnRollback,
     /// Value that the key must give.
     pub check: [u8; 16],
     /// HPKE envelope of the PRK, for [`crate::envelope::open`].
@@ -152,6 +171,8 @@ impl GrantToAdmit {
             label: grant.label,
             kind: grant.kind,
             on_seal: grant.on_seal,
+            known_state: grant.known_state,
+            on_rollback: grant.on_rollback,
             check: grant.check,
             envelope: grant.envelope,
             info: transcript,
@@ -167,6 +188,8 @@ pub struct EvidenceInput {
     pub hygiene: String,
     /// Made in the arena for this session.
     pub envelope_key: PublicEnvelopeKey,
+    /// Whether a TPM is there to be asked for a statement.
+    pub attests: bool,
 }
 
 /// How a wipe went.
@@ -223,6 +246,7 @@ pub struct HeldStatus {
 pub struct NodeLease {
     params: NodeParams,
     volumes: BTreeMap<VolumeId, VolumePresent>,
+    states: Vec<PoolState>,
     held: BTreeMap<VolumeId, Held>,
     remembered: HashSet<GrantId>,
     remembered_in_order: VecDeque<GrantId>,
@@ -230,6 +254,8 @@ pub struct NodeLease {
     wipe_asked: bool,
     sessions: u64,
     current: Option<u64>,
+    /// Sessions up to this one are ended by a wipe. They may not have heard of it yet.
+    voided: u64,
 }
 
 impl NodeLease {
@@ -238,6 +264,7 @@ impl NodeLease {
         Self {
             params,
             volumes: BTreeMap::new(),
+            states: Vec::new(),
             held: BTreeMap::new(),
             remembered: HashSet::new(),
             remembered_in_order: VecDeque::new(),
@@ -245,6 +272,7 @@ impl NodeLease {
             wipe_asked: false,
             sessions: 0,
             current: None,
+            voided: 0,
         }
     }
 
@@ -286,6 +314,11 @@ impl NodeLease {
         Ok(())
     }
 
+    /// Tells the durable states of the pools whose volumes are unlocked; call it before whatever may send them.
+    pub fn set_states(&mut self, states: Vec<PoolState>) {
+        self.states = states;
+    }
+
     /// The earliest deadline of all that is held.
     pub fn deadline(&self) -> Option<BootInstant> {
         self.held.values().map(|held| held.deadline).min()
@@ -300,6 +333,11 @@ impl NodeLease {
             lease_ms: held.lease_ms,
             deadline: held.deadline,
         })
+    }
+
+    /// Whether no key is on its way in or out. Evidence waits for that: what it does not list counts as gone.
+    pub fn is_settled(&self) -> bool {
+        self.held.values().all(|held| held.phase == Phase::Active)
     }
 
     /// The last wipe of this run.
@@ -334,6 +372,7 @@ impl NodeLease {
         self.held.clear();
         self.wipe_asked = false;
         self.current = None;
+        self.voided = self.sessions;
         // A wipe of an empty arena must not hide the reason why it is empty; one that latches always counts.
         let latches = record.cause.repush_rule() == crate::message::RepushRule::Latched;
         if !ended.is_empty() || latches || self.last_wipe.is_none() {
@@ -370,6 +409,11 @@ impl NodeLease {
 
     fn is_current(&self, session: u64) -> bool {
         self.current == Some(session)
+    }
+
+    /// Whether a wipe has ended the session, which gets [`NodeSession::on_wiped`] then if it has not had it.
+    fn is_voided(&self, session: u64) -> bool {
+        session <= self.voided
     }
 
     fn end_session(&mut self, session: u64) {

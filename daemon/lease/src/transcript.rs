@@ -10,18 +10,20 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use units::{DomainId, Fence, GrantId, VolumeEpoch, VolumeId};
+use units::{BootId, DomainId, Fence, GrantId, VolumeEpoch, VolumeId};
 
 use crate::error::SessionError;
 use crate::frame::{self, RawFrame};
 use crate::limits::PROTOCOL_VERSION;
-use crate::message::{Body, Hello, Kind, Nonce, SigningPublicKey};
+use crate::message::{Body, Hello, Kind, Nonce, SigningPublicKey, WipeRecord};
 
 const HELLO_CONTEXT: &[u8] = b"nightlatch/lease/1 hello";
 const SESSION_CONTEXT: &[u8] = b"nightlatch/lease/1 session";
 const SIGNATURE_CONTEXT: &[u8] = b"nightlatch/lease/1 signature";
 const AAD_CONTEXT: &[u8] = b"nightlatch/lease/1 grant";
 const CHALLENGE_CONTEXT: &[u8] = b"nightlatch/lease/1 challenge";
+const QUOTE_CONTEXT: &[u8] = b"nightlatch/lease/1 quote";
+const WIPE_CONTEXT: &[u8] = b"nightlatch wipe 1";
 
 /// The label under which both sides derive the TLS exporter (RFC 8446 section 7.5), with no context.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-nightlatch-lease-1";
@@ -128,6 +130,21 @@ pub(crate) fn session_transcript(
         .with(exporter)
         .with(&hello.challenge)
         .with(evidence_body)
+        .hash()
+}
+
+/// What a TPM is asked to sign beside its registers: this session and no other.
+pub(crate) fn quote_digest(transcript: &[u8; 32]) -> [u8; 32] {
+    Parts::new(QUOTE_CONTEXT).with(&[PROTOCOL_VERSION]).with(transcript).hash()
+}
+
+/// What a TPM's register is extended with for a wipe.
+pub(crate) fn wipe_measurement(wipe: &WipeRecord, boot: BootId) -> [u8; 32] {
+    Parts::new(WIPE_CONTEXT)
+        .with(&boot.0)
+        .with(wipe.cause.name().as_bytes())
+        .with(&wipe.at.0.to_le_bytes())
+        .with(&wipe.generation.to_le_bytes())
         .hash()
 }
 

@@ -272,7 +272,7 @@ async fn only_nbd_clients_reach_the_nbd_head_and_see_a_server_they_can_name() {
         .issue_server(&"head".parse().unwrap(), &["localhost".into(), "127.0.0.1".into()], 30)
         .unwrap();
     let servers = [Credentials::load(&files.ecdsa.cert, &files.ecdsa.key).unwrap()];
-    let server = nbd_server(&servers, &installation.trust()).unwrap();
+    let server = nbd_server(&servers, &installation.trust(), TlsFloor::Tls13).unwrap();
     for role in Role::ALL {
         let client = nbd_client(&installation.issue(role, "x"), &roots(&installation)).unwrap();
         let (at_server, at_client) = handshake(server.clone(), client).await;
@@ -283,7 +283,7 @@ async fn only_nbd_clients_reach_the_nbd_head_and_see_a_server_they_can_name() {
     }
     // A head that shows a machine's certificate has no host name that a client could check.
     let machine = installation.issue(Role::Node, "node-9");
-    let server = nbd_server(&[machine], &installation.trust()).unwrap();
+    let server = nbd_server(&[machine], &installation.trust(), TlsFloor::Tls13).unwrap();
     let client = nbd_client(&installation.issue(Role::NbdClient, "y"), &roots(&installation)).unwrap();
     assert!(handshake(server, client).await.1.is_err());
 }

@@ -126,3 +126,20 @@ async fn stopping_does_not_wait_for_ever() {
     server.ended.await.unwrap();
     assert!(matches!(held.await.unwrap(), Err(ClientError::Unreachable { .. })));
 }
+
+#[tokio::test]
+async fn strangers_who_say_nothing_keep_nobody_with_a_certificate_out() {
+    let installation = Installation::new();
+    let limits = ServeLimits { connections_max: 2, ..ServeLimits::default() };
+    let server = installation.serve_with(&[Role::Operator], limits).await;
+    // More than there are places for handshakes; each would be kept for fifteen seconds.
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    let client = installation.client(&installation.issue(Role::Operator, "alice"), &server);
+    let begun = std::time::Instant::now();
+    assert_eq!(client.get::<String>("/whoami").await.unwrap(), "operator alice");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0, "the oldest has given way");
+}

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use units::{BootInstant, GrantId, VolumeId};
+use units::{BootInstant, GrantId, PoolId, VolumeId};
 
 use super::{EvidenceInput, GrantToAdmit, NodeEffect, NodeLease, NodeNote, Phase, WipeReport};
 use crate::error::{GrantRefusal, SessionError};
@@ -12,11 +12,13 @@ use crate::limits::{
     challenge_interval_ms,
 };
 use crate::message::{
-    Body, ChallengeRequest, Evidence, Grant, GrantRefused, Hello, Kind, Nonce, Receipt, Refused, Renewal,
-    RenewalChallenge, Revoke, Scope, SigningPublicKey, WipeCause, WipeReceipt, WipeRecord, WipeStages,
+    Attestation, Body, ChallengeRequest, CredentialOpened, Evidence, Grant, GrantRefused, Hello, Kind, Nonce,
+    Receipt, Refused, Renewal, RenewalChallenge, Revoke, Scope, SigningPublicKey, StateVerdict, WipeCause,
+    WipeReceipt, WipeRecord, WipeStages,
 };
 use crate::transcript::{
-    self, EXPORTER_BYTES, challenge_nonce, hello_transcript, session_transcript, sign_encoded, sign_frame,
+    self, EXPORTER_BYTES, challenge_nonce, hello_transcript, quote_digest, session_transcript, sign_encoded,
+    sign_frame,
 };
 
 /// What a session is opened with.
@@ -120,6 +122,7 @@ impl NodeSession {
         match self.state {
             State::Over => return Err(SessionError::Closed),
             State::Wiped { .. } => return Ok(vec![NodeEffect::Note(NodeNote::DuringWipe)]),
+            _ if lease.is_voided(self.id) => return Ok(vec![NodeEffect::Note(NodeNote::DuringWipe)]),
             State::AwaitingHello => {}
             _ if !lease.is_current(self.id) => return Err(SessionError::Superseded),
             _ => {}
@@ -180,7 +183,7 @@ impl NodeSession {
         Ok(vec![NodeEffect::NeedEvidence])
     }
 
-    /// Answers the keyholder's hello with what the shell gathered.
+    /// Answers the keyholder's hello with what the shell gathered. [`SessionError::Unsettled`] while a key is on its way in or out.
     pub fn on_evidence(
         &mut self,
         lease: &mut NodeLease,
@@ -200,8 +203,14 @@ impl NodeSession {
         now: BootInstant,
         input: EvidenceInput,
     ) -> Result<Vec<NodeEffect>, SessionError> {
+        if lease.is_voided(self.id) {
+            return Ok(vec![NodeEffect::Note(NodeNote::DuringWipe)]);
+        }
         if !lease.is_current(self.id) {
             return Err(SessionError::Superseded);
+        }
+        if !lease.is_settled() {
+            return Err(SessionError::Unsettled);
         }
         let State::AwaitingEvidence { hello } = std::mem::replace(&mut self.state, State::Over) else {
             return Err(SessionError::OutOfOrder {
@@ -222,13 +231,32 @@ impl NodeSession {
             held: lease.held_grants(),
             lease_limits: params.limits,
             challenge: self.make_challenge(now),
+            attests: input.attests,
         };
         let body = frame::encode_body(&evidence)?;
         let transcript = session_transcript(&hello, &evidence.identity_key, &self.params.exporter, &body);
         let frame = sign_encoded(params.identity.as_ref(), Kind::Evidence, &transcript, &body)?;
         self.state = State::Established { transcript, keyholder: hello.signing_key };
         self.heard = now;
-        Ok(vec![NodeEffect::Send(frame)])
+        let quote = input.attests.then(|| NodeEffect::NeedAttestation(quote_digest(&transcript)));
+        Ok(std::iter::once(NodeEffect::Send(frame)).chain(quote).collect())
+    }
+
+    /// Sends what the TPM said, or why it said nothing. After a wipe, or for a session that another one follows, nothing.
+    pub fn on_attestation(&self, lease: &NodeLease, attestation: &Attestation) -> Vec<NodeEffect> {
+        self.answer(lease, attestation)
+    }
+
+    /// Sends what the TPM found in a credential.
+    pub fn on_credential_opened(&self, lease: &NodeLease, opened: &CredentialOpened) -> Vec<NodeEffect> {
+        self.answer(lease, opened)
+    }
+
+    fn answer<B: Body>(&self, lease: &NodeLease, body: &B) -> Vec<NodeEffect> {
+        if !self.is_established() || !lease.is_current(self.id) {
+            return Vec::new();
+        }
+        self.try_signed(lease, body).into_iter().collect()
     }
 
     fn on_established(
@@ -251,6 +279,7 @@ impl NodeSession {
                 let ChallengeRequest {} = frame::decode(raw.body)?;
                 Ok(vec![self.challenge(lease, now)?])
             }
+            Kind::Credential => Ok(vec![NodeEffect::OpenCredential(frame::decode(raw.body)?)]),
             other => Err(SessionError::UnexpectedKind { kind: other.byte() }),
         }
     }
@@ -283,7 +312,7 @@ impl NodeSession {
         reason: GrantRefusal,
     ) -> Result<Vec<NodeEffect>, SessionError> {
         let send = self.signed(lease, &GrantRefused { grant, volume, reason })?;
-        Ok(vec![NodeEffect::Note(NodeNote::GrantRefused { grant, reason }), send])
+        Ok(vec![NodeEffect::Note(NodeNote::GrantRefused { grant, volume, reason }), send])
     }
 
     fn on_renewal(&mut self, lease: &mut NodeLease, renewal: &Renewal) -> Vec<NodeEffect> {
@@ -338,14 +367,14 @@ impl NodeSession {
         now: BootInstant,
         volume: VolumeId,
         grant: GrantId,
-        result: Result<(), GrantRefusal>,
+        result: Result<StateVerdict, GrantRefusal>,
     ) -> Vec<NodeEffect> {
         let held = lease.held.get_mut(&volume).filter(|held| held.grant == grant);
         match (held, result) {
             // A wipe came between: the key cannot be in force, and if it is it goes.
-            (None, Ok(())) => vec![NodeEffect::DropVolume { volume, grant, cause: WipeCause::NotRenewed }],
+            (None, Ok(_)) => vec![NodeEffect::DropVolume { volume, grant, cause: WipeCause::NotRenewed }],
             (None, Err(_)) => Vec::new(),
-            (Some(held), Ok(())) => match held.phase {
+            (Some(held), Ok(verdict)) => match held.phase {
                 Phase::Cancelled(cause) => {
                     held.phase = Phase::Dropping;
                     vec![NodeEffect::DropVolume { volume, grant, cause }]
@@ -354,7 +383,10 @@ impl NodeSession {
                 Phase::Dropping => Vec::new(),
                 Phase::Admitting | Phase::Active => {
                     held.phase = Phase::Active;
-                    let receipt = Receipt { grant, volume, fence: held.fence };
+                    let fence = held.fence;
+                    let pool = lease.volumes.get(&volume).map_or(PoolId([0; 16]), |present| present.pool);
+                    let states = lease.states.clone();
+                    let receipt = Receipt { grant, volume, fence, pool, verdict, states };
                     let mut effects = lease.on_time(now);
                     if effects.is_empty() {
                         effects.extend(self.try_signed(lease, &receipt));
@@ -366,7 +398,7 @@ impl NodeSession {
                 lease.held.remove(&volume);
                 let mut effects = vec![
                     NodeEffect::SetDeadline(lease.deadline()),
-                    NodeEffect::Note(NodeNote::GrantRefused { grant, reason }),
+                    NodeEffect::Note(NodeNote::KeyRefused { grant, reason }),
                 ];
                 effects.extend(self.try_signed(lease, &GrantRefused { grant, volume, reason }));
                 effects
@@ -390,13 +422,17 @@ impl NodeSession {
     }
 
     /// Reports that the arena was wiped, and again when that wipe has come further. Call it after [`NodeLease::on_wiped`] and
-    /// hand over the grants that it returned. With the last report the session is over: its envelope key is gone.
+    /// hand over the grants that it returned. With the last report the session is over: its envelope key is gone. A session
+    /// that was opened after the wipe is not concerned.
     pub fn on_wiped(
         &mut self,
         lease: &NodeLease,
         report: &WipeReport,
         ended: Vec<GrantId>,
     ) -> Vec<NodeEffect> {
+        if !lease.is_voided(self.id) {
+            return Vec::new();
+        }
         let mut effects = Vec::new();
         if let State::Established { transcript, .. } | State::Wiped { transcript } = self.state {
             effects.extend(self.wipe_receipt(lease, Scope::All, report, ended).ok());
@@ -412,6 +448,9 @@ impl NodeSession {
 
     /// Sends a challenge when one is due; gives the session up after silence.
     pub fn on_time(&mut self, lease: &mut NodeLease, now: BootInstant) -> Vec<NodeEffect> {
+        if lease.is_voided(self.id) {
+            return Vec::new();
+        }
         let note = match self.state {
             State::Over | State::Wiped { .. } => return Vec::new(),
             State::Established { .. } => {
@@ -446,6 +485,7 @@ impl NodeSession {
     pub fn next_timeout(&self, lease: &NodeLease) -> Option<BootInstant> {
         match self.state {
             State::Over | State::Wiped { .. } => None,
+            _ if lease.is_voided(self.id) => None,
             State::AwaitingHello | State::AwaitingEvidence { .. } => {
                 Some(self.opened.saturating_add_ms(HANDSHAKE_MS_MAX))
             }
@@ -486,7 +526,7 @@ impl NodeSession {
 
     fn challenge(&mut self, lease: &NodeLease, now: BootInstant) -> Result<NodeEffect, SessionError> {
         let nonce = self.make_challenge(now);
-        self.signed(lease, &RenewalChallenge { nonce })
+        self.signed(lease, &RenewalChallenge { nonce, states: lease.states.clone() })
     }
 
     fn wipe_receipt(
@@ -497,7 +537,8 @@ impl NodeSession {
         grants: Vec<GrantId>,
     ) -> Result<NodeEffect, SessionError> {
         let WipeReport { record, stages, more } = *report;
-        self.signed(lease, &WipeReceipt { scope, record, stages, more, grants })
+        let states = lease.states.clone();
+        self.signed(lease, &WipeReceipt { scope, record, stages, more, grants, states })
     }
 
     fn signed<B: Body>(&self, lease: &NodeLease, body: &B) -> Result<NodeEffect, SessionError> {

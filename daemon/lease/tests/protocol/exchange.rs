@@ -5,7 +5,7 @@ use lease::keyholder::{GrantError, GrantOrder, KeyholderEvent, KeyholderSession,
 use lease::limits::{
     CHALLENGES_OUTSTANDING_MAX, HANDSHAKE_MS_MAX, LEASE_MS_MAX, LEASE_MS_MIN, SILENCE_MS_MAX,
 };
-use lease::message::{LeaseLimits, RevokeCause, Scope, WipeCause, WipeRecord, WipeStages};
+use lease::message::{LeaseLimits, RevokeCause, Scope, StateVerdict, WipeCause, WipeRecord, WipeStages};
 use lease::node::{
     EvidenceInput, NodeEffect, NodeLease, NodeNote, NodeParams, NodeSession, NodeSessionParams, WipeReport,
 };
@@ -28,7 +28,9 @@ fn refusal(effects: &[NodeEffect]) -> GrantRefusal {
     effects
         .iter()
         .find_map(|effect| match effect {
-            NodeEffect::Note(NodeNote::GrantRefused { reason, .. }) => Some(*reason),
+            NodeEffect::Note(NodeNote::GrantRefused { reason, .. } | NodeNote::KeyRefused { reason, .. }) => {
+                Some(*reason)
+            }
             _ => None,
         })
         .expect("a refusal")
@@ -46,7 +48,7 @@ fn a_grant_is_admitted_under_the_deadline_that_counts_from_the_challenge() {
     envelope::open(&ENVELOPE_SECRET, &admit.info, &admit.aad, &admit.envelope, &mut prk).unwrap();
     assert_eq!(prk, PRK);
 
-    let effects = pair.node.on_admitted(&mut pair.lease, ms(4_001), VOLUME, G1, Ok(()));
+    let effects = pair.node.on_admitted(&mut pair.lease, ms(4_001), VOLUME, G1, Ok(StateVerdict::First));
     let receipt = pair.keyholder.on_frame(ms(4_002), &sent(&effects)[0]).unwrap();
     assert!(matches!(receipt, Some(KeyholderEvent::Receipt(receipt)) if receipt.fence == Fence(8)));
     assert_eq!(pair.lease.held().count(), 1);
@@ -202,7 +204,7 @@ fn a_grant_received_twice_is_a_replay_and_its_refusal_does_not_hide_the_receipt(
     let again = pair.deliver(ms(2), &frame).unwrap();
     assert_eq!(refusal(&again), GrantRefusal::Replayed);
     assert_eq!(pair.keyholder.on_frame(ms(3), &sent(&again)[0]).unwrap(), None);
-    let receipt = pair.node.on_admitted(&mut pair.lease, ms(4), VOLUME, G1, Ok(()));
+    let receipt = pair.node.on_admitted(&mut pair.lease, ms(4), VOLUME, G1, Ok(StateVerdict::First));
     assert!(matches!(
         pair.keyholder.on_frame(ms(5), &sent(&receipt)[0]).unwrap(),
         Some(KeyholderEvent::Receipt(_))
@@ -335,7 +337,7 @@ fn evidence_of_another_identity_key_is_refused_and_unpinned_evidence_gets_no_gra
 
     let mut pair =
         Pair::new(ms(0), node_lease(), KeyholderSessionParams { pinned: None, ..keyholder_params() });
-    let KeyholderEvent::Evidence(evidence) = pair.establish(ms(0)).unwrap() else { panic!("evidence") };
+    let KeyholderEvent::Evidence(evidence, None) = pair.establish(ms(0)).unwrap() else { panic!("evidence") };
     assert_eq!(evidence.identity_key, identity().public_key());
     let granted = pair.keyholder.grant(order(1, 8), |_| Ok::<_, std::convert::Infallible>(Vec::new()));
     assert!(matches!(granted, Err(GrantError::NotPinned)));
@@ -376,7 +378,7 @@ fn altered_evidence_is_refused_by_the_keyholder() {
     let mut pair = Pair::new(ms(0), node_lease(), keyholder_params());
     let hello = unframe(&pair.keyholder.start().unwrap());
     pair.deliver(ms(0), &hello).unwrap();
-    let input = EvidenceInput { hygiene: "{}".to_owned(), envelope_key: envelope_key() };
+    let input = EvidenceInput { hygiene: "{}".to_owned(), envelope_key: envelope_key(), attests: false };
     let effects = pair.node.on_evidence(&mut pair.lease, ms(0), input).unwrap();
     let evidence = sent(&effects).remove(0);
     let fresh = || {
@@ -389,7 +391,7 @@ fn altered_evidence_is_refused_by_the_keyholder() {
         altered[bit / 8] ^= 1 << (bit % 8);
         assert!(fresh().on_frame(ms(1), &altered).is_err(), "bit {bit}");
     }
-    assert!(matches!(fresh().on_frame(ms(1), &evidence), Ok(Some(KeyholderEvent::Evidence(_)))));
+    assert!(matches!(fresh().on_frame(ms(1), &evidence), Ok(Some(KeyholderEvent::Evidence(_, None)))));
 }
 
 #[test]
@@ -398,9 +400,9 @@ fn another_version_is_named_and_both_sides_understand_the_refusal() {
     let mut hello = unframe(&pair.keyholder.start().unwrap());
     hello[0] = 1;
     let error = pair.deliver(ms(0), &hello).unwrap_err();
-    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 3 });
+    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 5 });
     let event = pair.keyholder.on_frame(ms(0), &unframe(&NodeSession::refusal(&error))).unwrap();
-    let reason = SessionRefusal::UnsupportedVersion { supported: 3 };
+    let reason = SessionRefusal::UnsupportedVersion { supported: 5 };
     assert_eq!(event, Some(KeyholderEvent::NodeRefused(reason)));
 }
 
@@ -458,7 +460,7 @@ fn a_volume_revoked_while_its_key_is_being_admitted_is_dropped_once_it_is_in() {
     pair.deliver(ms(1), &frame).unwrap();
     let revoke = unframe(&pair.keyholder.revoke(Scope::Volume(VOLUME), RevokeCause::Revoked).unwrap());
     assert_eq!(pair.deliver(ms(2), &revoke).unwrap(), []);
-    let effects = pair.node.on_admitted(&mut pair.lease, ms(3), VOLUME, G1, Ok(()));
+    let effects = pair.node.on_admitted(&mut pair.lease, ms(3), VOLUME, G1, Ok(StateVerdict::First));
     let cause = WipeCause::Revoked;
     assert_eq!(effects, [NodeEffect::DropVolume { volume: VOLUME, grant: G1, cause }]);
     assert_eq!(pair.lease.held().count(), 0);
@@ -488,8 +490,34 @@ fn a_key_that_arrives_in_the_keyring_after_a_wipe_is_dropped() {
     let frame = pair.grant_frame(order(1, 8));
     pair.deliver(ms(1), &frame).unwrap();
     pair.lease.on_wiped(report(WipeCause::PowerLoss, ms(2)).record);
-    let effects = pair.node.on_admitted(&mut pair.lease, ms(3), VOLUME, G1, Ok(()));
+    let effects = pair.node.on_admitted(&mut pair.lease, ms(3), VOLUME, G1, Ok(StateVerdict::First));
     assert!(matches!(effects[..], [NodeEffect::DropVolume { volume: VOLUME, .. }]));
+}
+
+#[test]
+fn a_session_that_has_not_heard_of_its_wipe_yet_still_sends_the_receipt() {
+    let mut pair = Pair::established(ms(0));
+    let request = unframe(&pair.keyholder.request_challenge().unwrap());
+    let wiped = report(WipeCause::PowerLoss, ms(2));
+    let ended = pair.lease.on_wiped(wiped.record);
+    // What arrives, or falls due, between the wipe and the news of it ends nothing.
+    assert_eq!(pair.deliver(ms(2), &request).unwrap(), [NodeEffect::Note(NodeNote::DuringWipe)]);
+    assert_eq!(pair.node.next_timeout(&pair.lease), None);
+    assert_eq!(pair.node.on_time(&mut pair.lease, ms(1_000_000)), []);
+    let effects = pair.node.on_wiped(&pair.lease, &wiped, ended);
+    let event = pair.keyholder.on_frame(ms(3), &sent(&effects)[0]).unwrap();
+    assert!(matches!(event, Some(KeyholderEvent::Wiped(receipt)) if receipt.scope == Scope::All));
+}
+
+#[test]
+fn news_of_a_wipe_from_before_does_not_end_a_session() {
+    let mut pair = Pair::established(ms(0));
+    let wiped = report(WipeCause::PowerLoss, ms(2));
+    let ended = pair.lease.on_wiped(wiped.record);
+    let mut pair = Pair::new(ms(3), pair.lease, keyholder_params());
+    pair.establish(ms(3)).unwrap();
+    assert_eq!(pair.node.on_wiped(&pair.lease, &wiped, ended), []);
+    pair.grant(ms(4), order(1, 8));
 }
 
 #[test]
@@ -501,7 +529,9 @@ fn a_newer_session_takes_over_with_what_is_held_and_the_older_one_ends() {
 
     let params = KeyholderSessionParams { challenge: [0xce; 32], exporter: [0x57; 32], ..keyholder_params() };
     let mut pair = Pair::new(ms(1_000), lease, params);
-    let KeyholderEvent::Evidence(evidence) = pair.establish(ms(1_000)).unwrap() else { panic!("evidence") };
+    let KeyholderEvent::Evidence(evidence, None) = pair.establish(ms(1_000)).unwrap() else {
+        panic!("evidence")
+    };
     assert_eq!(evidence.held.iter().map(|held| held.grant).collect::<Vec<_>>(), [G1]);
     assert_eq!(old.on_frame(&mut pair.lease, ms(1_001), &late), Err(SessionError::Superseded));
 
@@ -511,19 +541,23 @@ fn a_newer_session_takes_over_with_what_is_held_and_the_older_one_ends() {
 }
 
 #[test]
-fn a_key_that_an_older_session_was_admitting_is_dropped_by_a_newer_one() {
+fn a_key_that_an_older_session_was_admitting_is_dropped_by_a_newer_one_and_evidence_waits_for_that() {
     let mut pair = Pair::established(ms(0));
     let frame = pair.grant_frame(order(1, 8));
     pair.deliver(ms(1), &frame).unwrap();
     let Pair { lease, node: mut old, keyholder: _ } = pair;
     let mut pair =
         Pair::new(ms(2), lease, KeyholderSessionParams { challenge: [1; 32], ..keyholder_params() });
-    let KeyholderEvent::Evidence(evidence) = pair.establish(ms(2)).unwrap() else { panic!("evidence") };
-    assert_eq!(evidence.held, []);
-    let effects = old.on_admitted(&mut pair.lease, ms(3), VOLUME, G1, Ok(()));
+    assert_eq!(pair.establish(ms(2)).err(), Some(SessionError::Unsettled), "it would be left out");
+    let effects = old.on_admitted(&mut pair.lease, ms(3), VOLUME, G1, Ok(StateVerdict::First));
     let cause = WipeCause::NotRenewed;
     assert_eq!(effects, [NodeEffect::DropVolume { volume: VOLUME, grant: G1, cause }]);
+    assert!(!pair.lease.is_settled(), "it is on its way out");
     assert_eq!(pair.lease.on_dropped(VOLUME, G1), None);
+    let params = KeyholderSessionParams { challenge: [2; 32], ..keyholder_params() };
+    let mut pair = Pair::new(ms(4), pair.lease, params);
+    let KeyholderEvent::Evidence(evidence, None) = pair.establish(ms(4)).unwrap() else { panic!("evidence") };
+    assert_eq!(evidence.held, []);
 }
 
 #[test]

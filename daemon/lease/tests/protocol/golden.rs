@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use lease::SessionError;
 use lease::envelope;
-use lease::message::{RevokeCause, Scope, WipeCause, WipeRecord, WipeStages};
+use lease::message::{
+    Attestation, Credential, CredentialOpened, RevokeCause, Scope, StateVerdict, TpmStatement, WipeCause,
+    WipeRecord, WipeStages,
+};
 use lease::node::{EvidenceInput, NodeEffect, NodeSession, WipeReport};
 use units::GrantId;
 
@@ -27,7 +30,7 @@ fn committed(name: &str) -> Vec<u8> {
 
 fn evidence_input() -> EvidenceInput {
     let hygiene = r#"{"memory":"memfd-secret"}"#.to_owned();
-    EvidenceInput { hygiene, envelope_key: envelope_key() }
+    EvidenceInput { hygiene, envelope_key: envelope_key(), attests: false }
 }
 
 fn compare(name: &str, bytes: &[u8]) {
@@ -56,7 +59,7 @@ fn the_bytes_of_a_session_are_those_committed() {
     compare("03-grant", &grant);
     let effects = pair.deliver(ms(1), &grant).unwrap();
     assert_eq!(admitted(&effects).grant, G1);
-    let effects = pair.node.on_admitted(&mut pair.lease, ms(2), VOLUME, G1, Ok(()));
+    let effects = pair.node.on_admitted(&mut pair.lease, ms(2), VOLUME, G1, Ok(StateVerdict::First));
     compare("04-receipt", &sent(&effects)[0]);
     pair.keyholder.on_frame(ms(2), &sent(&effects)[0]).unwrap();
 
@@ -87,6 +90,41 @@ fn the_bytes_of_a_session_are_those_committed() {
     compare("12-wipe-receipt-last", &sent(&effects)[0]);
 
     compare("11-refused", &unframe(&NodeSession::refusal(&SessionError::NotEnrolled)));
+}
+
+#[test]
+fn the_bytes_of_what_a_tpm_says_are_those_committed() {
+    let mut pair = Pair::new(ms(0), node_lease(), keyholder_params());
+    let hello = unframe(&pair.keyholder.start().unwrap());
+    pair.deliver(ms(0), &hello).unwrap();
+    let input = EvidenceInput { attests: true, ..evidence_input() };
+    let effects = pair.node.on_evidence(&mut pair.lease, ms(0), input).unwrap();
+    compare("13-evidence-that-attests", &sent(&effects)[0]);
+    pair.keyholder.on_frame(ms(0), &sent(&effects)[0]).unwrap();
+    let statement = TpmStatement {
+        endorsement_key: vec![1; 3],
+        certificate: vec![2; 3],
+        attestation_key: vec![3; 3],
+        quote: vec![4; 3],
+        signature: vec![5; 3],
+        registers: vec![[6; 32]; 2],
+        wipes_began_at: [0; 32],
+        wipes: vec![WipeRecord { cause: WipeCause::PowerLine, at: ms(7), generation: 1 }],
+        event_log: vec![8; 3],
+    };
+    let effects = pair.node.on_attestation(&pair.lease, &Attestation { statement: Ok(statement) });
+    compare("14-attestation", &sent(&effects)[0]);
+    pair.keyholder.on_frame(ms(0), &sent(&effects)[0]).unwrap();
+    let credential = Credential { object: vec![9; 3], seed: vec![10; 3] };
+    let credential = unframe(&pair.keyholder.credential(&credential).unwrap());
+    compare("15-credential", &credential);
+    pair.deliver(ms(1), &credential).unwrap();
+    let effects = pair.node.on_credential_opened(&pair.lease, &CredentialOpened { secret: Ok([11; 32]) });
+    compare("16-credential-opened", &sent(&effects)[0]);
+    let quoted = pair.keyholder.quote_digest().unwrap();
+    compare("quote-digest", &quoted);
+    let wipe = WipeRecord { cause: WipeCause::PowerLine, at: ms(7), generation: 1 };
+    compare("wipe-measurement", &wipe.measurement(units::BootId([0x99; 16])));
 }
 
 #[test]

@@ -6,6 +6,7 @@
     reason = "tests: a failed unwrap is a failed test, and golden files and soak times are outside the machines"
 )]
 
+mod attestation;
 mod exchange;
 mod exhaustive;
 mod golden;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lease::keyholder::{GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
 use lease::limits::{DRIFT_PPM, lease_with_drift_ms};
-use lease::message::{RevokeCause, Scope, VolumePresent, WipeCause, WipeRecord, WipeStages};
+use lease::message::{RevokeCause, Scope, StateVerdict, VolumePresent, WipeCause, WipeRecord, WipeStages};
 use lease::node::{EvidenceInput, NodeEffect, NodeLease, NodeSession, NodeSessionParams, WipeReport};
 use lease::{GrantRefusal, SessionError};
 use units::{BootInstant, Fence, GrantId, VolumeId};
@@ -225,10 +225,19 @@ impl World {
             match effect {
                 NodeEffect::Send(bytes) => self.transmit_to_keyholder(&bytes),
                 NodeEffect::NeedEvidence => {
-                    let input = EvidenceInput { hygiene: String::new(), envelope_key: envelope_key() };
+                    let input = EvidenceInput {
+                        hygiene: String::new(),
+                        envelope_key: envelope_key(),
+                        attests: false,
+                    };
                     let now = self.now_node();
-                    if let Ok(effects) = self.nodes[session].on_evidence(&mut self.lease, now, input) {
-                        self.perform(session, effects);
+                    match self.nodes[session].on_evidence(&mut self.lease, now, input) {
+                        Ok(effects) => {
+                            self.assert_evidence_lists_every_key();
+                            self.perform(session, effects);
+                        }
+                        // As a shell does that does not wait: it closes, and the keyholder dials again.
+                        Err(_) => reconnect = true,
                     }
                 }
                 NodeEffect::AdmitGrant(admit) => {
@@ -243,6 +252,7 @@ impl World {
                     self.chores.push((due, Chore::Drop { session, volume, grant }));
                 }
                 NodeEffect::Wipe(cause) => self.wipe(cause),
+                NodeEffect::NeedAttestation(_) | NodeEffect::OpenCredential(_) => unreachable!("no TPM here"),
                 NodeEffect::Note(lease::node::NodeNote::StaleRenewal) => self.tally.stale += 1,
                 NodeEffect::Note(_) => {}
                 NodeEffect::Close => reconnect = true,
@@ -251,6 +261,17 @@ impl World {
         if reconnect {
             self.connect();
         }
+    }
+
+    /// The keyholder takes what evidence does not list for gone.
+    fn assert_evidence_lists_every_key(&self) {
+        let listed: BTreeSet<GrantId> = self.lease.held().map(|held| held.grant).collect();
+        assert!(
+            self.keys.values().all(|grant| listed.contains(grant)),
+            "a key is here that evidence leaves out"
+        );
+        let comes = self.chores.iter().any(|(_, chore)| matches!(chore, Chore::Admit { .. }));
+        assert!(!comes, "a key comes after evidence that leaves it out");
     }
 
     fn set_deadline(&mut self, deadline: Option<BootInstant>) {
@@ -284,7 +305,11 @@ impl World {
             let now = self.now_node();
             match chore {
                 Chore::Admit { session, volume, grant } => {
-                    let result = if self.random.chance(10) { Err(GrantRefusal::WrongKey) } else { Ok(()) };
+                    let result = if self.random.chance(10) {
+                        Err(GrantRefusal::WrongKey)
+                    } else {
+                        Ok(StateVerdict::First)
+                    };
                     if result.is_ok() {
                         self.keys.insert(volume, grant);
                         self.tally.admitted += 1;
@@ -338,7 +363,7 @@ impl World {
             Err(_) => return self.connect(),
         };
         match event {
-            KeyholderEvent::Evidence(evidence) => {
+            KeyholderEvent::Evidence(evidence, None) => {
                 let held: BTreeMap<_, _> = evidence.held.iter().map(|h| (h.volume, h.grant)).collect();
                 self.current.retain(|volume, grant| held.get(volume) == Some(grant));
                 for present in &evidence.volumes {
@@ -347,7 +372,10 @@ impl World {
                 }
                 self.grant_missing();
             }
-            KeyholderEvent::Challenged(challenged) => {
+            KeyholderEvent::Evidence(_, Some(_)) | KeyholderEvent::CredentialOpened(_) => {
+                unreachable!("no TPM here")
+            }
+            KeyholderEvent::Challenged(challenged, _) => {
                 if self.random.chance(15) {
                     return;
                 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use lease::envelope::{self, PublicEnvelopeKey};
 use lease::frame::FrameBuffer;
 use lease::keyholder::{GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
-use lease::message::{LeaseLimits, OnSeal, VolumeKind, VolumePresent};
+use lease::message::{LeaseLimits, OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent};
 use lease::node::{
     EvidenceInput, GrantToAdmit, NodeEffect, NodeLease, NodeParams, NodeSession, NodeSessionParams,
 };
 use lease::{LocalSigner, SessionError, Signer};
 use units::{
-    BootId, BootInstant, ByteLen, DomainId, Fence, GrantId, NodeId, RootEpoch, VolumeEpoch, VolumeId,
+    BootId, BootInstant, ByteLen, DomainId, Fence, GrantId, NodeId, PoolId, RootEpoch, VolumeEpoch, VolumeId,
 };
 
 pub(crate) const NODE: NodeId = NodeId([0x11; 16]);
@@ -19,6 +19,7 @@ pub(crate) const VOLUME: VolumeId = VolumeId([0x22; 16]);
 pub(crate) const DOMAIN: DomainId = DomainId([0x33; 16]);
 pub(crate) const EPOCH: VolumeEpoch = VolumeEpoch(1);
 pub(crate) const CHECK: [u8; 16] = [0x44; 16];
+pub(crate) const STATE: PoolState = PoolState { pool: PoolId([0x45; 16]), count: 300, chain: [0x46; 32] };
 pub(crate) const EXPORTER: [u8; 32] = [0x55; 32];
 pub(crate) const LEASE_MS: u64 = 5_000;
 pub(crate) const ENVELOPE_SECRET: [u8; 32] = [0x66; 32];
@@ -43,6 +44,7 @@ pub(crate) fn envelope_key() -> PublicEnvelopeKey {
 pub(crate) fn present(volume: VolumeId) -> VolumePresent {
     VolumePresent {
         volume,
+        pool: STATE.pool,
         domain: DOMAIN,
         epoch: EPOCH,
         check: CHECK,
@@ -61,6 +63,7 @@ pub(crate) fn node_lease() -> NodeLease {
         pin: Some(grant_signer().public_key()),
     });
     lease.set_volumes([present(VOLUME)]).unwrap();
+    lease.set_states(vec![STATE]);
     lease
 }
 
@@ -87,6 +90,8 @@ pub(crate) fn order(grant: u8, fence: u64) -> GrantOrder {
         label: "db-1".to_owned(),
         kind: VolumeKind::Block,
         on_seal: OnSeal::Hold,
+        known_state: Some(STATE),
+        on_rollback: OnRollback::Refuse,
         check: CHECK,
     }
 }
@@ -130,7 +135,7 @@ impl Pair {
         let hello = unframe(&self.keyholder.start().unwrap());
         let effects = self.node.on_frame(&mut self.lease, now, &hello)?;
         assert_eq!(effects, [NodeEffect::NeedEvidence]);
-        let input = EvidenceInput { hygiene: "{}".to_owned(), envelope_key: envelope_key() };
+        let input = EvidenceInput { hygiene: "{}".to_owned(), envelope_key: envelope_key(), attests: false };
         let effects = self.node.on_evidence(&mut self.lease, now, input)?;
         let evidence = sent(&effects).remove(0);
         Ok(self.keyholder.on_frame(now, &evidence)?.expect("evidence"))
@@ -139,7 +144,7 @@ impl Pair {
     pub(crate) fn established(now: BootInstant) -> Self {
         let mut pair = Self::new(now, node_lease(), keyholder_params());
         let event = pair.establish(now).unwrap();
-        assert!(matches!(event, KeyholderEvent::Evidence(_)));
+        assert!(matches!(event, KeyholderEvent::Evidence(_, None)));
         pair
     }
 
@@ -167,7 +172,7 @@ impl Pair {
         let frame = self.grant_frame(order);
         let effects = self.deliver(now, &frame).unwrap();
         let admit = admitted(&effects);
-        self.node.on_admitted(&mut self.lease, now, admit.volume, admit.grant, Ok(()))
+        self.node.on_admitted(&mut self.lease, now, admit.volume, admit.grant, Ok(StateVerdict::First))
     }
 
     /// Lets the node send its next challenge and the keyholder see it; returns when it was sent.
