@@ -10,7 +10,7 @@ use crate::commit::Shared;
 use crate::customer_key::BodyCipher;
 use crate::error::StoreError;
 use crate::layout::SECTOR;
-use crate::limits::{INLINE_BYTES_MAX, UNKNOWN_LENGTH_STEP};
+use crate::limits::{INLINE_BYTES_MAX, KNOWN_LENGTH_STEP, UNKNOWN_LENGTH_STEP};
 use crate::records::{Body, Run};
 use crate::space::{Pin, Reservation};
 use crate::volume::BlockErrorKind;
@@ -165,7 +165,9 @@ impl BodyWriter {
     fn next_sectors(&mut self, sectors: u64) -> Result<Run, StoreError> {
         if self.written == self.reserved {
             let ahead = match self.declared {
-                Some(declared) => declared.div_ceil(SECTOR) - self.reserved,
+                Some(declared) => {
+                    (declared.div_ceil(SECTOR) - self.reserved).min(KNOWN_LENGTH_STEP.0 / SECTOR)
+                }
                 None => UNKNOWN_LENGTH_STEP.0 / SECTOR,
             };
             let run = match self.reservation.extend(ahead.max(sectors)) {
@@ -207,11 +209,11 @@ impl FinishedBody {
     }
 }
 
-/// The bytes of a body in reading order.
+/// The bytes of a range of a body in reading order.
 #[derive(Debug)]
 pub(crate) enum Source {
     Inline(Vec<u8>, Cipher),
-    /// Positions on the volume; each piece but the last of a part is whole sectors.
+    /// Positions on the volume, as far as they are wanted.
     Volume(Vec<Piece>),
 }
 
@@ -248,17 +250,26 @@ pub(crate) struct Piece {
     cipher: Cipher,
 }
 
-impl Source {
-    /// The pieces of `runs` that hold `bytes`.
-    pub(crate) fn pieces(runs: &[Run], bytes: u64, cipher: Cipher) -> impl Iterator<Item = Piece> {
-        let mut offset = 0;
-        runs.iter().map(move |run| {
-            let len = (bytes - offset).min(run.byte_len().0);
-            let piece = Piece { at: run.position().0, len, offset, cipher: cipher.clone() };
-            offset += len;
-            piece
-        })
-    }
+/// What of `wanted` is in `runs`, which hold the bytes `held` of an object, encrypted as one.
+pub(crate) fn pieces(
+    runs: &[Run],
+    held: &Range<u64>,
+    wanted: &Range<u64>,
+    cipher: &Cipher,
+) -> impl Iterator<Item = Piece> {
+    let mut begin = held.start;
+    runs.iter().filter_map(move |run| {
+        let end = held.end.min(begin + run.byte_len().0);
+        let (from, to) = (wanted.start.max(begin), wanted.end.min(end));
+        let piece = (from < to).then(|| Piece {
+            at: run.position().0 + (from - begin),
+            len: to - from,
+            offset: from - held.start,
+            cipher: cipher.clone(),
+        });
+        begin = end;
+        piece
+    })
 }
 
 /// Reads a range of an object, chunk by chunk. The bytes stay in place for as long as it lives, whatever happens to the
@@ -278,7 +289,7 @@ impl ObjectReader {
     pub(crate) fn new(
         shared: Arc<Shared>,
         pin: Option<Arc<Pin>>,
-        source: &Source,
+        source: Source,
         range: &Range<u64>,
     ) -> Self {
         let left = range.end.saturating_sub(range.start);
@@ -293,27 +304,11 @@ impl ObjectReader {
         };
         match source {
             Source::Inline(bytes, cipher) => {
-                reader.inline_cipher = cipher.clone();
+                reader.inline_cipher = cipher;
                 let position = |offset| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 reader.inline = bytes[position(range.start)..position(range.end)].to_vec();
             }
-            Source::Volume(pieces) => {
-                let mut begin = 0;
-                for piece in pieces {
-                    let end = begin + piece.len;
-                    let (from, to) = (range.start.max(begin), range.end.min(end));
-                    if from < to {
-                        let skipped = from - begin;
-                        reader.pieces.push_back(Piece {
-                            at: piece.at + skipped,
-                            len: to - from,
-                            offset: piece.offset + skipped,
-                            cipher: piece.cipher.clone(),
-                        });
-                    }
-                    begin = end;
-                }
-            }
+            Source::Volume(pieces) => reader.pieces = pieces.into(),
         }
         reader
     }
@@ -371,5 +366,26 @@ impl ObjectReader {
         }
         self.left -= wanted as u64;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_takes_the_pieces_that_it_touches_and_no_others() {
+        let runs: Vec<Run> = (0..10_000).map(|number| Run { start: number * 10, sectors: 2 }).collect();
+        // What comes before it in the object is another part.
+        let held = 1_000_000..1_000_000 + 10_000 * 8192 - 100;
+        let found = |from: u64, to: u64| pieces(&runs, &held, &(from..to), &Cipher::None).collect::<Vec<_>>();
+        assert_eq!(found(0, u64::MAX).len(), 10_000);
+        assert_eq!(found(0, u64::MAX).iter().map(|piece| piece.len).sum::<u64>(), held.end - held.start);
+        let middle = found(1_000_000 + 8192 * 5_000 - 10, 1_000_000 + 8192 * 5_000 + 10);
+        let places: Vec<_> = middle.iter().map(|piece| (piece.at, piece.len, piece.offset)).collect();
+        let (last, first) = (4_999 * 10 * 4096 + 8182, 5_000 * 10 * 4096);
+        assert_eq!(places, [(last, 10, 8192 * 5_000 - 10), (first, 10, 8192 * 5_000)]);
+        assert!(found(0, 1_000_000).is_empty() && found(held.end, u64::MAX).is_empty());
+        assert_eq!(found(held.end - 1, held.end).len(), 1);
     }
 }

@@ -6,17 +6,56 @@ use crate::acl::Acl;
 use crate::commit::{Dropped, Mutation};
 use crate::error::StoreError;
 use crate::index::{Changes, Step};
-use crate::limits::{BUCKET_NAME_BYTES, BUCKETS_MAX, DOCUMENT_BYTES_MAX, LIST_PAGE_MAX};
+use crate::limits::{
+    BUCKET_NAME_BYTES, BUCKETS_MAX, BUCKETS_PER_USER_MAX, DOCUMENT_BYTES_MAX, LIST_PAGE_MAX,
+};
 use crate::list::ListRequest;
 use crate::lock::{BucketLock, DefaultRetention};
-use crate::records::{BucketId, BucketRecord};
+use crate::records::{BucketId, BucketRecord, QuotaRecord};
 use crate::store::{Store, now_ms, time_of};
+use crate::usage::QuotaOf;
 use crate::version::Versioning;
 use crate::write::check_grants;
+
+/// Which bucket a call is about: the very one that was looked up before, or whichever has a name when the call is carried out.
+///
+/// A name is given again as soon as its bucket is deleted: to another user, for all that is known. Whoever decided something
+/// about a bucket hands on the [`BucketInfo::reference`] of that one, and everything ends in [`StoreError::NoSuchBucket`] once it is
+/// gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketRef {
+    name: String,
+    id: Option<BucketId>,
+}
+
+impl BucketRef {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn means(&self, found: BucketId) -> bool {
+        self.id.is_none_or(|id| id == found)
+    }
+}
+
+impl<T: AsRef<str> + ?Sized> From<&T> for BucketRef {
+    fn from(name: &T) -> Self {
+        Self { name: name.as_ref().to_owned(), id: None }
+    }
+}
+
+impl From<&BucketRef> for BucketRef {
+    fn from(bucket: &BucketRef) -> Self {
+        bucket.clone()
+    }
+}
 
 /// A bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketInfo {
+    /// Tells it from another that gets its name later.
+    pub id: BucketId,
     /// Its name.
     pub name: String,
     /// When it was made.
@@ -48,8 +87,14 @@ pub struct BucketOptions {
 }
 
 impl BucketInfo {
-    fn of(name: &str, record: BucketRecord) -> Self {
+    /// This bucket, for calls that are not to mean another.
+    pub fn reference(&self) -> BucketRef {
+        BucketRef { name: self.name.clone(), id: Some(self.id) }
+    }
+
+    pub(crate) fn of(name: &str, record: BucketRecord) -> Self {
         Self {
+            id: record.id,
             name: name.to_owned(),
             created: time_of(record.created_ms),
             owner: record.owner,
@@ -85,9 +130,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`].
-    pub fn bucket(&self, name: &str) -> Result<BucketInfo, StoreError> {
-        let record = self.shared.read(|snapshot| snapshot.bucket(name))?.ok_or(StoreError::NoSuchBucket)?;
-        Ok(BucketInfo::of(name, record))
+    pub fn bucket(&self, bucket: impl Into<BucketRef>) -> Result<BucketInfo, StoreError> {
+        let bucket = bucket.into();
+        let record = self.shared.read(|snapshot| snapshot.bucket(&bucket))?;
+        Ok(BucketInfo::of(bucket.name(), record))
     }
 
     /// All buckets by name.
@@ -110,11 +156,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchBucket`]; [`StoreError::BucketNotEmpty`], then no upload was touched, unless an object came
     /// meanwhile.
-    pub fn delete_bucket(&self, name: &str) -> Result<(), StoreError> {
-        while !self.shared.submit(DeleteBucket { name: name.to_owned() })? {
+    pub fn delete_bucket(&self, bucket: impl Into<BucketRef>) -> Result<(), StoreError> {
+        let bucket = self.bucket(bucket)?.reference();
+        while !self.shared.submit(DeleteBucket { bucket: bucket.clone() })? {
             let page = ListRequest { limit: LIST_PAGE_MAX, ..ListRequest::default() };
-            for upload in self.list_uploads(name, &page, None)?.uploads {
-                match self.abort_upload(name, &upload.key, &upload.id) {
+            for upload in self.list_uploads(&bucket, &page, None)?.uploads {
+                match self.abort_upload(&bucket, &upload.key, &upload.id) {
                     Err(StoreError::NoSuchUpload) => {}
                     result => result?,
                 }
@@ -128,8 +175,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchBucket`]; [`StoreError::InvalidBucketState`] where versions may be locked, and for
     /// [`Versioning::Unversioned`], to which there is no way back.
-    pub fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), StoreError> {
-        self.change_bucket(name, move |record| {
+    pub fn set_versioning(
+        &self,
+        bucket: impl Into<BucketRef>,
+        versioning: Versioning,
+    ) -> Result<(), StoreError> {
+        self.change_bucket(bucket, move |record| {
             let suspends = versioning != Versioning::Enabled;
             if versioning == Versioning::Unversioned || (suspends && record.lock.enabled) {
                 return Err(StoreError::InvalidBucketState);
@@ -144,9 +195,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::InvalidRetention`]; [`StoreError::InvalidBucketState`] where the bucket
     /// does not keep versions.
-    pub fn set_bucket_lock(&self, name: &str, default: Option<DefaultRetention>) -> Result<(), StoreError> {
+    pub fn set_bucket_lock(
+        &self,
+        bucket: impl Into<BucketRef>,
+        default: Option<DefaultRetention>,
+    ) -> Result<(), StoreError> {
         default.iter().try_for_each(DefaultRetention::check)?;
-        self.change_bucket(name, move |record| {
+        self.change_bucket(bucket, move |record| {
             if record.versioning != Versioning::Enabled {
                 return Err(StoreError::InvalidBucketState);
             }
@@ -159,9 +214,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::TooManyGrants`].
-    pub fn set_bucket_acl(&self, name: &str, acl: Acl) -> Result<(), StoreError> {
+    pub fn set_bucket_acl(&self, bucket: impl Into<BucketRef>, acl: Acl) -> Result<(), StoreError> {
         check_grants(&acl)?;
-        self.change_bucket(name, move |record| {
+        self.change_bucket(bucket, move |record| {
             record.acl.clone_from(&acl);
             Ok(())
         })
@@ -171,9 +226,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`].
-    pub fn bucket_document(&self, name: &str, document: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn bucket_document(
+        &self,
+        bucket: impl Into<BucketRef>,
+        document: &str,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let bucket = bucket.into();
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(name)?.ok_or(StoreError::NoSuchBucket)?.id;
+            let bucket = snapshot.bucket(&bucket)?.id;
             snapshot.document(bucket, document)
         })
     }
@@ -182,11 +242,15 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`].
-    pub fn bucket_with_documents(&self, name: &str) -> Result<(BucketInfo, Documents), StoreError> {
+    pub fn bucket_with_documents(
+        &self,
+        bucket: impl Into<BucketRef>,
+    ) -> Result<(BucketInfo, Documents), StoreError> {
+        let bucket = bucket.into();
         self.shared.read(|snapshot| {
-            let record = snapshot.bucket(name)?.ok_or(StoreError::NoSuchBucket)?;
+            let record = snapshot.bucket(&bucket)?;
             let documents = snapshot.documents_of(record.id)?;
-            Ok((BucketInfo::of(name, record), documents))
+            Ok((BucketInfo::of(bucket.name(), record), documents))
         })
     }
 
@@ -196,20 +260,20 @@ impl Store {
     /// [`StoreError::NoSuchBucket`], [`StoreError::DocumentTooLarge`].
     pub fn set_bucket_document(
         &self,
-        name: &str,
+        bucket: impl Into<BucketRef>,
         document: &'static str,
         text: Option<Vec<u8>>,
     ) -> Result<(), StoreError> {
         text.iter().try_for_each(|text| check_document(text))?;
-        self.shared.submit(SetDocument { bucket: name.to_owned(), document, text })
+        self.shared.submit(SetDocument { bucket: bucket.into(), document, text })
     }
 
     fn change_bucket(
         &self,
-        name: &str,
+        bucket: impl Into<BucketRef>,
         change: impl Fn(&mut BucketRecord) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.shared.submit(ChangeBucket { name: name.to_owned(), change: Box::new(change) })
+        self.shared.submit(ChangeBucket { bucket: bucket.into(), change: Box::new(change) })
     }
 }
 
@@ -226,15 +290,26 @@ struct CreateBucket {
 impl Mutation for CreateBucket {
     type Output = ();
     const NEEDS_ROOM: bool = true;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        if let Some(existing) = changes.bucket(&self.name)? {
+        if let Some(existing) = changes.bucket_named(&self.name)? {
             // One without an owner is everybody's who shares the store.
             let own = existing.owner.is_empty() || existing.owner == self.record.owner;
             return Err(if own { StoreError::BucketExists } else { StoreError::BucketTaken });
         }
         if changes.bucket_count()? >= BUCKETS_MAX {
             return Err(StoreError::TooManyBuckets);
+        }
+        if !self.record.owner.is_empty() {
+            let mut owned = 0;
+            changes.walk_buckets(&mut |_, other| {
+                owned += usize::from(other.owner == self.record.owner);
+                Ok(())
+            })?;
+            if owned >= BUCKETS_PER_USER_MAX {
+                return Err(StoreError::TooManyBuckets);
+            }
         }
         for (name, document) in &self.documents {
             changes.put_document(self.record.id, name, document)?;
@@ -246,16 +321,17 @@ impl Mutation for CreateBucket {
 }
 
 struct DeleteBucket {
-    name: String,
+    bucket: BucketRef,
 }
 
 impl Mutation for DeleteBucket {
     /// Whether it is gone; false where only unfinished uploads are in the way.
     type Output = bool;
     const NEEDS_ROOM: bool = false;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<bool, StoreError> {
-        let bucket = changes.bucket(&self.name)?.ok_or(StoreError::NoSuchBucket)?.id;
+        let bucket = changes.bucket(&self.bucket)?.id;
         let mut holds_objects = changes.holds_versions(bucket)?;
         changes.walk_objects(bucket, b"", &mut |_, _| {
             holds_objects = true;
@@ -275,7 +351,8 @@ impl Mutation for DeleteBucket {
         for (name, _) in changes.documents_of(bucket)? {
             changes.remove_document(bucket, &name)?;
         }
-        changes.remove_bucket(&self.name).map(|()| true)
+        changes.remove_identity::<QuotaRecord>(&QuotaOf::Bucket(self.bucket.name().to_owned()).row())?;
+        changes.remove_bucket(self.bucket.name()).map(|()| true)
     }
 
     fn committed(self) {}
@@ -284,25 +361,26 @@ impl Mutation for DeleteBucket {
 type Change = dyn Fn(&mut BucketRecord) -> Result<(), StoreError> + Send;
 
 struct ChangeBucket {
-    name: String,
+    bucket: BucketRef,
     change: Box<Change>,
 }
 
 impl Mutation for ChangeBucket {
     type Output = ();
     const NEEDS_ROOM: bool = true;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        let mut record = changes.bucket(&self.name)?.ok_or(StoreError::NoSuchBucket)?;
+        let mut record = changes.bucket(&self.bucket)?;
         (self.change)(&mut record)?;
-        changes.put_bucket(&self.name, &record)
+        changes.put_bucket(self.bucket.name(), &record)
     }
 
     fn committed(self) {}
 }
 
 struct SetDocument {
-    bucket: String,
+    bucket: BucketRef,
     document: &'static str,
     text: Option<Vec<u8>>,
 }
@@ -310,9 +388,10 @@ struct SetDocument {
 impl Mutation for SetDocument {
     type Output = ();
     const NEEDS_ROOM: bool = true;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+        let bucket = changes.bucket(&self.bucket)?.id;
         match &self.text {
             Some(text) => changes.put_document(bucket, self.document, text),
             None => changes.remove_document(bucket, self.document),

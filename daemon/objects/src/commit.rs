@@ -27,6 +27,7 @@ use crate::index::{Changes, Index, Snapshot, Verdict};
 use crate::limits::{COMMIT_BATCH_BYTES_MAX, COMMIT_BATCH_MAX};
 use crate::records::{Body, BodyId, Run};
 use crate::space::Space;
+use crate::usage::Coming;
 use crate::volume::BlockVolume;
 
 /// Bodies that a change no longer refers to.
@@ -38,6 +39,9 @@ pub(crate) trait Mutation: Send + 'static {
 
     /// Whether a store that is full refuses it. Deletes go through.
     const NEEDS_ROOM: bool;
+
+    /// Whether it changes what decides about requests: settings of buckets, users, access keys, groups, policies.
+    const CHANGES_SETTINGS: bool = false;
 
     /// Checks, then changes. An error that is no outage means that nothing was changed. May run again after a commit that
     /// did not happen.
@@ -60,6 +64,8 @@ pub(crate) struct Shared {
     ended: Mutex<Option<StoreError>>,
     commits: AtomicU64,
     changes: AtomicU64,
+    settings: Arc<AtomicU64>,
+    pub(crate) coming: Arc<Coming>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,6 +90,8 @@ impl Shared {
             ended: Mutex::new(None),
             commits: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            settings: Arc::default(),
+            coming: Arc::default(),
         }
     }
 
@@ -98,6 +106,16 @@ impl Shared {
     /// Commits made, and changes in them, since the store was opened.
     pub(crate) fn commit_counts(&self) -> (u64, u64) {
         (self.commits.load(Ordering::Relaxed), self.changes.load(Ordering::Relaxed))
+    }
+
+    /// Counts the commits that changed settings.
+    pub(crate) fn settings_generation(&self) -> u64 {
+        self.settings.load(Ordering::SeqCst)
+    }
+
+    /// The same count for a change that has to ask for it in its commit.
+    pub(crate) fn settings_counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.settings)
     }
 
     /// Whether the store serves at all.
@@ -118,10 +136,7 @@ impl Shared {
     }
 
     /// Reads one committed state of the index.
-    pub(crate) fn read<R>(
-        &self,
-        read: impl FnOnce(&Snapshot) -> Result<R, StoreError>,
-    ) -> Result<R, StoreError> {
+    pub(crate) fn read<R>(&self, read: impl Fn(&Snapshot) -> Result<R, StoreError>) -> Result<R, StoreError> {
         self.ready()?;
         let result = self.note(self.index.read(read))?;
         // What was read may have been in memory since before the key went.
@@ -172,15 +187,16 @@ impl Shared {
 
     /// Commits as many of the waiting changes as fit one batch.
     fn commit_some(&self, waiting: &mut VecDeque<Box<dyn Job>>) {
-        match self.ready().and_then(|()| self.index.has_room()) {
+        let has_room = self.ready().and_then(|()| self.index.has_room());
+        match &has_room {
             Ok(true) => {}
             Ok(false) => settle_matching(waiting, &StoreError::NoSpace, |job| job.needs_room()),
-            Err(error) => settle_matching(waiting, &error, |_| true),
+            Err(error) => settle_matching(waiting, error, |_| true),
         }
         if waiting.is_empty() {
             return;
         }
-        let (batch, result) = self.try_commit(waiting);
+        let (batch, result) = self.try_commit(waiting, has_room.is_ok_and(|has_room| has_room));
         match result {
             Err(StoreError::NoSpace) if batch.len() > 1 => self.commit_one_by_one(batch),
             result => settle_all(batch, &result),
@@ -193,21 +209,24 @@ impl Shared {
             if job.needs_room() {
                 job.settle(&Err(StoreError::NoSpace));
             } else {
-                let (job, result) = self.try_commit(&mut VecDeque::from([job]));
+                let (job, result) = self.try_commit(&mut VecDeque::from([job]), false);
                 settle_all(job, &result);
             }
         }
     }
 
     /// Applies changes from the front of `waiting` and commits them. Returns those it took, and how the commit ended.
+    /// `has_room`: for more than deletes.
     fn try_commit(
         &self,
         waiting: &mut VecDeque<Box<dyn Job>>,
+        has_room: bool,
     ) -> (VecDeque<Box<dyn Job>>, Result<(), StoreError>) {
         let mut taken = VecDeque::with_capacity(waiting.len());
         let mut dropped = Dropped::new();
         let mut applied = 0;
         let result = self.index.write(|changes| {
+            changes.takes_events = has_room;
             while let Some(mut job) = waiting.pop_front() {
                 let mark = dropped.len();
                 let outcome = job.apply(changes, &mut dropped);
@@ -226,6 +245,10 @@ impl Shared {
         if result.is_ok() && applied > 0 {
             self.commits.fetch_add(1, Ordering::Relaxed);
             self.changes.fetch_add(applied, Ordering::Relaxed);
+            if taken.iter().any(|job| job.changes_settings()) {
+                // Before anybody is told: what was read of them earlier counts no more.
+                self.settings.fetch_add(1, Ordering::SeqCst);
+            }
             self.space.committed(dropped);
         }
         (taken, self.note(result))
@@ -267,6 +290,7 @@ fn settle_matching(
 /// A queued change of any type.
 pub(crate) trait Job: Send {
     fn needs_room(&self) -> bool;
+    fn changes_settings(&self) -> bool;
     /// False if the change was refused. An error ends the whole batch.
     fn apply(&mut self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<bool, StoreError>;
     /// Answers whoever waits.
@@ -282,6 +306,10 @@ struct Queued<M: Mutation> {
 impl<M: Mutation> Job for Queued<M> {
     fn needs_room(&self) -> bool {
         M::NEEDS_ROOM
+    }
+
+    fn changes_settings(&self) -> bool {
+        M::CHANGES_SETTINGS
     }
 
     fn apply(&mut self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<bool, StoreError> {

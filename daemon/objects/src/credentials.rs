@@ -1,18 +1,21 @@
 //! Users and their access keys. They live in the sealed index, so a sealed node knows none.
 //!
-//! A user is a name with at least one access key. A secret is shown once, when it is made; from then on it leaves the
-//! index only to check a signature.
+//! A user may have several access keys, so that one can take another's place. A secret is shown once, when it is made; from
+//! then on it leaves the index only to check a signature. What users may do is in `identities`.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::commit::{Dropped, Mutation};
 use crate::error::StoreError;
+use crate::identities::user_record;
 use crate::index::Changes;
 use crate::limits::{ACCESS_KEYS_PER_USER_MAX, USER_NAME_BYTES_MAX, USERS_MAX};
-use crate::records::AccessKeyRow;
-use crate::store::{Store, now_ms, random_bytes, time_of};
+use crate::records::{AccessKeyRow, QuotaRecord, UserRecord};
+use crate::store::{Store, ms_of, now_ms, random_bytes, time_of};
+use crate::usage::QuotaOf;
 
 const ID_PREFIX: &str = "NL";
 const ID_CHARS: usize = 20;
@@ -25,6 +28,10 @@ const SECRET_ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstu
 pub struct SecretAccessKey(String);
 
 impl SecretAccessKey {
+    pub(crate) fn new(secret: &str) -> Self {
+        Self(secret.to_owned())
+    }
+
     /// The secret, for checking a signature or for showing it the one time.
     pub fn expose(&self) -> &str {
         &self.0
@@ -61,6 +68,15 @@ pub struct AccessKeyInfo {
     pub id: String,
     /// When it was made.
     pub created: SystemTime,
+    /// When it ends; signatures made with it fail from then on.
+    pub expires: Option<SystemTime>,
+}
+
+impl AccessKeyInfo {
+    pub(crate) fn of(id: &str, row: &AccessKeyRow<'_>) -> Self {
+        let expires = (row.expires_ms > 0).then(|| time_of(row.expires_ms));
+        Self { id: id.to_owned(), created: time_of(row.created_ms), expires }
+    }
 }
 
 /// A user.
@@ -70,6 +86,19 @@ pub struct UserInfo {
     pub name: String,
     /// Access keys, oldest first.
     pub access_keys: Vec<AccessKeyInfo>,
+    /// Whether policies decide what the user may do.
+    pub limited: bool,
+    /// Groups that the user belongs to.
+    pub groups: Vec<String>,
+    /// Policies attached to the user alone.
+    pub policies: Vec<String>,
+}
+
+impl UserInfo {
+    fn sorted(mut self) -> Self {
+        self.access_keys.sort_by_key(|key| key.created);
+        self
+    }
 }
 
 impl Store {
@@ -96,20 +125,26 @@ impl Store {
     /// # Errors
     /// Outages only.
     pub fn users(&self) -> Result<Vec<UserInfo>, StoreError> {
-        let mut users = std::collections::BTreeMap::<String, Vec<AccessKeyInfo>>::new();
+        let user = |name: String, record: UserRecord| UserInfo {
+            name,
+            access_keys: Vec::new(),
+            limited: record.limited,
+            groups: record.groups,
+            policies: record.policies,
+        };
         self.shared.read(|snapshot| {
+            let recorded = snapshot.identities_of::<UserRecord>()?.into_iter();
+            let mut users: BTreeMap<String, UserInfo> =
+                recorded.map(|(name, record)| (name.clone(), user(name, record))).collect();
             snapshot.walk_access_keys(&mut |id, row| {
                 let row = AccessKeyRow::decode(row)?;
-                let info = AccessKeyInfo { id: id.to_owned(), created: time_of(row.created_ms) };
-                users.entry(row.user.to_owned()).or_default().push(info);
+                let name = row.user.to_owned();
+                let entry = users.entry(name.clone()).or_insert_with(|| user(name, UserRecord::default()));
+                entry.access_keys.push(AccessKeyInfo::of(id, &row));
                 Ok(())
-            })
-        })?;
-        let sorted = |(name, mut access_keys): (String, Vec<AccessKeyInfo>)| {
-            access_keys.sort_by_key(|key| key.created);
-            UserInfo { name, access_keys }
-        };
-        Ok(users.into_iter().map(sorted).collect())
+            })?;
+            Ok(users.into_values().map(UserInfo::sorted).collect())
+        })
     }
 
     /// Whether there is a user of this name.
@@ -117,14 +152,16 @@ impl Store {
     /// # Errors
     /// Outages only.
     pub fn has_user(&self, name: &str) -> Result<bool, StoreError> {
-        let mut found = false;
         self.shared.read(|snapshot| {
-            snapshot.walk_access_keys(&mut |_, row| {
-                found |= AccessKeyRow::decode(row)?.user == name;
-                Ok(())
-            })
-        })?;
-        Ok(found)
+            let mut found = snapshot.identity::<UserRecord>(name)?.is_some();
+            if !found {
+                snapshot.walk_access_keys(&mut |_, row| {
+                    found |= AccessKeyRow::decode(row)?.user == name;
+                    Ok(())
+                })?;
+            }
+            Ok(found)
+        })
     }
 
     /// Deletes a user with all access keys. Signatures made with them fail from here on.
@@ -135,7 +172,17 @@ impl Store {
         self.shared.submit(DeleteUser { name: name.to_owned() })
     }
 
-    /// Deletes one access key; the user goes with the last one.
+    /// Sets when an access key ends, or that it does not. To rotate a user's keys: make one, let the others end when the clients
+    /// have changed over.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchAccessKey`].
+    pub fn set_access_key_expiry(&self, id: &str, expires: Option<SystemTime>) -> Result<(), StoreError> {
+        let expires_ms = expires.map_or(0, |expires| ms_of(expires).max(1));
+        self.shared.submit(SetExpiry { id: id.to_owned(), expires_ms })
+    }
+
+    /// Deletes one access key; its user stays. Signatures made with it fail from here on.
     ///
     /// # Errors
     /// [`StoreError::NoSuchAccessKey`].
@@ -143,23 +190,11 @@ impl Store {
         self.shared.submit(DeleteAccessKey { id: id.to_owned() })
     }
 
-    /// The user and the secret of an access key, `None` if there is no such key.
-    ///
-    /// # Errors
-    /// Outages only.
-    pub fn secret(&self, id: &str) -> Result<Option<(String, SecretAccessKey)>, StoreError> {
-        self.shared.read(|snapshot| {
-            snapshot.access_key(id, |row| {
-                let row = AccessKeyRow::decode(row)?;
-                Ok((row.user.to_owned(), SecretAccessKey(row.secret.to_owned())))
-            })
-        })
-    }
-
     fn add_access_key(&self, user: &str, new_user: bool) -> Result<NewAccessKey, StoreError> {
         let id = format!("{ID_PREFIX}{}", *random_text::<{ ID_CHARS - ID_PREFIX.len() }>(ID_ALPHABET));
         let secret = SecretAccessKey(random_text::<SECRET_CHARS>(SECRET_ALPHABET).to_string());
-        let row = AccessKeyRow { created_ms: now_ms(), user, secret: secret.expose() }.encode();
+        let row =
+            AccessKeyRow { created_ms: now_ms(), expires_ms: 0, user, secret: secret.expose() }.encode();
         let row = Zeroizing::new(row);
         self.shared.submit(AddAccessKey { user: user.to_owned(), id: id.clone(), row, new_user })?;
         Ok(NewAccessKey { user: user.to_owned(), id, secret })
@@ -186,19 +221,16 @@ fn check_user_name(name: &str) -> Result<(), StoreError> {
     if valid { Ok(()) } else { Err(StoreError::InvalidUserName) }
 }
 
-/// Ids of the access keys of `user`, and whether anything else is there.
-fn access_keys_of(changes: &Changes<'_>, user: &str) -> Result<(Vec<String>, usize), StoreError> {
+/// Ids of the access keys of `user`.
+fn access_keys_of(changes: &Changes<'_>, user: &str) -> Result<Vec<String>, StoreError> {
     let mut ids = Vec::new();
-    let mut users = std::collections::HashSet::new();
     changes.walk_access_keys(&mut |id, row| {
-        let row = AccessKeyRow::decode(row)?;
-        if row.user == user {
+        if AccessKeyRow::decode(row)?.user == user {
             ids.push(id.to_owned());
         }
-        users.insert(row.user.to_owned());
         Ok(())
     })?;
-    Ok((ids, users.len()))
+    Ok(ids)
 }
 
 struct AddAccessKey {
@@ -211,17 +243,28 @@ struct AddAccessKey {
 impl Mutation for AddAccessKey {
     type Output = ();
     const NEEDS_ROOM: bool = true;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        let (existing, users) = access_keys_of(changes, &self.user)?;
-        match (self.new_user, existing.is_empty()) {
-            (true, false) => return Err(StoreError::UserExists),
-            (false, true) => return Err(StoreError::NoSuchUser),
-            (true, true) if users >= USERS_MAX => return Err(StoreError::TooManyUsers),
-            (false, false) if existing.len() >= ACCESS_KEYS_PER_USER_MAX => {
+        let keys = access_keys_of(changes, &self.user)?;
+        let existing = match user_record(changes, &self.user) {
+            Ok(record) => Some(record),
+            Err(StoreError::NoSuchUser) => None,
+            Err(error) => return Err(error),
+        };
+        match (self.new_user, existing) {
+            (true, Some(_)) => return Err(StoreError::UserExists),
+            (false, None) => return Err(StoreError::NoSuchUser),
+            (false, Some(_)) if keys.len() >= ACCESS_KEYS_PER_USER_MAX => {
                 return Err(StoreError::TooManyUsers);
             }
-            _ => {}
+            (false, Some(_)) => {}
+            (true, None) => {
+                if changes.identities_of::<UserRecord>()?.len() >= USERS_MAX {
+                    return Err(StoreError::TooManyUsers);
+                }
+                changes.put_identity(&self.user, &UserRecord::default())?;
+            }
         }
         changes.put_access_key(&self.id, &self.row)
     }
@@ -236,13 +279,34 @@ struct DeleteUser {
 impl Mutation for DeleteUser {
     type Output = ();
     const NEEDS_ROOM: bool = false;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        let (ids, _) = access_keys_of(changes, &self.name)?;
-        if ids.is_empty() {
-            return Err(StoreError::NoSuchUser);
-        }
-        ids.iter().try_for_each(|id| changes.remove_access_key(id))
+        user_record(changes, &self.name)?;
+        changes.remove_identity::<UserRecord>(&self.name)?;
+        changes.remove_identity::<QuotaRecord>(&QuotaOf::User(self.name.clone()).row())?;
+        access_keys_of(changes, &self.name)?.iter().try_for_each(|id| changes.remove_access_key(id))
+    }
+
+    fn committed(self) {}
+}
+
+struct SetExpiry {
+    id: String,
+    expires_ms: u64,
+}
+
+impl Mutation for SetExpiry {
+    type Output = ();
+    const NEEDS_ROOM: bool = false;
+    const CHANGES_SETTINGS: bool = true;
+
+    fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
+        let changed = changes.access_key(&self.id, |row| {
+            let row = AccessKeyRow { expires_ms: self.expires_ms, ..AccessKeyRow::decode(row)? };
+            Ok(Zeroizing::new(row.encode()))
+        })?;
+        changes.put_access_key(&self.id, &changed.ok_or(StoreError::NoSuchAccessKey)?)
     }
 
     fn committed(self) {}
@@ -255,9 +319,14 @@ struct DeleteAccessKey {
 impl Mutation for DeleteAccessKey {
     type Output = ();
     const NEEDS_ROOM: bool = false;
+    const CHANGES_SETTINGS: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
-        changes.access_key(&self.id, |_| Ok(()))?.ok_or(StoreError::NoSuchAccessKey)?;
+        let user = changes.access_key(&self.id, |row| Ok(AccessKeyRow::decode(row)?.user.to_owned()))?;
+        let user = user.ok_or(StoreError::NoSuchAccessKey)?;
+        // A user of an earlier version of the store is one only by its keys.
+        let record = user_record(changes, &user)?;
+        changes.put_identity(&user, &record)?;
         changes.remove_access_key(&self.id)
     }
 

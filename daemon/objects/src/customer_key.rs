@@ -77,6 +77,16 @@ impl KeyProof {
     pub(crate) fn check(&self, key: &CustomerKey) -> Result<(), StoreError> {
         key.mac(PROOF_LABEL, self.salt).verify_slice(&self.proof).map_err(|_| StoreError::WrongCustomerKey)
     }
+
+    /// Whether the key that was given, or none, is what something with this proof, or without one, takes.
+    pub(crate) fn check_given(proof: Option<&Self>, key: Option<&CustomerKey>) -> Result<(), StoreError> {
+        match (proof, key) {
+            (None, None) => Ok(()),
+            (Some(proof), Some(key)) => proof.check(key),
+            (Some(_), None) => Err(StoreError::CustomerKeyNeeded),
+            (None, Some(_)) => Err(StoreError::CustomerKeyUnexpected),
+        }
+    }
 }
 
 /// Encrypts and decrypts one body.

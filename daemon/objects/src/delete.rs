@@ -1,10 +1,16 @@
 //! Deletes: of what is current, and of versions.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::buckets::BucketRef;
 use crate::commit::{Dropped, Mutation};
 use crate::condition::Condition;
 use crate::error::StoreError;
-use crate::index::Changes;
+use crate::events::{About, Happened, Notices};
+use crate::index::{Changes, Step};
 use crate::limits::DELETE_KEYS_MAX;
+use crate::list::VersionEntry;
 use crate::records::BucketRecord;
 use crate::store::{Store, check_key};
 use crate::version::{self, Deleted, Moment, VersionId};
@@ -22,6 +28,15 @@ pub struct DeleteRequest {
     pub bypass_governance: bool,
     /// Who asks: a delete marker is theirs.
     pub user: String,
+    /// What the key's version was when it was decided to delete it, listed with its tags. Where it is anything else by now (written again, read as
+    /// the newest or not any more, tagged otherwise), it stays: names are given again, `null` by every write that makes no version.
+    pub only_if: Option<VersionEntry>,
+    /// Together with `only_if`: so many versions must lie between it and the current one, or it stays.
+    pub only_behind: usize,
+    /// Who is to be told.
+    pub notices: Notices,
+    /// The [`Store::settings_generation`] in which it was decided: in another one, nothing is deleted.
+    pub only_in: Option<u64>,
 }
 
 impl DeleteRequest {
@@ -35,11 +50,15 @@ impl Store {
     /// Deletes an object. Deleting what isn't there is no error, as in S3.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchBucket`], [`StoreError::PreconditionFailed`], [`StoreError::NoSuchKey`] (a condition on nothing),
-    /// [`StoreError::Locked`].
-    pub fn delete_object(&self, bucket: &str, request: DeleteRequest) -> Result<Deleted, StoreError> {
+    /// [`StoreError::NoSuchBucket`], [`StoreError::PreconditionFailed`] (a condition, or `only_if`), [`StoreError::NoSuchKey`] (a
+    /// condition on nothing), [`StoreError::Locked`], [`StoreError::Conflict`] (`only_in`).
+    pub fn delete_object(
+        &self,
+        bucket: impl Into<BucketRef>,
+        request: DeleteRequest,
+    ) -> Result<Deleted, StoreError> {
         check_key(&request.key)?;
-        let mut results = self.submit_deletes(bucket, vec![request])?;
+        let mut results = self.submit_deletes(&bucket.into(), vec![request])?;
         results.pop().unwrap_or_else(|| Ok(Deleted::default()))
     }
 
@@ -49,37 +68,53 @@ impl Store {
     /// [`StoreError::NoSuchBucket`], [`StoreError::TooManyKeys`]. What concerns one key is in the results.
     pub fn delete_objects(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         requests: &[DeleteRequest],
     ) -> Result<Vec<Result<Deleted, StoreError>>, StoreError> {
+        let bucket = bucket.into();
         if requests.len() > DELETE_KEYS_MAX {
             return Err(StoreError::TooManyKeys);
         }
-        match self.submit_deletes(bucket, requests.to_vec()) {
-            // A full store has few pages to spare: smaller steps need fewer.
-            Err(StoreError::NoSpace) if requests.len() > 1 => {
-                let (first, second) = requests.split_at(requests.len() / 2);
-                let mut results = self.delete_objects(bucket, first)?;
-                results.extend(self.delete_objects(bucket, second)?);
-                Ok(results)
-            }
+        let submit = |requests: &[DeleteRequest]| self.submit_deletes(&bucket, requests.to_vec());
+        match submit(requests) {
+            Err(StoreError::NoSpace) if requests.len() > 1 => Ok(in_halves(requests, &submit)),
             results => results,
         }
     }
 
     fn submit_deletes(
         &self,
-        bucket: &str,
+        bucket: &BucketRef,
         requests: Vec<DeleteRequest>,
     ) -> Result<Vec<Result<Deleted, StoreError>>, StoreError> {
         let requests = requests.into_iter().map(|request| (request, Moment::now())).collect();
-        self.shared.submit(DeleteObjects { bucket: bucket.to_owned(), requests })
+        let settings = self.shared.settings_counter();
+        self.shared.submit(DeleteObjects { bucket: bucket.clone(), requests, settings })
     }
 }
 
+type Results = Vec<Result<Deleted, StoreError>>;
+
+/// A full store has few pages to spare: smaller steps need fewer. What a step did is durable, whatever the next one ends in: so each
+/// key has an answer of its own.
+fn in_halves(
+    requests: &[DeleteRequest],
+    submit: &impl Fn(&[DeleteRequest]) -> Result<Results, StoreError>,
+) -> Results {
+    let (first, second) = requests.split_at(requests.len() / 2);
+    let step = |half: &[DeleteRequest]| match submit(half) {
+        Err(StoreError::NoSpace) if half.len() > 1 => in_halves(half, submit),
+        Err(error) => vec![Err(error); half.len()],
+        Ok(results) => results,
+    };
+    [step(first), step(second)].concat()
+}
+
 struct DeleteObjects {
-    bucket: String,
+    bucket: BucketRef,
     requests: Vec<(DeleteRequest, Moment)>,
+    /// Counts changes of settings; between two commits it stands still.
+    settings: Arc<AtomicU64>,
 }
 
 impl Mutation for DeleteObjects {
@@ -87,10 +122,26 @@ impl Mutation for DeleteObjects {
     const NEEDS_ROOM: bool = false;
 
     fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<Self::Output, StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let bucket = changes.bucket(&self.bucket)?;
         let mut results = Vec::with_capacity(self.requests.len());
+        let settings = self.settings.load(Ordering::SeqCst);
         for (request, moment) in &self.requests {
-            match delete(changes, &bucket, request, *moment, dropped) {
+            if request.only_in.is_some_and(|only_in| only_in != settings) {
+                results.push(Err(StoreError::Conflict));
+                continue;
+            }
+            let result = delete(changes, &bucket, request, *moment, dropped);
+            if let Ok(deleted) = &result
+                && deleted.changed
+            {
+                let happened = match deleted.delete_marker && request.version.is_none() {
+                    true => Happened::Hidden,
+                    false => Happened::Removed,
+                };
+                let about = About::deleted((self.bucket.name(), &bucket), &request.key, deleted);
+                request.notices.put(changes, happened, &about)?;
+            }
+            match result {
                 Err(error) if error.is_outage() => return Err(error),
                 result => results.push(result),
             }
@@ -119,6 +170,47 @@ fn check_current(
     }
 }
 
+/// Whether a version is still what somebody saw.
+fn check_seen(
+    changes: &Changes<'_>,
+    bucket: &BucketRecord,
+    (key, seen): (&str, &VersionEntry),
+) -> Result<(), StoreError> {
+    let found = changes.version(bucket.id, key, seen.version)?;
+    let newest = match changes.object(bucket.id, key)? {
+        Some(current) => Some(current),
+        None => changes.newest_version(bucket.id, key)?,
+    };
+    let is_same = found.is_some_and(|found| {
+        let is_latest = newest.is_some_and(|newest| newest.version == found.version);
+        VersionEntry::of(key, found, is_latest, true) == *seen
+    });
+    if is_same { Ok(()) } else { Err(StoreError::PreconditionFailed) }
+}
+
+/// Whether there are still so many versions that are newer and not current: others may have gone since they were counted.
+fn check_behind(
+    changes: &Changes<'_>,
+    bucket: &BucketRecord,
+    (key, seen): (&str, &VersionEntry),
+    wanted: usize,
+) -> Result<(), StoreError> {
+    if wanted == 0 {
+        return Ok(());
+    }
+    let mut newer = 0;
+    changes.walk_older(bucket.id, key, &mut |older| {
+        if older.version.id() == seen.version {
+            return Ok(Step::Stop);
+        }
+        newer += 1;
+        Ok(if newer > wanted { Step::Stop } else { Step::Next })
+    })?;
+    // A delete marker that is current stands with the older ones.
+    let current = usize::from(changes.object(bucket.id, key)?.is_none());
+    if newer >= wanted + current { Ok(()) } else { Err(StoreError::PreconditionFailed) }
+}
+
 /// Checks everything before it changes anything, so that one refused key leaves the others' changes whole.
 fn delete(
     changes: &mut Changes<'_>,
@@ -128,6 +220,10 @@ fn delete(
     dropped: &mut Dropped,
 ) -> Result<Deleted, StoreError> {
     check_key(&request.key)?;
+    if let Some(seen) = &request.only_if {
+        check_seen(changes, bucket, (&request.key, seen))?;
+        check_behind(changes, bucket, (&request.key, seen), request.only_behind)?;
+    }
     let place = (bucket, request.key.as_str());
     match request.version {
         None => {
@@ -141,5 +237,23 @@ fn delete(
             found.iter().try_for_each(|found| request.condition.check(Some(found)))?;
             version::remove(changes, place, id, (moment.now_ms, request.bypass_governance), dropped)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_step_deleted_is_said_though_another_finds_no_room() {
+        let requests: Vec<_> = ["a", "b", "c", "full", "d", "e"].map(DeleteRequest::of).into();
+        let submit = |step: &[DeleteRequest]| match step {
+            step if step.len() > 2 || step.iter().any(|request| request.key == "full") => {
+                Err(StoreError::NoSpace)
+            }
+            step => Ok(vec![Ok(Deleted::default()); step.len()]),
+        };
+        let deleted: Vec<bool> = in_halves(&requests, &submit).iter().map(Result::is_ok).collect();
+        assert_eq!(deleted, [true, true, true, false, true, true]);
     }
 }

@@ -225,6 +225,30 @@ pub enum StoreError {
     /// No such access key.
     #[error("there is no such access key")]
     NoSuchAccessKey,
+    /// The bucket's quota, or that of its owner, does not allow so much more.
+    #[error(
+        "the quota of the bucket or of its owner is used up: delete something, or ask the operator for more"
+    )]
+    QuotaExceeded,
+    /// No such group.
+    #[error("there is no such group")]
+    NoSuchGroup,
+    /// The group exists.
+    #[error("the group exists already")]
+    GroupExists,
+    /// No such policy.
+    #[error("there is no such policy")]
+    NoSuchPolicy,
+    /// The policy is attached to somebody.
+    #[error("the policy is attached to a user or a group: detach it first")]
+    PolicyInUse,
+    /// Empty, too long or with unusual characters.
+    #[error("not a valid name of a group or a policy: 1 to 64 letters, digits and any of . _ -")]
+    InvalidIdentityName,
+    /// [`GROUPS_MAX`](crate::limits::GROUPS_MAX), [`POLICIES_MAX`](crate::limits::POLICIES_MAX) or
+    /// [`ATTACHED_MAX`](crate::limits::ATTACHED_MAX) reached.
+    #[error("there are as many groups or policies as there may be, here or attached to this user or group")]
+    TooManyIdentities,
     /// [`USERS_MAX`](crate::limits::USERS_MAX) or [`ACCESS_KEYS_PER_USER_MAX`](crate::limits::ACCESS_KEYS_PER_USER_MAX) reached.
     #[error("there are as many users, or as many access keys of this user, as there may be")]
     TooManyUsers,

@@ -12,6 +12,9 @@ pub const BUCKET_NAME_BYTES: std::ops::RangeInclusive<usize> = 3..=63;
 /// Buckets in a store: ten times Amazon's default account quota. Listing them is one answer without pages.
 pub const BUCKETS_MAX: u64 = 1_000;
 
+/// Buckets of one user (Amazon's default quota of an account): nobody takes the places of all others.
+pub const BUCKETS_PER_USER_MAX: usize = 100;
+
 /// Sum of the bytes of all user metadata names and values of an object (S3).
 pub const USER_METADATA_BYTES_MAX: usize = 2 * 1024;
 
@@ -35,6 +38,10 @@ pub const LIST_PAGE_MAX: usize = 1_000;
 
 /// Keys in one DeleteObjects (S3).
 pub const DELETE_KEYS_MAX: usize = 1_000;
+
+/// Versions of a key that are looked at, within a commit, for the one that a completion made whose reply was lost: as many as can have
+/// come in the time in which a client asks again. The id of an upload is the client's to make up, its time as well.
+pub const LOST_REPLY_VERSIONS_MAX: usize = 100;
 
 /// Longest delimiter: a key can't contain a longer one.
 pub const DELIMITER_BYTES_MAX: usize = KEY_BYTES_MAX;
@@ -67,6 +74,10 @@ pub const INLINE_BYTES_MAX: usize = 1024;
 /// Longest run: 16 GiB of sectors fit the 32-bit count of a run with room to spare, and no S3 body is longer than 5 GiB.
 pub const RUN_SECTORS_MAX: u64 = (16 << 30) / 4096;
 
+/// What a body of known length takes from the allocator at a time: large enough that the longest body has a few dozen runs, and all that
+/// a client holds who declares a long body and sends none.
+pub const KNOWN_LENGTH_STEP: ByteLen = ByteLen(256 << 20);
+
 /// What a body of unknown length takes from the allocator at a time; the unused tail goes back.
 pub const UNKNOWN_LENGTH_STEP: ByteLen = ByteLen(16 << 20);
 
@@ -91,6 +102,26 @@ pub const ACCESS_KEYS_PER_USER_MAX: usize = 8;
 
 /// Longest user name.
 pub const USER_NAME_BYTES_MAX: usize = 64;
+
+/// Groups, and policies, of a store: people write them by hand.
+pub const GROUPS_MAX: usize = 1_000;
+/// See [`GROUPS_MAX`].
+pub const POLICIES_MAX: usize = 1_000;
+
+/// Policies attached to one user or group, and groups of one user: each is read for a request, and read by people (AWS: 10).
+pub const ATTACHED_MAX: usize = 10;
+
+/// Longest policy (S3's bucket policies).
+pub const POLICY_BYTES_MAX: usize = 20 * 1024;
+
+/// Events that wait for their destinations, dead letters included, in all: some 100 MiB of index.
+pub const EVENTS_MAX: u64 = 200_000;
+
+/// Events that one commit takes from one queue to another.
+pub const EVENTS_MOVED_MAX: usize = 1_000;
+
+/// Longest name of a group or a policy.
+pub const IDENTITY_NAME_BYTES_MAX: usize = 64;
 
 /// Smallest volume that a store fits on.
 pub const VOLUME_BYTES_MIN: u64 = 16 << 20;

@@ -3,13 +3,16 @@
 //! A common prefix is one entry of the page, however many keys it stands for; the walk jumps over them, so a page costs
 //! what it shows and not what it hides.
 
+use std::time::SystemTime;
+
+use crate::buckets::BucketRef;
+use crate::checksum::Checksum;
 use crate::error::StoreError;
 use crate::index::{Snapshot, Step, UploadId, VersionsStart};
 use crate::limits::{DELIMITER_BYTES_MAX, LIST_PAGE_MAX};
 use crate::multipart::{UploadInfo, upload_info};
-use crate::object::ObjectInfo;
-use crate::records::{self, BucketId, BucketRecord, ObjectRecord};
-use crate::store::Store;
+use crate::records::{self, BucketId, ETag, ObjectRecord};
+use crate::store::{Store, time_of};
 use crate::version::VersionId;
 
 /// What to list.
@@ -23,13 +26,45 @@ pub struct ListRequest {
     pub after: Option<String>,
     /// Entries of the page, at most [`LIST_PAGE_MAX`].
     pub limit: usize,
+    /// Whether the tags of objects are asked for.
+    pub tags: bool,
+}
+
+/// What a listing says of an object. Its metadata and its list of grants are not in it: they may be 20 KiB, and a page has a thousand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// When the write that made it was taken in.
+    pub modified: SystemTime,
+    /// Entity tag.
+    pub etag: ETag,
+    /// The checksum it was stored with.
+    pub checksum: Option<Checksum>,
+    /// Who owns it.
+    pub owner: String,
+    /// Its tags, where they were asked for.
+    pub tags: Vec<(String, String)>,
+}
+
+impl ListedObject {
+    fn of(record: ObjectRecord, tags: bool) -> Self {
+        Self {
+            bytes: record.bytes,
+            modified: time_of(record.modified_ms),
+            etag: record.etag,
+            checksum: record.checksum,
+            owner: record.attributes.acl.owner,
+            tags: if tags { record.attributes.tags } else { Vec::new() },
+        }
+    }
 }
 
 /// A page of objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObjectsPage {
     /// Objects by key.
-    pub objects: Vec<(String, ObjectInfo)>,
+    pub objects: Vec<(String, ListedObject)>,
     /// Common prefixes.
     pub prefixes: Vec<String>,
     /// The page's last entry, to pass as `after` for the next one; `None` on the last page.
@@ -55,11 +90,23 @@ pub struct VersionEntry {
     /// Which version.
     pub version: VersionId,
     /// What is known about it; of a delete marker, when and by whom it was made.
-    pub info: ObjectInfo,
+    pub info: ListedObject,
     /// Whether it is the newest of its key.
     pub is_latest: bool,
     /// Whether it is the mark of a deletion.
     pub delete_marker: bool,
+}
+
+impl VersionEntry {
+    pub(crate) fn of(key: &str, record: ObjectRecord, is_latest: bool, tags: bool) -> Self {
+        Self {
+            key: key.to_owned(),
+            version: record.version.id(),
+            delete_marker: record.delete_marker,
+            info: ListedObject::of(record, tags),
+            is_latest,
+        }
+    }
 }
 
 /// A page of versions.
@@ -131,14 +178,18 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`].
-    pub fn list_objects(&self, bucket: &str, request: &ListRequest) -> Result<ObjectsPage, StoreError> {
-        let limit = check(request)?;
+    pub fn list_objects(
+        &self,
+        bucket: impl Into<BucketRef>,
+        request: &ListRequest,
+    ) -> Result<ObjectsPage, StoreError> {
+        let (bucket, limit) = (bucket.into(), check(request)?);
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+            let bucket = snapshot.bucket(&bucket)?.id;
             if limit == 0 {
                 return Ok(ObjectsPage::default());
             }
-            objects_page(snapshot, &bucket, request, limit)
+            objects_page(snapshot, bucket, request, limit)
         })
     }
 
@@ -149,17 +200,17 @@ impl Store {
     /// [`StoreError::NoSuchBucket`].
     pub fn list_versions(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         request: &ListRequest,
         after_version: Option<VersionId>,
     ) -> Result<VersionsPage, StoreError> {
-        let limit = check(request)?;
+        let (bucket, limit) = (bucket.into(), check(request)?);
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+            let bucket = snapshot.bucket(&bucket)?.id;
             if limit == 0 {
                 return Ok(VersionsPage::default());
             }
-            versions_page(snapshot, &bucket, request, after_version, limit)
+            versions_page(snapshot, bucket, request, after_version, limit)
         })
     }
 
@@ -170,16 +221,16 @@ impl Store {
     /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`] for an id that is none.
     pub fn list_uploads(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         request: &ListRequest,
         after_upload: Option<&str>,
     ) -> Result<UploadsPage, StoreError> {
-        let limit = check(request)?;
+        let (bucket, limit) = (bucket.into(), check(request)?);
         let after_upload = after_upload
             .map(|id| UploadId::from_str_radix(id, 16).map_err(|_| StoreError::NoSuchUpload))
             .transpose()?;
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            let bucket = snapshot.bucket(&bucket)?.id;
             if limit == 0 {
                 return Ok(UploadsPage::default());
             }
@@ -190,7 +241,7 @@ impl Store {
 
 fn objects_page(
     snapshot: &Snapshot,
-    bucket: &BucketRecord,
+    bucket: BucketId,
     request: &ListRequest,
     limit: usize,
 ) -> Result<ObjectsPage, StoreError> {
@@ -198,7 +249,7 @@ fn objects_page(
     let mut page = ObjectsPage::default();
     let Some(start) = grouping.start(request.after.as_deref()) else { return Ok(page) };
     let mut last = String::new();
-    snapshot.walk_objects(bucket.id, &start, &mut |key, row| {
+    snapshot.walk_objects(bucket, &start, &mut |key, row| {
         if !key.starts_with(grouping.prefix) {
             return Ok(Step::Stop);
         }
@@ -213,7 +264,7 @@ fn objects_page(
         }
         last = text(key)?;
         let record: ObjectRecord = records::decode(row)?;
-        page.objects.push((last.clone(), ObjectInfo::of(&record, bucket)));
+        page.objects.push((last.clone(), ListedObject::of(record, request.tags)));
         Ok(Step::Next)
     })?;
     Ok(page)
@@ -254,17 +305,17 @@ fn versions_start(
 
 fn versions_page(
     snapshot: &Snapshot,
-    bucket: &BucketRecord,
+    bucket: BucketId,
     request: &ListRequest,
     after_version: Option<VersionId>,
     limit: usize,
 ) -> Result<VersionsPage, StoreError> {
     let grouping = Grouping { prefix: request.prefix.as_bytes(), delimiter: request.delimiter.as_bytes() };
     let mut page = VersionsPage::default();
-    let start = versions_start(snapshot, bucket.id, &grouping, request.after.as_deref(), after_version)?;
+    let start = versions_start(snapshot, bucket, &grouping, request.after.as_deref(), after_version)?;
     let Some(start) = start else { return Ok(page) };
     let mut last = (String::new(), None);
-    snapshot.walk_versions(bucket.id, start, &mut |key, row, is_latest| {
+    snapshot.walk_versions(bucket, start, &mut |key, row, is_latest| {
         if !key.starts_with(grouping.prefix) {
             return Ok(if key < grouping.prefix { Step::Next } else { Step::Stop });
         }
@@ -279,13 +330,7 @@ fn versions_page(
         }
         let record: ObjectRecord = records::decode(row)?;
         last = (text(key)?, Some(record.version.id()));
-        page.versions.push(VersionEntry {
-            key: last.0.clone(),
-            version: record.version.id(),
-            info: ObjectInfo::of(&record, bucket),
-            is_latest,
-            delete_marker: record.delete_marker,
-        });
+        page.versions.push(VersionEntry::of(&last.0, record, is_latest, request.tags));
         Ok(Step::Next)
     })?;
     Ok(page)

@@ -98,8 +98,13 @@ impl BucketLock {
         if asked.retention.is_some_and(|retention| retention.until_ms <= now_ms) {
             return Err(StoreError::RetentionPassed);
         }
-        let retention = asked.retention.or_else(|| self.default.map(|default| default.from(now_ms)));
-        Ok(ObjectLock { retention, ..asked })
+        Ok(self.of_begun(asked, now_ms))
+    }
+
+    /// The lock of a version for which `asked` was asked and taken earlier. Its time may have come since.
+    pub(crate) fn of_begun(&self, asked: ObjectLock, now_ms: u64) -> ObjectLock {
+        let default = self.default.filter(|_| self.enabled).map(|default| default.from(now_ms));
+        ObjectLock { retention: asked.retention.or(default), ..asked }
     }
 }
 

@@ -7,21 +7,26 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::body::{BodyWriter, Declared, FinishedBody};
+use crate::buckets::BucketRef;
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, checksum_of_parts, md5_of_parts};
 use crate::commit::{Dropped, Mutation, Shared};
 use crate::condition::Condition;
 use crate::customer_key::{BodySalt, CustomerKey, KeyProof};
 use crate::error::{DigestKind, StoreError};
-use crate::index::{Changes, Step, UploadId};
-use crate::limits::{LIST_PAGE_MAX, OBJECT_BYTES_MAX, PART_BYTES_MIN, PART_NUMBER_MAX, PUT_BYTES_MAX};
+use crate::events::{About, Happened, Notices};
+use crate::index::{Changes, Step, UploadId, signed};
+use crate::limits::{
+    LIST_PAGE_MAX, LOST_REPLY_VERSIONS_MAX, OBJECT_BYTES_MAX, PART_BYTES_MIN, PART_NUMBER_MAX, PUT_BYTES_MAX,
+};
 use crate::object::{Object, ObjectInfo};
 use crate::records::{
-    Attributes, Body, BodyId, BucketRecord, ETag, Manifest, Metadata, ObjectRecord, PartExtent, PartRecord,
-    UploadRecord,
+    Attributes, Body, BodyId, BucketId, BucketRecord, ETag, Manifest, Metadata, ObjectRecord, PartExtent,
+    PartRecord, UploadRecord, part_bytes,
 };
 use crate::space::Reservation;
 use crate::store::{Store, check_key, now_ms, random_bytes, time_of};
-use crate::version::{self, Moment, Version};
+use crate::usage::{self, Claim, UsageChange};
+use crate::version::{self, Moment, Version, Versioning};
 use crate::write::{check_attributes, check_metadata};
 
 /// What is moved at a time when a part is copied from an object.
@@ -101,6 +106,10 @@ pub struct CompleteOptions {
     pub bytes: Option<u64>,
     /// Checksum of the whole object.
     pub checksum: Option<Checksum>,
+    /// The customer's key that the upload was begun with, where it was.
+    pub customer_key: Option<CustomerKey>,
+    /// Who is to be told.
+    pub notices: Notices,
 }
 
 /// A part being received.
@@ -112,6 +121,7 @@ pub struct PartWriter {
     /// Recognises the key that the upload was begun with.
     proof: Option<KeyProof>,
     salt: Option<BodySalt>,
+    claim: Option<Claim>,
 }
 
 impl std::fmt::Debug for PartWriter {
@@ -122,22 +132,22 @@ impl std::fmt::Debug for PartWriter {
 
 #[derive(Clone)]
 struct UploadPlace {
-    bucket: String,
+    bucket: BucketRef,
     key: String,
     upload: UploadId,
 }
 
 impl UploadPlace {
-    fn parse(bucket: &str, key: &str, id: &str) -> Result<Self, StoreError> {
+    fn parse(bucket: impl Into<BucketRef>, key: &str, id: &str) -> Result<Self, StoreError> {
         check_key(key)?;
         let well_formed = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
         let upload = well_formed.then(|| UploadId::from_str_radix(id, 16).ok()).flatten();
         let upload = upload.ok_or(StoreError::NoSuchUpload)?;
-        Ok(Self { bucket: bucket.to_owned(), key: key.to_owned(), upload })
+        Ok(Self { bucket: bucket.into(), key: key.to_owned(), upload })
     }
 
     fn find(&self, changes: &Changes<'_>) -> Result<(BucketRecord, UploadRecord), StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let bucket = changes.bucket(&self.bucket)?;
         let record = changes.upload(bucket.id, &self.key, self.upload)?.ok_or(StoreError::NoSuchUpload)?;
         Ok((bucket, record))
     }
@@ -172,16 +182,11 @@ impl PartWriter {
     /// # Errors
     /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`].
     pub fn encrypt(&mut self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
-        match (&self.proof, key) {
-            (None, None) => {}
-            (Some(proof), Some(key)) => {
-                proof.check(key)?;
-                let salt = BodySalt(random_bytes());
-                self.body.encrypt(key.body(salt));
-                self.salt = Some(salt);
-            }
-            (Some(_), None) => return Err(StoreError::CustomerKeyNeeded),
-            (None, Some(_)) => return Err(StoreError::CustomerKeyUnexpected),
+        KeyProof::check_given(self.proof.as_ref(), key)?;
+        if let Some(key) = key {
+            let salt = BodySalt(random_bytes());
+            self.body.encrypt(key.body(salt));
+            self.salt = Some(salt);
         }
         Ok(())
     }
@@ -203,6 +208,7 @@ impl PartWriter {
             return Err(StoreError::CustomerKeyNeeded);
         }
         let FinishedBody { bytes, digests, reservation, .. } = self.body.finish(declared, false)?;
+        drop(self.claim);
         let record = PartRecord {
             runs: reservation.runs().to_vec(),
             id: self.shared.next_body(),
@@ -226,7 +232,7 @@ impl Store {
     /// [`StoreError::InvalidChecksum`].
     pub fn create_upload(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         options: UploadOptions,
     ) -> Result<UploadInfo, StoreError> {
@@ -242,7 +248,7 @@ impl Store {
         let customer_key = customer_key.map(|key| key.proof());
         let record = UploadRecord { initiated_ms, checksum, metadata, attributes, customer_key };
         let info = upload_info(key.to_owned(), upload, &record);
-        let place = UploadPlace { bucket: bucket.to_owned(), key: key.to_owned(), upload };
+        let place = UploadPlace { bucket: bucket.into(), key: key.to_owned(), upload };
         self.shared.submit(CreateUpload { place, record })?;
         Ok(info)
     }
@@ -251,10 +257,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`], [`StoreError::InvalidPartNumber`],
-    /// [`StoreError::TooLarge`].
+    /// [`StoreError::TooLarge`], [`StoreError::QuotaExceeded`].
     pub fn upload_part(
         &self,
-        (bucket, key): (&str, &str),
+        (bucket, key): (impl Into<BucketRef>, &str),
         upload: &str,
         number: u16,
         length: Option<u64>,
@@ -264,14 +270,23 @@ impl Store {
             return Err(StoreError::InvalidPartNumber);
         }
         let place = UploadPlace::parse(bucket, key, upload)?;
-        let record = self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
-            snapshot.upload(bucket, key, place.upload)?.ok_or(StoreError::NoSuchUpload)
+        let (record, claim) = self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(&place.bucket)?;
+            let record = snapshot.upload(bucket.id, key, place.upload)?.ok_or(StoreError::NoSuchUpload)?;
+            let mut more = signed(part_bytes(length.unwrap_or_default()));
+            snapshot.walk_parts(place.upload, number - 1, &mut |found, replaced| {
+                if found == number {
+                    more -= signed(replaced.counted_bytes());
+                }
+                Ok(Step::Stop)
+            })?;
+            let claim = usage::claim(&self.shared, snapshot, (place.bucket.name(), &bucket), more)?;
+            Ok((record, claim))
         })?;
         let wanted = record.checksum.map(|(algorithm, _)| algorithm);
         let shared = Arc::clone(&self.shared);
         let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum.or(wanted))?;
-        Ok(PartWriter { shared, place, number, body, proof: record.customer_key, salt: None })
+        Ok(PartWriter { shared, place, number, body, proof: record.customer_key, salt: None, claim })
     }
 
     /// Makes part `number` of an upload from a range of `source`, under the upload's customer's key where it has one.
@@ -282,7 +297,7 @@ impl Store {
         &self,
         source: &Object,
         range: &Range<u64>,
-        place: (&str, &str),
+        place: (impl Into<BucketRef>, &str),
         (upload, key): (&str, Option<&CustomerKey>),
         number: u16,
     ) -> Result<PartInfo, StoreError> {
@@ -302,7 +317,7 @@ impl Store {
     /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`].
     pub fn parts(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         upload: &str,
         after: u16,
@@ -311,7 +326,7 @@ impl Store {
         let place = UploadPlace::parse(bucket, key, upload)?;
         let limit = limit.min(LIST_PAGE_MAX);
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?.id;
+            let bucket = snapshot.bucket(&place.bucket)?.id;
             let record = snapshot.upload(bucket, key, place.upload)?.ok_or(StoreError::NoSuchUpload)?;
             let upload = upload_info(place.key.clone(), place.upload, &record);
             let mut page = PartsPage { upload, parts: Vec::new(), truncated: false };
@@ -337,7 +352,7 @@ impl Store {
     /// [`StoreError::LengthMismatch`], [`StoreError::PreconditionFailed`].
     pub fn complete_upload(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         upload: &str,
         parts: Vec<CompletedPart>,
@@ -356,7 +371,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`].
-    pub fn abort_upload(&self, bucket: &str, key: &str, upload: &str) -> Result<(), StoreError> {
+    pub fn abort_upload(
+        &self,
+        bucket: impl Into<BucketRef>,
+        key: &str,
+        upload: &str,
+    ) -> Result<(), StoreError> {
         self.shared.submit(AbortUpload { place: UploadPlace::parse(bucket, key, upload)? })
     }
 }
@@ -372,7 +392,7 @@ impl Mutation for CreateUpload {
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<(), StoreError> {
         let UploadPlace { bucket, key, upload } = &self.place;
-        let bucket = changes.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let bucket = changes.bucket(bucket)?;
         // Said now: at its completion it is too late.
         bucket.lock.of_new(self.record.attributes.lock, self.record.initiated_ms)?;
         changes.put_upload(bucket.id, key, *upload, &self.record)
@@ -393,8 +413,13 @@ impl Mutation for PutPart {
     const NEEDS_ROOM: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<(), StoreError> {
-        self.place.find(changes)?;
-        if let Some(replaced) = changes.part(self.place.upload, self.number)? {
+        let (bucket, _) = self.place.find(changes)?;
+        let replaced = changes.part(self.place.upload, self.number)?;
+        let before = replaced.as_ref().map_or(0, PartRecord::counted_bytes);
+        let bytes = signed(self.record.counted_bytes()) - signed(before);
+        usage::check(changes, (self.place.bucket.name(), &bucket), UsageChange { bytes, objects: 0 })?;
+        changes.count(bucket.id, bytes, 0);
+        if let Some(replaced) = replaced {
             dropped.push((replaced.id, replaced.runs));
         }
         changes.put_part(self.place.upload, self.number, &self.record)
@@ -406,13 +431,18 @@ impl Mutation for PutPart {
 }
 
 /// Takes every part of an upload out of the index.
-fn take_parts(changes: &mut Changes<'_>, upload: UploadId) -> Result<HashMap<u16, PartRecord>, StoreError> {
+fn take_parts(
+    changes: &mut Changes<'_>,
+    bucket: BucketId,
+    upload: UploadId,
+) -> Result<HashMap<u16, PartRecord>, StoreError> {
     let mut parts = HashMap::new();
     changes.walk_parts(upload, 0, &mut |number, record| {
         parts.insert(number, record);
         Ok(Step::Next)
     })?;
-    for number in parts.keys() {
+    for (number, part) in &parts {
+        changes.count(bucket, -signed(part.counted_bytes()), 0);
         changes.remove_part(upload, *number)?;
     }
     Ok(parts)
@@ -428,7 +458,7 @@ impl Mutation for AbortUpload {
 
     fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<(), StoreError> {
         let (bucket, _) = self.place.find(changes)?;
-        let parts = take_parts(changes, self.place.upload)?;
+        let parts = take_parts(changes, bucket.id, self.place.upload)?;
         dropped.extend(parts.into_values().map(|part| (part.id, part.runs)));
         changes.remove_upload(bucket.id, &self.place.key, self.place.upload)
     }
@@ -507,7 +537,8 @@ impl CompleteUpload {
         Ok(ETag { md5: md5_of_parts(md5s), parts })
     }
 
-    /// The object that this very completion made, if it is there: the reply was lost and the client asks again.
+    /// The version that this very completion made, if it is there: the reply was lost and the client asks again. It may not be
+    /// the newest any more, but it is no older than the upload.
     fn made_before(
         &self,
         changes: &Changes<'_>,
@@ -516,8 +547,21 @@ impl CompleteUpload {
         let md5s: Option<Vec<_>> = self.parts.iter().map(|part| parse_md5(&part.etag)).collect();
         let Some(md5s) = md5s else { return Ok(None) };
         let etag = self.etag(md5s.into_iter())?;
-        let current = changes.object(bucket.id, &self.place.key)?;
-        Ok(current.filter(|current| current.etag == etag).map(|current| ObjectInfo::of(&current, bucket)))
+        let begun_ms = self.place.upload >> 64;
+        let (bucket_id, key) = (bucket.id, &self.place.key);
+        let mut made = changes.object(bucket_id, key)?.filter(|current| current.etag == etag);
+        if made.is_none() {
+            let mut looked_at = 0;
+            changes.walk_older(bucket_id, key, &mut |older| {
+                looked_at += 1;
+                if u128::from(older.modified_ms) < begun_ms || looked_at > LOST_REPLY_VERSIONS_MAX {
+                    return Ok(Step::Stop);
+                }
+                made = (older.etag == etag && !older.delete_marker).then_some(older);
+                Ok(if made.is_some() { Step::Stop } else { Step::Next })
+            })?;
+        }
+        Ok(made.map(|made| ObjectInfo::of(&made, bucket)))
     }
 }
 
@@ -545,18 +589,28 @@ impl Mutation for CompleteUpload {
     fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<ObjectInfo, StoreError> {
         let (bucket, upload) = match self.place.find(changes) {
             Err(StoreError::NoSuchUpload) => {
-                let bucket = changes.bucket(&self.place.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+                let bucket = changes.bucket(&self.place.bucket)?;
                 return self.made_before(changes, &bucket)?.ok_or(StoreError::NoSuchUpload);
             }
             found => found?,
         };
+        KeyProof::check_given(upload.customer_key.as_ref(), self.options.customer_key.as_ref())?;
         let records = self.check_parts(changes)?;
-        let record = self.record(&upload, &records)?;
-        self.options.condition.check(changes.object(bucket.id, &self.place.key)?.as_ref())?;
+        let mut record = self.record(&upload, &records)?;
+        record.attributes.lock = bucket.lock.of_begun(record.attributes.lock, self.moment.now_ms);
+        let current = changes.object(bucket.id, &self.place.key)?;
+        self.options.condition.check(current.as_ref())?;
+        // Its bytes were counted when they came.
+        let is_new = current.is_none() || bucket.versioning != Versioning::Unversioned;
+        usage::check(
+            changes,
+            (self.place.bucket.name(), &bucket),
+            UsageChange { bytes: 0, objects: i64::from(is_new) },
+        )?;
         let place = (&bucket, self.place.key.as_str());
         let record = version::put(changes, place, record, self.moment, dropped)?;
 
-        let mut parts = take_parts(changes, self.place.upload)?;
+        let mut parts = take_parts(changes, bucket.id, self.place.upload)?;
         let mut manifest = Manifest { parts: Vec::with_capacity(records.len()) };
         for (listed, part) in self.parts.iter().zip(records) {
             parts.remove(&listed.number);
@@ -566,6 +620,8 @@ impl Mutation for CompleteUpload {
         dropped.extend(parts.into_values().map(|part| (part.id, part.runs)));
         changes.put_manifest(self.id, &manifest)?;
         changes.remove_upload(bucket.id, &self.place.key, self.place.upload)?;
+        let about = About::object((self.place.bucket.name(), &bucket), &self.place.key, &record);
+        self.options.notices.put(changes, Happened::Made, &about)?;
         Ok(ObjectInfo::of(&record, &bucket))
     }
 

@@ -4,13 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::body::{Cipher, ObjectReader, Source};
+use crate::body::{Cipher, ObjectReader, Source, pieces};
+use crate::buckets::BucketRef;
 use crate::checksum::Checksum;
 use crate::commit::Shared;
 use crate::customer_key::{BodySalt, CustomerKey, KeyProof};
 use crate::error::StoreError;
 use crate::index::Snapshot;
-use crate::records::{Attributes, Body, BodyId, BucketRecord, ETag, Metadata, ObjectRecord, PartExtent};
+use crate::records::{
+    Attributes, Body, BodyId, BucketId, BucketRecord, ETag, Metadata, ObjectRecord, PartExtent, Run,
+};
 use crate::space::Pin;
 use crate::store::{Store, time_of};
 use crate::version::{self, VersionId, Versioning};
@@ -47,12 +50,7 @@ impl ObjectInfo {
     /// # Errors
     /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`].
     pub fn check_key(&self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
-        match (&self.proof, key) {
-            (None, None) => Ok(()),
-            (Some(proof), Some(key)) => proof.check(key),
-            (Some(_), None) => Err(StoreError::CustomerKeyNeeded),
-            (None, Some(_)) => Err(StoreError::CustomerKeyUnexpected),
-        }
+        KeyProof::check_given(self.proof.as_ref(), key)
     }
 
     pub(crate) fn of(record: &ObjectRecord, bucket: &BucketRecord) -> Self {
@@ -79,6 +77,8 @@ pub struct ObjectPart {
     pub range: Range<u64>,
     /// Its checksum; none in objects of earlier versions of the store.
     pub checksum: Option<Checksum>,
+    runs: Vec<Run>,
+    salt: Option<BodySalt>,
 }
 
 /// An object as it was when it was looked up. Its bytes stay readable for as long as this lives.
@@ -87,13 +87,12 @@ pub struct Object {
     pub(crate) shared: Arc<Shared>,
     pub(crate) info: ObjectInfo,
     body: Body,
-    extents: Vec<PartExtent>,
     key: Option<CustomerKey>,
     parts: Vec<ObjectPart>,
     pin: Option<Arc<Pin>>,
     pub(crate) id: Option<BodyId>,
     /// Bucket and key.
-    pub(crate) place: (String, String),
+    pub(crate) place: (BucketId, String),
 }
 
 impl Object {
@@ -115,21 +114,25 @@ impl Object {
     /// Reads `range`, which must lie within the object.
     pub fn reader(&self, range: &Range<u64>) -> ObjectReader {
         let range = range.start..range.end.min(self.info.bytes);
-        ObjectReader::new(Arc::clone(&self.shared), self.pin.clone(), &self.source(), &range)
+        ObjectReader::new(Arc::clone(&self.shared), self.pin.clone(), self.source(&range), &range)
     }
 
-    fn source(&self) -> Source {
+    /// Where `range` is: of an object of many parts no more than those that it touches.
+    fn source(&self, range: &Range<u64>) -> Source {
         match &self.body {
             Body::Inline(bytes) => Source::Inline(bytes.clone(), self.cipher(self.proof_salt())),
-            Body::Runs { runs, .. } => Source::Volume(
-                Source::pieces(runs, self.info.bytes, self.cipher(self.proof_salt())).collect(),
-            ),
+            Body::Runs { runs, .. } => {
+                let whole = 0..self.info.bytes;
+                Source::Volume(pieces(runs, &whole, range, &self.cipher(self.proof_salt())).collect())
+            }
             Body::Parts { .. } => {
-                let pieces = |part: &PartExtent| {
-                    let salt = part.salt.or(self.proof_salt());
-                    Source::pieces(&part.runs, part.bytes, self.cipher(salt)).collect::<Vec<_>>()
+                let first = self.parts.partition_point(|part| part.range.end <= range.start);
+                let touched = self.parts[first..].iter().take_while(|part| part.range.start < range.end);
+                let of_part = |part: &ObjectPart| {
+                    let cipher = self.cipher(part.salt.or(self.proof_salt()));
+                    pieces(&part.runs, &part.range, range, &cipher).collect::<Vec<_>>()
                 };
-                Source::Volume(self.extents.iter().flat_map(pieces).collect())
+                Source::Volume(touched.flat_map(of_part).collect())
             }
         }
     }
@@ -156,7 +159,8 @@ impl Object {
         if self.parts.is_empty() {
             return (number == 1).then_some(0..self.info.bytes);
         }
-        self.parts.iter().find(|part| part.number == number).map(|part| part.range.clone())
+        let place = self.parts.binary_search_by_key(&number, |part| part.number).ok()?;
+        Some(self.parts[place].range.clone())
     }
 }
 
@@ -185,12 +189,13 @@ impl Store {
     /// [`StoreError::IsDeleteMarker`].
     pub fn head_object(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         version: Option<VersionId>,
     ) -> Result<ObjectInfo, StoreError> {
+        let bucket = bucket.into();
         self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+            let bucket = snapshot.bucket(&bucket)?;
             look_up(snapshot, &bucket, key, version).map(|record| ObjectInfo::of(&record, &bucket))
         })
     }
@@ -199,34 +204,40 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`Store::head_object`].
-    pub fn object(&self, bucket: &str, key: &str, version: Option<VersionId>) -> Result<Object, StoreError> {
+    pub fn object(
+        &self,
+        bucket: impl Into<BucketRef>,
+        key: &str,
+        version: Option<VersionId>,
+    ) -> Result<Object, StoreError> {
+        let bucket = bucket.into();
         // Entered before the index is read: no run that the row names is used anew until the pin is set.
         let guard = self.shared.space.enter();
-        let (record, info, extents) = self.shared.read(|snapshot| {
-            let bucket = snapshot.bucket(bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let (bucket, record, info, extents) = self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(&bucket)?;
             let record = look_up(snapshot, &bucket, key, version)?;
             let info = ObjectInfo::of(&record, &bucket);
             let extents = match &record.body {
                 Body::Parts { id } => snapshot.manifest(*id)?.parts,
                 _ => Vec::new(),
             };
-            Ok((record, info, extents))
+            Ok((bucket.id, record, info, extents))
         })?;
         let id = match &record.body {
             Body::Inline(_) => None,
             Body::Runs { id, .. } | Body::Parts { id } => Some(*id),
         };
         let mut end = 0;
-        let mut parts = Vec::with_capacity(extents.len());
-        for extent in &extents {
+        let part = |extent: PartExtent| {
             let begin = end;
             end += extent.bytes;
-            let checksum = extent.checksum.clone();
-            parts.push(ObjectPart { number: extent.number, range: begin..end, checksum });
-        }
+            let PartExtent { runs, number, checksum, salt, .. } = extent;
+            ObjectPart { number, range: begin..end, checksum, runs, salt }
+        };
+        let parts = extents.into_iter().map(part).collect();
         let pin = id.map(|id| Arc::new(guard.pin(id)));
-        let place = (bucket.to_owned(), key.to_owned());
+        let place = (bucket, key.to_owned());
         let (shared, body) = (Arc::clone(&self.shared), record.body);
-        Ok(Object { shared, info, body, extents, key: None, parts, pin, id, place })
+        Ok(Object { shared, info, body, key: None, parts, pin, id, place })
     }
 }

@@ -40,6 +40,7 @@ struct Storage {
     /// Flush at which the power goes.
     cut_at_flush: Option<u64>,
     failing_reads: bool,
+    refusing_writes: bool,
 }
 
 /// The volume. Clones share storage and key.
@@ -103,6 +104,11 @@ impl SimulatedVolume {
     /// Makes every read fail with an I/O error, or no longer.
     pub fn set_failing_reads(&self, failing: bool) {
         self.lock().failing_reads = failing;
+    }
+
+    /// Makes every write find the pool full, those over what is there as well: after a snapshot each of them needs room. Or no longer.
+    pub fn set_refusing_writes(&self, refusing: bool) {
+        self.lock().refusing_writes = refusing;
     }
 
     /// Sectors that take up space now.
@@ -214,6 +220,9 @@ impl Storage {
 
     fn write(&mut self, at: ByteOffset, data: &[u8]) -> Result<(), BlockError> {
         self.check_range(at, data.len() as u64)?;
+        if self.refusing_writes {
+            return Err(BlockError::new(BlockErrorKind::NoSpace, "the simulated pool is full"));
+        }
         let mut offset = usize::try_from(at.0 % SECTOR_U64).expect("less than a sector");
         let mut sector = at.0 / SECTOR_U64;
         let mut rest = data;

@@ -1,5 +1,6 @@
 //! The store as a whole: opening, closing, status.
 
+use std::collections::HashMap;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +13,9 @@ use crate::error::StoreError;
 use crate::index::{Index, Snapshot};
 use crate::layout::{FORMAT_VERSION, Layout, SECTOR};
 use crate::limits::KEY_BYTES_MAX;
+use crate::records::{BodyId, BucketId, Run};
 use crate::space::{Census, Space};
+use crate::usage::UsageChange;
 use crate::volume::BlockVolume;
 
 /// An object store on one volume. Every call blocks; call it from threads that may wait for a device.
@@ -68,17 +71,24 @@ impl Store {
             None => format(&volume)?,
         };
         let mut census = Census::new();
+        let mut usage = HashMap::<BucketId, UsageChange>::new();
         let (mut next_body, mut next_bucket) = (1, 1);
-        index.read(|snapshot| {
-            snapshot.walk_runs(&mut |body, runs| {
+        index.read_once(|snapshot| {
+            let mut visit = |body: Option<BodyId>, runs: &[Run]| {
                 next_body = next_body.max(body.map_or(0, |body| body.0 + 1));
                 census.add(runs)
+            };
+            snapshot.walk_runs(&mut visit, &mut |bucket, held| {
+                let change = usage.entry(bucket).or_default();
+                change.bytes += held.bytes;
+                change.objects += held.objects;
             })?;
             snapshot.walk_buckets(&mut |_, bucket| {
                 next_bucket = next_bucket.max(bucket.id.0 + 1);
                 Ok(())
             })
         })?;
+        index.counted().add(&usage);
         let space = Space::new(census, layout.data_sectors(volume.len()))?;
         let (sender, receiver) = channel();
         let shared = Arc::new(Shared::new(volume, index, space, (next_body, next_bucket), sender));
@@ -173,7 +183,11 @@ pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
 
 /// Milliseconds since 1970; the wall clock of the node, as S3 reports it.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    ms_of(SystemTime::now())
+}
+
+pub(crate) fn ms_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

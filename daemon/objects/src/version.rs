@@ -106,6 +106,8 @@ pub struct Deleted {
     pub version: Option<VersionId>,
     /// Whether that is a delete marker.
     pub delete_marker: bool,
+    /// Whether anything is other than before: deleting what is not there is no error.
+    pub changed: bool,
 }
 
 /// The version that a request names, or the newest.
@@ -125,7 +127,8 @@ pub(crate) fn find(
     }
 }
 
-/// Makes `record` the newest version of `key`; what was there becomes an older version or goes, as the bucket has it.
+/// Makes `record`, whose lock is settled, the newest version of `key`; what was there becomes an older version or goes, as the
+/// bucket has it.
 pub(crate) fn put(
     changes: &mut Changes<'_>,
     (bucket, key): (&BucketRecord, &str),
@@ -134,7 +137,6 @@ pub(crate) fn put(
     dropped: &mut Dropped,
 ) -> Result<ObjectRecord, StoreError> {
     let current = changes.object(bucket.id, key)?;
-    record.attributes.lock = bucket.lock.of_new(record.attributes.lock, moment.now_ms)?;
     record.version = next_version(changes, (bucket, key), current.as_ref(), moment)?;
     make_room(changes, (bucket, key), current, moment, dropped)?;
     changes.put_object(bucket.id, key, &record)?;
@@ -151,11 +153,12 @@ pub(crate) fn hide(
 ) -> Result<Deleted, StoreError> {
     let current = changes.object(bucket.id, key)?;
     if bucket.versioning == Versioning::Unversioned {
+        let changed = current.is_some();
         if let Some(current) = current {
             drop_body(changes, current.body, dropped)?;
             changes.remove_object(bucket.id, key)?;
         }
-        return Ok(Deleted::default());
+        return Ok(Deleted { changed, ..Deleted::default() });
     }
     let version = next_version(changes, (bucket, key), current.as_ref(), moment)?;
     let existed = current.is_some();
@@ -164,7 +167,7 @@ pub(crate) fn hide(
         changes.remove_object(bucket.id, key)?;
     }
     changes.put_version(bucket.id, key, &delete_marker(version, owner, moment.now_ms))?;
-    Ok(Deleted { version: Some(version.id()), delete_marker: true })
+    Ok(Deleted { version: Some(version.id()), delete_marker: true, changed: true })
 }
 
 /// Removes one version for good. What is not there is no error, as in S3.
@@ -175,7 +178,7 @@ pub(crate) fn remove(
     (now_ms, bypass): (u64, bool),
     dropped: &mut Dropped,
 ) -> Result<Deleted, StoreError> {
-    let unchanged = Deleted { version: Some(id), delete_marker: false };
+    let unchanged = Deleted { version: Some(id), delete_marker: false, changed: false };
     let current = changes.object(bucket.id, key)?;
     let Some(record) = changes.version(bucket.id, key, id)? else { return Ok(unchanged) };
     record.attributes.lock.check_delete(now_ms, bypass)?;
@@ -190,7 +193,7 @@ pub(crate) fn remove(
     if was_current || (delete_marker && changes.object(bucket.id, key)?.is_none()) {
         promote(changes, bucket, key)?;
     }
-    Ok(Deleted { delete_marker, ..unchanged })
+    Ok(Deleted { delete_marker, changed: true, ..unchanged })
 }
 
 /// The newest of the older versions becomes the one that is read, if it is an object.

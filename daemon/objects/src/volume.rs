@@ -72,7 +72,8 @@ impl From<VolumeError> for BlockError {
             ErrorKind::KeyGone => BlockErrorKind::KeyGone,
             ErrorKind::NoSpace => BlockErrorKind::NoSpace,
             ErrorKind::Io => BlockErrorKind::Io,
-            ErrorKind::OutOfRange | ErrorKind::Failed => BlockErrorKind::Failed,
+            // Nothing here names a snapshot.
+            ErrorKind::OutOfRange | ErrorKind::Failed | ErrorKind::NoSuchSnapshot => BlockErrorKind::Failed,
         };
         Self::new(kind, error)
     }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use crate::acl::Acl;
 use crate::body::{BodyWriter, Declared, FinishedBody};
+use crate::buckets::{BucketInfo, BucketRef};
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use crate::commit::{Dropped, Mutation, Shared};
 use crate::condition::Condition;
 use crate::customer_key::{CustomerKey, KeyProof};
 use crate::error::StoreError;
-use crate::index::Changes;
+use crate::events::{About, Happened, Notices};
+use crate::index::{Changes, signed};
 use crate::limits::{
     GRANTS_MAX, PUT_BYTES_MAX, SYSTEM_METADATA_BYTES_MAX, TAG_NAME_CHARS_MAX, TAG_VALUE_CHARS_MAX, TAGS_MAX,
     USER_METADATA_BYTES_MAX,
@@ -19,6 +21,7 @@ use crate::object::{Object, ObjectInfo};
 use crate::records::{Attributes, Body, BodyId, ETag, Metadata, ObjectRecord};
 use crate::space::Reservation;
 use crate::store::{Store, check_key};
+use crate::usage::{self, Claim, UsageChange};
 use crate::version::{self, Moment, Version, VersionId, Versioning};
 
 /// What is moved at a time when the store copies an object by itself.
@@ -35,6 +38,8 @@ pub struct PutOptions {
     pub condition: Condition,
     /// What the body must be.
     pub declared: Declared,
+    /// Who is to be told.
+    pub notices: Notices,
 }
 
 /// What a copy is to have that its source has not.
@@ -50,15 +55,18 @@ pub struct CopyOptions {
     pub condition: Condition,
     /// The key to encrypt the copy under.
     pub customer_key: Option<CustomerKey>,
+    /// Who is to be told.
+    pub notices: Notices,
 }
 
 /// A PUT being received.
 pub struct ObjectWriter {
     shared: Arc<Shared>,
-    bucket: String,
+    bucket: BucketRef,
     key: String,
     body: BodyWriter,
     proof: Option<KeyProof>,
+    claim: Option<Claim>,
 }
 
 impl std::fmt::Debug for ObjectWriter {
@@ -93,13 +101,14 @@ impl ObjectWriter {
         check_metadata(&options.metadata)?;
         check_attributes(&options.attributes)?;
         let body = self.body.finish(&options.declared, true)?;
+        drop(self.claim);
         commit_put(&self.shared, (self.bucket, self.key), body, self.proof, options)
     }
 }
 
 fn commit_put(
     shared: &Arc<Shared>,
-    (bucket, key): (String, String),
+    (bucket, key): (BucketRef, String),
     finished: FinishedBody,
     customer_key: Option<KeyProof>,
     options: PutOptions,
@@ -119,26 +128,42 @@ fn commit_put(
         attributes: options.attributes,
         customer_key,
     };
-    shared.submit(PutObject { bucket, key, record, condition: options.condition, moment, reservation })
+    let PutOptions { condition, notices, .. } = options;
+    shared.submit(PutObject { bucket, key, record, condition, moment, reservation, notices })
 }
 
 impl Store {
     /// Begins a PUT of `length` bytes, as far as the client said, with a checksum besides the MD5 if one is wanted.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchBucket`], [`StoreError::InvalidKey`], [`StoreError::TooLarge`].
+    /// [`StoreError::NoSuchBucket`], [`StoreError::InvalidKey`], [`StoreError::TooLarge`], [`StoreError::QuotaExceeded`].
     pub fn put_object(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         length: Option<u64>,
         checksum: Option<ChecksumAlgorithm>,
     ) -> Result<ObjectWriter, StoreError> {
         check_key(key)?;
-        self.bucket(bucket)?;
+        let asked = bucket.into();
         let shared = Arc::clone(&self.shared);
+        let (bucket, claim) = shared.read(|snapshot| {
+            let record = snapshot.bucket(&asked)?;
+            let claim = match length {
+                None => None,
+                Some(length) => {
+                    let current = snapshot.object(record.id, key)?;
+                    let replaced = current.filter(|_| record.versioning == Versioning::Unversioned);
+                    let more = signed(length) - replaced.map_or(0, |replaced| signed(replaced.bytes));
+                    usage::claim(&shared, snapshot, (asked.name(), &record), more)?
+                }
+            };
+            // Of this bucket, however long the body takes and whatever has its name by then.
+            Ok((BucketInfo::of(asked.name(), record).reference(), claim))
+        })?;
         let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum)?;
-        Ok(ObjectWriter { shared, bucket: bucket.to_owned(), key: key.to_owned(), body, proof: None })
+        let key = key.to_owned();
+        Ok(ObjectWriter { shared, bucket, key, body, proof: None, claim })
     }
 
     /// Copies `source` to `key`. Copying an object onto itself, where no version of it is to be kept, changes what is kept
@@ -149,31 +174,33 @@ impl Store {
     pub fn copy_object(
         &self,
         source: &Object,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         options: CopyOptions,
     ) -> Result<ObjectInfo, StoreError> {
-        let CopyOptions { metadata, attributes, checksum, condition, customer_key } = options;
+        let CopyOptions { metadata, attributes, checksum, condition, customer_key, notices } = options;
         let metadata = metadata.unwrap_or_else(|| source.info.metadata.clone());
         check_metadata(&metadata)?;
         check_attributes(&attributes)?;
         let stored = source.info.checksum.as_ref().map(|checksum| checksum.algorithm);
-        let onto_itself = source.place.0 == bucket && source.place.1 == key;
+        let target = self.bucket(bucket)?;
+        let onto_itself = source.place.0 == target.id && source.place.1 == key;
         let in_clear = customer_key.is_none() && !source.info.has_customer_key();
-        let unversioned =
-            onto_itself && in_clear && self.bucket(bucket)?.versioning == Versioning::Unversioned;
+        let unversioned = onto_itself && in_clear && target.versioning == Versioning::Unversioned;
         if unversioned && checksum.is_none_or(|wanted| Some(wanted) == stored) {
             return self.shared.submit(ReplaceMetadata {
-                bucket: bucket.to_owned(),
+                bucket: target.reference(),
                 key: key.to_owned(),
                 seen: (source.id, source.info.etag, source.info.bytes),
                 metadata,
                 attributes,
                 condition,
                 moment: Moment::now(),
+                notices,
             });
         }
-        let mut writer = self.put_object(bucket, key, Some(source.info.bytes), checksum.or(stored))?;
+        let mut writer =
+            self.put_object(target.reference(), key, Some(source.info.bytes), checksum.or(stored))?;
         if let Some(key) = &customer_key {
             writer.encrypt(key);
         }
@@ -185,40 +212,42 @@ impl Store {
         let same_kind = |stored: &&Checksum| stored.kind() == ChecksumKind::FullObject;
         let expected = source.info.checksum.as_ref().filter(same_kind).filter(|_| checksum.is_none());
         let declared = Declared { md5: None, checksum: expected.cloned() };
-        writer.finish(PutOptions { metadata, attributes, condition, declared })
+        writer.finish(PutOptions { metadata, attributes, condition, declared, notices })
     }
 
-    /// Replaces the tags of an object or of a version of it.
+    /// Replaces the tags of an object or of a version of it; tells whoever is in `notices`.
     ///
     /// # Errors
     /// Those of [`Store::head_object`], [`StoreError::InvalidTags`].
     pub fn set_tags(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         version: Option<VersionId>,
         tags: Vec<(String, String)>,
+        notices: Notices,
     ) -> Result<ObjectInfo, StoreError> {
         check_tags(&tags, TAGS_MAX)?;
-        self.change_version(bucket, key, version, move |record| {
+        self.change_version(bucket, key, version, notices, move |record| {
             record.attributes.tags.clone_from(&tags);
             Ok(())
         })
     }
 
-    /// Replaces the access control list of an object or of a version of it.
+    /// Replaces the access control list of an object or of a version of it; tells whoever is in `notices`.
     ///
     /// # Errors
     /// Those of [`Store::head_object`].
     pub fn set_object_acl(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         version: Option<VersionId>,
         acl: Acl,
+        notices: Notices,
     ) -> Result<ObjectInfo, StoreError> {
         check_grants(&acl)?;
-        self.change_version(bucket, key, version, move |record| {
+        self.change_version(bucket, key, version, notices, move |record| {
             record.attributes.acl.clone_from(&acl);
             Ok(())
         })
@@ -231,14 +260,14 @@ impl Store {
     /// [`StoreError::Locked`].
     pub fn set_retention(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         version: Option<VersionId>,
         retention: Option<Retention>,
         bypass: bool,
     ) -> Result<ObjectInfo, StoreError> {
-        self.check_locks(bucket)?;
-        self.change_version(bucket, key, version, move |record| {
+        let bucket = self.locking_bucket(bucket)?;
+        self.change_version(bucket, key, version, Notices::default(), move |record| {
             record.attributes.lock.check_retention(retention, crate::store::now_ms(), bypass)?;
             record.attributes.lock.retention = retention;
             Ok(())
@@ -251,31 +280,33 @@ impl Store {
     /// Those of [`Store::head_object`], [`StoreError::LockNotEnabled`].
     pub fn set_legal_hold(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         version: Option<VersionId>,
         hold: bool,
     ) -> Result<ObjectInfo, StoreError> {
-        self.check_locks(bucket)?;
-        self.change_version(bucket, key, version, move |record| {
+        let bucket = self.locking_bucket(bucket)?;
+        self.change_version(bucket, key, version, Notices::default(), move |record| {
             record.attributes.lock.legal_hold = Some(hold);
             Ok(())
         })
     }
 
-    fn check_locks(&self, bucket: &str) -> Result<(), StoreError> {
-        if self.bucket(bucket)?.lock.enabled { Ok(()) } else { Err(StoreError::LockNotEnabled) }
+    fn locking_bucket(&self, bucket: impl Into<BucketRef>) -> Result<BucketRef, StoreError> {
+        let bucket = self.bucket(bucket)?;
+        if bucket.lock.enabled { Ok(bucket.reference()) } else { Err(StoreError::LockNotEnabled) }
     }
 
     fn change_version(
         &self,
-        bucket: &str,
+        bucket: impl Into<BucketRef>,
         key: &str,
         version: Option<VersionId>,
+        notices: Notices,
         change: impl Fn(&mut ObjectRecord) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<ObjectInfo, StoreError> {
-        let (bucket, key) = (bucket.to_owned(), key.to_owned());
-        self.shared.submit(ChangeVersion { bucket, key, version, change: Box::new(change) })
+        let (bucket, key) = (bucket.into(), key.to_owned());
+        self.shared.submit(ChangeVersion { bucket, key, version, notices, change: Box::new(change) })
     }
 }
 
@@ -327,12 +358,13 @@ pub fn check_tags(tags: &[(String, String)], max: usize) -> Result<(), StoreErro
 }
 
 struct PutObject {
-    bucket: String,
+    bucket: BucketRef,
     key: String,
     record: ObjectRecord,
     condition: Condition,
     moment: Moment,
     reservation: Reservation,
+    notices: Notices,
 }
 
 impl Mutation for PutObject {
@@ -340,10 +372,21 @@ impl Mutation for PutObject {
     const NEEDS_ROOM: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, dropped: &mut Dropped) -> Result<ObjectInfo, StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?;
-        self.condition.check(changes.object(bucket.id, &self.key)?.as_ref())?;
+        let bucket = changes.bucket(&self.bucket)?;
+        let current = changes.object(bucket.id, &self.key)?;
+        self.condition.check(current.as_ref())?;
+        let replaced = current.filter(|_| bucket.versioning == Versioning::Unversioned);
+        let more = UsageChange {
+            bytes: signed(self.record.bytes) - replaced.as_ref().map_or(0, |replaced| signed(replaced.bytes)),
+            objects: i64::from(replaced.is_none()),
+        };
+        usage::check(changes, (self.bucket.name(), &bucket), more)?;
         let place = (&bucket, self.key.as_str());
-        let record = version::put(changes, place, self.record.clone(), self.moment, dropped)?;
+        let mut record = self.record.clone();
+        record.attributes.lock = bucket.lock.of_new(record.attributes.lock, self.moment.now_ms)?;
+        let record = version::put(changes, place, record, self.moment, dropped)?;
+        let about = About::object((self.bucket.name(), &bucket), &self.key, &record);
+        self.notices.put(changes, Happened::Made, &about)?;
         Ok(ObjectInfo::of(&record, &bucket))
     }
 
@@ -353,7 +396,7 @@ impl Mutation for PutObject {
 }
 
 struct ReplaceMetadata {
-    bucket: String,
+    bucket: BucketRef,
     key: String,
     /// Body, entity tag and size of the object that the client wants to change.
     seen: (Option<BodyId>, ETag, u64),
@@ -361,6 +404,7 @@ struct ReplaceMetadata {
     attributes: Attributes,
     condition: Condition,
     moment: Moment,
+    notices: Notices,
 }
 
 impl Mutation for ReplaceMetadata {
@@ -368,7 +412,7 @@ impl Mutation for ReplaceMetadata {
     const NEEDS_ROOM: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<ObjectInfo, StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let bucket = changes.bucket(&self.bucket)?;
         let current = changes.object(bucket.id, &self.key)?;
         self.condition.check(current.as_ref())?;
         let current = current.ok_or(StoreError::Conflict)?;
@@ -388,6 +432,8 @@ impl Mutation for ReplaceMetadata {
             ..current
         };
         changes.put_object(bucket.id, &self.key, &record)?;
+        let about = About::object((self.bucket.name(), &bucket), &self.key, &record);
+        self.notices.put(changes, Happened::Made, &about)?;
         Ok(ObjectInfo::of(&record, &bucket))
     }
 
@@ -398,9 +444,10 @@ type Change = dyn Fn(&mut ObjectRecord) -> Result<(), StoreError> + Send;
 
 /// Changes what is kept beside the bytes of a version, which stays the version it is.
 struct ChangeVersion {
-    bucket: String,
+    bucket: BucketRef,
     key: String,
     version: Option<VersionId>,
+    notices: Notices,
     change: Box<Change>,
 }
 
@@ -409,7 +456,7 @@ impl Mutation for ChangeVersion {
     const NEEDS_ROOM: bool = true;
 
     fn apply(&self, changes: &mut Changes<'_>, _: &mut Dropped) -> Result<ObjectInfo, StoreError> {
-        let bucket = changes.bucket(&self.bucket)?.ok_or(StoreError::NoSuchBucket)?;
+        let bucket = changes.bucket(&self.bucket)?;
         let current = changes.object(bucket.id, &self.key)?;
         let found = match (self.version, &current) {
             (None, Some(_)) => current.clone(),
@@ -423,6 +470,8 @@ impl Mutation for ChangeVersion {
             true => changes.put_object(bucket.id, &self.key, &record)?,
             false => changes.put_version(bucket.id, &self.key, &record)?,
         }
+        let about = About::object((self.bucket.name(), &bucket), &self.key, &record);
+        self.notices.put(changes, Happened::Changed, &about)?;
         Ok(ObjectInfo::of(&record, &bucket))
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use objects::Store;
 use objects::simulated::SimulatedVolume;
-use s3_server::S3Server;
+use s3_server::{S3Options, S3Server};
 use tokio::net::TcpListener;
 use units::ByteLen;
 
@@ -22,7 +22,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let key = store.create_user(&user)?;
         println!("{user}: AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}", key.id, key.secret.expose());
     }
-    let server = S3Server::with_signature_v2("us-east-1");
+    let options = S3Options { region: "us-east-1".to_owned(), signature_v2: true, ..S3Options::default() };
+    let server = S3Server::with_options(options)?;
     server.set_store(Some(store.clone()));
     let serving = server.clone();
     let listener = TcpListener::bind(&address).await?;

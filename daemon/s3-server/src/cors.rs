@@ -4,6 +4,7 @@
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use objects::BucketRef;
 use s3s::dto::{CORSConfiguration, CORSRule};
 use s3s::{Body, S3Error, S3ErrorCode, S3Result};
 
@@ -85,7 +86,7 @@ impl Question {
 
 async fn rules(serving: &Serving, bucket: String) -> S3Result<Vec<CORSRule>> {
     let found: Option<CORSConfiguration> =
-        serving.run(move |store| documents::find(store, &bucket, CORS)).await?;
+        serving.run(move |store| documents::find(store, &BucketRef::from(&bucket), CORS)).await?;
     Ok(found.map(|found| found.cors_rules).unwrap_or_default())
 }
 

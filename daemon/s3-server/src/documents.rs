@@ -1,6 +1,6 @@
 //! The documents that configure a bucket, as the store keeps them: XML as clients send and get it, and a policy's JSON.
 
-use objects::Store;
+use objects::{BucketRef, Store};
 use s3s::xml::{Deserialize, Deserializer, Serialize, Serializer};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
@@ -9,6 +9,8 @@ use crate::error::from_store;
 pub(crate) const CORS: &str = "cors";
 pub(crate) const ENCRYPTION: &str = "encryption";
 pub(crate) const LIFECYCLE: &str = "lifecycle";
+pub(crate) const LOGGING: &str = "logging";
+pub(crate) const NOTIFICATIONS: &str = "notifications";
 pub(crate) const OWNERSHIP: &str = "ownership";
 pub(crate) const POLICY: &str = "policy";
 pub(crate) const PUBLIC_ACCESS: &str = "public-access-block";
@@ -17,7 +19,7 @@ pub(crate) const TAGGING: &str = "tagging";
 /// Replaces a document of a bucket.
 pub(crate) fn put<T: Serialize>(
     store: &Store,
-    bucket: &str,
+    bucket: &BucketRef,
     name: &'static str,
     document: &T,
 ) -> S3Result<()> {
@@ -32,14 +34,14 @@ pub(crate) fn text<T: Serialize>(document: &T) -> S3Result<Vec<u8>> {
 }
 
 /// Removes a document of a bucket, if it has one.
-pub(crate) fn remove(store: &Store, bucket: &str, name: &'static str) -> S3Result<()> {
+pub(crate) fn remove(store: &Store, bucket: &BucketRef, name: &'static str) -> S3Result<()> {
     store.set_bucket_document(bucket, name, None).map_err(|error| from_store(&error))
 }
 
 /// A document of a bucket.
 pub(crate) fn find<T: for<'xml> Deserialize<'xml>>(
     store: &Store,
-    bucket: &str,
+    bucket: &BucketRef,
     name: &'static str,
 ) -> S3Result<Option<T>> {
     let text = store.bucket_document(bucket, name).map_err(|error| from_store(&error))?;

@@ -1,5 +1,4 @@
-//! Bodies on their way out: one chunk being read while the one before it is sent, and the key asked for again before each
-//! leaves.
+//! Bodies on their way out: one chunk being read while the one before it is sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,7 +13,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::resources::{ChunkBuffer, ChunkLength, Resources};
-use crate::slot::Serving;
 
 type Chunk = (ObjectReader, Result<Option<Bytes>, StoreError>);
 
@@ -30,7 +28,6 @@ pub(crate) fn read_chunk(
 /// The body of a response, its first chunk read already: so an object that can't be read is an error and not a broken
 /// body, and a small object leaves in one piece with its headers.
 pub(crate) fn body(
-    serving: Serving,
     resources: Resources,
     first: Bytes,
     reader: ObjectReader,
@@ -42,7 +39,7 @@ pub(crate) fn body(
     let remaining = first.len() as u64 + reader.remaining();
     let first = Some(first);
     let next = Next::Idle(Some(reader));
-    StreamingBlob::new(Chunks { serving, resources, first, next, remaining, length, _memory: memory })
+    StreamingBlob::new(Chunks { resources, first, next, remaining, length, _memory: memory })
 }
 
 enum Next {
@@ -51,7 +48,6 @@ enum Next {
 }
 
 struct Chunks {
-    serving: Serving,
     resources: Resources,
     first: Option<Bytes>,
     next: Next,
@@ -80,11 +76,9 @@ impl Chunks {
         }
     }
 
-    fn hand_out(&mut self, chunk: Bytes) -> Result<Bytes, StdError> {
-        // Read while the key was there; it may be gone since.
-        self.serving.store.check()?;
+    fn hand_out(&mut self, chunk: Bytes) -> Bytes {
         self.remaining = self.remaining.saturating_sub(chunk.len() as u64);
-        Ok(chunk)
+        chunk
     }
 }
 
@@ -95,7 +89,7 @@ impl Stream for Chunks {
         let this = &mut *self;
         this.start_reading();
         if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(this.hand_out(first)));
+            return Poll::Ready(Some(Ok(this.hand_out(first))));
         }
         let Next::Reading(reading) = &mut this.next else { return Poll::Ready(None) };
         let finished = ready!(Pin::new(reading).poll(cx));
@@ -104,7 +98,7 @@ impl Stream for Chunks {
         match chunk? {
             Some(chunk) => {
                 this.next = Next::Idle(Some(reader));
-                Poll::Ready(Some(this.hand_out(chunk)))
+                Poll::Ready(Some(Ok(this.hand_out(chunk))))
             }
             None => Poll::Ready(None),
         }

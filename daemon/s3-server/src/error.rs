@@ -10,6 +10,9 @@ use crate::request_body::BodyError;
 /// S3 has no code for "no room"; a status that clients don't retry at once says it best.
 const INSUFFICIENT_STORAGE: &str = "InsufficientStorage";
 
+/// Amazon has no quotas: the code of Ceph, which clients know.
+const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+
 /// A code of S3 that the protocol code does not list.
 const CONTENT_SHA256_MISMATCH: &str = "XAmzContentSHA256Mismatch";
 
@@ -51,18 +54,23 @@ fn coded(code: S3ErrorCode, error: &StoreError) -> S3Error {
     S3Error::with_message(code, error.to_string())
 }
 
-/// The node is sealed: nothing about the request is known to have happened.
-pub(crate) fn sealed() -> S3Error {
-    let mut error = S3Error::with_message(
-        S3ErrorCode::ServiceUnavailable,
-        "this node is sealed: it holds no key; retry when the compute tier has pushed it",
-    );
+/// Tells the client when to send the request again.
+pub(crate) fn with_retry_after(mut error: S3Error, seconds: u32) -> S3Error {
     let mut headers = http::HeaderMap::new();
-    headers.insert(http::header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+    headers.insert(http::header::RETRY_AFTER, seconds.into());
     // The headers of an error replace those of its body.
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/xml"));
     error.set_headers(headers);
     error
+}
+
+/// The node is sealed: nothing about the request is known to have happened.
+pub(crate) fn sealed() -> S3Error {
+    let error = S3Error::with_message(
+        S3ErrorCode::ServiceUnavailable,
+        "this node is sealed: it holds no key; retry when the compute tier has pushed it",
+    );
+    with_retry_after(error, RETRY_AFTER_SECONDS)
 }
 
 /// Says what happened in the terms of S3.
@@ -73,6 +81,11 @@ pub(crate) fn from_store(error: &StoreError) -> S3Error {
             let mut full = coded(S3ErrorCode::Custom(INSUFFICIENT_STORAGE.into()), error);
             full.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
             return full;
+        }
+        StoreError::QuotaExceeded => {
+            let mut refused = coded(S3ErrorCode::Custom(QUOTA_EXCEEDED.into()), error);
+            refused.set_status_code(http::StatusCode::FORBIDDEN);
+            return refused;
         }
         StoreError::NoSuchBucket => S3ErrorCode::NoSuchBucket,
         StoreError::BucketExists => S3ErrorCode::BucketAlreadyOwnedByYou,

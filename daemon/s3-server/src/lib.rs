@@ -22,6 +22,7 @@
 //! signatures: programs switch them off with [`LOG_DIRECTIVE`].
 
 mod access;
+mod access_log;
 mod activity;
 mod attributes;
 mod authority;
@@ -34,10 +35,13 @@ mod customer_key;
 mod documents;
 mod download;
 mod error;
+mod known;
 mod lifecycle;
 pub mod limits;
 mod metrics;
+mod notifications;
 mod policy;
+mod rates;
 mod request_body;
 mod resources;
 mod response_body;
@@ -47,7 +51,13 @@ mod signature_v2;
 mod slot;
 mod upload;
 
-pub use server::{Drained, InvalidDomains, S3Server};
+pub use authority::operations::operation_names;
+pub use authority::{InvalidPolicy, check_user_policy};
+pub use notifications::delivery::{
+    InvalidWebhookSecret, Posted, Webhook, WebhookMessage, WebhookSecret, WebhookState, WebhookTransport,
+};
+pub use rates::{Rates, UnknownOperation};
+pub use server::{Drained, InvalidOptions, S3Options, S3Server};
 
 /// To be added to the filter of the program's log.
 pub const LOG_DIRECTIVE: &str = "s3s=off";

@@ -38,6 +38,11 @@ pub(crate) struct Metrics {
     pub(crate) connections_accepted: Counter,
     pub(crate) connections_refused: Counter,
     pub(crate) handshakes_failed: Counter,
+    pub(crate) log_lines: Counter,
+    pub(crate) log_lines_lost: Counter,
+    pub(crate) notifications_delivered: Counter,
+    pub(crate) notifications_failed: Counter,
+    pub(crate) notifications_dead: Counter,
 }
 
 impl Metrics {
@@ -54,6 +59,11 @@ impl Metrics {
             connections_accepted: Counter::default(),
             connections_refused: Counter::default(),
             handshakes_failed: Counter::default(),
+            log_lines: Counter::default(),
+            log_lines_lost: Counter::default(),
+            notifications_delivered: Counter::default(),
+            notifications_failed: Counter::default(),
+            notifications_dead: Counter::default(),
         }
     }
 
@@ -83,6 +93,24 @@ impl Metrics {
             self.connections_refused.clone(),
         );
         s3.register("handshakes_failed", "TLS handshakes that failed", self.handshakes_failed.clone());
+        s3.register("access_log_lines", "Lines of access logs that were delivered", self.log_lines.clone());
+        s3.register(
+            "access_log_lines_lost",
+            "Lines of access logs that found no room, or could not be delivered",
+            self.log_lines_lost.clone(),
+        );
+        let notifications = [
+            ("notifications_delivered", "Notifications that webhooks took", &self.notifications_delivered),
+            (
+                "notifications_failed",
+                "Attempts to deliver a notification that failed",
+                &self.notifications_failed,
+            ),
+            ("notifications_dead", "Notifications that became dead letters", &self.notifications_dead),
+        ];
+        for (name, help, counter) in notifications {
+            s3.register(name, help, counter.clone());
+        }
     }
 
     /// A request was carried out, or given up on.

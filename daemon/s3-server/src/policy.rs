@@ -9,11 +9,12 @@
 //!   request (a PUT into a copy, say);
 //! - a presigned URL is good for seven days at most;
 //! - the region must be this server's;
-//! - signature version 2 is taken in presigned URLs only, which is what clients make by default; see `signature_v2`. In headers
-//!   it is taken where the operator says so.
+//! - signature version 2 is taken only where the operator says so: in headers, in presigned URLs (see `signature_v2`) and in forms
+//!   (`access`).
 
 use http::request::Parts;
 use http::{HeaderName, Method, Uri};
+use mime::Mime;
 use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
@@ -97,7 +98,7 @@ const USER_METADATA: &str = "x-amz-meta-";
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub(crate) region: String,
-    /// Whether version 2 is taken in headers.
+    /// Whether version 2 is taken.
     pub(crate) signature_v2: bool,
 }
 
@@ -107,7 +108,10 @@ pub(crate) enum Signed {
     /// Not at all.
     Anonymous,
     /// Version 2, in the header.
-    V2,
+    V2 {
+        /// Access key id.
+        access_key: String,
+    },
     /// In a field of a form, if at all.
     Form,
     /// Version 4, in the header or as a presigned URL.
@@ -125,6 +129,8 @@ pub(crate) enum Signed {
 
 /// Refuses what this server does not do, and what is not or not sufficiently signed. `now`: seconds since 1970.
 pub(crate) fn check(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
+    check_content_type(head)?;
+    check_query(head)?;
     check_headers(head)?;
     if is_form(head) {
         // Its signature is a field of the form and covers the form's policy.
@@ -133,14 +139,48 @@ pub(crate) fn check(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
     check_signature(head, rules, now)
 }
 
-/// Whether a browser posts a form.
+/// Whether a browser posts a form: exactly where the protocol code reads one. It parses the type of the content with the same
+/// library, and what it would see differently is refused by [`check_content_type`]. A request that only one of the two took for a form
+/// would be held to no limit, or to no signature.
 pub(crate) fn is_form(head: &Parts) -> bool {
-    head.method == Method::POST
-        && content_type(head).is_some_and(|kind| kind.starts_with("multipart/form-data"))
+    let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.parse::<Mime>().ok());
+    let is_form_data = |kind: &Mime| kind.type_() == mime::MULTIPART && kind.subtype() == mime::FORM_DATA;
+    head.method == Method::POST && kind.as_ref().is_some_and(is_form_data)
 }
 
-fn content_type(head: &Parts) -> Option<String> {
-    Some(head.headers.get(http::header::CONTENT_TYPE)?.to_str().ok()?.trim().to_ascii_lowercase())
+/// There is one type of the content at most, and anybody reads the same in it.
+fn check_content_type(head: &Parts) -> S3Result<()> {
+    let mut kinds = head.headers.get_all(http::header::CONTENT_TYPE).iter();
+    let readable = kinds.next().is_none_or(|kind| kind.to_str().is_ok());
+    if readable && kinds.next().is_none() {
+        return Ok(());
+    }
+    Err(invalid("Content-Type is to be given once, in visible ASCII"))
+}
+
+/// Everything in a query decodes: what we could not read, and so did not hold against a policy, the protocol code would read in its own
+/// way.
+fn check_query(head: &Parts) -> S3Result<()> {
+    let pairs = head.uri.query().unwrap_or_default().split('&');
+    let mut texts = pairs.flat_map(|pair| pair.split('='));
+    match texts.all(|text| percent_decode(text).is_some()) {
+        true => Ok(()),
+        false => {
+            Err(S3Error::with_message(S3ErrorCode::InvalidURI, "the query is not percent-encoded UTF-8"))
+        }
+    }
+}
+
+/// Nobody chooses the headers of an answer without a signature (S3).
+fn check_anonymous(head: &Parts) -> S3Result<()> {
+    let pairs = head.uri.query().unwrap_or_default().split('&');
+    let mut names = pairs.filter_map(|pair| percent_decode(pair.split('=').next()?));
+    if !names.any(|name| name.starts_with("response-")) {
+        return Ok(());
+    }
+    let message = "the headers of an answer can be chosen by signed requests only";
+    Err(S3Error::with_message(S3ErrorCode::InvalidRequest, message))
 }
 
 fn amz_headers(head: &Parts) -> impl Iterator<Item = &HeaderName> {
@@ -159,6 +199,13 @@ fn check_headers(head: &Parts) -> S3Result<()> {
     });
     if head.headers.get("content-md5").is_some_and(http::HeaderValue::is_empty) {
         return Err(S3Error::with_message(S3ErrorCode::InvalidDigest, "Content-MD5 is empty"));
+    }
+    let asks_for_ours = head.headers.contains_key("x-amz-server-side-encryption");
+    if asks_for_ours && head.headers.contains_key("x-amz-server-side-encryption-customer-algorithm") {
+        return Err(invalid("encryption by the server and a customer's key do not go together"));
+    }
+    if asks_for_ours && matches!(head.method, Method::GET | Method::HEAD) {
+        return Err(invalid("x-amz-server-side-encryption is asked for when an object is written"));
     }
     let hoisted = head.uri.query().unwrap_or_default().split('&').find(|pair| {
         let name = percent_decode(pair.split_once('=').map_or(*pair, |(name, _)| name)).unwrap_or_default();
@@ -186,13 +233,17 @@ pub(crate) fn query(head: &Parts, name: &str) -> Option<String> {
 
 /// See [`query`].
 pub(crate) fn query_of(uri: &Uri, name: &str) -> Option<String> {
-    let query = uri.query()?;
-    let mut found = query.split('&').filter_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then(|| percent_decode(value))
-    });
+    let mut found = parameters(uri, name);
     let value = found.next()?;
-    if found.next().is_some() { None } else { value }
+    if found.next().is_some() { None } else { percent_decode(value) }
+}
+
+/// The encoded values of a parameter, by whatever encoding of its name: the protocol code, too, compares names decoded.
+fn parameters<'a>(uri: &'a Uri, name: &'a str) -> impl Iterator<Item = &'a str> {
+    uri.query().unwrap_or_default().split('&').filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name || percent_decode(key).is_some_and(|key| key == name)).then_some(value)
+    })
 }
 
 /// `None` if it does not decode to text.
@@ -229,7 +280,14 @@ fn check_signature(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
             "the presigned URL can't be read",
         )
     };
-    if query(head, "X-Amz-Signature").is_some() {
+    let authorization = head.headers.get(http::header::AUTHORIZATION).filter(|header| !header.is_empty());
+    let has = |name| parameters(&head.uri, name).next().is_some();
+    let (presigned, presigned_v2) = (has("X-Amz-Signature"), has("Signature"));
+    // Which one the protocol code would believe is nothing to rely on.
+    if [presigned, presigned_v2, authorization.is_some()].into_iter().filter(|there| *there).count() > 1 {
+        return Err(invalid("a request is signed in one way: in its query or in its Authorization header"));
+    }
+    if presigned {
         let expires: i64 =
             query(head, "X-Amz-Expires").and_then(|text| text.parse().ok()).ok_or_else(malformed)?;
         if !(1..=PRESIGNED_SECONDS_MAX).contains(&expires) {
@@ -243,7 +301,11 @@ fn check_signature(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
         check_coverage(head, &signed)?;
         return check_region(&credential, region).map(|()| Signed::V4);
     }
-    if let Some(signature) = query(head, "Signature") {
+    if presigned_v2 {
+        if !rules.signature_v2 {
+            return Err(old_signature());
+        }
+        let signature = query(head, "Signature").ok_or_else(malformed)?;
         let access_key = query(head, "AWSAccessKeyId").ok_or_else(malformed)?;
         let expires = query(head, "Expires").ok_or_else(malformed)?;
         let until: i64 = expires.parse().map_err(|_| malformed())?;
@@ -253,22 +315,16 @@ fn check_signature(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
         signature_v2::check_query(head)?;
         return Ok(Signed::PresignedV2 { access_key, signature, expires });
     }
-    let authorization = head.headers.get(http::header::AUTHORIZATION);
-    let Some(header) = authorization.filter(|header| !header.is_empty()) else {
-        return Ok(Signed::Anonymous);
-    };
+    let Some(header) = authorization else { return check_anonymous(head).map(|()| Signed::Anonymous) };
     let header = header.to_str().map_err(|_| denied("the Authorization header can't be read"))?;
     let Some(fields) = header.strip_prefix("AWS4-HMAC-SHA256") else {
         if let Some(claim) = header.strip_prefix("AWS ") {
-            check_claim_v2(claim)?;
+            let access_key = check_claim_v2(claim)?.to_owned();
             if rules.signature_v2 {
-                return check_date_v2(head, now).map(|()| Signed::V2);
+                return check_date_v2(head, now).map(|()| Signed::V2 { access_key });
             }
         }
-        return Err(S3Error::with_message(
-            S3ErrorCode::InvalidRequest,
-            "this authorization mechanism is not supported: use AWS4-HMAC-SHA256",
-        ));
+        return Err(old_signature());
     };
     let field = |name: &str| fields.split(',').find_map(|field| field.trim().strip_prefix(name));
     let unreadable = || {
@@ -281,10 +337,18 @@ fn check_signature(head: &Parts, rules: &Rules, now: i64) -> S3Result<Signed> {
     check_region(field("Credential=").ok_or_else(unreadable)?, region).map(|()| Signed::V4)
 }
 
-/// Version 2: access key id, colon, signature.
-fn check_claim_v2(claim: &str) -> S3Result<()> {
+/// Signed with something else than version 4, where nothing else is taken.
+pub(crate) fn old_signature() -> S3Error {
+    S3Error::with_message(
+        S3ErrorCode::InvalidRequest,
+        "this authorization mechanism is not supported: sign with version 4, AWS4-HMAC-SHA256",
+    )
+}
+
+/// Version 2: access key id, colon, signature; gives the id.
+fn check_claim_v2(claim: &str) -> S3Result<&str> {
     match claim.trim().split_once(':') {
-        Some((id, signature)) if !id.is_empty() && !signature.is_empty() => Ok(()),
+        Some((id, signature)) if !id.is_empty() && !signature.is_empty() => Ok(id),
         _ => Err(invalid("the Authorization header must be AWS, access key id, colon, signature")),
     }
 }
@@ -325,7 +389,11 @@ fn check_coverage(head: &Parts, signed: &str) -> S3Result<()> {
 
 /// `credential`: access key id / date / region / service / aws4_request, the id without a slash in it.
 fn check_region(credential: &str, region: &str) -> S3Result<()> {
-    let named = credential.rsplit('/').nth(2).unwrap_or_default();
+    check_region_name(credential.rsplit('/').nth(2).unwrap_or_default(), region)
+}
+
+/// Whether a signature is for this server's region.
+pub(crate) fn check_region_name(named: &str, region: &str) -> S3Result<()> {
     if named == region {
         return Ok(());
     }
@@ -389,7 +457,7 @@ mod tests {
             check(&head("/b/k", &headers), rules, NOW).map_err(|error| error.code().clone())
         };
         let today = "Fri, 15 Jan 2027 08:00:00 GMT";
-        assert_eq!(ask(&old, "AWS NLKEY:00", today), Ok(Signed::V2));
+        assert_eq!(ask(&old, "AWS NLKEY:00", today), Ok(Signed::V2 { access_key: "NLKEY".to_owned() }));
         assert_eq!(ask(&rules("us-east-1"), "AWS NLKEY:00", today), Err(S3ErrorCode::InvalidRequest));
         for date in ["", "yesterday", "Thu, 01 Jan 1950 00:00:00 GMT"] {
             assert_eq!(ask(&old, "AWS NLKEY:00", date), Err(S3ErrorCode::AccessDenied), "{date}");
@@ -399,6 +467,58 @@ mod tests {
         for claim in ["AWS HAHAHA", "AWS :", "AWS id:"] {
             assert_eq!(ask(&old, claim, today), Err(S3ErrorCode::InvalidArgument), "{claim}");
         }
+    }
+
+    #[test]
+    fn a_query_that_does_not_decode_is_refused() {
+        for bad in ["/b?prefix=%ff", "/b?prefix=%zz", "/b?%ff=x", "/b?a&versionId=%c3", "/b?prefix=%e2%82"] {
+            assert_eq!(check_at(bad, &[]), Err(S3ErrorCode::InvalidURI), "{bad}");
+        }
+        assert_eq!(check_at("/b?prefix=%C3%A9+a=b&list-type=2", &[]), Ok(Signed::Anonymous));
+    }
+
+    #[test]
+    fn nobody_chooses_the_headers_of_an_answer_without_a_signature() {
+        for asked in
+            ["response-content-type=text/html", "%72esponse-content-disposition=x", "a&response-expires="]
+        {
+            let uri = format!("/b/k?{asked}");
+            assert_eq!(check_at(&uri, &[]), Err(S3ErrorCode::InvalidRequest), "{uri}");
+            let signed = ("authorization", &*authorization("host"));
+            assert_eq!(check_at(&uri, &[signed]), Ok(Signed::V4), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_form_is_what_the_protocol_code_takes_for_one() {
+        let post = |kinds: &[&[u8]]| {
+            let mut head = head("/b?delete", &[("x-amz-bypass-governance-retention", "true")]);
+            head.method = Method::POST;
+            for kind in kinds {
+                let kind = http::HeaderValue::from_bytes(kind).unwrap();
+                head.headers.append(http::header::CONTENT_TYPE, kind);
+            }
+            let signed = authorization("host");
+            head.headers.insert(http::header::AUTHORIZATION, signed.parse().unwrap());
+            (is_form(&head), check(&head, &rules("us-east-1"), NOW).map_err(|error| error.code().clone()))
+        };
+        for kind in
+            ["multipart/form-data; boundary=x", "Multipart/Form-Data;boundary=\"x\"", "multipart/form-data"]
+        {
+            assert_eq!(post(&[kind.as_bytes()]), (true, Ok(Signed::Form)), "{kind}");
+        }
+        // No form for the protocol code: what the signature leaves open is refused.
+        for kind in
+            ["multipart/form-datax", "multipart/form-data-x; boundary=x", "multipart/form-data; =", "x"]
+        {
+            assert_eq!(post(&[kind.as_bytes()]), (false, Err(S3ErrorCode::AccessDenied)), "{kind}");
+        }
+        let form: &[u8] = b"multipart/form-data; boundary=x";
+        for kinds in [&[form, form], &[form, b"text/plain"], &[b"\xff", form]] {
+            assert_eq!(post(kinds).1, Err(S3ErrorCode::InvalidArgument), "{kinds:?}");
+        }
+        let hidden = "multipart/form-data; boundary=x; a=\"é\"".as_bytes();
+        assert_eq!(post(&[hidden]).1, Err(S3ErrorCode::InvalidArgument));
     }
 
     #[test]
@@ -423,14 +543,41 @@ mod tests {
             assert_eq!(check_at(&presigned(expires, "host"), &[]), refused, "{expires}");
         }
         let v2 = |expires: i64| format!("/b/k?AWSAccessKeyId=a%2Bb&Signature=c%3D&Expires={expires}");
-        let found = check_at(&v2(NOW + PRESIGNED_SECONDS_MAX), &[]).unwrap();
+        assert_eq!(
+            check_at(&v2(NOW + 60), &[]),
+            Err(S3ErrorCode::InvalidRequest),
+            "only where it is allowed"
+        );
+        let old = Rules { signature_v2: true, ..rules("us-east-1") };
+        let check_v2 = |uri: &str| check(&head(uri, &[]), &old, NOW).map_err(|error| error.code().clone());
+        let found = check_v2(&v2(NOW + PRESIGNED_SECONDS_MAX)).unwrap();
         let expected = Signed::PresignedV2 {
             access_key: "a+b".to_owned(),
             signature: "c=".to_owned(),
             expires: (NOW + PRESIGNED_SECONDS_MAX).to_string(),
         };
         assert_eq!(found, expected);
-        assert_eq!(check_at(&v2(NOW + PRESIGNED_SECONDS_MAX + 1), &[]), Err(S3ErrorCode::AccessDenied));
+        assert_eq!(check_v2(&v2(NOW + PRESIGNED_SECONDS_MAX + 1)), Err(S3ErrorCode::AccessDenied));
+    }
+
+    #[test]
+    fn another_spelling_or_a_second_signature_does_not_get_past_a_check() {
+        let copy = ("x-amz-copy-source", "/other/secret");
+        let spelled = presigned("60", "host").replace("X-Amz-Signature", "X-Amz-Signatur%65");
+        assert_eq!(check_at(&spelled, &[]), Ok(Signed::V4));
+        assert_eq!(check_at(&spelled, &[copy]), Err(S3ErrorCode::AccessDenied));
+        let longer = presigned("604801", "host").replace("X-Amz-Signature", "%58-Amz-Signature");
+        assert_eq!(check_at(&longer, &[]), Err(S3ErrorCode::AuthorizationQueryParametersError));
+        assert_eq!(check_at("/b/k?%53ignature=a", &[]), Err(S3ErrorCode::InvalidRequest));
+        let v4 = ("authorization", &*authorization("host"));
+        for (uri, headers) in [
+            (presigned("60", "host") + "&Signature=x&AWSAccessKeyId=y&Expires=1900000000", vec![]),
+            (presigned("60", "host"), vec![("authorization", "AWS id:signature")]),
+            (presigned("60", "host"), vec![v4]),
+            ("/b/k?Signature=x".to_owned(), vec![v4]),
+        ] {
+            assert_eq!(check_at(&uri, &headers), Err(S3ErrorCode::InvalidArgument), "{uri}");
+        }
     }
 
     #[test]
@@ -454,6 +601,23 @@ mod tests {
             assert_eq!(error.code(), &S3ErrorCode::NotImplemented);
             assert!(error.message().unwrap().contains(name));
         }
+    }
+
+    #[test]
+    fn encryption_is_asked_for_once_and_by_writes() {
+        let sse = ("x-amz-server-side-encryption", "AES256");
+        let customer = ("x-amz-server-side-encryption-customer-algorithm", "AES256");
+        let both = format!("host;{};{}", sse.0, customer.0);
+        let ask = |method: &str, headers: &[(&str, &str)]| {
+            let mut head = head("/b/k", headers);
+            head.method = method.parse().unwrap();
+            check(&head, &rules("us-east-1"), NOW).map_err(|error| error.code().clone())
+        };
+        let signed = ("authorization", &*authorization(&both));
+        assert_eq!(ask("PUT", &[signed, sse]), Ok(Signed::V4));
+        assert_eq!(ask("GET", &[signed, customer]), Ok(Signed::V4));
+        assert_eq!(ask("PUT", &[signed, sse, customer]), Err(S3ErrorCode::InvalidArgument));
+        assert_eq!(ask("HEAD", &[signed, sse]), Err(S3ErrorCode::InvalidArgument));
     }
 
     #[test]

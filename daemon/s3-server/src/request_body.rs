@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
@@ -16,7 +17,10 @@ use hyper::body::Incoming;
 use s3s::StdError;
 use tokio::time::{Instant, Sleep};
 
-use crate::limits::{BODY_STALL_TIMEOUT, CHUNK_LINE_BYTES_MAX, SIGNED_CHUNK_BYTES_MAX, UNSIGNED_PIECE_BYTES};
+use crate::limits::{
+    BODY_RATE_MIN, BODY_STALL_TIMEOUT, CHUNK_LINE_BYTES_MAX, FORM_PIECE_BYTES, SIGNED_CHUNK_BYTES_MAX,
+    UNSIGNED_PIECE_BYTES,
+};
 
 /// Why a body ended that the client did not end.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +44,43 @@ impl BodyError {
 /// What the request's handler and the server share about a body.
 #[derive(Debug, Default)]
 pub(crate) struct BodyShare {
+    /// Length as the connection has it; `None` where it says nothing of it.
+    length: Option<u64>,
     received: AtomicU64,
+    /// When the whole body must have arrived, where there is a limit.
+    ends: OnceLock<Instant>,
+    ended_early: AtomicBool,
+    /// When the last byte came.
+    ended: OnceLock<Instant>,
     /// The rest of a body that was given up.
     rest: Mutex<Option<Incoming>>,
 }
 
 impl BodyShare {
+    pub(crate) fn of(incoming: &Incoming) -> Self {
+        Self { length: incoming.size_hint().exact(), ..Self::default() }
+    }
+
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// Gives the whole body so long from now.
+    pub(crate) fn must_end_within(&self, time: Duration) {
+        // A body is read for one purpose: nobody sets it twice.
+        let _ = self.ends.set(Instant::now() + time);
+    }
+
+    /// Whether it was not waited for any longer.
+    pub(crate) fn ended_early(&self) -> bool {
+        self.ended_early.load(Ordering::Relaxed)
+    }
+
+    /// When the last byte came, once it has.
+    pub(crate) fn ended(&self) -> Option<std::time::Instant> {
+        self.ended.get().map(|ended| ended.into_std())
+    }
+
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
@@ -56,23 +91,37 @@ impl BodyShare {
     }
 }
 
+/// How the protocol code reads a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// As it comes.
+    Plain,
+    /// It is `aws-chunked`.
+    Chunked,
+    /// It is a browser's form.
+    Form,
+}
+
 /// The body as the protocol code sees it.
 pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     share: Arc<BodyShare>,
     stall: Pin<Box<Sleep>>,
-    framing: Option<Framing>,
+    patience: Patience,
+    shape: Shape,
+    framing: Framing,
     ready: VecDeque<Bytes>,
 }
 
 impl RequestBody {
-    /// `chunked`: the body is `aws-chunked`.
-    pub(crate) fn new(incoming: Incoming, share: Arc<BodyShare>, chunked: bool) -> Self {
+    pub(crate) fn new(incoming: Incoming, share: Arc<BodyShare>, shape: Shape) -> Self {
         Self {
             incoming: Some(incoming),
             share,
             stall: Box::pin(tokio::time::sleep(BODY_STALL_TIMEOUT)),
-            framing: chunked.then(Framing::default),
+            patience: Patience::default(),
+            shape,
+            framing: Framing::default(),
             ready: VecDeque::new(),
         }
     }
@@ -100,12 +149,23 @@ impl Body for RequestBody {
             }
             let this = &mut *self;
             let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
-            let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
+            let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                let patient_until = this.patience.until(Instant::now(), this.share.received());
+                let ends = this.share.ends.get().map_or(patient_until, |ends| patient_until.min(*ends));
+                if this.stall.deadline() != ends {
+                    this.stall.as_mut().reset(ends);
+                }
                 ready!(this.stall.as_mut().poll(cx));
+                this.share.ended_early.store(true, Ordering::Relaxed);
                 return Poll::Ready(Some(Err(BodyError::Stalled.into())));
             };
-            this.stall.as_mut().reset(Instant::now() + BODY_STALL_TIMEOUT);
-            let bytes = match frame.transpose().map_err(BodyError::from)? {
+            this.patience.came(Instant::now());
+            let frame = frame.transpose().map_err(BodyError::from)?;
+            if frame.is_none() || incoming.is_end_stream() {
+                // The first time counts.
+                let _ = this.share.ended.set(Instant::now());
+            }
+            let mut bytes = match frame {
                 None => {
                     this.incoming = None;
                     continue;
@@ -117,9 +177,14 @@ impl Body for RequestBody {
                 },
             };
             this.share.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            match &mut this.framing {
-                None => this.ready.push_back(bytes),
-                Some(framing) => framing.push(bytes, &mut this.ready)?,
+            match this.shape {
+                Shape::Plain => this.ready.push_back(bytes),
+                Shape::Chunked => this.framing.push(bytes, &mut this.ready)?,
+                Shape::Form => {
+                    while !bytes.is_empty() {
+                        this.ready.push_back(bytes.split_to(bytes.len().min(FORM_PIECE_BYTES)));
+                    }
+                }
             }
         }
     }
@@ -129,10 +194,36 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match (&self.framing, &self.incoming) {
-            (None, Some(incoming)) => incoming.size_hint(),
-            (None, None) => SizeHint::with_exact(0),
-            (Some(_), _) => SizeHint::new(),
+        match (self.shape, &self.incoming) {
+            (Shape::Plain, Some(incoming)) => incoming.size_hint(),
+            (Shape::Plain, None) => SizeHint::with_exact(0),
+            (Shape::Chunked | Shape::Form, _) => SizeHint::new(),
+        }
+    }
+}
+
+/// How long a client is waited for: for the next piece, and on average.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Since when nothing has come.
+    since: Option<Instant>,
+    /// How long the client was waited for before that.
+    waited: Duration,
+}
+
+impl Patience {
+    /// Until when to wait for the next piece, having received so many bytes.
+    fn until(&mut self, now: Instant, received: u64) -> Instant {
+        let since = *self.since.get_or_insert(now);
+        let earned =
+            BODY_STALL_TIMEOUT + Duration::from_millis(received.saturating_mul(1000) / BODY_RATE_MIN);
+        since + earned.saturating_sub(self.waited).min(BODY_STALL_TIMEOUT)
+    }
+
+    /// A piece has come.
+    fn came(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            self.waited += now.saturating_duration_since(since);
         }
     }
 }
@@ -281,6 +372,67 @@ mod tests {
         assert!(reframed(line(SIGNED_CHUNK_BYTES_MAX).as_bytes(), 9).is_ok());
         let result = reframed(line(SIGNED_CHUNK_BYTES_MAX + 1).as_bytes(), 9);
         assert!(matches!(result, Err(BodyError::ChunkTooLarge)));
+    }
+
+    #[tokio::test]
+    async fn a_body_ends_in_its_time_however_it_trickles() {
+        use http_body_util::BodyExt;
+        use tokio::io::AsyncWriteExt;
+
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (report, ended) = tokio::sync::oneshot::channel();
+        let report = Mutex::new(Some(report));
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let report = report.lock().unwrap().take().unwrap();
+            async move {
+                let share = Arc::new(BodyShare::of(request.body()));
+                share.must_end_within(Duration::from_millis(200));
+                let body = RequestBody::new(request.into_body(), Arc::clone(&share), Shape::Plain);
+                let error = body.collect().await.err().map(|error| error.to_string());
+                report.send((error, share.length(), share.ended_early())).unwrap();
+                Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
+            }
+        });
+        let io = hyper_util::rt::TokioIo::new(server);
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+        client.write_all(b"PUT / HTTP/1.1\r\nhost: h\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+        let trickle = async {
+            while client.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let (error, length, ended_early) = tokio::select! {
+            ended = ended => ended.unwrap(),
+            () = trickle => unreachable!(),
+        };
+        assert_eq!(error.as_deref(), Some(BodyError::STALLED));
+        assert_eq!((length, ended_early), (Some(1_000_000), true));
+    }
+
+    #[test]
+    fn a_client_is_waited_for_as_long_as_it_sends_at_the_slowest_rate() {
+        let start = Instant::now();
+        let minute = BODY_STALL_TIMEOUT;
+        // A byte every half a minute: the first minute, and then no more.
+        let mut patience = Patience::default();
+        assert_eq!(patience.until(start, 0), start + minute);
+        assert_eq!(patience.until(start + minute / 4, 0), start + minute, "asked again, it is the same wait");
+        patience.came(start + minute / 2);
+        assert!(patience.until(start + minute / 2, 1) < start + minute + Duration::from_millis(10));
+        // At the slowest rate it goes on.
+        let mut patience = Patience::default();
+        for second in 0..1_000 {
+            let now = start + Duration::from_secs(second);
+            assert!(patience.until(now, second * BODY_RATE_MIN) >= now + minute);
+            patience.came(now + Duration::from_secs(1));
+        }
+        // Time in which nobody waits for the client does not count.
+        let mut patience = Patience::default();
+        let _ = patience.until(start, 0);
+        patience.came(start + Duration::from_secs(1));
+        let late = start + Duration::from_secs(10_000);
+        assert!(patience.until(late, 1) >= late + minute - Duration::from_secs(1));
     }
 
     #[test]

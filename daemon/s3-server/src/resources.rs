@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::{
-    BODY_BYTES_FOR_SMALL_CHUNKS, BODY_BYTES_MAX, CHUNK_BYTES, CHUNK_WORKERS_MAX, COPIES_MAX, FORMS_MAX,
-    SMALL_CHUNK_BYTES,
+    BODY_BYTES_FOR_SMALL_CHUNKS, BODY_BYTES_MAX, CHUNK_BYTES, CHUNK_WORKERS_MAX, COPIES_MAX,
+    DOCUMENTS_BYTES_MAX, FORMS_MAX, LISTED_BYTES, SMALL_CHUNK_BYTES,
 };
 
 /// Memory is counted in KiB, so that the semaphore's numbers hold it.
@@ -21,10 +21,25 @@ pub(crate) struct ChunkLength(pub(crate) usize);
 #[derive(Clone, Debug)]
 pub(crate) struct Resources {
     memory: Arc<Semaphore>,
+    /// For what is held whole, apart from bodies that move: these may be as slow as they like.
+    documents: Arc<Semaphore>,
     workers: Arc<Semaphore>,
     copies: Arc<Semaphore>,
     forms: Arc<Semaphore>,
     spare: Arc<Spare>,
+}
+
+/// Memory that a request holds until its answer has been sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Room(Arc<Mutex<OwnedSemaphorePermit>>);
+
+impl Room {
+    /// Gives back what `bytes` don't take.
+    pub(crate) fn shrink_to(&self, bytes: usize) {
+        let mut permit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let excess = permit.num_permits().saturating_sub(bytes.div_ceil(UNIT));
+        drop(permit.split(excess));
+    }
 }
 
 /// Buffers of [`CHUNK_BYTES`] that wait for their next use. Large blocks that come and go on many threads would otherwise
@@ -81,6 +96,7 @@ impl Resources {
     pub(crate) fn new() -> Self {
         Self {
             memory: Arc::new(Semaphore::new(BODY_BYTES_MAX / UNIT)),
+            documents: Arc::new(Semaphore::new(DOCUMENTS_BYTES_MAX / UNIT)),
             workers: Arc::new(Semaphore::new(CHUNK_WORKERS_MAX)),
             copies: Arc::new(Semaphore::new(COPIES_MAX)),
             forms: Arc::new(Semaphore::new(FORMS_MAX)),
@@ -92,6 +108,18 @@ impl Resources {
     pub(crate) async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
         let units = u32::try_from(bytes.div_ceil(UNIT).min(BODY_BYTES_MAX / UNIT)).expect("below the limit");
         Arc::clone(&self.memory).acquire_many_owned(units).await.expect("the semaphore is never closed")
+    }
+
+    /// Waits for room for a page of a listing with so many entries, from its rows to the XML.
+    pub(crate) async fn page(&self, entries: usize) -> Room {
+        Room(Arc::new(Mutex::new(self.document(entries * LISTED_BYTES).await)))
+    }
+
+    /// Waits for room for a document that is gathered.
+    pub(crate) async fn document(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let units =
+            u32::try_from(bytes.div_ceil(UNIT).min(DOCUMENTS_BYTES_MAX / UNIT)).expect("below the limit");
+        Arc::clone(&self.documents).acquire_many_owned(units).await.expect("the semaphore is never closed")
     }
 
     /// Memory for a body of any length: one chunk that moves and one that is filled. Small chunks when memory is short.
@@ -164,6 +192,23 @@ mod tests {
         assert!(resources.spare.0.lock().unwrap().is_empty());
         drop(resources.buffer(ChunkLength(SMALL_CHUNK_BYTES)));
         assert!(resources.spare.0.lock().unwrap().is_empty(), "small ones are left to the allocator");
+    }
+
+    #[tokio::test]
+    async fn a_page_keeps_what_its_answer_takes() {
+        let resources = Resources::new();
+        let all = resources.documents.available_permits();
+        let room = resources.page(1_000).await;
+        assert_eq!(resources.documents.available_permits(), all - 1_000 * LISTED_BYTES / UNIT);
+        let held = room.clone();
+        room.shrink_to(10_000);
+        assert_eq!(resources.documents.available_permits(), all - 10, "10,000 bytes are ten KiB");
+        room.shrink_to(1 << 30);
+        assert_eq!(resources.documents.available_permits(), all - 10, "it does not grow");
+        drop(room);
+        assert_eq!(resources.documents.available_permits(), all - 10);
+        drop(held);
+        assert_eq!(resources.documents.available_permits(), all);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 //! - There are never more connections than the limit; one more is closed at once.
 //! - After a drain has begun no request is begun; when it ends no connection is left.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -23,15 +24,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::{ProtocolVersion, ServerConnection};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::Peer;
+use crate::access::{Peer, Tls};
+use crate::access_log;
 use crate::activity::{Activity, State};
 use crate::lifecycle;
 use crate::limits::*;
 use crate::metrics::Metrics;
+use crate::notifications::delivery::{self, Progress, Webhook, WebhookState};
 use crate::policy::Rules;
+use crate::rates::{Callers, Rates, Throttle, UnknownOperation};
 use crate::service::Service;
 use crate::slot::Slot;
 
@@ -52,8 +57,11 @@ pub struct S3Server {
 #[derive(Debug)]
 struct Inner {
     slot: Arc<Slot>,
+    region: String,
     service: Service,
     metrics: Arc<Metrics>,
+    webhooks: BTreeMap<String, Progress>,
+    callers: Callers,
     connection_slots: Arc<Semaphore>,
     connections: TaskTracker,
     /// The connections that may have something of the store that is served now.
@@ -69,49 +77,77 @@ pub struct Drained {
     pub cut: usize,
 }
 
-/// A name is not one of a domain, or part of another that is served.
+/// What a server is made with.
+#[derive(Clone, Debug, Default)]
+pub struct S3Options {
+    /// The region that clients must name.
+    pub region: String,
+    /// Whether signatures of version 2 are taken: for old clients.
+    pub signature_v2: bool,
+    /// Domains under which buckets are host names too: `bucket.domain`.
+    pub domains: Vec<String>,
+    /// Most requests a second.
+    pub rates: Rates,
+    /// Most connections from one address, or from one network of 64 bits of IPv6; 0 is no limit but the one for all.
+    pub connections_per_address: usize,
+    /// Names of the webhooks that notifications can go to; each is kept by [`S3Server::keep_webhook`].
+    pub webhooks: Vec<String>,
+}
+
+/// Why a server can't be made.
 #[derive(Debug, thiserror::Error)]
-#[error("`{domains}` can't be served as virtual hosts: use host names of which none ends with another")]
-pub struct InvalidDomains {
-    domains: String,
+pub enum InvalidOptions {
+    /// A name is not one of a domain, or part of another that is served.
+    #[error("`{domains}` can't be served as virtual hosts: use host names of which none ends with another")]
+    Domains {
+        /// Those that were given.
+        domains: String,
+    },
+    /// A rate of something that is not done.
+    #[error(transparent)]
+    Rates(#[from] UnknownOperation),
 }
 
 impl S3Server {
-    /// A sealed server for `region`, with buckets in paths only.
+    /// A sealed server for `region`, with buckets in paths only and without limits on rates.
+    ///
+    /// # Panics
+    /// Never: there is nothing to be wrong.
     pub fn new(region: impl Into<String>) -> Self {
-        Self::build(Rules { region: region.into(), signature_v2: false }, None)
+        let options = S3Options { region: region.into(), ..S3Options::default() };
+        Self::with_options(options).expect("options that say nothing")
     }
 
-    /// A sealed server as [`Self::new`] makes it, that also takes signatures of version 2 in headers: for old clients.
-    pub fn with_signature_v2(region: impl Into<String>) -> Self {
-        Self::build(Rules { region: region.into(), signature_v2: true }, None)
-    }
-
-    /// A sealed server that also takes `bucket.domain` for each of `domains`.
+    /// A sealed server.
     ///
     /// # Errors
-    /// [`InvalidDomains`].
-    pub fn with_domains(region: impl Into<String>, domains: &[String]) -> Result<Self, InvalidDomains> {
-        let hosts = MultiDomain::new(domains).map_err(|_| InvalidDomains { domains: domains.join(", ") })?;
-        Ok(Self::build(Rules { region: region.into(), signature_v2: false }, Some(hosts)))
-    }
-
-    fn build(rules: Rules, domains: Option<MultiDomain>) -> Self {
+    /// [`InvalidOptions`].
+    pub fn with_options(options: S3Options) -> Result<Self, InvalidOptions> {
+        let S3Options { region, signature_v2, domains, rates, connections_per_address, webhooks } = options;
+        let rules = Rules { region: region.clone(), signature_v2 };
+        let invalid = |_| InvalidOptions::Domains { domains: domains.join(", ") };
+        let hosts = (!domains.is_empty()).then(|| MultiDomain::new(&domains).map_err(invalid)).transpose()?;
         let slot = Arc::new(Slot::new());
         let metrics = Arc::new(Metrics::new());
-        let service = Service::new(Arc::clone(&slot), rules, domains, Arc::clone(&metrics));
-        Self {
+        let throttle = Throttle::new(&rates)?;
+        let progress = webhooks.iter().map(|name| (name.clone(), Progress::default())).collect();
+        let webhooks = webhooks.into();
+        let service = Service::new(Arc::clone(&slot), rules, hosts, webhooks, throttle, Arc::clone(&metrics));
+        Ok(Self {
             inner: Arc::new(Inner {
                 slot,
+                region,
                 service,
                 metrics,
+                webhooks: progress,
+                callers: Callers::new(connections_per_address),
                 connection_slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
                 connections: TaskTracker::new(),
                 present: Mutex::new(TaskTracker::new()),
                 draining: CancellationToken::new(),
                 abort: CancellationToken::new(),
             }),
-        }
+        })
     }
 
     /// Adds the server's metrics to `registry`, under `s3_`.
@@ -146,6 +182,32 @@ impl S3Server {
         }
     }
 
+    /// Delivers notifications to a webhook until a drain begins; one of [`S3Options::webhooks`].
+    pub async fn keep_webhook(&self, webhook: Webhook) {
+        let inner = &self.inner;
+        let Some(progress) = inner.webhooks.get(&webhook.name) else { return };
+        let present = || inner.present.lock().unwrap_or_else(PoisonError::into_inner).token();
+        let to = (inner.region.as_str(), &*inner.metrics);
+        tokio::select! {
+            () = inner.draining.cancelled() => (),
+            () = delivery::keep(&inner.slot, (&webhook, progress), to, present) => (),
+        }
+    }
+
+    /// How it goes with each webhook, by name.
+    pub fn webhooks(&self) -> BTreeMap<String, WebhookState> {
+        self.inner.webhooks.iter().map(|(name, progress)| (name.clone(), progress.state())).collect()
+    }
+
+    /// Delivers access logs until a drain begins, every `interval` at the latest.
+    pub async fn keep_access_logs(&self, interval: Duration) {
+        let inner = &self.inner;
+        tokio::select! {
+            () = inner.draining.cancelled() => (),
+            () = access_log::keep(&inner.slot, &inner.region, interval, &inner.metrics) => (),
+        }
+    }
+
     /// Accepts clients from `listener` until a drain begins; with an acceptor, over TLS only.
     pub async fn serve(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
         loop {
@@ -170,12 +232,17 @@ impl S3Server {
         let inner = &self.inner;
         inner.draining.cancel();
         inner.connections.close();
-        if tokio::time::timeout(limit, inner.connections.wait()).await.is_ok() {
-            return Drained { cut: 0 };
+        let mut cut = 0;
+        if tokio::time::timeout(limit, inner.connections.wait()).await.is_err() {
+            cut = inner.connections.len();
+            inner.abort.cancel();
+            inner.connections.wait().await;
         }
-        let cut = inner.connections.len();
-        inner.abort.cancel();
-        inner.connections.wait().await;
+        if let Ok(serving) = inner.slot.serving() {
+            let last = access_log::deliver(&serving, &inner.region, &inner.metrics);
+            // What does not fit is lost, as the log may be; the keys are about to go.
+            let _ = tokio::time::timeout(LOG_LAST_DELIVERY_TIMEOUT, last).await;
+        }
         Drained { cut }
     }
 
@@ -187,9 +254,14 @@ impl S3Server {
             tracing::info!(limit = CONNECTIONS_MAX, "connection refused: as many as are allowed are open");
             return;
         };
+        let Some(caller) = self.inner.callers.admit(address) else {
+            metrics.connections_refused.inc();
+            tracing::debug!(%address, "connection refused: its address has as many as it may have");
+            return;
+        };
         let inner = Arc::clone(&self.inner);
         self.inner.connections.spawn(async move {
-            let _slot = slot;
+            let (_slot, _caller) = (slot, caller);
             inner.metrics.connections.inc();
             tokio::select! {
                 biased;
@@ -202,10 +274,14 @@ impl S3Server {
 }
 
 async fn run(inner: &Arc<Inner>, stream: TcpStream, address: IpAddr, tls: Option<TlsAcceptor>) {
-    let peer = Peer { address, is_encrypted: tls.is_some() };
-    let Some(acceptor) = tls else { return serve_connection(inner, stream, peer).await };
+    let Some(acceptor) = tls else {
+        return serve_connection(inner, stream, Peer { address, tls: None }).await;
+    };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve_connection(inner, stream, peer).await,
+        Ok(Ok(stream)) => {
+            let peer = Peer { address, tls: Some(negotiated(stream.get_ref().1)) };
+            serve_connection(inner, stream, peer).await;
+        }
         Ok(Err(error)) => {
             inner.metrics.handshakes_failed.inc();
             tracing::debug!(%error, "a TLS handshake failed");
@@ -215,6 +291,18 @@ async fn run(inner: &Arc<Inner>, stream: TcpStream, address: IpAddr, tls: Option
             tracing::debug!("a TLS handshake took too long");
         }
     }
+}
+
+/// What access logs say of it.
+fn negotiated(tls: &ServerConnection) -> Tls {
+    let suite = tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+    let version = match tls.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "-",
+    };
+    let suite = suite.map(|suite| suite.trim_start_matches("TLS13_").trim_start_matches("TLS_"));
+    Tls { version, cipher: suite.unwrap_or("-") }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {

@@ -1,4 +1,4 @@
-//! Presigned URLs of signature version 2, for objects.
+//! Signatures of version 2: presigned URLs, for objects, and the headers of requests to whole buckets.
 //!
 //! Clients still make them by default (boto3 for us-east-1). Version 2 signs only part of a query, and the protocol code
 //! compares its signatures byte by byte; so a URL must name an object, may have no parameter that the signature leaves
@@ -30,6 +30,31 @@ const SIGNED: [&str; 9] = [
     "versionId",
 ];
 
+/// Parameters that the signature in a header covers where the request is about a whole bucket, in order.
+const OF_BUCKETS: [&str; 21] = [
+    "accelerate",
+    "acl",
+    "analytics",
+    "cors",
+    "defaultObjectAcl",
+    "delete",
+    "inventory",
+    "lifecycle",
+    "location",
+    "logging",
+    "metrics",
+    "notification",
+    "object-lock",
+    "policy",
+    "replication",
+    "requestPayment",
+    "tagging",
+    "uploads",
+    "versioning",
+    "versions",
+    "website",
+];
+
 /// Parameters of the signature itself.
 const OWN: [&str; 3] = ["AWSAccessKeyId", "Expires", "Signature"];
 
@@ -53,10 +78,19 @@ pub(crate) fn check_query(head: &Parts) -> S3Result<()> {
     }
 }
 
+/// What the signature of a presigned URL is made over.
 fn string_to_sign(head: &Parts, expires: &str) -> Option<String> {
+    let mut text = signed_headers(head, expires)?;
+    text.push_str(head.uri.path());
+    push_parameters(&mut text, head, &SIGNED);
+    Some(text)
+}
+
+/// Method, headers and `date`, which is when a presigned URL ends or when a request was made.
+fn signed_headers(head: &Parts, date: &str) -> Option<String> {
     let header = |name: &str| head.headers.get(name).map_or(Some(""), |value| value.to_str().ok());
     let mut text =
-        format!("{}\n{}\n{}\n{expires}\n", head.method, header("content-md5")?, header("content-type")?);
+        format!("{}\n{}\n{}\n{date}\n", head.method, header("content-md5")?, header("content-type")?);
     let mut names: Vec<&str> =
         head.headers.keys().map(http::HeaderName::as_str).filter(|name| name.starts_with("x-amz-")).collect();
     names.sort_unstable();
@@ -65,9 +99,43 @@ fn string_to_sign(head: &Parts, expires: &str) -> Option<String> {
             head.headers.get_all(name).iter().map(|value| value.to_str().ok().map(str::trim)).collect();
         text.push_str(&format!("{name}:{}\n", values?.join(",")));
     }
-    text.push_str(head.uri.path());
+    Some(text)
+}
+
+/// The path under which a client signed a request that is about a whole bucket, named in the path: `/bucket`, as it asks, or
+/// `/bucket/`. Amazon takes both, some clients sign only the second, and the protocol code compares with what was asked.
+///
+/// # Errors
+/// Where `secret` makes the claimed signature for neither.
+pub(crate) fn signed_bucket_path(head: &Parts, secret: &str) -> S3Result<String> {
+    let path = head.uri.path();
+    let paths = [path.to_owned(), format!("{path}/")];
+    let fits = |path: &String| {
+        let text = header_string_to_sign(head, path)?;
+        let claimed = head.headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+        let claimed = STANDARD.decode(claimed.rsplit_once(':')?.1.trim()).ok()?;
+        let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).ok()?;
+        mac.update(text.as_bytes());
+        mac.verify_slice(&claimed).ok()
+    };
+    paths.into_iter().find(|path| fits(path).is_some()).ok_or_else(mismatch)
+}
+
+/// What the signature in a header is made over.
+fn header_string_to_sign(head: &Parts, path: &str) -> Option<String> {
+    let date = match head.headers.contains_key("x-amz-date") {
+        true => "",
+        false => head.headers.get(http::header::DATE).map_or(Some(""), |date| date.to_str().ok())?,
+    };
+    let mut text = signed_headers(head, date)?;
+    text.push_str(path);
+    push_parameters(&mut text, head, &OF_BUCKETS);
+    Some(text)
+}
+
+fn push_parameters(text: &mut String, head: &Parts, names: &[&str]) {
     let mut separator = '?';
-    for name in SIGNED {
+    for name in names {
         if let Some(value) = query(head, name) {
             text.push(separator);
             text.push_str(name);
@@ -78,14 +146,14 @@ fn string_to_sign(head: &Parts, expires: &str) -> Option<String> {
             separator = '&';
         }
     }
-    Some(text)
+}
+
+fn mismatch() -> s3s::S3Error {
+    s3s::S3Error::with_message(s3s::S3ErrorCode::SignatureDoesNotMatch, "the signature does not match")
 }
 
 /// Whether `signature` is the one that `secret` makes for the request.
 pub(crate) fn verifies(head: &Parts, expires: &str, signature: &str, secret: &str) -> S3Result<()> {
-    let mismatch = || {
-        s3s::S3Error::with_message(s3s::S3ErrorCode::SignatureDoesNotMatch, "the signature does not match")
-    };
     let text = string_to_sign(head, expires).ok_or_else(mismatch)?;
     // Some clients encode the signature twice.
     let signature = percent_decode(&signature.replace('+', "%2B")).ok_or_else(mismatch)?;
@@ -125,6 +193,23 @@ mod tests {
         let mut with_header = head("GET", EXAMPLE);
         with_header.headers.insert("x-amz-copy-source", "/other/secret".parse().unwrap());
         assert!(!check(&with_header));
+    }
+
+    #[test]
+    fn a_bucket_is_signed_with_a_slash_or_without() {
+        let signed = |path: &str| {
+            let mut head = head("PUT", "/bucket?acl");
+            head.headers.insert("date", "Tue, 27 Mar 2007 19:36:42 +0000".parse().unwrap());
+            let text = format!("PUT\n\n\nTue, 27 Mar 2007 19:36:42 +0000\n{path}?acl");
+            let mut mac = Hmac::<Sha1>::new_from_slice(SECRET.as_bytes()).unwrap();
+            mac.update(text.as_bytes());
+            let signature = STANDARD.encode(mac.finalize().into_bytes());
+            head.headers.insert("authorization", format!("AWS id:{signature}").parse().unwrap());
+            signed_bucket_path(&head, SECRET).ok()
+        };
+        assert_eq!(signed("/bucket").as_deref(), Some("/bucket"));
+        assert_eq!(signed("/bucket/").as_deref(), Some("/bucket/"));
+        assert_eq!(signed("/other"), None);
     }
 
     #[test]

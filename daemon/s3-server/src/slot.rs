@@ -7,7 +7,9 @@ use s3s::{S3Error, S3Result};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::AccessLog;
 use crate::error;
+use crate::known::Known;
 
 /// One store from the push of its key to the wipe.
 #[derive(Clone, Debug)]
@@ -15,9 +17,17 @@ pub(crate) struct Serving {
     pub(crate) store: Arc<Store>,
     /// Cancelled when the store is taken away.
     pub(crate) sealed: CancellationToken,
+    /// What decides about its requests.
+    pub(crate) known: Arc<Known>,
+    /// What was asked of buckets that want to know.
+    pub(crate) log: Arc<AccessLog>,
 }
 
 impl Serving {
+    pub(crate) fn of(store: Arc<Store>) -> Self {
+        Self { store, sealed: CancellationToken::new(), known: Arc::default(), log: Arc::default() }
+    }
+
     /// Runs `work` where it may wait for a device.
     pub(crate) async fn run<R: Send + 'static>(
         &self,
@@ -48,7 +58,7 @@ impl Slot {
     }
 
     pub(crate) fn set(&self, store: Option<Arc<Store>>) {
-        let next = store.map(|store| Serving { store, sealed: CancellationToken::new() });
+        let next = store.map(Serving::of);
         let mut slot = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *slot, next);
         drop(slot);

@@ -86,7 +86,7 @@ impl Receiver {
         serving: &Serving,
         resources: &Resources,
         open: impl FnOnce(&Store, u64) -> Result<W, StoreError> + Send + 'static,
-        finish: impl FnOnce(W, Declared) -> Result<R, StoreError> + Send + 'static,
+        finish: impl FnOnce(&Store, W, Declared) -> S3Result<R> + Send + 'static,
     ) -> S3Result<R> {
         let length = self.length;
         let small = usize::try_from(length).ok().filter(|length| *length <= SMALL_BODY_BYTES);
@@ -104,7 +104,7 @@ impl Receiver {
                 .run(move |store| {
                     let mut writer = open(store, length as u64).map_err(|error| from_store(&error))?;
                     writer.append(&gathered).map_err(|error| from_store(&error))?;
-                    finish(writer, declared).map_err(|error| from_store(&error))
+                    finish(store, writer, declared)
                 })
                 .await;
         }
@@ -113,7 +113,7 @@ impl Receiver {
         let (_memory, chunk) = resources.reserve_two_chunks().await;
         let writer = self.pump(writer, chunk, resources).await?;
         let declared = self.declared()?;
-        serving.run(move |_| finish(writer, declared).map_err(|error| from_store(&error))).await
+        serving.run(move |store| finish(store, writer, declared)).await
     }
 
     /// Moves the body into the writer, one chunk being written while the next arrives.

@@ -73,6 +73,11 @@ impl IndexFile {
         lock(&self.fault).clone()
     }
 
+    /// Forgets the first error where it was a want of space: that is over. Any other explains what redb says from then on.
+    pub(crate) fn forget_shortage(&self) {
+        lock(&self.fault).take_if(|error| error.kind() == BlockErrorKind::NoSpace);
+    }
+
     /// Finds out how much of the reserve is there; run once, when the store opens.
     pub(crate) fn measure_reserve(&self) -> Result<(), BlockError> {
         let pieces = self.volume.allocated(self.reserve.position(0), ByteLen(self.reserve.len))?;
@@ -188,5 +193,32 @@ impl StorageBackend for Backend {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.0.keep_fault(self.0.write(offset, data))
+    }
+}
+
+#[cfg(all(test, feature = "simulated"))]
+mod tests {
+    use super::*;
+    use crate::simulated::SimulatedVolume;
+
+    #[test]
+    fn a_shortage_is_forgotten_and_any_other_first_error_is_kept() {
+        let volume: Arc<dyn BlockVolume> = Arc::new(SimulatedVolume::new(ByteLen(1 << 30)));
+        let layout = Layout::plan(ByteLen(1 << 30), [1; 16]).unwrap();
+        layout.prepare(&*volume).unwrap();
+        let length = IndexLength::read(&*volume).unwrap();
+        let file = IndexFile::new(volume, &layout, length);
+        let meet = |kind| file.keep_fault::<()>(Err(BlockError::new(kind, "met"))).unwrap_err();
+        let first = || file.fault().map(|error| error.kind());
+        meet(BlockErrorKind::NoSpace);
+        file.forget_shortage();
+        assert_eq!(first(), None);
+        for kind in [BlockErrorKind::KeyGone, BlockErrorKind::Io, BlockErrorKind::Failed] {
+            meet(kind);
+            meet(BlockErrorKind::NoSpace);
+            file.forget_shortage();
+            assert_eq!(first(), Some(kind));
+            file.take_fault();
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The tables, their rows and the reads and writes on them.
 
+use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -9,13 +10,17 @@ use redb::{
 };
 
 use super::documents::{DOCUMENTS, DocumentKey};
+use super::events::{EVENTS, EventKey};
 use super::explain;
 use super::file::IndexFile;
+use super::identities::{IDENTITIES, IdentityKey};
 use super::versions::{NULL_VERSIONS, VERSIONS};
+use crate::buckets::BucketRef;
 use crate::error::StoreError;
 use crate::records::{
     self, Body, BodyId, BucketId, BucketRecord, Manifest, ObjectRecord, PartRecord, Run, UploadRecord,
 };
+use crate::usage::{Counted, Usage, UsageChange};
 
 /// Names a multipart upload: its start time and random bits, so that ids sort by age.
 pub(crate) type UploadId = u128;
@@ -32,6 +37,9 @@ const ACCESS_KEYS: TableDefinition<&str, &[u8]> = TableDefinition::new("access_k
 
 /// Called with the body id of a row, where it has one, and the runs that it refers to.
 type VisitRuns<'a> = dyn FnMut(Option<BodyId>, &[Run]) -> Result<(), StoreError> + 'a;
+
+/// Called with what a row adds to what its bucket holds.
+type VisitUsage<'a> = dyn FnMut(BucketId, UsageChange) + 'a;
 
 /// Called with key, id and row of an unfinished upload.
 type VisitUpload<'a> = dyn FnMut(&[u8], UploadId, UploadRecord) -> Result<Step, StoreError> + 'a;
@@ -84,9 +92,16 @@ impl<T> View<'_, T> {
 macro_rules! shared_reads {
     // `$borrow` is `&` where opening a table gives the table itself, nothing where it gives a reference.
     ($($borrow:tt)?) => {
-        pub(crate) fn bucket(&self, name: &str) -> Result<Option<BucketRecord>, StoreError> {
+        /// Whichever bucket has this name.
+        pub(crate) fn bucket_named(&self, name: &str) -> Result<Option<BucketRecord>, StoreError> {
             let table = self.buckets()?;
             self.view($($borrow)? table).row::<&str, _>(name)
+        }
+
+        /// The bucket that is meant, and not another that has its name by now.
+        pub(crate) fn bucket(&self, bucket: &BucketRef) -> Result<BucketRecord, StoreError> {
+            let found = self.bucket_named(bucket.name())?;
+            found.filter(|found| bucket.means(found.id)).ok_or(StoreError::NoSuchBucket)
         }
 
         pub(crate) fn object(&self, bucket: BucketId, key: &str) -> Result<Option<ObjectRecord>, StoreError> {
@@ -188,6 +203,20 @@ macro_rules! shared_reads {
             }
         }
 
+        /// Every bucket by name.
+        pub(crate) fn walk_buckets(
+            &self,
+            visit: &mut dyn FnMut(&str, BucketRecord) -> Result<(), StoreError>,
+        ) -> Result<(), StoreError> {
+            let table = self.buckets()?;
+            let view = self.view($($borrow)? table);
+            for row in view.explain(view.table.iter())? {
+                let (name, row) = view.explain(row)?;
+                visit(name.value(), records::decode(row.value())?)?;
+            }
+            Ok(())
+        }
+
         /// The row of an access key, handed to `read` where it stands: it holds a secret.
         pub(crate) fn access_key<R>(
             &self,
@@ -226,13 +255,20 @@ pub(super) type Opened<K> = Result<ReadOnlyTable<K, &'static [u8]>, StoreError>;
 impl Snapshot {
     shared_reads!(&);
 
-    /// Calls `visit` with every run that a committed row refers to, and with every body id.
-    pub(crate) fn walk_runs(&self, visit: &mut VisitRuns<'_>) -> Result<(), StoreError> {
+    /// Calls `visit` with every run that a committed row refers to, and with every body id; `count` with what rows hold.
+    pub(crate) fn walk_runs(
+        &self,
+        visit: &mut VisitRuns<'_>,
+        count: &mut VisitUsage<'_>,
+    ) -> Result<(), StoreError> {
         let (objects, manifests, parts) = (self.objects()?, self.manifests()?, self.parts()?);
         let versions = self.versions()?;
         let view = self.view(&objects);
         for row in view.explain(objects.iter())?.chain(view.explain(versions.iter())?) {
-            match records::decode_body(view.explain(row)?.1.value())? {
+            let (key, row) = view.explain(row)?;
+            let (body, bytes) = records::decode_body(row.value())?;
+            count(bucket_of(key.value())?, UsageChange { bytes: signed(bytes), objects: 1 });
+            match body {
                 Body::Inline(_) => {}
                 Body::Runs { id, runs } => visit(Some(id), &runs)?,
                 Body::Parts { id } => visit(Some(id), &[])?,
@@ -244,23 +280,19 @@ impl Snapshot {
                 visit(None, &part.runs)?;
             }
         }
-        for row in view.explain(parts.iter())? {
-            let part: PartRecord = records::decode(view.explain(row)?.1.value())?;
-            visit(Some(part.id), &part.runs)?;
+        let uploads = self.uploads()?;
+        let mut begun = HashMap::new();
+        for row in view.explain(uploads.iter())? {
+            let (bucket, _, upload) = view.explain(row)?.0.value();
+            begun.insert(upload, BucketId(bucket));
         }
-        Ok(())
-    }
-
-    /// Every bucket by name.
-    pub(crate) fn walk_buckets(
-        &self,
-        visit: &mut dyn FnMut(&str, BucketRecord) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let table = self.buckets()?;
-        let view = self.view(&table);
-        for row in view.explain(view.table.iter())? {
-            let (name, row) = view.explain(row)?;
-            visit(name.value(), records::decode(row.value())?)?;
+        for row in view.explain(parts.iter())? {
+            let (key, row) = view.explain(row)?;
+            let part: PartRecord = records::decode(row.value())?;
+            if let Some(bucket) = begun.get(&key.value().0) {
+                count(*bucket, UsageChange { bytes: signed(part.counted_bytes()), objects: 0 });
+            }
+            visit(Some(part.id), &part.runs)?;
         }
         Ok(())
     }
@@ -334,6 +366,18 @@ pub(crate) struct Changes<'txn> {
     pub(super) versions: Rewritten<'txn, &'static [u8]>,
     pub(super) null_versions: Rewritten<'txn, &'static [u8]>,
     pub(super) documents: Rewritten<'txn, DocumentKey>,
+    pub(super) identities: Rewritten<'txn, IdentityKey>,
+    pub(super) events: Rewritten<'txn, EventKey>,
+    /// Whether there is room for events.
+    pub(crate) takes_events: bool,
+    /// Those for which there was none.
+    pub(super) events_lost: u64,
+    /// Those that wait, and did not before.
+    pub(super) events_added: u64,
+    /// What buckets held before.
+    counted: &'txn Counted,
+    /// What is added to them.
+    pub(super) usage: HashMap<BucketId, UsageChange>,
     /// Bytes of rows written so far.
     pub(super) written: usize,
     /// Rows removed so far.
@@ -346,6 +390,7 @@ impl<'txn> Changes<'txn> {
     pub(super) fn open(
         transaction: &'txn WriteTransaction,
         file: &'txn IndexFile,
+        counted: &'txn Counted,
     ) -> Result<Self, StoreError> {
         fn table<'txn, K: Key + 'static>(
             transaction: &'txn WriteTransaction,
@@ -365,6 +410,13 @@ impl<'txn> Changes<'txn> {
             versions: table(transaction, file, VERSIONS)?,
             null_versions: table(transaction, file, NULL_VERSIONS)?,
             documents: table(transaction, file, DOCUMENTS)?,
+            identities: table(transaction, file, IDENTITIES)?,
+            events: table(transaction, file, EVENTS)?,
+            takes_events: true,
+            events_lost: 0,
+            events_added: 0,
+            counted,
+            usage: HashMap::new(),
             written: 0,
             removed: 0,
         })
@@ -373,6 +425,24 @@ impl<'txn> Changes<'txn> {
     /// Bytes of rows written so far.
     pub(crate) fn written(&self) -> usize {
         self.written
+    }
+
+    /// What a bucket holds, with what was changed so far.
+    pub(crate) fn usage(&self, bucket: BucketId) -> Usage {
+        let change = self.usage.get(&bucket).copied().unwrap_or_default();
+        self.counted.of(bucket).with(change)
+    }
+
+    /// Counts a change of what a bucket holds.
+    pub(crate) fn count(&mut self, bucket: BucketId, bytes: i64, objects: i64) {
+        let change = self.usage.entry(bucket).or_default();
+        change.bytes += bytes;
+        change.objects += objects;
+    }
+
+    /// Takes what is added to buckets.
+    pub(super) fn take_usage(&mut self) -> HashMap<BucketId, UsageChange> {
+        std::mem::take(&mut self.usage)
     }
 
     /// Rows removed so far.
@@ -401,13 +471,24 @@ impl<'txn> Changes<'txn> {
         record: &ObjectRecord,
     ) -> Result<(), StoreError> {
         let key = object_key(bucket, key.as_bytes());
-        self.written += put(self.file, &mut self.objects, key.as_slice(), &records::encode(record))?;
+        let row = records::encode(record);
+        self.written += row.len();
+        let replaced = replace(self.file, &mut self.objects, &key, &row)?;
+        self.count_row(bucket, Some(record.bytes), replaced);
         Ok(())
     }
 
     pub(crate) fn remove_object(&mut self, bucket: BucketId, key: &str) -> Result<(), StoreError> {
-        self.removed += remove(self.file, &mut self.objects, object_key(bucket, key.as_bytes()).as_slice())?;
+        let removed = take(self.file, &mut self.objects, &object_key(bucket, key.as_bytes()))?;
+        self.removed += u64::from(removed.is_some());
+        self.count_row(bucket, None, removed);
         Ok(())
+    }
+
+    /// Counts that a row of so many bytes took the place of another.
+    pub(super) fn count_row(&mut self, bucket: BucketId, new: Option<u64>, old: Option<u64>) {
+        let bytes = signed(new.unwrap_or(0)) - signed(old.unwrap_or(0));
+        self.count(bucket, bytes, i64::from(new.is_some()) - i64::from(old.is_some()));
     }
 
     pub(crate) fn put_manifest(&mut self, id: BodyId, manifest: &Manifest) -> Result<(), StoreError> {
@@ -517,6 +598,38 @@ pub(super) fn remove<'k, K: Key + 'static>(
 ) -> Result<u64, StoreError> {
     let removed = table.remove(key).map_err(|error| explain(file, error.into()))?;
     Ok(removed.is_some().into())
+}
+
+/// Puts an object's row; size of the object in the row that was there.
+pub(super) fn replace(
+    file: &IndexFile,
+    table: &mut Rewritten<'_, &'static [u8]>,
+    key: &[u8],
+    row: &[u8],
+) -> Result<Option<u64>, StoreError> {
+    let replaced = table.insert(key, row).map_err(|error| explain(file, error.into()))?;
+    replaced.map(|row| records::decode_body(row.value()).map(|(_, bytes)| bytes)).transpose()
+}
+
+/// Removes an object's row; size of the object in it.
+pub(super) fn take(
+    file: &IndexFile,
+    table: &mut Rewritten<'_, &'static [u8]>,
+    key: &[u8],
+) -> Result<Option<u64>, StoreError> {
+    let removed = table.remove(key).map_err(|error| explain(file, error.into()))?;
+    removed.map(|row| records::decode_body(row.value()).map(|(_, bytes)| bytes)).transpose()
+}
+
+/// Sizes are below 2^63: the largest object has 5 TiB.
+pub(crate) fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The bucket in the key of a row of `objects` or `versions`.
+fn bucket_of(key: &[u8]) -> Result<BucketId, StoreError> {
+    let id = key.first_chunk().map(|id| BucketId(u64::from_be_bytes(*id)));
+    id.ok_or(StoreError::Corrupt { what: "the key of an object can't be read" })
 }
 
 pub(super) const BUCKET_ID_BYTES: usize = 8;

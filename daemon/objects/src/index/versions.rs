@@ -9,7 +9,9 @@
 
 use redb::{ReadableTable, TableDefinition};
 
-use super::rows::{BUCKET_ID_BYTES, Changes, Opened, Rewritten, Snapshot, Step, object_key, put, remove};
+use super::rows::{
+    BUCKET_ID_BYTES, Changes, Opened, Rewritten, Snapshot, Step, object_key, put, remove, replace, take,
+};
 use crate::error::StoreError;
 use crate::records::{self, BucketId, ObjectRecord};
 use crate::version::{Version, VersionId};
@@ -78,14 +80,30 @@ macro_rules! version_reads {
             bucket: BucketId,
             key: &str,
         ) -> Result<Option<ObjectRecord>, StoreError> {
+            let mut newest = None;
+            self.walk_older(bucket, key, &mut |version| {
+                newest = Some(version);
+                Ok(Step::Stop)
+            })?;
+            Ok(newest)
+        }
+
+        /// The versions of `key` that are not in `objects`, from new to old, until `visit` says stop.
+        pub(crate) fn walk_older(
+            &self,
+            bucket: BucketId,
+            key: &str,
+            visit: &mut dyn FnMut(ObjectRecord) -> Result<Step, StoreError>,
+        ) -> Result<(), StoreError> {
             let table = self.versions()?;
             let view = self.view($($borrow)? table);
             let (from, to) = (version_key(bucket, key.as_bytes(), u64::MAX), version_key(bucket, key.as_bytes(), 0));
-            let mut rows = view.explain(view.table.range::<&[u8]>(from.as_slice()..=to.as_slice()))?;
-            match rows.next() {
-                Some(row) => records::decode(view.explain(row)?.1.value()).map(Some),
-                None => Ok(None),
+            for row in view.explain(view.table.range::<&[u8]>(from.as_slice()..=to.as_slice()))? {
+                if let Step::Stop = visit(records::decode(view.explain(row)?.1.value())?)? {
+                    break;
+                }
             }
+            Ok(())
         }
 
         fn null_sequence(&self, bucket: BucketId, key: &str) -> Result<Option<u64>, StoreError> {
@@ -196,7 +214,10 @@ impl<'txn> Changes<'txn> {
         record: &ObjectRecord,
     ) -> Result<(), StoreError> {
         let place = version_key(bucket, key.as_bytes(), record.version.sequence);
-        self.written += put(self.file, &mut self.versions, place.as_slice(), &records::encode(record))?;
+        let row = records::encode(record);
+        self.written += row.len();
+        let replaced = replace(self.file, &mut self.versions, &place, &row)?;
+        self.count_row(bucket, Some(record.bytes), replaced);
         if record.version.is_null {
             let place = object_key(bucket, key.as_bytes());
             let sequence = record.version.sequence.to_le_bytes();
@@ -213,7 +234,9 @@ impl<'txn> Changes<'txn> {
         version: Version,
     ) -> Result<(), StoreError> {
         let place = version_key(bucket, key.as_bytes(), version.sequence);
-        self.removed += remove(self.file, &mut self.versions, place.as_slice())?;
+        let removed = take(self.file, &mut self.versions, &place)?;
+        self.removed += u64::from(removed.is_some());
+        self.count_row(bucket, None, removed);
         if version.is_null {
             let place = object_key(bucket, key.as_bytes());
             self.removed += remove(self.file, &mut self.null_versions, place.as_slice())?;

@@ -160,7 +160,7 @@ mod tests {
         let object: ObjectRecord = decode(&row).unwrap();
         assert_eq!((&object.body, object.bytes, object.metadata), (&body, 5, metadata));
         assert!(object.version.is_null && !object.delete_marker && object.customer_key.is_none());
-        assert_eq!(decode_body(&row).unwrap(), body);
+        assert_eq!(decode_body(&row).unwrap(), (body, 5));
 
         let bucket: BucketRecord =
             decode(&written(&BucketRecord1 { id: BucketId(4), created_ms: 7 })).unwrap();

@@ -14,11 +14,16 @@ use crate::acl::Acl;
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use crate::customer_key::{BodySalt, KeyProof};
 use crate::error::StoreError;
+use crate::events::Event;
+use crate::index::Identity;
+use crate::layout::SECTOR;
 use crate::lock::{BucketLock, ObjectLock};
+use crate::usage::Quota;
 use crate::version::{Version, Versioning};
 
-/// Version of the rows of access keys, which are encoded by hand.
-const ACCESS_KEY_VERSION: u8 = 1;
+/// Versions of the rows of access keys, which are encoded by hand. The first knows no expiry.
+const ACCESS_KEY_VERSION: u8 = 2;
+const ACCESS_KEY_VERSION_1: u8 = 1;
 
 /// A type that rows are made of.
 pub(crate) trait Row: Serialize + DeserializeOwned {
@@ -31,9 +36,9 @@ pub(crate) trait Row: Serialize + DeserializeOwned {
     }
 }
 
-/// Names a bucket in the keys of other rows; never shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) struct BucketId(pub(crate) u64);
+/// Names a bucket in the keys of other rows; never shown. No bucket gets one that another had since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BucketId(pub(crate) u64);
 
 /// Names one body for as long as it exists; readers pin it by this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -178,11 +183,27 @@ pub(crate) struct PartRecord {
     pub(crate) salt: Option<BodySalt>,
 }
 
+impl PartRecord {
+    /// What a part counts for until its upload is completed: whole sectors, as it takes them. Nobody fills a store with parts of a byte
+    /// and a quota that says they are small.
+    pub(crate) fn counted_bytes(&self) -> u64 {
+        part_bytes(self.bytes)
+    }
+}
+
+/// What a part of so many bytes counts for until its upload is completed.
+pub(crate) fn part_bytes(bytes: u64) -> u64 {
+    bytes.max(1).next_multiple_of(SECTOR)
+}
+
 /// Row of `access_keys`, borrowed from the page it stands on. Written by hand, not derived: it holds a secret.
 ///
-/// Version byte, creation time (u64, little-endian milliseconds), length of the user name (u8), user name, secret.
+/// Version byte, creation time and time of expiry (u64, little-endian milliseconds), length of the user name (u8), user name,
+/// secret. In version 1 there is no time of expiry.
 pub(crate) struct AccessKeyRow<'a> {
     pub(crate) created_ms: u64,
+    /// 0 for never.
+    pub(crate) expires_ms: u64,
     pub(crate) user: &'a str,
     pub(crate) secret: &'a str,
 }
@@ -190,9 +211,10 @@ pub(crate) struct AccessKeyRow<'a> {
 impl<'a> AccessKeyRow<'a> {
     pub(crate) fn encode(&self) -> Vec<u8> {
         // Exact capacity: growing would leave copies of the secret behind.
-        let mut row = Vec::with_capacity(10 + self.user.len() + self.secret.len());
+        let mut row = Vec::with_capacity(18 + self.user.len() + self.secret.len());
         row.push(ACCESS_KEY_VERSION);
         row.extend_from_slice(&self.created_ms.to_le_bytes());
+        row.extend_from_slice(&self.expires_ms.to_le_bytes());
         row.push(u8::try_from(self.user.len()).expect("user names are limited to 64 bytes"));
         row.extend_from_slice(self.user.as_bytes());
         row.extend_from_slice(self.secret.as_bytes());
@@ -201,16 +223,91 @@ impl<'a> AccessKeyRow<'a> {
 
     pub(crate) fn decode(row: &'a [u8]) -> Result<Self, StoreError> {
         let damaged = || StoreError::Corrupt { what: "a row of the access keys can't be read" };
-        let (head, rest) = row.split_first_chunk::<10>().ok_or_else(damaged)?;
-        if head[0] != ACCESS_KEY_VERSION {
-            return Err(damaged());
-        }
-        let created_ms =
-            u64::from_le_bytes([head[1], head[2], head[3], head[4], head[5], head[6], head[7], head[8]]);
-        let (user, secret) = rest.split_at_checked(usize::from(head[9])).ok_or_else(damaged)?;
+        let (version, rest) = row.split_first().ok_or_else(damaged)?;
+        let (created, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+        let (expires_ms, rest) = match *version {
+            ACCESS_KEY_VERSION_1 => (0, rest),
+            ACCESS_KEY_VERSION => {
+                let (expires, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+                (u64::from_le_bytes(*expires), rest)
+            }
+            _ => return Err(damaged()),
+        };
+        let (length, rest) = rest.split_first().ok_or_else(damaged)?;
+        let (user, secret) = rest.split_at_checked(usize::from(*length)).ok_or_else(damaged)?;
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| damaged());
-        Ok(Self { created_ms, user: text(user)?, secret: text(secret)? })
+        let created_ms = u64::from_le_bytes(*created);
+        Ok(Self { created_ms, expires_ms, user: text(user)?, secret: text(secret)? })
     }
+}
+
+/// Row of a user in `identities`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UserRecord {
+    /// Whether policies decide what the user may do: from the first group or policy on.
+    pub(crate) limited: bool,
+    /// Names of the groups that the user belongs to.
+    pub(crate) groups: Vec<String>,
+    /// Names of the policies attached to the user.
+    pub(crate) policies: Vec<String>,
+}
+
+/// Row of a group in `identities`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GroupRecord {
+    pub(crate) created_ms: u64,
+    /// Names of the policies attached to the group.
+    pub(crate) policies: Vec<String>,
+}
+
+/// Row of a policy in `identities`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyRecord {
+    pub(crate) created_ms: u64,
+    /// As the head checked it.
+    pub(crate) text: String,
+}
+
+/// Row of a quota in `identities`, named `bucket/` or `user/` and the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QuotaRecord {
+    pub(crate) quota: Quota,
+}
+
+impl Row for QuotaRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Identity for QuotaRecord {
+    const KIND: &'static str = "quota";
+}
+
+impl Row for Event {
+    const VERSION: u8 = 1;
+}
+
+impl Row for UserRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Row for GroupRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Row for PolicyRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Identity for UserRecord {
+    const KIND: &'static str = "user";
+}
+
+impl Identity for GroupRecord {
+    const KIND: &'static str = "group";
+}
+
+impl Identity for PolicyRecord {
+    const KIND: &'static str = "policy";
 }
 
 pub(crate) fn encode<T: Row>(record: &T) -> Vec<u8> {
@@ -231,14 +328,15 @@ pub(crate) fn decode<T: Row>(row: &[u8]) -> Result<T, StoreError> {
     }
 }
 
-/// The body of an object's row, without reading the rest: it is the first field of every version.
-pub(crate) fn decode_body(row: &[u8]) -> Result<Body, StoreError> {
+/// Body and size in an object's row, without reading the rest: they are the first fields of every version.
+pub(crate) fn decode_body(row: &[u8]) -> Result<(Body, u64), StoreError> {
     let known = |version: u8| (1..=ObjectRecord::VERSION).contains(&version);
     let body = match row.split_first() {
         Some((version, rest)) if known(*version) => postcard::take_from_bytes(rest).ok(),
         _ => None,
     };
-    body.map(|(body, _)| body).ok_or(StoreError::Corrupt { what: "a row of the index can't be read" })
+    body.map(|(body, _): ((Body, u64), _)| body)
+        .ok_or(StoreError::Corrupt { what: "a row of the index can't be read" })
 }
 
 #[cfg(test)]
@@ -264,7 +362,7 @@ mod tests {
     fn a_record_survives_its_encoding_and_its_body_reads_alone() {
         let row = encode(&record());
         assert_eq!(decode::<ObjectRecord>(&row).unwrap(), record());
-        assert_eq!(decode_body(&row).unwrap(), record().body);
+        assert_eq!(decode_body(&row).unwrap(), (record().body, record().bytes));
     }
 
     #[test]
@@ -276,10 +374,22 @@ mod tests {
         let mut newer = row.clone();
         newer[0] = ObjectRecord::VERSION + 1;
         assert!(decode::<ObjectRecord>(&newer).is_err() && decode_body(&newer).is_err());
-        for len in 0..10 {
-            assert!(AccessKeyRow::decode(&[1; 10][..len]).is_err());
+        for (version, bytes) in [(1, 10), (2, 18)] {
+            for len in 0..=bytes {
+                assert!(AccessKeyRow::decode(&vec![version; bytes][..len]).is_err(), "{version}: {len}");
+            }
         }
-        assert!(AccessKeyRow::decode(&[1; 10]).is_err(), "a user name longer than the row");
+        assert!(AccessKeyRow::decode(&[3; 40]).is_err(), "a later version");
+    }
+
+    #[test]
+    fn rows_of_access_keys_are_read_with_and_without_an_expiry() {
+        let row = AccessKeyRow { created_ms: 7, expires_ms: 9, user: "alice", secret: "hidden" }.encode();
+        let read = AccessKeyRow::decode(&row).unwrap();
+        assert_eq!((read.created_ms, read.expires_ms, read.user, read.secret), (7, 9, "alice", "hidden"));
+        let earlier = [&[1], &7_u64.to_le_bytes()[..], &[5], b"alicehidden"].concat();
+        let read = AccessKeyRow::decode(&earlier).unwrap();
+        assert_eq!((read.created_ms, read.expires_ms, read.user, read.secret), (7, 0, "alice", "hidden"));
     }
 
     #[test]

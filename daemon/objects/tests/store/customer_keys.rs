@@ -100,7 +100,13 @@ fn parts_and_copies_take_keys_too() {
     }
     let bare = store.upload_part((BUCKET, "m"), &upload, 3, None, None).unwrap();
     assert!(matches!(bare.finish(&Declared::default()), Err(StoreError::CustomerKeyNeeded)));
-    store.complete_upload(BUCKET, "m", &upload, listed, CompleteOptions::default()).unwrap();
+    let complete = |customer_key| {
+        let options = CompleteOptions { customer_key, ..CompleteOptions::default() };
+        store.complete_upload(BUCKET, "m", &upload, listed.clone(), options)
+    };
+    assert!(matches!(complete(None), Err(StoreError::CustomerKeyNeeded)));
+    assert!(matches!(complete(Some(key(2))), Err(StoreError::WrongCustomerKey)));
+    complete(Some(key(1))).unwrap();
     let mut object = store.object(BUCKET, "m", None).unwrap();
     object.unlock(Some(&key(1))).unwrap();
     let whole = bodies.concat();

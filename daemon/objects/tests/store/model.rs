@@ -154,7 +154,7 @@ impl Model {
             _ => None,
         };
         let limit = 1 + self.random.below(5) as usize;
-        let request = ListRequest { prefix, delimiter, after, limit };
+        let request = ListRequest { prefix, delimiter, after, limit, ..ListRequest::default() };
         let Some(keys) = self.buckets.get(bucket) else {
             assert!(matches!(self.store.list_objects(bucket, &request), Err(StoreError::NoSuchBucket)));
             return;

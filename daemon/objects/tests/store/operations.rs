@@ -8,7 +8,7 @@ use objects::simulated::{SimulatedVolume, SplitMix64};
 use objects::{
     BucketOptions, Checksum, ChecksumAlgorithm, ChecksumKind, CompleteOptions, CompletedPart, Condition,
     CopyOptions, Declared, DeleteRequest, DigestKind, ListRequest, Metadata, PutOptions, Store, StoreError,
-    TagMatch, UploadOptions,
+    TagMatch, UploadOptions, Versioning,
 };
 use units::ByteLen;
 
@@ -315,8 +315,8 @@ fn users_have_keys_that_are_shown_once() {
     }
     assert!(matches!(store.create_access_key("alice"), Err(StoreError::TooManyUsers)));
     store.delete_access_key(&first.id).unwrap();
-    assert!(store.secret(&first.id).unwrap().is_none());
-    assert!(store.secret(&second.id).unwrap().is_some());
+    assert!(store.credential(&first.id).unwrap().is_none());
+    assert!(store.credential(&second.id).unwrap().is_some());
     store.delete_user("alice").unwrap();
     assert!(store.users().unwrap().is_empty());
     assert!(matches!(store.delete_user("alice"), Err(StoreError::NoSuchUser)));
@@ -334,4 +334,27 @@ fn a_listing_skips_what_a_prefix_hides() {
     assert_eq!(prefixes, ["dir-0/", "dir-1/", "dir-2/"]);
     let none = ListRequest { limit: 0, ..ListRequest::default() };
     assert_eq!(store.list_objects(BUCKET, &none).unwrap(), objects::ObjectsPage::default());
+}
+
+#[test]
+fn a_reference_means_the_bucket_it_was_made_of_and_no_other_of_its_name() {
+    let store = Store::open(SimulatedVolume::new(ByteLen(64 << 20))).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
+    let old = store.bucket(BUCKET).unwrap().reference();
+    let mut writer = store.put_object(BUCKET, "k", None, None).unwrap();
+    writer.append(b"for the old one").unwrap();
+    let gone = |error: StoreError| assert!(matches!(error, StoreError::NoSuchBucket), "{error}");
+    store.delete_bucket(&old).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
+    gone(writer.finish(PutOptions::default()).unwrap_err());
+    gone(store.bucket(&old).unwrap_err());
+    gone(store.set_bucket_document(&old, "d", Some(Vec::new())).unwrap_err());
+    gone(store.set_versioning(&old, Versioning::Enabled).unwrap_err());
+    gone(store.put_object(&old, "k", None, None).unwrap_err());
+    gone(store.create_upload(&old, "k", UploadOptions::default()).unwrap_err());
+    gone(store.delete_object(&old, DeleteRequest::of("k")).unwrap_err());
+    gone(store.list_objects(&old, &ListRequest { limit: 1, ..ListRequest::default() }).unwrap_err());
+    gone(store.head_object(&old, "k", None).unwrap_err());
+    gone(store.delete_bucket(&old).unwrap_err());
+    assert_eq!(store.bucket(BUCKET).unwrap().versioning, Versioning::Unversioned);
 }

@@ -41,7 +41,7 @@ fn after_a_wipe_every_call_says_sealed_and_after_the_next_push_everything_is_the
     sealed(store.status().map(drop));
     sealed(store.buckets().map(drop));
     sealed(store.head_object(BUCKET, "inline", None).map(drop));
-    sealed(store.secret(&access_key.id).map(drop));
+    sealed(store.credential(&access_key.id).map(drop));
     sealed(store.users().map(drop));
     sealed(store.create_bucket("other", BucketOptions::default()));
     sealed(store.delete_object(BUCKET, DeleteRequest::of("big")).map(drop));
@@ -55,8 +55,8 @@ fn after_a_wipe_every_call_says_sealed_and_after_the_next_push_everything_is_the
     assert!(get(&opened, BUCKET, "big").unwrap() == bytes);
     assert_eq!(get(&opened, BUCKET, "inline").unwrap(), b"small");
     assert!(matches!(opened.head_object(BUCKET, "late", None), Err(StoreError::NoSuchKey)));
-    let (user, secret) = opened.secret(&access_key.id).unwrap().unwrap();
-    assert_eq!((user.as_str(), secret.expose()), ("alice", access_key.secret.expose()));
+    let found = opened.credential(&access_key.id).unwrap().unwrap();
+    assert_eq!((found.user.as_str(), found.secret.expose()), ("alice", access_key.secret.expose()));
     opened.abort_upload(BUCKET, "parts", &upload.id).unwrap();
 }
 

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::workload::{budget, content, first_seed, length, multipart};
 use objects::simulated::{SimulatedVolume, SplitMix64};
 use objects::{
-    Attributes, BucketOptions, DefaultRetention, DeleteRequest, Deleted, ListRequest, LockMode, ObjectLock,
-    Period, PutOptions, Retention, Store, StoreError, VersionId, Versioning,
+    Attributes, BucketOptions, CompleteOptions, CompletedPart, Declared, DefaultRetention, DeleteRequest,
+    Deleted, ListRequest, LockMode, Notices, ObjectLock, Period, PutOptions, Retention, Store, StoreError,
+    UploadOptions, VersionId, Versioning,
 };
 use units::ByteLen;
 
@@ -109,7 +110,7 @@ impl Model {
         let deleted = self.store.delete_object(BUCKET, DeleteRequest::of(key)).unwrap();
         self.make_room(key);
         if self.versioning == Versioning::Unversioned {
-            assert_eq!(deleted, Deleted::default());
+            assert_eq!(Deleted { changed: false, ..deleted }, Deleted::default());
             return;
         }
         assert!(deleted.delete_marker);
@@ -128,7 +129,7 @@ impl Model {
         let request = DeleteRequest { version: Some(id), ..DeleteRequest::of(key) };
         let deleted = self.store.delete_object(BUCKET, request).unwrap();
         let marker = versions.iter().any(|version| version.id == id && version.body.is_none());
-        assert_eq!(deleted, Deleted { version: Some(id), delete_marker: marker });
+        assert_eq!((deleted.version, deleted.delete_marker), (Some(id), marker));
         versions.retain(|version| version.id != id);
     }
 
@@ -286,7 +287,7 @@ fn tags_belong_to_a_version_and_change_without_making_one() {
     let first = put(&store, "k", b"1", Attributes::default()).unwrap();
     let second = put(&store, "k", b"2", Attributes::default()).unwrap();
     let tags = vec![("colour".to_owned(), "blue".to_owned())];
-    store.set_tags(BUCKET, "k", first, tags.clone()).unwrap();
+    store.set_tags(BUCKET, "k", first, tags.clone(), Notices::default()).unwrap();
     assert_eq!(store.head_object(BUCKET, "k", first).unwrap().attributes.tags, tags);
     assert!(store.head_object(BUCKET, "k", second).unwrap().attributes.tags.is_empty());
     assert_eq!(
@@ -298,8 +299,8 @@ fn tags_belong_to_a_version_and_change_without_making_one() {
         2
     );
     let many = |count: usize| (0..count).map(|n| (n.to_string(), String::new())).collect::<Vec<_>>();
-    assert!(store.set_tags(BUCKET, "k", None, many(objects::limits::TAGS_MAX)).is_ok());
-    let refused = store.set_tags(BUCKET, "k", None, many(objects::limits::TAGS_MAX + 1));
+    assert!(store.set_tags(BUCKET, "k", None, many(objects::limits::TAGS_MAX), Notices::default()).is_ok());
+    let refused = store.set_tags(BUCKET, "k", None, many(objects::limits::TAGS_MAX + 1), Notices::default());
     assert!(matches!(refused, Err(StoreError::TooManyTags { .. })));
     for bad in [
         vec![(String::new(), String::new())],
@@ -307,7 +308,10 @@ fn tags_belong_to_a_version_and_change_without_making_one() {
         vec![("n".to_owned(), "v".repeat(257))],
         vec![("n".to_owned(), "1".to_owned()), ("n".to_owned(), "2".to_owned())],
     ] {
-        assert!(matches!(store.set_tags(BUCKET, "k", None, bad), Err(StoreError::InvalidTags)));
+        assert!(matches!(
+            store.set_tags(BUCKET, "k", None, bad, Notices::default()),
+            Err(StoreError::InvalidTags)
+        ));
     }
 }
 
@@ -366,5 +370,87 @@ fn a_cut_at_every_step_leaves_every_acknowledged_version() {
         let request = ListRequest { limit: 100, ..ListRequest::default() };
         let listed = store.list_versions(BUCKET, &request, None).unwrap().versions;
         assert!(listed.len() <= kept.len() + 1, "cut at {cut}: more versions than were written");
+    }
+}
+
+fn begin(store: &Store, key: &str, attributes: Attributes) -> (String, Vec<CompletedPart>) {
+    let options = UploadOptions { attributes, ..UploadOptions::default() };
+    let upload = store.create_upload(BUCKET, key, options).unwrap().id;
+    let mut part = store.upload_part((BUCKET, key), &upload, 1, None, None).unwrap();
+    part.append(&content(7, 5_000)).unwrap();
+    let part = part.finish(&Declared::default()).unwrap();
+    (upload, vec![CompletedPart { number: 1, etag: part.etag.to_string(), checksum: None }])
+}
+
+#[test]
+fn a_retention_that_passes_while_parts_arrive_does_not_refuse_the_whole() {
+    let store = Store::open(SimulatedVolume::new(ByteLen(64 << 20))).unwrap();
+    store.create_bucket(BUCKET, BucketOptions { lock: true, ..BucketOptions::default() }).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let until_ms = u64::try_from(now.as_millis()).unwrap() + 50;
+    let lock =
+        ObjectLock { retention: Some(Retention { mode: LockMode::Compliance, until_ms }), legal_hold: None };
+    let (upload, parts) = begin(&store, "k", Attributes { lock, ..Attributes::default() });
+    while SystemTime::now() <= UNIX_EPOCH + Duration::from_millis(until_ms) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let made = store.complete_upload(BUCKET, "k", &upload, parts, CompleteOptions::default()).unwrap();
+    assert_eq!(made.attributes.lock, lock, "as it was asked for");
+    let options = UploadOptions {
+        attributes: Attributes { lock, ..Attributes::default() },
+        ..UploadOptions::default()
+    };
+    assert!(matches!(store.create_upload(BUCKET, "k", options), Err(StoreError::RetentionPassed)));
+}
+
+#[test]
+fn a_completion_sent_again_finds_its_version_behind_newer_ones() {
+    let store = Store::open(SimulatedVolume::new(ByteLen(64 << 20))).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
+    store.set_versioning(BUCKET, Versioning::Enabled).unwrap();
+    let (upload, parts) = begin(&store, "k", Attributes::default());
+    let complete = || store.complete_upload(BUCKET, "k", &upload, parts.clone(), CompleteOptions::default());
+    let made = complete().unwrap().version;
+    put(&store, "k", b"newer", Attributes::default()).unwrap();
+    assert_eq!(complete().unwrap().version, made);
+    store.delete_object(BUCKET, DeleteRequest::of("k")).unwrap();
+    assert_eq!(complete().unwrap().version, made, "behind a delete marker too");
+    store.delete_object(BUCKET, DeleteRequest { version: made, ..DeleteRequest::of("k") }).unwrap();
+    assert!(matches!(complete(), Err(StoreError::NoSuchUpload)), "not once it is gone");
+    // The same bytes from before the upload was begun are not what it made.
+    let (earlier, same) = begin(&store, "other", Attributes::default());
+    store.complete_upload(BUCKET, "other", &earlier, same.clone(), CompleteOptions::default()).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    let (later, _) = begin(&store, "other", Attributes::default());
+    store.abort_upload(BUCKET, "other", &later).unwrap();
+    put(&store, "other", b"newer", Attributes::default()).unwrap();
+    let again = store.complete_upload(BUCKET, "other", &later, same, CompleteOptions::default());
+    assert!(matches!(again, Err(StoreError::NoSuchUpload)));
+}
+
+#[test]
+fn a_completion_that_is_sent_again_is_found_among_the_last_versions_only() {
+    let store = Store::open(SimulatedVolume::new(ByteLen(64 << 20))).unwrap();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
+    store.set_versioning(BUCKET, Versioning::Enabled).unwrap();
+    let upload = store.create_upload(BUCKET, "k", UploadOptions::default()).unwrap().id;
+    let mut part = store.upload_part((BUCKET, "k"), &upload, 1, None, None).unwrap();
+    part.append(b"part").unwrap();
+    let etag = part.finish(&Declared::default()).unwrap().etag.to_string();
+    let complete = |upload: &str| {
+        let parts = vec![CompletedPart { number: 1, etag: etag.clone(), checksum: None }];
+        store.complete_upload(BUCKET, "k", upload, parts, CompleteOptions::default())
+    };
+    let made = complete(&upload).unwrap().version;
+    // One is the newest, and the older ones are counted.
+    for _ in 0..objects::limits::LOST_REPLY_VERSIONS_MAX {
+        put(&store, "k", b"newer", Attributes::default()).unwrap();
+    }
+    assert_eq!(complete(&upload).unwrap().version, made, "the last that is looked at");
+    let ancient = "0".repeat(32);
+    assert_eq!(complete(&ancient).unwrap().version, made, "by an id that somebody made up, too");
+    put(&store, "k", b"newer", Attributes::default()).unwrap();
+    for upload in [&upload, &ancient] {
+        assert!(matches!(complete(upload), Err(StoreError::NoSuchUpload)), "beyond them");
     }
 }

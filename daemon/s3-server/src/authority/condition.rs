@@ -1,7 +1,7 @@
 //! Conditions of a policy's statements, and what a request says that they ask for.
 //!
 //! "IAM JSON policy elements: Condition operators" (AWS IAM User Guide). A key that the request says nothing about makes a
-//! positive operator fail and a negated one hold; `IfExists` makes both hold.
+//! positive operator fail and a negated one hold; `ForAnyValue` makes both fail, `IfExists` makes both hold.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::document::{Malformed, strings};
+use super::document::{Malformed, UNKNOWN_VARIABLE, strings};
 use super::pattern;
 
 /// Condition keys of a request in lower case, with their values.
@@ -20,6 +20,25 @@ pub(crate) struct Context(BTreeMap<String, Vec<String>>);
 impl Context {
     pub(crate) fn add(&mut self, key: &str, value: impl Into<String>) {
         self.0.entry(key.to_ascii_lowercase()).or_default().push(value.into());
+    }
+
+    /// Says of `key` what `value` is, and nothing else.
+    pub(crate) fn replace(&mut self, key: &str, value: Option<String>) {
+        let key = key.to_ascii_lowercase();
+        match value {
+            Some(value) => self.0.insert(key, vec![value]),
+            None => self.0.remove(&key),
+        };
+    }
+
+    #[cfg(test)]
+    pub(crate) fn key_count(&self) -> usize {
+        self.0.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has(&self, key: &str) -> bool {
+        !self.values(&key.to_ascii_lowercase()).is_empty()
     }
 
     fn values(&self, key: &str) -> &[String] {
@@ -69,6 +88,30 @@ enum Order {
     GreaterOrEqual,
 }
 
+/// Keys that requests are asked for. Those that end with a slash are followed by the name of a tag.
+macro_rules! known_keys {
+    () => {
+        "aws:CurrentTime, aws:PrincipalArn, aws:Referer, aws:SecureTransport, aws:SourceIp, aws:UserAgent, aws:userid, \
+         aws:username, s3:delimiter, s3:ExistingObjectTag/, s3:max-keys, s3:prefix, s3:RequestObjectTag/, \
+         s3:RequestObjectTagKeys, s3:VersionId, s3:x-amz-acl, s3:x-amz-copy-source, s3:x-amz-grant-full-control, \
+         s3:x-amz-grant-read, s3:x-amz-grant-read-acp, s3:x-amz-grant-write, s3:x-amz-grant-write-acp, \
+         s3:x-amz-metadata-directive, s3:x-amz-server-side-encryption, \
+         s3:x-amz-server-side-encryption-customer-algorithm, s3:x-amz-storage-class"
+    };
+}
+
+pub(crate) fn known_keys() -> impl Iterator<Item = &'static str> {
+    known_keys!().split(", ")
+}
+
+/// `key`: in lower case.
+fn is_known(key: &str) -> bool {
+    known_keys().any(|known| {
+        let known = known.to_ascii_lowercase();
+        if known.ends_with('/') { key.len() > known.len() && key.starts_with(&known) } else { key == known }
+    })
+}
+
 /// Keys by which a policy can name who may do something, so that it is not public.
 const WHO_KEYS: [&str; 9] = [
     "aws:sourceip",
@@ -101,6 +144,27 @@ impl Conditions {
 
     pub(super) fn hold(&self, context: &Context) -> bool {
         self.0.iter().all(|condition| condition.holds(context))
+    }
+
+    /// Refuses what asks for a key that no request has, or has a variable that is not filled in.
+    pub(super) fn check_known(&self) -> Result<(), Malformed> {
+        if !self.0.iter().all(|condition| is_known(&condition.key)) {
+            return Err(Malformed(concat!(
+                "a condition asks for a key that no request has here: use one of these, with a tag's name after the slash: ",
+                known_keys!()
+            )));
+        }
+        let mut wanted = self.0.iter().flat_map(|condition| &condition.wanted);
+        match wanted.all(|wanted| pattern::has_known_variables(wanted)) {
+            true => Ok(()),
+            false => Err(UNKNOWN_VARIABLE),
+        }
+    }
+
+    /// Whether one says what the user's name is not to be: of somebody without a name that holds by chance only.
+    pub(super) fn negate_the_user(&self) -> bool {
+        let negated = self.0.iter().filter(|condition| condition.negated);
+        negated.flat_map(|condition| &condition.wanted).any(|wanted| pattern::names_the_user(wanted))
     }
 
     /// Whether a condition narrows down who may, and not only how.
@@ -165,10 +229,18 @@ impl Condition {
             return self.wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case("true") == found.is_empty());
         }
         if found.is_empty() {
-            return self.negated || self.if_exists || self.every == Quantifier::AllOfMany;
+            return match self.every {
+                Quantifier::AllOfMany => true,
+                // Of no value there is none that fits, negated or not.
+                Quantifier::AnyOfMany => self.if_exists,
+                Quantifier::Any => self.negated || self.if_exists,
+            };
         }
-        let fits =
-            |found: &String| self.wanted.iter().any(|wanted| self.test.passes(wanted, found)) != self.negated;
+        let user = context.values("aws:username").first().map(String::as_str);
+        let passes = |wanted: &String, found: &str| {
+            pattern::for_user(wanted, user).is_some_and(|wanted| self.test.passes(&wanted, found))
+        };
+        let fits = |found: &String| self.wanted.iter().any(|wanted| passes(wanted, found)) != self.negated;
         match self.every {
             Quantifier::AllOfMany => found.iter().all(fits),
             Quantifier::Any | Quantifier::AnyOfMany => found.iter().any(fits),
@@ -306,6 +378,10 @@ mod tests {
         assert!(!holds("StringEquals", "aws:Referer", &["x"], &empty));
         assert!(holds("StringNotEquals", "aws:Referer", &["x"], &empty));
         assert!(holds("StringEqualsIfExists", "aws:Referer", &["x"], &empty));
+        let tags = |operator| holds(operator, "s3:RequestObjectTagKeys", &["x"], &empty);
+        assert!(!tags("ForAnyValue:StringEquals") && !tags("ForAnyValue:StringNotEquals"));
+        assert!(tags("ForAllValues:StringEquals") && tags("ForAllValues:StringNotEquals"));
+        assert!(tags("ForAnyValue:StringNotEqualsIfExists"));
     }
 
     #[test]

@@ -20,7 +20,11 @@ const USER_MARK: &str = ":user/";
 #[error("{0}")]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
-/// A bucket's policy.
+/// A variable that is never filled in would be taken for text.
+pub(super) const UNKNOWN_VARIABLE: Malformed =
+    Malformed("the policy has a variable that there is not: ${aws:username} is the only one");
+
+/// A policy of a bucket, or of users.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     statements: Vec<Statement>,
@@ -67,8 +71,8 @@ pub(crate) struct Question<'a> {
 }
 
 impl Policy {
-    /// Reads a policy for `bucket`.
-    pub(crate) fn parse(text: &[u8], bucket: &str) -> Result<Self, Malformed> {
+    /// Reads a policy of `bucket`, or one that is attached to users and so names nobody and any bucket.
+    pub(crate) fn parse(text: &[u8], bucket: Option<&str>) -> Result<Self, Malformed> {
         if text.len() > POLICY_BYTES_MAX {
             return Err(Malformed("a policy has at most 20 KiB"));
         }
@@ -90,13 +94,15 @@ impl Policy {
         Ok(Self { statements: statements.into_iter().map(statement).collect::<Result<_, _>>()? })
     }
 
+    /// Refuses what reads well and could never mean what it says: conditions on what no request has, and variables that are not
+    /// filled in. A deny that asks for one would never hold. Policies that were put before this was asked stay as they are.
+    pub(crate) fn check_known(&self) -> Result<(), Malformed> {
+        self.statements.iter().try_for_each(Statement::check_known)
+    }
+
     /// What the policy says; `None` where no statement fits.
     pub(crate) fn decide(&self, question: Question<'_>) -> Option<Effect> {
-        let effects = || self.statements.iter().filter(|statement| statement.fits(question));
-        match effects().any(|statement| statement.effect == Effect::Deny) {
-            true => Some(Effect::Deny),
-            false => effects().next().map(|_| Effect::Allow),
-        }
+        decide(std::slice::from_ref(self), question)
     }
 
     /// Whether it lets in people that nobody named (Amazon S3 User Guide, "The meaning of public").
@@ -109,8 +115,18 @@ impl Policy {
     }
 }
 
+/// What several policies say together; `None` where no statement fits.
+pub(crate) fn decide(policies: &[Policy], question: Question<'_>) -> Option<Effect> {
+    let statements = policies.iter().flat_map(|policy| &policy.statements);
+    let mut effects =
+        statements.filter(|statement| statement.fits(question)).map(|statement| statement.effect);
+    let first = effects.next()?;
+    let denied = first == Effect::Deny || effects.any(|effect| effect == Effect::Deny);
+    Some(if denied { Effect::Deny } else { Effect::Allow })
+}
+
 impl Statement {
-    fn parse(statement: &Map<String, Value>, bucket: &str) -> Result<Self, Malformed> {
+    fn parse(statement: &Map<String, Value>, bucket: Option<&str>) -> Result<Self, Malformed> {
         const KNOWN: [&str; 9] = [
             "Sid",
             "Effect",
@@ -130,7 +146,13 @@ impl Statement {
             Some("Deny") => Effect::Deny,
             _ => return Err(Malformed("a statement's effect must be Allow or Deny")),
         };
-        let principals = listed(statement, ("Principal", "NotPrincipal"), principals)?;
+        let principals = match bucket {
+            Some(_) => listed(statement, ("Principal", "NotPrincipal"), principals)?,
+            None if statement.contains_key("Principal") || statement.contains_key("NotPrincipal") => {
+                return Err(Malformed("a policy that is attached to users names no principal"));
+            }
+            None => Listed { negated: false, values: vec!["*".to_owned()] },
+        };
         if principals.negated && effect == Effect::Allow {
             return Err(Malformed("NotPrincipal goes with Deny only"));
         }
@@ -143,8 +165,13 @@ impl Statement {
         for resource in &mut resources.values {
             let name = resource.strip_prefix(BUCKET_ARN).unwrap_or(if resource == "*" { "*" } else { "" });
             let first = name.split('/').next().unwrap_or_default();
-            if !pattern::matches(first, bucket) {
+            if bucket.is_some_and(|bucket| !pattern::matches(first, bucket)) {
                 return Err(Malformed("a statement's resource is not this bucket or in it"));
+            }
+            if name.is_empty() {
+                return Err(Malformed(
+                    "a statement's resource is not * and does not begin with arn:aws:s3:::",
+                ));
             }
             *resource = name.to_owned();
         }
@@ -152,11 +179,32 @@ impl Statement {
         Ok(Self { effect, principals, actions, resources, conditions })
     }
 
+    fn check_known(&self) -> Result<(), Malformed> {
+        let mut patterns = self.actions.values.iter().chain(&self.resources.values);
+        match patterns.all(|pattern| pattern::has_known_variables(pattern)) {
+            true => self.conditions.check_known(),
+            false => Err(UNKNOWN_VARIABLE),
+        }
+    }
+
+    fn negates_the_user(&self) -> bool {
+        let named = |resource: &String| pattern::names_the_user(resource);
+        (self.resources.negated && self.resources.values.iter().any(named))
+            || self.conditions.negate_the_user()
+    }
+
     fn fits(&self, question: Question<'_>) -> bool {
+        // What is allowed to all but one user, or everywhere but at their place, is not allowed to somebody without a name.
+        if self.effect == Effect::Allow && question.user.is_none() && self.negates_the_user() {
+            return false;
+        }
         let action = question.action.to_ascii_lowercase();
         self.principals.matches(|principal| is_principal(principal, question.user))
             && self.actions.matches(|pattern| pattern::matches(&pattern.to_ascii_lowercase(), &action))
-            && self.resources.matches(|pattern| pattern::matches(pattern, question.resource))
+            && self.resources.matches(|pattern| {
+                let pattern = pattern::for_user(pattern, question.user);
+                pattern.is_some_and(|pattern| pattern::matches(&pattern, question.resource))
+            })
             && self.conditions.hold(question.context)
     }
 }
@@ -222,7 +270,7 @@ mod tests {
     use super::*;
 
     fn policy(statements: &str) -> Result<Policy, Malformed> {
-        Policy::parse(format!(r#"{{"Version":"2012-10-17","Statement":{statements}}}"#).as_bytes(), "b")
+        Policy::parse(format!(r#"{{"Version":"2012-10-17","Statement":{statements}}}"#).as_bytes(), Some("b"))
     }
 
     fn ask(policy: &Policy, user: Option<&str>, action: &str, resource: &str) -> Option<Effect> {
@@ -259,6 +307,23 @@ mod tests {
     }
 
     #[test]
+    fn a_negated_name_allows_nobody_without_one_and_denies_them() {
+        let condition = r#""Resource":"arn:aws:s3:::b/*","Condition":{"StringNotEquals":{"s3:prefix":"${aws:username}"}}"#;
+        let resource = r#""NotResource":"arn:aws:s3:::b/${aws:username}/*""#;
+        for negated in [condition, resource] {
+            for (effect, nobody, bob) in
+                [("Allow", None, Effect::Allow), ("Deny", Some(Effect::Deny), Effect::Deny)]
+            {
+                let statement =
+                    format!(r#"[{{"Effect":"{effect}","Principal":"*","Action":"s3:*",{negated}}}]"#);
+                let policy = policy(&statement).unwrap();
+                assert_eq!(ask(&policy, None, "s3:GetObject", "b/k"), nobody, "{statement}");
+                assert_eq!(ask(&policy, Some("bob"), "s3:GetObject", "b/k"), Some(bob), "{statement}");
+            }
+        }
+    }
+
+    #[test]
     fn what_can_not_be_read_is_refused() {
         let good =
             r#""Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::b/*""#;
@@ -279,9 +344,61 @@ mod tests {
             assert!(policy(bad).is_err(), "{bad}");
         }
         for bad in ["", "{", "[]", "{}", &"[".repeat(1000)] {
-            assert!(Policy::parse(bad.as_bytes(), "b").is_err());
+            assert!(Policy::parse(bad.as_bytes(), Some("b")).is_err());
         }
         let long = format!("{{\"Statement\":[{{{good}}}]}}{}", " ".repeat(POLICY_BYTES_MAX));
-        assert!(Policy::parse(long.as_bytes(), "b").is_err());
+        assert!(Policy::parse(long.as_bytes(), Some("b")).is_err());
+    }
+
+    #[test]
+    fn a_policy_of_users_names_any_bucket_and_nobody_and_knows_its_user() {
+        let parse = |text: &str| Policy::parse(text.as_bytes(), None);
+        let home = parse(
+            r#"{"Statement":{"Effect":"Allow","Action":["s3:GetObject","s3:PutObject"],
+                "Resource":"arn:aws:s3:::homes/${aws:username}/*"}}"#,
+        )
+        .unwrap();
+        assert_eq!(ask(&home, Some("bob"), "s3:GetObject", "homes/bob/k"), Some(Effect::Allow));
+        assert_eq!(ask(&home, Some("bob"), "s3:GetObject", "homes/eve/k"), None);
+        assert_eq!(ask(&home, None, "s3:GetObject", "homes//k"), None);
+        for bad in [
+            r#"{"Statement":{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":"*"}}"#,
+            r#"{"Statement":{"Effect":"Allow","Action":"s3:*","Resource":"homes/*"}}"#,
+            r#"{"Statement":{"Effect":"Allow","Action":"iam:*","Resource":"*"}}"#,
+            r#"{"Statement":{"Effect":"Allow","Action":"s3:*"}}"#,
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_new_policy_of_users_asks_for_nothing_that_is_never_there() {
+        let check = |resource: &str, condition: &str| {
+            let text = format!(
+                r#"{{"Statement":{{"Effect":"Deny","Action":"s3:*","Resource":"arn:aws:s3:::{resource}",
+                    "Condition":{{{condition}}}}}}}"#
+            );
+            Policy::parse(text.as_bytes(), None).unwrap().check_known().map_err(|error| error.to_string())
+        };
+        for (resource, condition) in [
+            ("homes/${aws:username}/*", r#""StringEquals":{"S3:existingObjectTag/Owner":"${aws:username}"}"#),
+            ("*", r#""IpAddress":{"aws:sourceip":"10.0.0.0/8"},"Null":{"s3:VersionId":"true"}"#),
+            ("price-in-$", r#""StringLike":{"s3:x-amz-acl":"{*"}"#),
+        ] {
+            assert_eq!(check(resource, condition), Ok(()), "{resource} {condition}");
+        }
+        for (resource, condition) in [
+            ("homes/${aws:userid}/*", ""),
+            ("homes/${AWS:username}/*", ""),
+            ("homes/${aws:username}/${*}", ""),
+            ("*", r#""StringEquals":{"s3:prefix":"${aws:PrincipalTag/team}"}"#),
+        ] {
+            let error = check(resource, condition).unwrap_err();
+            assert!(error.contains("${aws:username}"), "{resource} {condition}: {error}");
+        }
+        for key in ["aws:MultiFactorAuthPresent", "aws:SourceVpc", "s3:ExistingObjectTag/", "prefix", ""] {
+            let error = check("*", &format!(r#""StringNotEquals":{{"{key}":"x"}}"#)).unwrap_err();
+            assert!(error.contains("aws:SourceIp, ") && error.contains("s3:x-amz-storage-class"), "{error}");
+        }
     }
 }

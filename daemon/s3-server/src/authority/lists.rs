@@ -87,7 +87,7 @@ impl Asked {
     }
 }
 
-fn canned(name: &str, owner: &str, bucket_owner: &str) -> S3Result<Option<Vec<Grant>>> {
+pub(super) fn canned(name: &str, owner: &str, bucket_owner: &str) -> S3Result<Option<Vec<Grant>>> {
     let more = match name {
         "private" => return Ok(None),
         "public-read" => vec![grant(Grantee::Everyone, Permission::Read)],

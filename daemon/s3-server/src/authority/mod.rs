@@ -1,10 +1,11 @@
 //! Who may do what.
 //!
-//! In order, the first that says something counts: the bucket's policy denies; the caller owns the bucket; the policy allows;
-//! the access control list grants. Nobody else may do anything. What public access block and ownership controls take away is
-//! taken away before it is looked at.
+//! In order, the first that says something counts: a policy of the caller's or of the bucket denies; one of them allows; the
+//! caller owns the bucket; the access control list grants. Nobody else may do anything. What public access block and ownership
+//! controls take away is taken away before it is looked at.
 //!
-//! A bucket without an owner, made by the operator, is shared: every user of the store is as good as its owner.
+//! A bucket without an owner, made by the operator, is shared: every user of the store is as good as its owner. A user whose
+//! rights are what policies say owns nothing in this sense, and lists grant them only what they grant everybody.
 
 pub(crate) mod condition;
 pub(crate) mod document;
@@ -20,8 +21,10 @@ use condition::Context;
 use document::{Effect, Policy, Question};
 use operations::{Need, Operation};
 
-use crate::documents::{self, LIFECYCLE, OWNERSHIP, POLICY, PUBLIC_ACCESS};
+use crate::access_log::Target;
+use crate::documents::{self, LIFECYCLE, LOGGING, NOTIFICATIONS, OWNERSHIP, POLICY, PUBLIC_ACCESS};
 use crate::lifecycle::rules::{self, Rule};
+use crate::notifications;
 
 /// Who owns new objects, and whether access control lists count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +69,56 @@ impl PublicAccess {
     }
 }
 
+/// Why a policy for users is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the policy is refused: {0}")]
+pub struct InvalidPolicy(document::Malformed);
+
+/// Whether a text is a policy that can be attached to users and groups: AWS's language, without principals, and without
+/// condition keys and variables that this server does not know.
+///
+/// # Errors
+/// [`InvalidPolicy`], with what is wrong.
+pub fn check_user_policy(text: &str) -> Result<(), InvalidPolicy> {
+    Policy::parse(text.as_bytes(), None).and_then(|policy| policy.check_known()).map_err(InvalidPolicy)
+}
+
+/// Who asks, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker<'a> {
+    /// The user; `None` for a request that is not signed.
+    pub(crate) user: Option<&'a str>,
+    /// The policies that decide what the user may do; `None` where that is what the user owns.
+    pub(crate) policies: Option<&'a [Policy]>,
+}
+
+impl<'a> Asker<'a> {
+    /// Of a request that is not signed.
+    pub(crate) const NOBODY: Self = Self { user: None, policies: None };
+
+    /// What the user's own policies say.
+    fn decide(&self, question: Question<'_>) -> Option<Effect> {
+        document::decide(self.policies.unwrap_or_default(), question)
+    }
+
+    /// The user, where what they own is theirs to use.
+    fn as_owner(&self) -> Option<&'a str> {
+        self.user.filter(|_| self.policies.is_none())
+    }
+
+    /// Whether an operation that is about no bucket that there is may be carried out.
+    pub(crate) fn may(&self, action: &'static str, bucket: Option<&str>, context: &Context) -> bool {
+        let question = Question { user: self.user, action, resource: bucket.unwrap_or(EVERYTHING), context };
+        match self.decide(question) {
+            Some(effect) => effect == Effect::Allow,
+            None => self.as_owner().is_some(),
+        }
+    }
+}
+
+/// What operations are about that are about no bucket in particular, as policies name it.
+const EVERYTHING: &str = "*";
+
 /// Everything about a bucket that decides who may do what with it.
 #[derive(Debug)]
 pub(crate) struct Authority {
@@ -75,6 +128,12 @@ pub(crate) struct Authority {
     pub(crate) ownership: Ownership,
     /// What goes by itself, and when: answers about objects say so.
     pub(crate) lifecycle: Vec<Rule>,
+    /// Where requests are written down.
+    pub(crate) logging: Option<Target>,
+    /// Who is told of what happens in it.
+    pub(crate) notifications: Vec<notifications::Rule>,
+    /// Bytes that it was read from.
+    pub(crate) weight: usize,
 }
 
 /// An object that a request is about, as far as it matters here.
@@ -89,7 +148,7 @@ impl Authority {
     pub(crate) fn read(bucket: BucketInfo, documents: &Documents) -> S3Result<Self> {
         let find = |name: &str| documents.iter().find(|(found, _)| found == name).map(|(_, text)| text);
         let policy = match find(POLICY) {
-            Some(text) => Some(Policy::parse(text, &bucket.name).map_err(documents::damaged)?),
+            Some(text) => Some(Policy::parse(text, Some(&bucket.name)).map_err(documents::damaged)?),
             None => None,
         };
         let public_access = match find(PUBLIC_ACCESS) {
@@ -104,13 +163,22 @@ impl Authority {
             Some(text) => rules::read(&documents::parse::<BucketLifecycleConfiguration>(text)?.rules)?,
             None => Vec::new(),
         };
-        Ok(Self { bucket, policy, public_access, ownership, lifecycle })
+        let logging = match find(LOGGING) {
+            Some(text) => Target::of(&documents::parse(text)?)?,
+            None => None,
+        };
+        let notifications = match find(NOTIFICATIONS) {
+            Some(text) => notifications::read(&documents::parse(text)?)?,
+            None => Vec::new(),
+        };
+        let weight = documents.iter().map(|(_, text)| text.len()).sum();
+        Ok(Self { bucket, policy, public_access, ownership, lifecycle, logging, notifications, weight })
     }
 
-    /// Whether `user` may carry out `operation`, under the name that a policy has for it.
+    /// Whether `asker` may carry out `operation`, under the name that a policy has for it.
     pub(crate) fn allows(
         &self,
-        user: Option<&str>,
+        asker: Asker<'_>,
         (operation, action): (&Operation, &'static str),
         subject: Option<Subject<'_>>,
         context: &Context,
@@ -118,48 +186,97 @@ impl Authority {
         let name = self.bucket.name.as_str();
         let resource = subject.map(|subject| format!("{name}/{}", subject.key));
         let resource = resource.as_deref().unwrap_or(name);
-        let question = Question { user, action, resource, context };
-        let said = self.policy.as_ref().and_then(|policy| policy.decide(question));
-        let owns_bucket = self.is_owner(user);
+        let question = Question { user: asker.user, action, resource, context };
+        let owns_bucket = self.is_owner(asker);
         // An owner who locks themselves out can still mend the policy.
         let mends = owns_bucket
             && matches!(operation.name, "GetBucketPolicy" | "PutBucketPolicy" | "DeleteBucketPolicy");
-        match said {
-            Some(Effect::Deny) if !mends => return false,
-            Some(Effect::Allow) if !self.restricts(user) => return true,
+        match self.said(asker, question) {
+            (Some(Effect::Deny), _) => return false,
+            (_, Some(Effect::Deny)) if !mends => return false,
+            (Some(Effect::Allow), _) | (_, Some(Effect::Allow)) => return true,
             _ => {}
         }
         match operation.need {
-            Need::User => user.is_some(),
+            Need::User => asker.as_owner().is_some(),
             Need::EachKey => true,
             Need::BucketOwner => owns_bucket,
-            Need::Bucket(permission) => self.bucket_grants(user, permission, owns_bucket),
+            Need::Bucket(permission) => self.bucket_grants(asker, permission),
             Need::ObjectOwner => {
-                owns_bucket || subject.and_then(|subject| subject.acl).is_some_and(|acl| self.owns(user, acl))
+                owns_bucket
+                    || subject.and_then(|subject| subject.acl).is_some_and(|acl| self.owns(asker, acl))
             }
             Need::Object(permission) => match subject.and_then(|subject| subject.acl) {
-                Some(acl) => self.object_grants(user, acl, permission, owns_bucket),
-                // Who may list the bucket may know that there is no such object.
-                None => self.bucket_grants(user, Permission::Read, owns_bucket),
+                Some(acl) => self.object_grants(asker, acl, permission),
+                None => self.may_list(asker, subject, context),
             },
         }
     }
 
-    /// Whether `user` has the right to delete or change what is locked under governance.
-    pub(crate) fn bypasses_governance(&self, user: Option<&str>, key: &str, context: &Context) -> bool {
-        let resource = format!("{}/{key}", self.bucket.name);
-        let question =
-            Question { user, action: "s3:BypassGovernanceRetention", resource: &resource, context };
-        match self.policy.as_ref().and_then(|policy| policy.decide(question)) {
-            Some(Effect::Deny) => false,
-            Some(Effect::Allow) if !self.restricts(user) => true,
-            _ => self.is_owner(user),
+    /// What the caller's own policies say, and what the bucket's says to the caller.
+    fn said(&self, asker: Asker<'_>, question: Question<'_>) -> (Option<Effect>, Option<Effect>) {
+        let policy = self.policy.as_ref().and_then(|policy| policy.decide(question));
+        let taken_away = policy == Some(Effect::Allow) && self.restricts(asker);
+        (asker.decide(question), policy.filter(|_| !taken_away))
+    }
+
+    /// Who may list the bucket may know that there is no such object.
+    fn may_list(&self, asker: Asker<'_>, subject: Option<Subject<'_>>, context: &Context) -> bool {
+        let mut context = context.clone();
+        subject.iter().for_each(|subject| context.add("s3:prefix", subject.key));
+        let resource = self.bucket.name.as_str();
+        let question = Question { user: asker.user, action: "s3:ListBucket", resource, context: &context };
+        match self.said(asker, question) {
+            (Some(Effect::Deny), _) | (_, Some(Effect::Deny)) => false,
+            (Some(Effect::Allow), _) | (_, Some(Effect::Allow)) => true,
+            (None, None) => self.bucket_grants(asker, Permission::Read),
         }
     }
 
+    /// Whether `asker` has the right to delete or change what is locked under governance.
+    pub(crate) fn bypasses_governance(&self, asker: Asker<'_>, key: &str, context: &Context) -> bool {
+        let resource = format!("{}/{key}", self.bucket.name);
+        let action = "s3:BypassGovernanceRetention";
+        match self.said(asker, Question { user: asker.user, action, resource: &resource, context }) {
+            (Some(Effect::Deny), _) | (_, Some(Effect::Deny)) => false,
+            (Some(Effect::Allow), _) | (_, Some(Effect::Allow)) => true,
+            (None, None) => self.is_owner(asker),
+        }
+    }
+
+    /// Whether `asker`, who may write an object, may also do what `action` names to what they write: it is theirs, but for one
+    /// whose rights are what policies say.
+    pub(crate) fn allows_besides(
+        &self,
+        asker: Asker<'_>,
+        action: &str,
+        key: &str,
+        context: &Context,
+    ) -> bool {
+        let resource = format!("{}/{key}", self.bucket.name);
+        match self.said(asker, Question { user: asker.user, action, resource: &resource, context }) {
+            (Some(Effect::Deny), _) | (_, Some(Effect::Deny)) => false,
+            (Some(Effect::Allow), _) | (_, Some(Effect::Allow)) => true,
+            (None, None) => asker.policies.is_none(),
+        }
+    }
+
+    /// Whether there may be a key that somebody without a signature may delete. The keys come in the body, which is not read for
+    /// nobody's sake.
+    pub(crate) fn may_let_anybody_delete(&self) -> bool {
+        let asker = Asker::NOBODY;
+        (self.policy.is_some() && !self.restricts(asker)) || self.bucket_grants(asker, Permission::Write)
+    }
+
     /// Whether the bucket's owner asks; every user owns a shared bucket.
-    pub(crate) fn is_owner(&self, user: Option<&str>) -> bool {
-        user.is_some_and(|user| self.bucket.owner.is_empty() || self.bucket.owner == user)
+    pub(crate) fn is_owner(&self, asker: Asker<'_>) -> bool {
+        asker.as_owner().is_some_and(|user| self.bucket.owner.is_empty() || self.bucket.owner == user)
+    }
+
+    /// Whether what an object's list says can make no difference to `asker`, so that the object need not be looked up.
+    pub(crate) fn owns_whatever_is_in_it(&self, asker: Asker<'_>) -> bool {
+        let all_the_owners = self.bucket.owner.is_empty() || self.ownership == Ownership::BucketOwnerEnforced;
+        all_the_owners && self.policy.is_none() && self.is_owner(asker)
     }
 
     /// Whether lists or the policy let in people that nobody named.
@@ -169,44 +286,41 @@ impl Authority {
     }
 
     /// Whether what a public policy allows is taken away from this user.
-    fn restricts(&self, user: Option<&str>) -> bool {
+    fn restricts(&self, asker: Asker<'_>) -> bool {
         self.public_access.restrict
-            && !self.is_owner(user)
+            && !self.is_owner(asker)
             && self.policy.as_ref().is_some_and(Policy::is_public)
     }
 
-    fn owns(&self, user: Option<&str>, acl: &Acl) -> bool {
+    fn owns(&self, asker: Asker<'_>, acl: &Acl) -> bool {
         match self.ownership {
-            Ownership::BucketOwnerEnforced => self.is_owner(user),
-            _ => user.is_some_and(|user| acl.owner == user),
+            Ownership::BucketOwnerEnforced => self.is_owner(asker),
+            _ => asker.as_owner().is_some_and(|user| acl.owner == user),
         }
     }
 
-    fn bucket_grants(&self, user: Option<&str>, permission: Permission, owns: bool) -> bool {
-        self.grants(user, &self.bucket.acl, permission, owns)
+    fn bucket_grants(&self, asker: Asker<'_>, permission: Permission) -> bool {
+        self.grants(asker, &self.bucket.acl, permission, self.is_owner(asker))
     }
 
-    fn object_grants(
-        &self,
-        user: Option<&str>,
-        acl: &Acl,
-        permission: Permission,
-        owns_bucket: bool,
-    ) -> bool {
+    fn object_grants(&self, asker: Asker<'_>, acl: &Acl, permission: Permission) -> bool {
         // What a shared bucket holds is shared; what nobody owns was there before there were owners.
         let shared = self.bucket.owner.is_empty() || acl.owner.is_empty();
-        if owns_bucket && (shared || self.ownership == Ownership::BucketOwnerEnforced) {
+        if self.is_owner(asker) && (shared || self.ownership == Ownership::BucketOwnerEnforced) {
             return true;
         }
-        self.grants(user, acl, permission, self.owns(user, acl))
+        self.grants(asker, acl, permission, self.owns(asker, acl))
     }
 
-    fn grants(&self, user: Option<&str>, acl: &Acl, permission: Permission, owns: bool) -> bool {
+    fn grants(&self, asker: Asker<'_>, acl: &Acl, permission: Permission, owns: bool) -> bool {
         // What someone owns is theirs, whatever its list says (S3).
         if owns || self.ownership == Ownership::BucketOwnerEnforced {
             return owns;
         }
         let grants = acl.grants.as_deref().unwrap_or_default();
+        // What a list gives to users it does not give to one whose rights are what policies say: the list of what they make
+        // would name them, whatever policies are taken away later.
+        let user = asker.as_owner();
         grants.iter().any(|grant| {
             let to = match &grant.grantee {
                 Grantee::User(name) => user == Some(name.as_str()),
@@ -234,6 +348,7 @@ mod tests {
 
     fn authority(owner: &str) -> Authority {
         let bucket = BucketInfo {
+            id: Default::default(),
             name: "b".to_owned(),
             created: std::time::UNIX_EPOCH,
             owner: owner.to_owned(),
@@ -247,13 +362,20 @@ mod tests {
             public_access: Default::default(),
             ownership: Default::default(),
             lifecycle: Vec::new(),
+            logging: None,
+            notifications: Vec::new(),
+            weight: 0,
         }
     }
 
     fn may(authority: &Authority, user: Option<&str>, operation: &str, acl: Option<&Acl>) -> bool {
+        may_as(authority, Asker { user, policies: None }, operation, acl)
+    }
+
+    fn may_as(authority: &Authority, asker: Asker<'_>, operation: &str, acl: Option<&Acl>) -> bool {
         let operation = operations::find(operation).unwrap();
         let subject = Subject { key: "k", acl };
-        authority.allows(user, (operation, operation.action), Some(subject), &Context::default())
+        authority.allows(asker, (operation, operation.action), Some(subject), &Context::default())
     }
 
     fn private(owner: &str) -> Acl {
@@ -327,7 +449,7 @@ mod tests {
     #[test]
     fn a_policy_lets_in_and_shuts_out_even_the_owner_but_for_the_policy_itself() {
         let with = |text: &str| Authority {
-            policy: Some(Policy::parse(text.as_bytes(), "b").unwrap()),
+            policy: Some(Policy::parse(text.as_bytes(), Some("b")).unwrap()),
             ..authority("alice")
         };
         let open = with(
@@ -343,7 +465,73 @@ mod tests {
         );
         assert!(!may(&shut, Some("alice"), "GetObject", Some(&private("alice"))));
         let mends = operations::find("DeleteBucketPolicy").unwrap();
-        assert!(shut.allows(Some("alice"), (mends, mends.action), None, &Context::default()));
-        assert!(!shut.allows(Some("bob"), (mends, mends.action), None, &Context::default()));
+        let may = |user| {
+            let asker = Asker { user: Some(user), policies: None };
+            shut.allows(asker, (mends, mends.action), None, &Context::default())
+        };
+        assert!(may("alice") && !may("bob"));
+    }
+
+    #[test]
+    fn a_user_with_policies_may_what_they_say_and_nothing_that_they_do_not() {
+        let policy = |statement: &str| {
+            Policy::parse(format!(r#"{{"Version":"2012-10-17","Statement":[{statement}]}}"#).as_bytes(), None)
+                .unwrap()
+        };
+        let reads = policy(r#"{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::b/*"}"#);
+        let stops = policy(r#"{"Effect":"Deny","Action":"s3:GetObject","Resource":"arn:aws:s3:::b/k"}"#);
+        for bucket in [authority("alice"), authority("bob"), authority("")] {
+            let acl = private("bob");
+            let asker = Asker { user: Some("bob"), policies: Some(std::slice::from_ref(&reads)) };
+            for operation in operations::all().filter(|operation| operation.need != Need::EachKey) {
+                let expected = matches!(operation.name, "GetObject" | "HeadObject" | "GetObjectAttributes");
+                assert_eq!(
+                    may_as(&bucket, asker, operation.name, Some(&acl)),
+                    expected,
+                    "{}",
+                    operation.name
+                );
+            }
+            let both = [reads.clone(), stops.clone()];
+            let asker = Asker { user: Some("bob"), policies: Some(&both) };
+            assert!(!may_as(&bucket, asker, "GetObject", Some(&acl)), "a deny wins");
+            let none = Asker { user: Some("bob"), policies: Some(&[]) };
+            assert!(!may_as(&bucket, none, "GetObject", Some(&acl)), "the last policy was taken away");
+        }
+        let context = Context::default();
+        let none = Asker { user: Some("bob"), policies: Some(&[]) };
+        let free = Asker { user: Some("bob"), policies: None };
+        assert!(!none.may("s3:CreateBucket", Some("new"), &context));
+        assert!(free.may("s3:CreateBucket", Some("new"), &context));
+        assert!(!Asker::NOBODY.may("s3:ListAllMyBuckets", None, &context));
+        let lists = [policy(r#"{"Effect":"Allow","Action":"s3:ListAllMyBuckets","Resource":"*"}"#)];
+        assert!(Asker { policies: Some(&lists), ..none }.may("s3:ListAllMyBuckets", None, &context));
+    }
+
+    #[test]
+    fn a_list_gives_a_user_with_policies_only_what_it_gives_everybody() {
+        let listed = |grants| Acl { owner: "bob".to_owned(), grants };
+        let granted = |grantee| listed(Some(vec![Grant { grantee, permission: Permission::FullControl }]));
+        let none = Asker { user: Some("bob"), policies: Some(&[]) };
+        let own =
+            ["authenticated-read", "bucket-owner-read", "bucket-owner-full-control", "log-delivery-write"];
+        let canned = own.map(|name| listed(lists::canned(name, "bob", "alice").unwrap()));
+        let explicit = [granted(Grantee::User("bob".to_owned())), granted(Grantee::AnyUser)];
+        for acl in canned.iter().chain(&explicit) {
+            let bucket = Authority {
+                bucket: BucketInfo { acl: acl.clone(), ..authority("alice").bucket },
+                ..authority("alice")
+            };
+            for operation in operations::all().filter(|operation| operation.need != Need::EachKey) {
+                assert!(!may_as(&bucket, none, operation.name, Some(acl)), "{} {acl:?}", operation.name);
+            }
+        }
+        let bucket = authority("alice");
+        let named = granted(Grantee::User("bob".to_owned()));
+        assert!(may(&bucket, Some("bob"), "GetObject", Some(&named)), "it does give it to a user without");
+        let public = listed(lists::canned("public-read", "bob", "alice").unwrap());
+        assert!(may_as(&bucket, none, "GetObject", Some(&public)), "who may ask without a name as well");
+        assert!(!may_as(&bucket, none, "PutObjectAcl", Some(&public)));
+        assert!(!may_as(&bucket, none, "GetObjectAcl", Some(&public)));
     }
 }

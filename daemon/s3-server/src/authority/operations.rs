@@ -5,6 +5,11 @@
 
 use objects::Permission;
 
+use crate::limits::{
+    DOCUMENT_XML_BYTES_MAX, LIFECYCLE_XML_BYTES_MAX, NOTIFICATION_XML_BYTES_MAX, PARTS_XML_BYTES_MAX,
+    XML_BYTES_MAX,
+};
+
 /// What a list must grant where no policy allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -41,6 +46,24 @@ pub(crate) fn of_version(action: &'static str) -> &'static str {
         "s3:PutObjectTagging" => "s3:PutObjectVersionTagging",
         "s3:DeleteObjectTagging" => "s3:DeleteObjectVersionTagging",
         action => action,
+    }
+}
+
+/// Names of the operations that this server has.
+pub fn operation_names() -> impl Iterator<Item = &'static str> {
+    OPERATIONS.iter().map(|operation| operation.name)
+}
+
+/// How long the body of a request may be that is gathered in memory before the operation begins; `None` where it is an object's, or
+/// a form, which have limits of their own.
+pub(crate) fn gathered_bytes_max(name: &str) -> Option<usize> {
+    match name {
+        "PutObject" | "UploadPart" | "PostObject" => None,
+        "DeleteObjects" => Some(XML_BYTES_MAX),
+        "CompleteMultipartUpload" => Some(PARTS_XML_BYTES_MAX),
+        "PutBucketLifecycleConfiguration" => Some(LIFECYCLE_XML_BYTES_MAX),
+        "PutBucketNotificationConfiguration" => Some(NOTIFICATION_XML_BYTES_MAX),
+        _ => Some(DOCUMENT_XML_BYTES_MAX),
     }
 }
 
@@ -100,6 +123,10 @@ const OPERATIONS: &[Operation] = &[
     row("GetBucketLifecycleConfiguration", "s3:GetLifecycleConfiguration", BucketOwner),
     row("PutBucketLifecycleConfiguration", "s3:PutLifecycleConfiguration", BucketOwner),
     row("DeleteBucketLifecycle", "s3:PutLifecycleConfiguration", BucketOwner),
+    row("GetBucketLogging", "s3:GetBucketLogging", BucketOwner),
+    row("PutBucketLogging", "s3:PutBucketLogging", BucketOwner),
+    row("GetBucketNotificationConfiguration", "s3:GetBucketNotification", BucketOwner),
+    row("PutBucketNotificationConfiguration", "s3:PutBucketNotification", BucketOwner),
     row("PutObject", "s3:PutObject", Bucket(Write)),
     row("PostObject", "s3:PutObject", EachKey),
     row("CopyObject", "s3:PutObject", Bucket(Write)),

@@ -1,5 +1,30 @@
 //! Patterns of policies: `*` stands for any text, `?` for one character.
 
+use std::borrow::Cow;
+
+/// The variable that stands for the user's name.
+const USER: &str = "${aws:username}";
+
+/// `pattern` as it is meant for a user; `None` where it needs one and there is none.
+pub(crate) fn for_user<'a>(pattern: &'a str, user: Option<&str>) -> Option<Cow<'a, str>> {
+    match user {
+        _ if !names_the_user(pattern) => Some(Cow::Borrowed(pattern)),
+        // A name has neither stars nor question marks.
+        Some(user) => Some(Cow::Owned(pattern.replace(USER, user))),
+        None => None,
+    }
+}
+
+/// Whether the user's name is part of it.
+pub(crate) fn names_the_user(pattern: &str) -> bool {
+    pattern.contains(USER)
+}
+
+/// Whether nothing but the user's name is left to be filled in: anything else would stand for itself.
+pub(crate) fn has_known_variables(pattern: &str) -> bool {
+    !pattern.replace(USER, "").contains("${")
+}
+
 /// Whether `text` is what `pattern` says. Takes time in proportion to the product of the lengths, at worst.
 pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());

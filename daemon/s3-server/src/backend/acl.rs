@@ -2,23 +2,20 @@
 
 use std::sync::Arc;
 
-use objects::{Acl, Store};
+use objects::{Acl, Happened, Store};
 use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 
-use super::{Answer, serving};
+use super::{Answer, admitted};
+use crate::access::Admission;
 use crate::attributes::version;
 use crate::authority::lists::{Asked, asked_acl, is_public, list_of_xml, xml_of_list};
 use crate::authority::{Authority, Ownership};
 use crate::caller::Caller;
 use crate::convert::owner;
-use crate::error::{self, from_store, invalid};
+use crate::error::{from_store, invalid};
+use crate::notifications::Herald;
 use crate::policy::denied;
-
-/// The authority over the request's bucket, which the gate found.
-pub(super) fn authority<T>(request: &S3Request<T>) -> S3Result<Arc<Authority>> {
-    request.extensions.get::<Arc<Authority>>().cloned().ok_or_else(error::sealed)
-}
 
 fn lists_are_off() -> S3Error {
     S3Error::with_message(
@@ -36,8 +33,9 @@ pub(super) struct NewAcl {
 }
 
 impl NewAcl {
-    pub(super) fn of<T>(request: &S3Request<T>, asked: Asked) -> S3Result<Self> {
-        Ok(Self { authority: authority(request)?, caller: Caller::of(request), asked })
+    pub(super) fn of(admission: &Admission, asked: Asked) -> Self {
+        let authority = Arc::clone(&admission.authority);
+        Self { authority, caller: admission.caller().clone(), asked }
     }
 
     /// The list to store.
@@ -72,7 +70,8 @@ fn check_public(authority: &Authority, acl: &Acl) -> S3Result<()> {
 }
 
 pub(super) async fn get_bucket(request: S3Request<GetBucketAclInput>) -> Answer<GetBucketAclOutput> {
-    let acl = &authority(&request)?.bucket.acl;
+    let (_, admission) = admitted(&request).await?;
+    let acl = &admission.authority.bucket.acl;
     Ok(S3Response::new(GetBucketAclOutput { grants: Some(xml_of_list(acl)), owner: Some(owner(&acl.owner)) }))
 }
 
@@ -92,7 +91,7 @@ fn replacement(
         }
         None => asked.list(store, owner, &authority.bucket.owner)?,
     };
-    let harmless = matches!(asked.canned.as_deref(), Some("private" | "bucket-owner-full-control"));
+    let harmless = asked.canned.as_deref() == Some("bucket-owner-full-control");
     if authority.ownership == Ownership::BucketOwnerEnforced && !harmless {
         return Err(lists_are_off());
     }
@@ -101,28 +100,28 @@ fn replacement(
 }
 
 pub(super) async fn put_bucket(request: S3Request<PutBucketAclInput>) -> Answer<PutBucketAclOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let mut input = request.input;
     let asked = asked_acl!(input, input.grant_write.take());
     serving
         .run(move |store| {
+            let authority = &admission.authority;
             let owner = authority.bucket.acl.owner.as_str();
-            let acl = replacement(store, &authority, &asked, input.access_control_policy, owner)?;
-            store.set_bucket_acl(&input.bucket, acl).map_err(|error| from_store(&error))
+            let acl = replacement(store, authority, &asked, input.access_control_policy, owner)?;
+            store.set_bucket_acl(bucket, acl).map_err(|error| from_store(&error))
         })
         .await?;
     Ok(S3Response::new(PutBucketAclOutput::default()))
 }
 
 pub(super) async fn get_object(request: S3Request<GetObjectAclInput>) -> Answer<GetObjectAclOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
     let info = serving
-        .run(move |store| {
-            store.head_object(&input.bucket, &input.key, version).map_err(|error| from_store(&error))
-        })
+        .run(move |store| store.head_object(&bucket, &input.key, version).map_err(|error| from_store(&error)))
         .await?;
     let acl = &info.attributes.acl;
     Ok(S3Response::new(GetObjectAclOutput {
@@ -133,18 +132,21 @@ pub(super) async fn get_object(request: S3Request<GetObjectAclInput>) -> Answer<
 }
 
 pub(super) async fn put_object(request: S3Request<PutObjectAclInput>) -> Answer<PutObjectAclOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let event = [(Happened::Changed, "ObjectAcl:Put")];
+    let notices = Herald::of(&request, &admission).notices(&request.input.key, &event);
     let mut input = request.input;
     let version = version(input.version_id.as_deref())?;
     let asked = asked_acl!(input, input.grant_write.take());
     serving
         .run(move |store| {
-            let info =
-                store.head_object(&input.bucket, &input.key, version).map_err(|error| from_store(&error))?;
+            let info = store.head_object(&bucket, &input.key, version).map_err(|error| from_store(&error))?;
             let owner = info.attributes.acl.owner.as_str();
-            let acl = replacement(store, &authority, &asked, input.access_control_policy, owner)?;
-            store.set_object_acl(&input.bucket, &input.key, version, acl).map_err(|error| from_store(&error))
+            let acl = replacement(store, &admission.authority, &asked, input.access_control_policy, owner)?;
+            store
+                .set_object_acl(&bucket, &input.key, version, acl, notices)
+                .map_err(|error| from_store(&error))
         })
         .await?;
     Ok(S3Response::new(PutObjectAclOutput::default()))

@@ -5,7 +5,7 @@ use objects::{Object, ObjectPart as StoredPart};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result};
 
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::attributes::version;
 use crate::convert::{etag, kind_name, set_checksum_fields, size, timestamp};
 use crate::customer_key::{asked_key, key_of};
@@ -46,17 +46,19 @@ fn parts(object: &Object, limit: usize, after: u16) -> Option<GetObjectAttribute
 }
 
 pub(super) async fn get(request: S3Request<GetObjectAttributesInput>) -> Answer<GetObjectAttributesOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let mut input = request.input;
     let version = version(input.version_id.as_deref())?;
     let limit = input.max_parts.map(usize::try_from).transpose().map_err(|_| invalid("max-parts"))?;
     let after = input.part_number_marker.map(u16::try_from).transpose();
     let after = after.map_err(|_| invalid("part-number-marker"))?.unwrap_or_default();
     let customer_key = key_of(asked_key!(input).as_ref());
-    let (bucket, key) = (input.bucket, input.key);
+    let key = input.key;
     let object = serving
         .run(move |store| {
             let object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            admission.check_object(object.info())?;
             object.info().check_key(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             Ok(object)
         })

@@ -4,7 +4,7 @@ use objects::{BucketInfo, BucketOptions, StoreError, Versioning};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{Answer, Backend, serving};
+use super::{Answer, Backend, admitted, serving};
 use crate::authority::Ownership;
 use crate::authority::lists::asked_acl;
 use crate::caller::Caller;
@@ -117,8 +117,8 @@ fn check_location(region: &str, configuration: Option<CreateBucketConfiguration>
 }
 
 pub(super) async fn head(backend: &Backend, request: S3Request<HeadBucketInput>) -> Answer<HeadBucketOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
     let bucket_region = Some(backend.region.clone());
     Ok(S3Response::new(HeadBucketOutput { bucket_region, ..HeadBucketOutput::default() }))
@@ -128,8 +128,8 @@ pub(super) async fn location(
     backend: &Backend,
     request: S3Request<GetBucketLocationInput>,
 ) -> Answer<GetBucketLocationOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
     let location_constraint =
         (backend.region != CLASSIC_REGION).then(|| BucketLocationConstraint::from(backend.region.clone()));
@@ -140,8 +140,8 @@ pub(super) async fn location(
 pub(super) async fn versioning(
     request: S3Request<GetBucketVersioningInput>,
 ) -> Answer<GetBucketVersioningOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let bucket = serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?;
     let status = match bucket.versioning {
         Versioning::Unversioned => None,
@@ -155,8 +155,9 @@ pub(super) async fn versioning(
 pub(super) async fn set_versioning(
     request: S3Request<PutBucketVersioningInput>,
 ) -> Answer<PutBucketVersioningOutput> {
-    let serving = serving(&request)?;
-    let PutBucketVersioningInput { bucket, versioning_configuration: asked, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketVersioningInput { versioning_configuration: asked, .. } = request.input;
     if asked.mfa_delete.is_some_and(|delete| delete.as_str() != MFADelete::DISABLED) {
         return Err(s3_error!(NotImplemented, "a second factor for deletes is not implemented"));
     }
@@ -172,8 +173,8 @@ pub(super) async fn set_versioning(
 }
 
 pub(super) async fn delete(request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| store.delete_bucket(&bucket).map_err(|error| from_store(&error))).await?;
     Ok(S3Response::new(DeleteBucketOutput::default()))
 }

@@ -1,16 +1,19 @@
 //! Copies of whole objects.
 
-use objects::{Condition, CopyOptions, VersionId};
+use objects::{BucketRef, Condition, CopyOptions, CustomerKey, Object, Store, StoreError, VersionId};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::acl::NewAcl;
-use super::{Answer, Backend, check_encryption, check_storage_class, header, serving};
+use super::{Answer, Backend, admitted, check_encryption, check_storage_class, header};
+use crate::access::Admission;
 use crate::attributes::{asked_attributes, version};
 use crate::authority::lists::asked_acl;
+use crate::conditions::ReadConditions;
 use crate::convert::{algorithm, condition, etag, kind_name, object_headers, set_checksum_fields, timestamp};
 use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::error::{from_store, invalid};
+use crate::notifications::Herald;
 
 /// What a copy says of its source: the customer's key that opens it, and the conditions it must meet.
 macro_rules! asked_of_source {
@@ -33,13 +36,36 @@ macro_rules! asked_of_source {
 pub(super) use asked_of_source;
 
 /// Bucket, key and version of a copy's source.
-pub(super) fn copy_source(source: &CopySource) -> S3Result<(String, String, Option<VersionId>)> {
+pub(super) fn copy_source(
+    admission: &Admission,
+    source: &CopySource,
+) -> S3Result<(BucketRef, String, Option<VersionId>)> {
     match source {
-        CopySource::Bucket { bucket, key, version_id } => {
-            Ok((bucket.to_string(), key.to_string(), version(version_id.as_deref())?))
+        CopySource::Bucket { key, version_id, .. } => {
+            Ok((admission.source_bucket()?, key.to_string(), version(version_id.as_deref())?))
         }
         _ => Err(s3_error!(NotImplemented, "access points are not implemented")),
     }
+}
+
+/// The object to copy from, opened with the customer's key that was given for it.
+pub(super) fn open_source(
+    store: &Store,
+    admission: &Admission,
+    (bucket, key, version): &(BucketRef, String, Option<VersionId>),
+    customer_key: Option<&CustomerKey>,
+    conditions: &ReadConditions,
+) -> S3Result<Object> {
+    let mut object = store.object(bucket, key, *version).map_err(|error| match error {
+        StoreError::IsDeleteMarker { named: true, .. } => {
+            s3_error!(InvalidRequest, "the source of a copy is the mark of a deletion: name another version")
+        }
+        error => from_store(&error),
+    })?;
+    admission.check_source(object.info())?;
+    object.unlock(customer_key).map_err(|error| from_store(&error))?;
+    conditions.check_source(object.info())?;
+    Ok(object)
 }
 
 /// A condition that the type of the operation has no field for.
@@ -66,18 +92,20 @@ pub(super) async fn object(
     backend: &Backend,
     mut request: S3Request<CopyObjectInput>,
 ) -> Answer<CopyObjectOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let write = header(&request, "x-amz-grant-write").map(str::to_owned);
     let asked_acl = asked_acl!(request.input, write);
-    let new_acl = NewAcl::of(&request, asked_acl)?;
+    let new_acl = NewAcl::of(&admission, asked_acl);
     let target = target_condition(&request)?;
+    let notices = Herald::of(&request, &admission).made(&request.input.key, "ObjectCreated:Copy");
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(input.server_side_encryption.as_ref())?;
     let replace = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str))?;
     let replace_tags = replaces(input.tagging_directive.as_ref().map(TaggingDirective::as_str))?;
-    let source = copy_source(&input.copy_source)?;
-    let onto_itself = source == (input.bucket.clone(), input.key.clone(), None);
+    let source = copy_source(&admission, &input.copy_source)?;
+    let onto_itself = source == (bucket.clone(), input.key.clone(), None);
     if !replace && onto_itself && input.checksum_algorithm.is_none() {
         return Err(s3_error!(
             InvalidRequest,
@@ -91,20 +119,19 @@ pub(super) async fn object(
     let customer_key = key_of(given.as_ref());
     let (source_key, conditions) = asked_of_source!(input);
     let checksum = input.checksum_algorithm.as_ref().map(|name| algorithm(name.as_str())).transpose()?;
-    let (bucket, key) = (input.bucket, input.key);
+    let key = input.key;
     let turn = backend.resources.copy().await;
     let (info, source_version) = serving
         .run(move |store| {
             // Held by the work itself: a client that leaves does not end it.
             let _turn = turn;
-            let mut object =
-                store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
-            object.unlock(source_key.as_ref()).map_err(|error| from_store(&error))?;
-            conditions.check_source(object.info())?;
+            let object = open_source(store, &admission, &source, source_key.as_ref(), &conditions)?;
             if !replace_tags {
+                admission.check_source_tags(object.info())?;
                 attributes.tags.clone_from(&object.info().attributes.tags);
             }
-            let options = CopyOptions { metadata, attributes, checksum, condition: target, customer_key };
+            let options =
+                CopyOptions { metadata, attributes, checksum, condition: target, customer_key, notices };
             let info =
                 store.copy_object(&object, &bucket, &key, options).map_err(|error| from_store(&error))?;
             Ok((info, object.info().version))

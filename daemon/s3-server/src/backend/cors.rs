@@ -3,13 +3,13 @@
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, s3_error};
 
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::cors::{METHODS, RULES_MAX};
 use crate::documents::{self, CORS};
 
 pub(super) async fn get(request: S3Request<GetBucketCorsInput>) -> Answer<GetBucketCorsOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let found: Option<CORSConfiguration> =
         serving.run(move |store| documents::find(store, &bucket, CORS)).await?;
     let found =
@@ -18,8 +18,9 @@ pub(super) async fn get(request: S3Request<GetBucketCorsInput>) -> Answer<GetBuc
 }
 
 pub(super) async fn put(request: S3Request<PutBucketCorsInput>) -> Answer<PutBucketCorsOutput> {
-    let serving = serving(&request)?;
-    let PutBucketCorsInput { bucket, cors_configuration: asked, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketCorsInput { cors_configuration: asked, .. } = request.input;
     let rules = &asked.cors_rules;
     if rules.is_empty() || rules.len() > RULES_MAX {
         return Err(s3_error!(MalformedXML, "a CORS configuration has 1 to {RULES_MAX} rules"));
@@ -43,8 +44,8 @@ pub(super) async fn put(request: S3Request<PutBucketCorsInput>) -> Answer<PutBuc
 }
 
 pub(super) async fn delete(request: S3Request<DeleteBucketCorsInput>) -> Answer<DeleteBucketCorsOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, CORS)).await?;
     Ok(S3Response::with_status(DeleteBucketCorsOutput::default(), http::StatusCode::NO_CONTENT))
 }

@@ -5,14 +5,13 @@ use objects::{Condition, DeleteRequest, Deleted, VersionId};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::acl::authority;
 use super::lock::{bypasses, count};
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::access::may_delete;
 use crate::attributes::version;
-use crate::caller::Caller;
 use crate::convert::{condition, unix_seconds};
 use crate::error::from_store;
+use crate::notifications::{Herald, REMOVED};
 use crate::policy::denied;
 
 /// The header `if-match` and its companions of a delete.
@@ -26,8 +25,10 @@ fn delete_condition(
 }
 
 pub(super) async fn one(request: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
-    let serving = serving(&request)?;
-    let user = Caller::of(&request).owner();
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let user = admission.caller().owner();
+    let notices = Herald::of(&request, &admission).notices(&request.input.key, &REMOVED);
     let input = request.input;
     let condition =
         delete_condition(input.if_match, input.if_match_size, input.if_match_last_modified_time.as_ref())?;
@@ -37,8 +38,9 @@ pub(super) async fn one(request: S3Request<DeleteObjectInput>) -> Answer<DeleteO
         condition,
         bypass_governance: bypasses(input.bypass_governance_retention),
         user,
+        notices,
+        ..DeleteRequest::default()
     };
-    let bucket = input.bucket;
     let deleted = serving
         .run(move |store| store.delete_object(&bucket, asked).map_err(|error| from_store(&error)))
         .await?;
@@ -55,14 +57,21 @@ enum Fate {
     Refused(s3s::S3Error),
 }
 
-fn many_asked(object: ObjectIdentifier, bypass_governance: bool, user: &str) -> S3Result<DeleteRequest> {
+fn many_asked(
+    object: ObjectIdentifier,
+    bypass_governance: bool,
+    (user, herald): (&str, &Herald),
+) -> S3Result<DeleteRequest> {
     let etag = object.e_tag.map(ETagCondition::ETag);
+    let notices = herald.notices(&object.key, &REMOVED);
     Ok(DeleteRequest {
         key: object.key,
         version: version(object.version_id.as_deref())?,
         condition: delete_condition(etag, object.size, object.last_modified_time.as_ref())?,
         bypass_governance,
         user: user.to_owned(),
+        notices,
+        ..DeleteRequest::default()
     })
 }
 
@@ -78,40 +87,41 @@ fn many_deleted(key: String, named: Option<VersionId>, deleted: Deleted) -> Dele
 }
 
 pub(super) async fn many(request: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
-    let serving = serving(&request)?;
-    let caller = Caller::of(&request);
-    let user = caller.owner();
-    let authority = authority(&request)?;
-    let DeleteObjectsInput { bucket, delete, bypass_governance_retention, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let user = admission.caller().owner();
+    let herald = Herald::of(&request, &admission);
+    let DeleteObjectsInput { delete, bypass_governance_retention, .. } = request.input;
     let bypass = bypasses(bypass_governance_retention);
     if delete.objects.is_empty() || delete.objects.len() > DELETE_KEYS_MAX {
         return Err(s3_error!(MalformedXML, "a request names 1 to {DELETE_KEYS_MAX} keys"));
     }
-    let mut asked = Vec::with_capacity(delete.objects.len());
-    let mut fates = Vec::with_capacity(delete.objects.len());
-    for object in delete.objects {
-        let name = (object.key.clone(), object.version_id.clone());
-        fates.push(match many_asked(object, bypass, &user) {
-            Ok(request)
-                if !may_delete(
-                    &authority,
-                    caller.user.as_deref(),
-                    (&request.key, request.version),
-                    bypass,
-                ) =>
-            {
-                (name, Fate::Refused(denied("access denied")))
+    let quiet = delete.quiet.unwrap_or(false);
+    // Many keys and a long policy take their time to decide about, too.
+    let (fates, results) = serving
+        .run(move |store| {
+            let mut asked = Vec::with_capacity(delete.objects.len());
+            let mut fates = Vec::with_capacity(delete.objects.len());
+            for object in delete.objects {
+                let name = (object.key.clone(), object.version_id.clone());
+                let request = many_asked(object, bypass, (&user, &herald)).and_then(|request| {
+                    match may_delete(store, &admission, (&request.key, request.version), bypass)? {
+                        true => Ok(request),
+                        false => Err(denied("access denied")),
+                    }
+                });
+                fates.push(match request {
+                    Ok(request) => {
+                        let version = request.version;
+                        asked.push(request);
+                        (name, Fate::Asked(version))
+                    }
+                    Err(error) => (name, Fate::Refused(error)),
+                });
             }
-            Ok(request) => {
-                let version = request.version;
-                asked.push(request);
-                (name, Fate::Asked(version))
-            }
-            Err(error) => (name, Fate::Refused(error)),
-        });
-    }
-    let results = serving
-        .run(move |store| store.delete_objects(&bucket, &asked).map_err(|error| from_store(&error)))
+            let results = store.delete_objects(&bucket, &asked).map_err(|error| from_store(&error))?;
+            Ok((fates, results))
+        })
         .await?;
     let mut results = results.into_iter();
     let (mut deleted, mut errors) = (Vec::new(), Vec::new());
@@ -134,7 +144,6 @@ pub(super) async fn many(request: S3Request<DeleteObjectsInput>) -> Answer<Delet
             }),
         }
     }
-    let quiet = delete.quiet.unwrap_or(false);
     Ok(S3Response::new(DeleteObjectsOutput {
         deleted: (!quiet).then_some(deleted),
         errors: (!errors.is_empty()).then_some(errors),

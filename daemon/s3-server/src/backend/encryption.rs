@@ -3,12 +3,12 @@
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, s3_error};
 
-use super::{Answer, check_encryption, serving};
+use super::{Answer, admitted, check_encryption};
 use crate::documents::{self, ENCRYPTION};
 
 pub(super) async fn get(request: S3Request<GetBucketEncryptionInput>) -> Answer<GetBucketEncryptionOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let found = serving.run(move |store| documents::find(store, &bucket, ENCRYPTION)).await?;
     let found = found.ok_or_else(|| {
         s3_error!(
@@ -20,8 +20,9 @@ pub(super) async fn get(request: S3Request<GetBucketEncryptionInput>) -> Answer<
 }
 
 pub(super) async fn put(request: S3Request<PutBucketEncryptionInput>) -> Answer<PutBucketEncryptionOutput> {
-    let serving = serving(&request)?;
-    let PutBucketEncryptionInput { bucket, server_side_encryption_configuration: asked, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketEncryptionInput { server_side_encryption_configuration: asked, .. } = request.input;
     let [rule] = asked.rules.as_slice() else {
         return Err(s3_error!(MalformedXML, "an encryption configuration has one rule"));
     };
@@ -34,8 +35,8 @@ pub(super) async fn put(request: S3Request<PutBucketEncryptionInput>) -> Answer<
 pub(super) async fn delete(
     request: S3Request<DeleteBucketEncryptionInput>,
 ) -> Answer<DeleteBucketEncryptionOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, ENCRYPTION)).await?;
     Ok(S3Response::with_status(DeleteBucketEncryptionOutput::default(), http::StatusCode::NO_CONTENT))
 }

@@ -3,15 +3,15 @@
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, s3_error};
 
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::documents::{self, LIFECYCLE};
 use crate::lifecycle::rules;
 
 pub(super) async fn get(
     request: S3Request<GetBucketLifecycleConfigurationInput>,
 ) -> Answer<GetBucketLifecycleConfigurationOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let found: Option<BucketLifecycleConfiguration> =
         serving.run(move |store| documents::find(store, &bucket, LIFECYCLE)).await?;
     let found = found.ok_or_else(|| {
@@ -26,8 +26,9 @@ pub(super) async fn get(
 pub(super) async fn put(
     request: S3Request<PutBucketLifecycleConfigurationInput>,
 ) -> Answer<PutBucketLifecycleConfigurationOutput> {
-    let serving = serving(&request)?;
-    let PutBucketLifecycleConfigurationInput { bucket, lifecycle_configuration, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketLifecycleConfigurationInput { lifecycle_configuration, .. } = request.input;
     let mut asked = lifecycle_configuration
         .ok_or_else(|| s3_error!(MalformedXML, "there is no lifecycle configuration"))?;
     rules::read(&asked.rules)?;
@@ -42,8 +43,8 @@ pub(super) async fn put(
 pub(super) async fn delete(
     request: S3Request<DeleteBucketLifecycleInput>,
 ) -> Answer<DeleteBucketLifecycleOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, LIFECYCLE)).await?;
     Ok(S3Response::with_status(DeleteBucketLifecycleOutput::default(), http::StatusCode::NO_CONTENT))
 }

@@ -3,16 +3,17 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use objects::limits::LIST_PAGE_MAX;
-use objects::{ListRequest, ObjectInfo, PartInfo, UploadInfo, VersionEntry};
+use objects::{ListRequest, ListedObject, PartInfo, UploadInfo, VersionEntry};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
-use super::{Answer, serving};
+use super::{Answer, Backend, admitted};
 use crate::attributes::version;
 use crate::convert::{
     algorithm_name, etag, kind_name, owner, owner_name, set_checksum_fields, size, timestamp, url_encoded,
 };
 use crate::error::{from_store, invalid};
+use crate::resources::Room;
 
 /// Names this server's continuation tokens, so that a later one may look different.
 const TOKEN_PREFIX: &str = "1";
@@ -40,7 +41,14 @@ fn encoder(encoding: Option<&EncodingType>) -> S3Result<fn(&str) -> String> {
     }
 }
 
-fn object(key: String, info: &ObjectInfo, with_owner: bool) -> Object {
+/// An answer that holds memory until it is sent.
+fn in_room<T>(output: T, room: Room) -> S3Response<T> {
+    let mut response = S3Response::new(output);
+    response.extensions.insert(room);
+    response
+}
+
+fn object(key: String, info: &ListedObject, with_owner: bool) -> Object {
     let checksum = info.checksum.as_ref();
     Object {
         checksum_algorithm: checksum.map(|checksum| vec![algorithm_name(checksum.algorithm)]),
@@ -48,7 +56,7 @@ fn object(key: String, info: &ObjectInfo, with_owner: bool) -> Object {
         e_tag: Some(etag(&info.etag)),
         key: Some(key),
         last_modified: Some(timestamp(info.modified)),
-        owner: with_owner.then(|| owner(&info.attributes.acl.owner)),
+        owner: with_owner.then(|| owner(&info.owner)),
         restore_status: None,
         size: Some(size(info.bytes)),
         storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
@@ -72,20 +80,24 @@ fn list_request(
     limit: usize,
 ) -> ListRequest {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    ListRequest { prefix: text(prefix), delimiter: text(delimiter), after, limit }
+    ListRequest { prefix: text(prefix), delimiter: text(delimiter), after, limit, tags: false }
 }
 
-pub(super) async fn objects_v1(request: S3Request<ListObjectsInput>) -> Answer<ListObjectsOutput> {
-    let serving = serving(&request)?;
+pub(super) async fn objects_v1(
+    backend: &Backend,
+    request: S3Request<ListObjectsInput>,
+) -> Answer<ListObjectsOutput> {
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let limit = limit(input.max_keys)?;
     let encode = encoder(input.encoding_type.as_ref())?;
     let list = list_request(&input.prefix, &input.delimiter, given(&input.marker), limit);
-    let bucket = input.bucket.clone();
+    let room = backend.resources.page(limit).await;
     let page = serving
         .run(move |store| store.list_objects(&bucket, &list).map_err(|error| from_store(&error)))
         .await?;
-    Ok(S3Response::new(ListObjectsOutput {
+    let output = ListObjectsOutput {
         name: Some(input.bucket),
         // Clients decode everything else that is encoded, but not this.
         prefix: Some(input.prefix.unwrap_or_default()),
@@ -98,7 +110,8 @@ pub(super) async fn objects_v1(request: S3Request<ListObjectsInput>) -> Answer<L
         next_marker: page.next.as_deref().map(encode),
         encoding_type: input.encoding_type,
         request_charged: None,
-    }))
+    };
+    Ok(in_room(output, room))
 }
 
 fn token(last: &str) -> String {
@@ -111,8 +124,12 @@ fn parse_token(token: &str) -> S3Result<String> {
     last.ok_or(invalid("the continuation token was not made by this server"))
 }
 
-pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
-    let serving = serving(&request)?;
+pub(super) async fn objects_v2(
+    backend: &Backend,
+    request: S3Request<ListObjectsV2Input>,
+) -> Answer<ListObjectsV2Output> {
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let limit = limit(input.max_keys)?;
     let encode = encoder(input.encoding_type.as_ref())?;
@@ -121,12 +138,12 @@ pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer
         _ => given(&input.start_after),
     };
     let list = list_request(&input.prefix, &input.delimiter, after, limit);
-    let bucket = input.bucket.clone();
+    let room = backend.resources.page(limit).await;
     let page = serving
         .run(move |store| store.list_objects(&bucket, &list).map_err(|error| from_store(&error)))
         .await?;
     let with_owner = input.fetch_owner.unwrap_or(false);
-    Ok(S3Response::new(ListObjectsV2Output {
+    let output = ListObjectsV2Output {
         name: Some(input.bucket),
         prefix: Some(encode(&input.prefix.unwrap_or_default())),
         max_keys: shown(limit),
@@ -142,7 +159,8 @@ pub(super) async fn objects_v2(request: S3Request<ListObjectsV2Input>) -> Answer
         encoding_type: input.encoding_type,
         start_after: input.start_after.as_deref().map(encode),
         request_charged: None,
-    }))
+    };
+    Ok(in_room(output, room))
 }
 
 fn object_version(entry: &VersionEntry, encode: fn(&str) -> String) -> ObjectVersion {
@@ -154,7 +172,7 @@ fn object_version(entry: &VersionEntry, encode: fn(&str) -> String) -> ObjectVer
         is_latest: Some(entry.is_latest),
         key: Some(encode(&entry.key)),
         last_modified: Some(timestamp(entry.info.modified)),
-        owner: Some(owner(&entry.info.attributes.acl.owner)),
+        owner: Some(owner(&entry.info.owner)),
         restore_status: None,
         size: Some(size(entry.info.bytes)),
         storage_class: Some(ObjectVersionStorageClass::from_static(ObjectVersionStorageClass::STANDARD)),
@@ -167,15 +185,17 @@ fn delete_marker(entry: &VersionEntry, encode: fn(&str) -> String) -> DeleteMark
         is_latest: Some(entry.is_latest),
         key: Some(encode(&entry.key)),
         last_modified: Some(timestamp(entry.info.modified)),
-        owner: Some(owner(&entry.info.attributes.acl.owner)),
+        owner: Some(owner(&entry.info.owner)),
         version_id: Some(entry.version.to_string()),
     }
 }
 
 pub(super) async fn versions(
+    backend: &Backend,
     request: S3Request<ListObjectVersionsInput>,
 ) -> Answer<ListObjectVersionsOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let limit = limit(input.max_keys)?;
     let encode = encoder(input.encoding_type.as_ref())?;
@@ -185,7 +205,7 @@ pub(super) async fn versions(
         return Err(invalid("a version-id-marker can't be given without a key-marker"));
     }
     let after_version = version(marker.as_deref())?;
-    let bucket = input.bucket.clone();
+    let room = backend.resources.page(limit).await;
     let page = serving
         .run(move |store| {
             store.list_versions(&bucket, &list, after_version).map_err(|error| from_store(&error))
@@ -194,7 +214,7 @@ pub(super) async fn versions(
     let truncated = page.next.is_some();
     let (next_key, next_version) = page.next.unwrap_or_default();
     let (markers, versions): (Vec<_>, Vec<_>) = page.versions.iter().partition(|entry| entry.delete_marker);
-    Ok(S3Response::new(ListObjectVersionsOutput {
+    let output = ListObjectVersionsOutput {
         common_prefixes: common_prefixes(&page.prefixes, encode),
         delete_markers: Some(markers.into_iter().map(|entry| delete_marker(entry, encode)).collect()),
         delimiter: input.delimiter.as_deref().filter(|text| !text.is_empty()).map(encode),
@@ -209,7 +229,8 @@ pub(super) async fn versions(
         request_charged: None,
         version_id_marker: Some(input.version_id_marker.unwrap_or_default()),
         versions: Some(versions.into_iter().map(|entry| object_version(entry, encode)).collect()),
-    }))
+    };
+    Ok(in_room(output, room))
 }
 
 fn upload(upload: UploadInfo, encode: fn(&str) -> String) -> MultipartUpload {
@@ -229,16 +250,18 @@ fn upload(upload: UploadInfo, encode: fn(&str) -> String) -> MultipartUpload {
 }
 
 pub(super) async fn uploads(
+    backend: &Backend,
     request: S3Request<ListMultipartUploadsInput>,
 ) -> Answer<ListMultipartUploadsOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let limit = limit(input.max_uploads)?;
     let encode = encoder(input.encoding_type.as_ref())?;
     let list = list_request(&input.prefix, &input.delimiter, given(&input.key_marker), limit);
-    let bucket = input.bucket.clone();
     // Without a key marker the upload marker means nothing (S3).
     let after_upload = given(&input.upload_id_marker).filter(|_| list.after.is_some());
+    let room = backend.resources.page(limit).await;
     let page = serving
         .run(move |store| {
             store.list_uploads(&bucket, &list, after_upload.as_deref()).map_err(|error| from_store(&error))
@@ -246,7 +269,7 @@ pub(super) async fn uploads(
         .await?;
     let truncated = page.next.is_some();
     let (next_key, next_upload) = page.next.unwrap_or_default();
-    Ok(S3Response::new(ListMultipartUploadsOutput {
+    let output = ListMultipartUploadsOutput {
         bucket: Some(input.bucket),
         common_prefixes: common_prefixes(&page.prefixes, encode),
         delimiter: input.delimiter.as_deref().filter(|text| !text.is_empty()).map(encode),
@@ -260,7 +283,8 @@ pub(super) async fn uploads(
         uploads: Some(page.uploads.into_iter().map(|entry| upload(entry, encode)).collect()),
         encoding_type: input.encoding_type,
         request_charged: None,
-    }))
+    };
+    Ok(in_room(output, room))
 }
 
 fn part(info: &PartInfo) -> Part {
@@ -276,7 +300,8 @@ fn part(info: &PartInfo) -> Part {
 }
 
 pub(super) async fn parts(request: S3Request<ListPartsInput>) -> Answer<ListPartsOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let limit = limit(input.max_parts)?;
     let after = match input.part_number_marker {
@@ -284,7 +309,7 @@ pub(super) async fn parts(request: S3Request<ListPartsInput>) -> Answer<ListPart
         Some(marker) => u16::try_from(marker)
             .map_err(|_| s3_error!(InvalidArgument, "part-number-marker is out of range"))?,
     };
-    let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
+    let (key, id) = (input.key.clone(), input.upload_id.clone());
     let page = serving
         .run(move |store| store.parts(&bucket, &key, &id, after, limit).map_err(|error| from_store(&error)))
         .await?;

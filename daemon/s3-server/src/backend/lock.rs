@@ -4,7 +4,7 @@ use objects::{DefaultRetention, Period};
 use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::attributes::{hold_status, lock_mode, parse_hold, retention, retention_mode, until, version};
 use crate::error::{from_store, invalid};
 
@@ -28,7 +28,8 @@ fn default_retention(rule: ObjectLockRule) -> S3Result<DefaultRetention> {
 pub(super) async fn configure(
     request: S3Request<PutObjectLockConfigurationInput>,
 ) -> Answer<PutObjectLockConfigurationOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let asked = input.object_lock_configuration.ok_or_else(malformed)?;
     let enabled = asked.object_lock_enabled.as_ref().map(ObjectLockEnabled::as_str);
@@ -36,7 +37,6 @@ pub(super) async fn configure(
         return Err(malformed());
     }
     let default = asked.rule.map(default_retention).transpose()?;
-    let bucket = input.bucket;
     serving
         .run(move |store| store.set_bucket_lock(&bucket, default).map_err(|error| from_store(&error)))
         .await?;
@@ -46,8 +46,8 @@ pub(super) async fn configure(
 pub(super) async fn configuration(
     request: S3Request<GetObjectLockConfigurationInput>,
 ) -> Answer<GetObjectLockConfigurationOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let lock =
         serving.run(move |store| store.bucket(&bucket).map_err(|error| from_store(&error))).await?.lock;
     if !lock.enabled {
@@ -70,7 +70,8 @@ pub(super) async fn configuration(
 }
 
 pub(super) async fn retain(request: S3Request<PutObjectRetentionInput>) -> Answer<PutObjectRetentionOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
     let retention = retention(input.retention)?;
@@ -78,7 +79,7 @@ pub(super) async fn retain(request: S3Request<PutObjectRetentionInput>) -> Answe
     serving
         .run(move |store| {
             store
-                .set_retention(&input.bucket, &input.key, version, retention, bypass)
+                .set_retention(&bucket, &input.key, version, retention, bypass)
                 .map_err(|error| from_store(&error))
         })
         .await?;
@@ -88,7 +89,7 @@ pub(super) async fn retain(request: S3Request<PutObjectRetentionInput>) -> Answe
 /// Refuses where the bucket has no object lock, as S3 does before it looks at the object.
 fn locked_object(
     store: &objects::Store,
-    bucket: &str,
+    bucket: &objects::BucketRef,
     key: &str,
     version: Option<objects::VersionId>,
 ) -> S3Result<objects::ObjectLock> {
@@ -102,10 +103,11 @@ fn locked_object(
 pub(super) async fn retained(
     request: S3Request<GetObjectRetentionInput>,
 ) -> Answer<GetObjectRetentionOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
-    let lock = serving.run(move |store| locked_object(store, &input.bucket, &input.key, version)).await?;
+    let lock = serving.run(move |store| locked_object(store, &bucket, &input.key, version)).await?;
     let retention = lock
         .retention
         .ok_or_else(|| s3_error!(NoSuchObjectLockConfiguration, "the version is not retained"))?;
@@ -118,24 +120,26 @@ pub(super) async fn retained(
 }
 
 pub(super) async fn hold(request: S3Request<PutObjectLegalHoldInput>) -> Answer<PutObjectLegalHoldOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
     let status = input.legal_hold.and_then(|hold| hold.status).ok_or_else(malformed)?;
     let hold = parse_hold(status.as_str())?;
     serving
         .run(move |store| {
-            store.set_legal_hold(&input.bucket, &input.key, version, hold).map_err(|error| from_store(&error))
+            store.set_legal_hold(&bucket, &input.key, version, hold).map_err(|error| from_store(&error))
         })
         .await?;
     Ok(S3Response::new(PutObjectLegalHoldOutput::default()))
 }
 
 pub(super) async fn held(request: S3Request<GetObjectLegalHoldInput>) -> Answer<GetObjectLegalHoldOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
-    let lock = serving.run(move |store| locked_object(store, &input.bucket, &input.key, version)).await?;
+    let lock = serving.run(move |store| locked_object(store, &bucket, &input.key, version)).await?;
     let hold = lock
         .legal_hold
         .ok_or_else(|| s3_error!(NoSuchObjectLockConfiguration, "the version was never held"))?;

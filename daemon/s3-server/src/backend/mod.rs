@@ -11,14 +11,19 @@ mod encryption;
 mod lifecycle;
 mod lists;
 mod lock;
+mod logging;
 mod multipart;
+mod notifications;
 mod object;
 mod policy;
 mod tagging;
 
+use std::sync::Arc;
+
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result};
 
+use crate::access::admitted;
 use crate::error;
 use crate::resources::Resources;
 use crate::slot::Serving;
@@ -28,9 +33,12 @@ use crate::slot::Serving;
 pub(crate) struct Backend {
     pub(crate) region: String,
     pub(crate) resources: Resources,
+    /// Names of the webhooks that notifications can go to.
+    pub(crate) webhooks: Arc<[String]>,
 }
 
-/// The store that served when the request came in: it stays with the request, whatever is served meanwhile.
+/// The store that served when the request came in: it stays with the request, whatever is served meanwhile. For what is about no
+/// bucket that there is; everything else asks [`admitted`].
 fn serving<T>(request: &S3Request<T>) -> S3Result<Serving> {
     request.extensions.get::<Serving>().cloned().ok_or_else(error::sealed)
 }
@@ -95,18 +103,18 @@ impl S3 for Backend {
     }
 
     async fn list_objects(&self, request: S3Request<ListObjectsInput>) -> Answer<ListObjectsOutput> {
-        lists::objects_v1(request).await
+        lists::objects_v1(self, request).await
     }
 
     async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
-        lists::objects_v2(request).await
+        lists::objects_v2(self, request).await
     }
 
     async fn list_multipart_uploads(
         &self,
         request: S3Request<ListMultipartUploadsInput>,
     ) -> Answer<ListMultipartUploadsOutput> {
-        lists::uploads(request).await
+        lists::uploads(self, request).await
     }
 
     async fn list_parts(&self, request: S3Request<ListPartsInput>) -> Answer<ListPartsOutput> {
@@ -180,7 +188,7 @@ impl S3 for Backend {
         &self,
         request: S3Request<ListObjectVersionsInput>,
     ) -> Answer<ListObjectVersionsOutput> {
-        lists::versions(request).await
+        lists::versions(self, request).await
     }
 
     async fn get_object_tagging(
@@ -373,6 +381,34 @@ impl S3 for Backend {
         request: S3Request<DeleteBucketCorsInput>,
     ) -> Answer<DeleteBucketCorsOutput> {
         cors::delete(request).await
+    }
+
+    async fn get_bucket_logging(
+        &self,
+        request: S3Request<GetBucketLoggingInput>,
+    ) -> Answer<GetBucketLoggingOutput> {
+        logging::get(request).await
+    }
+
+    async fn put_bucket_logging(
+        &self,
+        request: S3Request<PutBucketLoggingInput>,
+    ) -> Answer<PutBucketLoggingOutput> {
+        logging::put(request).await
+    }
+
+    async fn get_bucket_notification_configuration(
+        &self,
+        request: S3Request<GetBucketNotificationConfigurationInput>,
+    ) -> Answer<GetBucketNotificationConfigurationOutput> {
+        notifications::get(request).await
+    }
+
+    async fn put_bucket_notification_configuration(
+        &self,
+        request: S3Request<PutBucketNotificationConfigurationInput>,
+    ) -> Answer<PutBucketNotificationConfigurationOutput> {
+        notifications::put(self, request).await
     }
 
     async fn get_bucket_encryption(

@@ -1,12 +1,13 @@
 //! Multipart uploads.
 
+use http::HeaderName;
 use objects::{CompleteOptions, PartInfo, UploadOptions};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::acl::NewAcl;
-use super::copy::{asked_of_source, copy_source};
-use super::{Answer, Backend, at_rest, check_encryption, check_storage_class, header, serving};
+use super::copy::{asked_of_source, copy_source, open_source};
+use super::{Answer, Backend, admitted, at_rest, check_encryption, check_storage_class, header};
 use crate::attributes::asked_attributes;
 use crate::authority::lists::asked_acl;
 use crate::conditions::source_range;
@@ -16,6 +17,7 @@ use crate::convert::{
 };
 use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::error::{from_store, invalid};
+use crate::notifications::Herald;
 use crate::upload::Upload;
 
 fn part_number(number: i32) -> S3Result<u16> {
@@ -25,10 +27,11 @@ fn part_number(number: i32) -> S3Result<u16> {
 pub(super) async fn create(
     mut request: S3Request<CreateMultipartUploadInput>,
 ) -> Answer<CreateMultipartUploadOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let write = header(&request, "x-amz-grant-write").map(str::to_owned);
     let asked_acl = asked_acl!(request.input, write);
-    let new_acl = NewAcl::of(&request, asked_acl)?;
+    let new_acl = NewAcl::of(&admission, asked_acl);
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
     check_encryption(input.server_side_encryption.as_ref())?;
@@ -46,7 +49,7 @@ pub(super) async fn create(
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
     let options = UploadOptions { metadata, attributes, checksum, customer_key };
-    let (bucket, key) = (input.bucket.clone(), input.key.clone());
+    let key = input.key.clone();
     let upload = serving
         .run(move |store| store.create_upload(&bucket, &key, options).map_err(|error| from_store(&error)))
         .await?;
@@ -66,7 +69,8 @@ pub(super) async fn upload(
     backend: &Backend,
     mut request: S3Request<UploadPartInput>,
 ) -> Answer<UploadPartOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let announced = header(&request, "x-amz-trailer").map(str::to_owned);
     let trailers = request.trailing_headers.take();
     let mut input = request.input;
@@ -83,7 +87,7 @@ pub(super) async fn upload(
         trailers,
     };
     let receiver = upload.check()?;
-    let (bucket, key, id, checksum) = (input.bucket, input.key, input.upload_id, receiver.algorithm);
+    let (key, id, checksum) = (input.key, input.upload_id, receiver.algorithm);
     let part: PartInfo = receiver
         .receive(
             &serving,
@@ -93,7 +97,7 @@ pub(super) async fn upload(
                 writer.encrypt(customer_key.as_ref())?;
                 Ok(writer)
             },
-            |writer, declared| writer.finish(&declared),
+            |_, writer, declared| writer.finish(&declared).map_err(|error| from_store(&error)),
         )
         .await?;
     let mut output = UploadPartOutput { e_tag: Some(etag(&part.etag)), ..UploadPartOutput::default() };
@@ -106,23 +110,21 @@ pub(super) async fn upload_copy(
     backend: &Backend,
     request: S3Request<UploadPartCopyInput>,
 ) -> Answer<UploadPartCopyOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let mut input = request.input;
     let number = part_number(input.part_number)?;
-    let source = copy_source(&input.copy_source)?;
+    let source = copy_source(&admission, &input.copy_source)?;
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
     let (source_key, conditions) = asked_of_source!(input);
-    let (bucket, key, id, range) = (input.bucket, input.key, input.upload_id, input.copy_source_range);
+    let (key, id, range) = (input.key, input.upload_id, input.copy_source_range);
     let turn = backend.resources.copy().await;
     let (part, source_version) = serving
         .run(move |store| {
             // Held by the work itself: a client that leaves does not end it.
             let _turn = turn;
-            let mut object =
-                store.object(&source.0, &source.1, source.2).map_err(|error| from_store(&error))?;
-            object.unlock(source_key.as_ref()).map_err(|error| from_store(&error))?;
-            conditions.check_source(object.info())?;
+            let object = open_source(store, &admission, &source, source_key.as_ref(), &conditions)?;
             let range = source_range(range.as_deref(), object.info().bytes)?;
             let part = store
                 .copy_part(&object, &range, (&bucket, &key), (&id, customer_key.as_ref()), number)
@@ -156,7 +158,10 @@ fn completed_part(mut part: CompletedPart) -> S3Result<objects::CompletedPart> {
 pub(super) async fn complete(
     request: S3Request<CompleteMultipartUploadInput>,
 ) -> Answer<CompleteMultipartUploadOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let event = "ObjectCreated:CompleteMultipartUpload";
+    let notices = Herald::of(&request, &admission).made(&request.input.key, event);
     let mut input = request.input;
     let listed = input.multipart_upload.take().and_then(|upload| upload.parts).unwrap_or_default();
     if listed.is_empty() {
@@ -167,8 +172,11 @@ pub(super) async fn complete(
         input.mpu_object_size.map(u64::try_from).transpose().map_err(|_| invalid("x-amz-mp-object-size"))?;
     let checksum = checksum_fields!(input).checksum()?;
     let condition = condition(input.if_match.take(), input.if_none_match.take());
-    let options = CompleteOptions { condition, bytes, checksum };
-    let (bucket, key, id) = (input.bucket.clone(), input.key.clone(), input.upload_id);
+    let given = asked_key!(input);
+    let customer_key = key_of(given.as_ref());
+    let options = CompleteOptions { condition, bytes, checksum, customer_key, notices };
+    let customer_key_md5 = md5_of(given);
+    let (key, id) = (input.key.clone(), input.upload_id);
     let info = serving
         .run(move |store| {
             store.complete_upload(&bucket, &key, &id, parts, options).map_err(|error| from_store(&error))
@@ -180,19 +188,31 @@ pub(super) async fn complete(
         key: Some(input.key),
         e_tag: Some(etag(&info.etag)),
         checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
-        server_side_encryption: at_rest(),
+        // The type has no field for the customer's key.
+        server_side_encryption: if customer_key_md5.is_some() { None } else { at_rest() },
         version_id: info.version.map(|version| version.to_string()),
         ..CompleteMultipartUploadOutput::default()
     };
     set_checksum_fields!(output, info.checksum.as_ref());
-    Ok(S3Response::new(output))
+    let mut response = S3Response::new(output);
+    if let Some(md5) = customer_key_md5 {
+        // As the other answers about the upload have it.
+        let prefix = "x-amz-server-side-encryption-customer";
+        for (name, value) in [("algorithm", "AES256"), ("key-md5", md5.as_str())] {
+            if let (Ok(name), Ok(value)) = (format!("{prefix}-{name}").parse::<HeaderName>(), value.parse()) {
+                response.headers.insert(name, value);
+            }
+        }
+    }
+    Ok(response)
 }
 
 pub(super) async fn abort(
     request: S3Request<AbortMultipartUploadInput>,
 ) -> Answer<AbortMultipartUploadOutput> {
-    let serving = serving(&request)?;
-    let AbortMultipartUploadInput { bucket, key, upload_id, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let AbortMultipartUploadInput { key, upload_id, .. } = request.input;
     serving
         .run(move |store| store.abort_upload(&bucket, &key, &upload_id).map_err(|error| from_store(&error)))
         .await?;

@@ -1,11 +1,11 @@
 //! Operations on whole objects.
 
-use objects::{Object, ObjectInfo, PutOptions};
+use objects::{Checksum, ChecksumKind, Object, ObjectInfo, PutOptions};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result};
 
-use super::acl::{NewAcl, authority};
-use super::{Answer, Backend, check_encryption, check_storage_class, header, serving};
+use super::acl::NewAcl;
+use super::{Answer, Backend, admitted, check_encryption, check_storage_class, header};
 use crate::attributes::{asked_attributes, set_attribute_headers, tag_count, version};
 use crate::authority::lists::asked_acl;
 use crate::conditions::{ReadConditions, Selection, select};
@@ -17,18 +17,20 @@ use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::download;
 use crate::error::from_store;
 use crate::lifecycle::rules;
+use crate::notifications::Herald;
 use crate::upload::Upload;
 
 pub(super) async fn put(
     backend: &Backend,
     mut request: S3Request<PutObjectInput>,
 ) -> Answer<PutObjectOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let name = request.input.key.clone();
     let write = header(&request, "x-amz-grant-write").map(str::to_owned);
     let asked_acl = asked_acl!(request.input, write);
-    let new_acl = NewAcl::of(&request, asked_acl)?;
+    let new_acl = NewAcl::of(&admission, asked_acl);
+    let notices = Herald::of(&request, &admission).made(&name, "ObjectCreated:Put");
     let announced = header(&request, "x-amz-trailer").map(str::to_owned);
     let trailers = request.trailing_headers.take();
     let mut input = request.input;
@@ -50,7 +52,8 @@ pub(super) async fn put(
     let acl = serving.run(move |store| new_acl.resolve(store)).await?;
     let attributes = asked_attributes!(input).into_attributes(acl)?;
     let condition = condition(input.if_match, input.if_none_match);
-    let (bucket, key, checksum) = (input.bucket, input.key, receiver.algorithm);
+    let (key, checksum) = (input.key, receiver.algorithm);
+    let (about, replaced) = (admission.clone(), key.clone());
     let info = receiver
         .receive(
             &serving,
@@ -60,12 +63,17 @@ pub(super) async fn put(
                 customer_key.iter().for_each(|key| writer.encrypt(key));
                 Ok(writer)
             },
-            move |writer, declared| writer.finish(PutOptions { metadata, attributes, condition, declared }),
+            move |store, writer, declared| {
+                // What is there may be another object, or have other tags, since the body began to come.
+                about.check_replaced(store, &replaced)?;
+                let options = PutOptions { metadata, attributes, condition, declared, notices };
+                writer.finish(options).map_err(|error| from_store(&error))
+            },
         )
         .await?;
     let mut output = PutObjectOutput {
         e_tag: Some(etag(&info.etag)),
-        expiration: rules::header(&authority.lifecycle, &name, &info),
+        expiration: rules::header(&admission.authority.lifecycle, &name, &info),
         checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
         version_id: info.version.map(|version| version.to_string()),
         ..PutObjectOutput::default()
@@ -75,8 +83,30 @@ pub(super) async fn put(
     Ok(S3Response::new(output))
 }
 
-fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {
-    mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
+/// The checksum of what is selected: of the whole object, or of one part; a range has none. Its type is the object's.
+fn checksum_of(
+    object: &Object,
+    selection: &Selection,
+    number: Option<i32>,
+) -> Option<(ChecksumKind, Checksum)> {
+    let whole = object.info().checksum.as_ref()?;
+    let part = number
+        .and_then(|number| object.parts().iter().find(|part| i32::from(part.number) == number))
+        .map(|part| part.checksum.clone());
+    let is_whole = selection.range == (0..object.info().bytes);
+    let checksum = part.unwrap_or_else(|| is_whole.then(|| whole.clone()))?;
+    Some((whole.kind(), checksum))
+}
+
+/// Fills in the checksum, for a request that wants it.
+macro_rules! set_wanted_checksum {
+    ($to:expr, $mode:expr, $checksum:expr) => {
+        let wanted = $mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
+        if let Some((kind, checksum)) = $checksum.filter(|_| wanted) {
+            $to.checksum_type = Some(kind_name(kind));
+            set_checksum_fields!($to, Some(&checksum));
+        }
+    };
 }
 
 /// Fills in the headers that the request wants instead of the object's.
@@ -101,8 +131,8 @@ fn select_from(object: &Object, range: Option<Range>, number: Option<i32>) -> S3
 }
 
 pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let name = request.input.key.clone();
     let mut input = request.input;
     let given = asked_key!(input);
@@ -117,10 +147,12 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     let (memory, length) = backend.resources.reserve_two_chunks().await;
     let worker = backend.resources.worker().await;
     let buffer = backend.resources.buffer(length);
-    let (bucket, key, range, number) = (input.bucket, input.key, input.range, input.part_number);
-    let (info, selection, first, reader) = serving
+    let (key, range, number) = (input.key, input.range, input.part_number);
+    let about = admission.clone();
+    let (info, checksum, selection, first, reader) = serving
         .run(move |store| {
             let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            about.check_object(object.info())?;
             let selection = select_from(&object, range, number)?;
             object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
@@ -128,14 +160,14 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
             let first =
                 download::read_chunk(&mut reader, buffer, length).map_err(|error| from_store(&error))?;
             drop(worker);
-            Ok((object.info().clone(), selection, first.unwrap_or_default(), reader))
+            let checksum = checksum_of(&object, &selection, number);
+            Ok((object.info().clone(), checksum, selection, first.unwrap_or_default(), reader))
         })
         .await?;
-    let whole = selection.range == (0..info.bytes);
     let mut output = GetObjectOutput {
         content_length: Some(size(selection.range.end - selection.range.start)),
         content_range: selection.content_range,
-        expiration: rules::header(&authority.lifecycle, &name, &info),
+        expiration: rules::header(&admission.authority.lifecycle, &name, &info),
         parts_count: parts_count(&info, number),
         tag_count: tag_count(&info),
         ..GetObjectOutput::default()
@@ -144,17 +176,14 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     set_attribute_headers!(output, &info);
     overrides!(output, input);
     set_encryption_headers!(output, md5_of(given));
-    if whole && wants_checksum(input.checksum_mode.as_ref()) {
-        output.checksum_type = info.checksum.as_ref().map(|checksum| kind_name(checksum.kind()));
-        set_checksum_fields!(output, info.checksum.as_ref());
-    }
-    output.body = Some(download::body(serving, backend.resources.clone(), first, reader, (memory, length)));
+    set_wanted_checksum!(output, input.checksum_mode.as_ref(), checksum);
+    output.body = Some(download::body(backend.resources.clone(), first, reader, (memory, length)));
     Ok(S3Response::new(output))
 }
 
 pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let name = request.input.key.clone();
     let mut input = request.input;
     let given = asked_key!(input);
@@ -166,28 +195,33 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
         if_modified_since: input.if_modified_since,
         if_unmodified_since: input.if_unmodified_since,
     };
-    let (bucket, key, range, number) = (input.bucket, input.key, input.range, input.part_number);
-    let (info, selection) = serving
+    let (key, range, number) = (input.key, input.range, input.part_number);
+    let about = admission.clone();
+    let (info, checksum, selection) = serving
         .run(move |store| {
             // Only a selection needs to know where the parts are.
             if range.is_none() && number.is_none() {
                 let info = store.head_object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+                about.check_object(&info)?;
                 info.check_key(customer_key.as_ref()).map_err(|error| from_store(&error))?;
                 conditions.check(&info)?;
                 let whole = Selection { range: 0..info.bytes, content_range: None };
-                return Ok((info, whole));
+                let checksum = info.checksum.clone().map(|checksum| (checksum.kind(), checksum));
+                return Ok((info, checksum, whole));
             }
             let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
+            about.check_object(object.info())?;
             let selection = select_from(&object, range, number)?;
             object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
-            Ok((object.info().clone(), selection))
+            let checksum = checksum_of(&object, &selection, number);
+            Ok((object.info().clone(), checksum, selection))
         })
         .await?;
     let mut output = HeadObjectOutput {
         content_length: Some(size(selection.range.end - selection.range.start)),
         content_range: selection.content_range,
-        expiration: rules::header(&authority.lifecycle, &name, &info),
+        expiration: rules::header(&admission.authority.lifecycle, &name, &info),
         parts_count: parts_count(&info, number),
         ..HeadObjectOutput::default()
     };
@@ -195,10 +229,7 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
     set_attribute_headers!(output, &info);
     overrides!(output, input);
     set_encryption_headers!(output, md5_of(given));
-    if selection.range == (0..info.bytes) && wants_checksum(input.checksum_mode.as_ref()) {
-        output.checksum_type = info.checksum.as_ref().map(|checksum| kind_name(checksum.kind()));
-        set_checksum_fields!(output, info.checksum.as_ref());
-    }
+    set_wanted_checksum!(output, input.checksum_mode.as_ref(), checksum);
     let count = tag_count(&info);
     let mut response = S3Response::new(output);
     if let Some(count) = count {

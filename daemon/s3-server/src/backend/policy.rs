@@ -3,8 +3,7 @@
 use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, s3_error};
 
-use super::acl::authority;
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::authority::document::Policy;
 use crate::authority::ownership_of;
 use crate::documents::{self, OWNERSHIP, POLICY, PUBLIC_ACCESS};
@@ -12,8 +11,8 @@ use crate::error::from_store;
 use crate::policy::denied;
 
 pub(super) async fn get(request: S3Request<GetBucketPolicyInput>) -> Answer<GetBucketPolicyOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let text = serving
         .run(move |store| store.bucket_document(&bucket, POLICY).map_err(|error| from_store(&error)))
         .await?;
@@ -23,12 +22,12 @@ pub(super) async fn get(request: S3Request<GetBucketPolicyInput>) -> Answer<GetB
 }
 
 pub(super) async fn put(request: S3Request<PutBucketPolicyInput>) -> Answer<PutBucketPolicyOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
-    let PutBucketPolicyInput { bucket, policy: text, .. } = request.input;
-    let policy = Policy::parse(text.as_bytes(), &bucket)
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketPolicyInput { policy: text, .. } = request.input;
+    let policy = Policy::parse(text.as_bytes(), Some(bucket.name()))
         .map_err(|error| S3Error::with_message(S3ErrorCode::MalformedPolicy, error.to_string()))?;
-    if authority.public_access.block_policy && policy.is_public() {
+    if admission.authority.public_access.block_policy && policy.is_public() {
         return Err(denied("the bucket blocks public policies"));
     }
     serving
@@ -42,8 +41,8 @@ pub(super) async fn put(request: S3Request<PutBucketPolicyInput>) -> Answer<PutB
 }
 
 pub(super) async fn delete(request: S3Request<DeleteBucketPolicyInput>) -> Answer<DeleteBucketPolicyOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, POLICY)).await?;
     Ok(S3Response::with_status(DeleteBucketPolicyOutput::default(), http::StatusCode::NO_CONTENT))
 }
@@ -51,15 +50,16 @@ pub(super) async fn delete(request: S3Request<DeleteBucketPolicyInput>) -> Answe
 pub(super) async fn status(
     request: S3Request<GetBucketPolicyStatusInput>,
 ) -> Answer<GetBucketPolicyStatusOutput> {
-    let is_public = Some(authority(&request)?.is_public());
+    let (_, admission) = admitted(&request).await?;
+    let is_public = Some(admission.authority.is_public());
     Ok(S3Response::new(GetBucketPolicyStatusOutput { policy_status: Some(PolicyStatus { is_public }) }))
 }
 
 pub(super) async fn get_public_access(
     request: S3Request<GetPublicAccessBlockInput>,
 ) -> Answer<GetPublicAccessBlockOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let found = serving.run(move |store| documents::find(store, &bucket, PUBLIC_ACCESS)).await?;
     let Some(found) = found else {
         let mut missing = S3Error::with_message(
@@ -75,8 +75,9 @@ pub(super) async fn get_public_access(
 pub(super) async fn put_public_access(
     request: S3Request<PutPublicAccessBlockInput>,
 ) -> Answer<PutPublicAccessBlockOutput> {
-    let serving = serving(&request)?;
-    let PutPublicAccessBlockInput { bucket, public_access_block_configuration: asked, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutPublicAccessBlockInput { public_access_block_configuration: asked, .. } = request.input;
     // What is not said is off, and is said so.
     let asked = PublicAccessBlockConfiguration {
         block_public_acls: Some(asked.block_public_acls.unwrap_or(false)),
@@ -91,8 +92,8 @@ pub(super) async fn put_public_access(
 pub(super) async fn delete_public_access(
     request: S3Request<DeletePublicAccessBlockInput>,
 ) -> Answer<DeletePublicAccessBlockOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, PUBLIC_ACCESS)).await?;
     Ok(S3Response::with_status(DeletePublicAccessBlockOutput::default(), http::StatusCode::NO_CONTENT))
 }
@@ -100,8 +101,8 @@ pub(super) async fn delete_public_access(
 pub(super) async fn get_ownership(
     request: S3Request<GetBucketOwnershipControlsInput>,
 ) -> Answer<GetBucketOwnershipControlsOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let found = serving.run(move |store| documents::find(store, &bucket, OWNERSHIP)).await?;
     let found = found
         .ok_or_else(|| s3_error!(OwnershipControlsNotFoundError, "the bucket has no ownership controls"))?;
@@ -111,11 +112,12 @@ pub(super) async fn get_ownership(
 pub(super) async fn put_ownership(
     request: S3Request<PutBucketOwnershipControlsInput>,
 ) -> Answer<PutBucketOwnershipControlsOutput> {
-    let serving = serving(&request)?;
-    let authority = authority(&request)?;
-    let PutBucketOwnershipControlsInput { bucket, ownership_controls: asked, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketOwnershipControlsInput { ownership_controls: asked, .. } = request.input;
     let ownership = ownership_of(&asked)
         .ok_or_else(|| s3_error!(MalformedXML, "the ownership controls are not those of S3"))?;
+    let authority = &admission.authority;
     let lists_more = authority.bucket.acl.grants.as_ref().is_some_and(|grants| {
         grants.iter().any(|grant| grant.grantee != objects::Grantee::User(authority.bucket.owner.clone()))
     });
@@ -132,8 +134,8 @@ pub(super) async fn put_ownership(
 pub(super) async fn delete_ownership(
     request: S3Request<DeleteBucketOwnershipControlsInput>,
 ) -> Answer<DeleteBucketOwnershipControlsOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, OWNERSHIP)).await?;
     Ok(S3Response::with_status(DeleteBucketOwnershipControlsOutput::default(), http::StatusCode::NO_CONTENT))
 }

@@ -1,22 +1,23 @@
 //! Tags of buckets and objects.
 
+use objects::Happened;
 use objects::limits::BUCKET_TAGS_MAX;
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, s3_error};
 
-use super::{Answer, serving};
+use super::{Answer, admitted};
 use crate::attributes::{tag_set, tags_of, version};
 use crate::documents::{self, TAGGING};
 use crate::error::from_store;
+use crate::notifications::Herald;
 
 pub(super) async fn get(request: S3Request<GetObjectTaggingInput>) -> Answer<GetObjectTaggingOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
     let info = serving
-        .run(move |store| {
-            store.head_object(&input.bucket, &input.key, version).map_err(|error| from_store(&error))
-        })
+        .run(move |store| store.head_object(&bucket, &input.key, version).map_err(|error| from_store(&error)))
         .await?;
     Ok(S3Response::new(GetObjectTaggingOutput {
         tag_set: tag_set(&info.attributes.tags),
@@ -25,13 +26,16 @@ pub(super) async fn get(request: S3Request<GetObjectTaggingInput>) -> Answer<Get
 }
 
 pub(super) async fn put(request: S3Request<PutObjectTaggingInput>) -> Answer<PutObjectTaggingOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let event = [(Happened::Changed, "ObjectTagging:Put")];
+    let notices = Herald::of(&request, &admission).notices(&request.input.key, &event);
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
     let tags = tags_of(input.tagging.tag_set)?;
     let info = serving
         .run(move |store| {
-            store.set_tags(&input.bucket, &input.key, version, tags).map_err(|error| from_store(&error))
+            store.set_tags(&bucket, &input.key, version, tags, notices).map_err(|error| from_store(&error))
         })
         .await?;
     let version_id = info.version.map(|version| version.to_string());
@@ -41,12 +45,17 @@ pub(super) async fn put(request: S3Request<PutObjectTaggingInput>) -> Answer<Put
 pub(super) async fn delete(
     request: S3Request<DeleteObjectTaggingInput>,
 ) -> Answer<DeleteObjectTaggingOutput> {
-    let serving = serving(&request)?;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let event = [(Happened::Changed, "ObjectTagging:Delete")];
+    let notices = Herald::of(&request, &admission).notices(&request.input.key, &event);
     let input = request.input;
     let version = version(input.version_id.as_deref())?;
     let info = serving
         .run(move |store| {
-            store.set_tags(&input.bucket, &input.key, version, Vec::new()).map_err(|error| from_store(&error))
+            store
+                .set_tags(&bucket, &input.key, version, Vec::new(), notices)
+                .map_err(|error| from_store(&error))
         })
         .await?;
     let version_id = info.version.map(|version| version.to_string());
@@ -54,8 +63,8 @@ pub(super) async fn delete(
 }
 
 pub(super) async fn get_bucket(request: S3Request<GetBucketTaggingInput>) -> Answer<GetBucketTaggingOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     let found: Option<Tagging> = serving.run(move |store| documents::find(store, &bucket, TAGGING)).await?;
     match found {
         Some(tagging) => Ok(S3Response::new(GetBucketTaggingOutput { tag_set: tagging.tag_set })),
@@ -64,8 +73,9 @@ pub(super) async fn get_bucket(request: S3Request<GetBucketTaggingInput>) -> Ans
 }
 
 pub(super) async fn put_bucket(request: S3Request<PutBucketTaggingInput>) -> Answer<PutBucketTaggingOutput> {
-    let serving = serving(&request)?;
-    let PutBucketTaggingInput { bucket, tagging, .. } = request.input;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
+    let PutBucketTaggingInput { tagging, .. } = request.input;
     let tags = tags_of(tagging.tag_set)?;
     objects::check_tags(&tags, BUCKET_TAGS_MAX).map_err(|error| from_store(&error))?;
     let tagging = Tagging { tag_set: tag_set(&tags) };
@@ -76,8 +86,8 @@ pub(super) async fn put_bucket(request: S3Request<PutBucketTaggingInput>) -> Ans
 pub(super) async fn delete_bucket(
     request: S3Request<DeleteBucketTaggingInput>,
 ) -> Answer<DeleteBucketTaggingOutput> {
-    let serving = serving(&request)?;
-    let bucket = request.input.bucket;
+    let (serving, admission) = admitted(&request).await?;
+    let bucket = admission.bucket();
     serving.run(move |store| documents::remove(store, &bucket, TAGGING)).await?;
     Ok(S3Response::with_status(DeleteBucketTaggingOutput::default(), http::StatusCode::NO_CONTENT))
 }

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use objects::ObjectInfo;
+use objects::{ObjectInfo, VersionEntry};
 use s3s::dto::{LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, Tag, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
@@ -177,13 +177,33 @@ fn read_filter(filter: Option<&LifecycleRuleFilter>) -> S3Result<Rule> {
     Ok(rule)
 }
 
+/// An object, as far as rules ask about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate<'a> {
+    key: &'a str,
+    bytes: u64,
+    modified: SystemTime,
+    tags: &'a [(String, String)],
+}
+
+impl<'a> Candidate<'a> {
+    pub(crate) fn of(key: &'a str, info: &'a ObjectInfo) -> Self {
+        Self { key, bytes: info.bytes, modified: info.modified, tags: &info.attributes.tags }
+    }
+
+    pub(crate) fn listed(entry: &'a VersionEntry) -> Self {
+        let info = &entry.info;
+        Self { key: &entry.key, bytes: info.bytes, modified: info.modified, tags: &info.tags }
+    }
+}
+
 impl Rule {
     /// Whether the rule is about this object.
-    pub(crate) fn fits(&self, key: &str, info: &ObjectInfo) -> bool {
-        key.starts_with(&self.prefix)
-            && self.tags.iter().all(|tag| info.attributes.tags.contains(tag))
-            && self.larger_than.is_none_or(|bytes| info.bytes > bytes)
-            && self.smaller_than.is_none_or(|bytes| info.bytes < bytes)
+    pub(crate) fn fits(&self, object: Candidate<'_>) -> bool {
+        object.key.starts_with(&self.prefix)
+            && self.tags.iter().all(|tag| object.tags.contains(tag))
+            && self.larger_than.is_none_or(|bytes| object.bytes > bytes)
+            && self.smaller_than.is_none_or(|bytes| object.bytes < bytes)
     }
 }
 
@@ -201,7 +221,7 @@ pub(crate) fn due(since: SystemTime, days: u32, day: Duration) -> SystemTime {
 
 /// `x-amz-expiration`: when the current version of an object goes, in whole days whatever a test's days are.
 pub(crate) fn header(rules: &[Rule], key: &str, info: &ObjectInfo) -> Option<String> {
-    let (moment, rule) = expiry(rules, key, info, Duration::from_secs(DAY_SECONDS))?;
+    let (moment, rule) = expiry(rules, Candidate::of(key, info), Duration::from_secs(DAY_SECONDS))?;
     let mut date = Vec::new();
     timestamp(moment).format(TimestampFormat::HttpDate, &mut date).ok()?;
     Some(format!("expiry-date=\"{}\", rule-id=\"{}\"", String::from_utf8(date).ok()?, rule.id))
@@ -210,15 +230,14 @@ pub(crate) fn header(rules: &[Rule], key: &str, info: &ObjectInfo) -> Option<Str
 /// When the current version of an object goes, and by which rule: the first of those that fit.
 pub(crate) fn expiry<'a>(
     rules: &'a [Rule],
-    key: &str,
-    info: &ObjectInfo,
+    object: Candidate<'_>,
     day: Duration,
 ) -> Option<(SystemTime, &'a Rule)> {
     let moment = |rule: &Rule| match rule.expiry {
         Expiry::Never => None,
-        Expiry::After(days) => Some(due(info.modified, days, day)),
+        Expiry::After(days) => Some(due(object.modified, days, day)),
         Expiry::From(seconds) => Some(UNIX_EPOCH + Duration::from_secs(seconds)),
     };
-    let fitting = rules.iter().filter(|rule| rule.fits(key, info));
+    let fitting = rules.iter().filter(|rule| rule.fits(object));
     fitting.filter_map(|rule| Some((moment(rule)?, rule))).min_by_key(|(moment, _)| *moment)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use hmac::{Hmac, KeyInit, Mac};
+use objects::NewAccessKey;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -56,11 +57,25 @@ impl Asked {
     }
 
     /// Signs every header there is so far.
-    pub(crate) fn sign(mut self, running: &Running) -> Self {
+    pub(crate) fn sign(self, running: &Running) -> Self {
+        self.sign_as(running, &running.key)
+    }
+
+    /// The same with another key than the first user's.
+    pub(crate) fn sign_as(self, running: &Running, key: &NewAccessKey) -> Self {
+        self.sign_with(key, &running.address.to_string())
+    }
+
+    /// The same for another host than the server's address.
+    pub(crate) fn sign_for(self, running: &Running, host: &str) -> Self {
+        self.sign_with(&running.key, host)
+    }
+
+    fn sign_with(mut self, key: &NewAccessKey, host: &str) -> Self {
         let now = OffsetDateTime::now_utc();
         let stamp = now.format(format_description!("[year][month][day]T[hour][minute][second]Z")).unwrap();
         let day = &stamp[..8];
-        self.headers.insert("host".into(), running.address.to_string());
+        self.headers.insert("host".into(), host.to_owned());
         self.headers.insert("x-amz-date".into(), stamp.clone());
         self.headers.insert("x-amz-content-sha256".into(), self.payload.to_owned());
         let names: Vec<&str> = self.headers.keys().map(String::as_str).collect();
@@ -83,14 +98,14 @@ impl Asked {
         let scope = format!("{day}/{REGION}/s3/aws4_request");
         let digest = hex(&Sha256::digest(canonical.as_bytes()));
         let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}");
-        let secret = format!("AWS4{}", running.key.secret.expose());
-        let key = [day, REGION, "s3", "aws4_request"]
+        let secret = format!("AWS4{}", key.secret.expose());
+        let signing = [day, REGION, "s3", "aws4_request"]
             .iter()
             .fold(secret.into_bytes(), |key, part| hmac(&key, part));
-        let signature = hex(&hmac(&key, &text));
+        let signature = hex(&hmac(&signing, &text));
         let authorization = format!(
             "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={signed}, Signature={signature}",
-            running.key.id
+            key.id
         );
         self.headers.insert("authorization".into(), authorization);
         self

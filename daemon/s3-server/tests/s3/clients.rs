@@ -4,9 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use s3_server::S3Options;
 
 use crate::client::Client;
-use crate::server::{BUCKET, REGION, Running};
+use crate::server::{BUCKET, REGION, Running, options};
 
 /// Runs a client's suite against the server. Machines without the client can't; CI has it.
 async fn run_suite(running: &Running, import: &str, script: &str, more: &[(&str, &str)]) {
@@ -38,6 +39,14 @@ async fn run_suite(running: &Running, import: &str, script: &str, more: &[(&str,
 async fn boto3_does_what_its_documentation_says() {
     let running = Running::start().await;
     run_suite(&running, "import boto3", "boto3_suite.py", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boto3_signs_with_version_2_where_that_is_allowed() {
+    let options = S3Options { signature_v2: true, ..options() };
+    let running = Running::start_with(options).await;
+    let more = [("SIGNATURE_V2", "yes"), ("STEPS", "buckets conditional_writes presigned")];
+    run_suite(&running, "import boto3", "boto3_suite.py", &more).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access_log;
 mod client;
 mod clients;
+mod notifications;
 mod protocol;
+mod rights;
 mod sealing;
 mod server;
+mod strangers;

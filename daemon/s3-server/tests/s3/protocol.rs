@@ -5,10 +5,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use s3_server::{Rates, S3Options};
 use tokio::net::TcpStream;
 
 use crate::client::{Asked, Client, UNSIGNED_CHUNKS};
-use crate::server::Running;
+use crate::server::{Running, options};
 
 fn code(answer: &crate::client::Answered) -> (u16, String) {
     let text = answer.text();
@@ -41,7 +42,7 @@ async fn nothing_is_done_without_a_signature_that_covers_it() {
 async fn what_is_not_implemented_is_refused_by_name() {
     let running = Running::start().await;
     let mut client = Client::connect(&running).await;
-    for path in ["/bucket?logging", "/bucket?website", "/bucket?replication", "/bucket?inventory"] {
+    for path in ["/bucket?accelerate", "/bucket?website", "/bucket?replication", "/bucket?inventory"] {
         assert_eq!(code(&client.get(&running, path).await), (501, "NotImplemented".into()), "{path}");
     }
     let confirmed =
@@ -219,4 +220,59 @@ async fn every_request_is_counted_under_its_operation() {
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_requests_than_allowed_are_told_to_slow_down() {
+    let operations = [("GetObject".to_owned(), 3)].into();
+    let rates = Rates { per_address: 0, per_key: 8, operations };
+    let running = Running::start_with(S3Options { rates, ..options() }).await;
+    let mut client = Client::connect(&running).await;
+    assert_eq!(client.put(&running, "/bucket/k", b"body").await.status, 200);
+    let mut answers = Vec::new();
+    for _ in 0..6 {
+        answers.push(client.get(&running, "/bucket/k").await);
+    }
+    let refused = answers.iter().find(|answer| answer.status == 503).expect("a sixth GET within a second");
+    assert_eq!(code(refused), (503, "SlowDown".into()));
+    assert!(refused.headers["retry-after"].parse::<u32>().unwrap() >= 1);
+    assert!(refused.text().contains(&refused.headers["x-amz-request-id"]));
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        statuses.push(client.put(&running, "/bucket/k", b"body").await.status);
+    }
+    assert!(statuses.contains(&503) && statuses[0] == 200, "the key's own limit: {statuses:?}");
+    let other = running.store.clone();
+    let other = tokio::task::spawn_blocking(move || other.create_user("other").unwrap()).await.unwrap();
+    let asked = Asked::new("PUT", "/bucket/k").header("content-length", 0).sign_as(&running, &other);
+    assert_eq!(client.ask(&asked, b"").await.status, 200, "another key is not held up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_requests_from_one_address_are_not_even_looked_at() {
+    let rates = Rates { per_address: 5, ..Rates::default() };
+    let running = Running::start_with(S3Options { rates, ..options() }).await;
+    let mut client = Client::connect(&running).await;
+    let anonymous = Asked::new("GET", "/bucket/k").header("host", running.address);
+    let mut statuses = Vec::new();
+    for _ in 0..12 {
+        statuses.push(client.ask(&anonymous, b"").await.status);
+    }
+    assert!(statuses.contains(&403) && statuses.contains(&503), "{statuses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buckets_are_host_names_too_where_a_domain_says_so() {
+    let running =
+        Running::start_with(S3Options { domains: vec!["s3.example.com".to_owned()], ..options() }).await;
+    let mut client = Client::connect(&running).await;
+    let ask = |method, path| {
+        let asked = Asked::new(method, path).header("content-length", 0);
+        asked.sign_for(&running, "bucket.s3.example.com")
+    };
+    assert_eq!(client.ask(&ask("PUT", "/k"), b"").await.status, 200);
+    assert_eq!(client.ask(&ask("GET", "/k"), b"").await.status, 200);
+    assert_eq!(client.get(&running, "/bucket/k").await.status, 200, "and in paths");
+    let unknown = S3Options { domains: vec!["a.b".to_owned(), "x.a.b".to_owned()], ..options() };
+    assert!(s3_server::S3Server::with_options(unknown).is_err());
 }

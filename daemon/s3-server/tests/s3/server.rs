@@ -6,7 +6,7 @@ use std::sync::Arc;
 use objects::simulated::SimulatedVolume;
 use objects::{BucketOptions, NewAccessKey, Store};
 use prometheus_client::registry::Registry;
-use s3_server::S3Server;
+use s3_server::{S3Options, S3Server};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use units::ByteLen;
@@ -24,8 +24,18 @@ pub(crate) struct Running {
     pub(crate) accepting: JoinHandle<()>,
 }
 
+/// What a server of the tests is made with, where a test says nothing else.
+pub(crate) fn options() -> S3Options {
+    S3Options { region: REGION.to_owned(), ..S3Options::default() }
+}
+
 impl Running {
     pub(crate) async fn start() -> Self {
+        Self::start_with(options()).await
+    }
+
+    pub(crate) async fn start_with(options: S3Options) -> Self {
+        let server = S3Server::with_options(options).unwrap();
         let volume = SimulatedVolume::new(ByteLen(1 << 40));
         let opened = volume.clone();
         let (store, key) = tokio::task::spawn_blocking(move || {
@@ -36,7 +46,6 @@ impl Running {
         })
         .await
         .unwrap();
-        let server = S3Server::new(REGION);
         let mut metrics = Registry::default();
         server.register(&mut metrics);
         server.set_store(Some(Arc::clone(&store)));
