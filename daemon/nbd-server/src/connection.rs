@@ -6,12 +6,14 @@
 //! - From accept to the choice of export a client has a limited time, however many bytes it sends.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
-use crate::exports::{Exports, LiveExport};
+use crate::access::{Doorkeeper, Peer};
+use crate::exports::{Exports, LiveExport, Visit};
 use crate::metrics::Metrics;
 use crate::negotiation::{CloseReason, Features, Negotiation, Step, Tls};
 use crate::transmission::{Closed, Shared, Socket, Stream, serve};
@@ -33,24 +35,31 @@ struct Negotiated {
     stream: Stream,
     export: Arc<LiveExport>,
     features: Features,
+    peer: Peer,
+}
+
+/// What a client may ask for, and who says who it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct House<'a> {
+    pub(crate) exports: &'a Exports,
+    pub(crate) doorkeeper: &'a dyn Doorkeeper,
 }
 
 /// Serves one client until it or the export goes.
 pub(crate) async fn run(
     stream: Socket,
     tls: Option<TlsAcceptor>,
-    exports: &Exports,
+    house: House<'_>,
     shared: &Shared,
     metrics: &Metrics,
 ) {
-    let negotiation =
-        tokio::time::timeout(shared.limits.negotiation_time_max, negotiate(stream, tls, exports));
+    let negotiation = tokio::time::timeout(shared.limits.negotiation_time_max, negotiate(stream, tls, house));
     let negotiated = tokio::select! {
         biased;
         negotiated = negotiation => negotiated.unwrap_or(Err(NotNegotiated::TooSlow)),
         () = shared.draining.cancelled() => return,
     };
-    let Negotiated { stream, export, features } = match negotiated {
+    let Negotiated { stream, export, features, peer } = match negotiated {
         Ok(negotiated) => negotiated,
         Err(NotNegotiated::Ended(CloseReason::Aborted)) => return,
         Err(error) => {
@@ -62,9 +71,9 @@ pub(crate) async fn run(
     // Dropped after the stream and everything that belongs to it.
     let _present = export.present.token();
     tracing::debug!(export = %export.label, ?features, "transmission begins");
-    let closed = serve(stream, Arc::clone(&export), features, shared).await;
+    let closed = serve(stream, Arc::clone(&export), features, &peer, shared).await;
     match &closed {
-        Closed::Malformed | Closed::Oversize | Closed::Lingered | Closed::Sealed => {
+        Closed::Malformed | Closed::Oversize | Closed::Lingered | Closed::Sealed | Closed::ShutOut => {
             tracing::info!(export = %export.label, reason = %closed, "connection closed");
         }
         Closed::Disconnected | Closed::EndOfStream | Closed::Drained | Closed::Broken(_) => {
@@ -76,13 +85,14 @@ pub(crate) async fn run(
 async fn negotiate(
     mut socket: Socket,
     tls: Option<TlsAcceptor>,
-    exports: &Exports,
+    house: House<'_>,
 ) -> Result<Negotiated, NotNegotiated> {
+    let mut peer = Peer { address: address_of(&socket).map_err(NotNegotiated::Broken)?, client: None };
     let mut machine = Negotiation::new(if tls.is_some() { Tls::Required } else { Tls::Unavailable });
     write(&mut socket, &Negotiation::greeting()).await?;
-    let acceptor = match (options(&mut socket, &mut machine, exports).await?, tls) {
+    let acceptor = match (options(&mut socket, &mut machine, house, &peer).await?, tls) {
         (Choice::Export(export, features), _) => {
-            return Ok(Negotiated { stream: Stream::Plain(socket), export, features });
+            return Ok(Negotiated { stream: Stream::Plain(socket), export, features, peer });
         }
         (Choice::StartTls, Some(acceptor)) => acceptor,
         // The machine starts TLS only where it is required.
@@ -90,10 +100,21 @@ async fn negotiate(
     };
     let mut stream = Box::new(acceptor.accept(socket).await.map_err(NotNegotiated::Tls)?);
     machine.tls_started();
-    match options(&mut *stream, &mut machine, exports).await? {
-        Choice::Export(export, features) => Ok(Negotiated { stream: Stream::Tls(stream), export, features }),
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    peer.client = certificate.and_then(|certificate| house.doorkeeper.client(certificate));
+    match options(&mut *stream, &mut machine, house, &peer).await? {
+        Choice::Export(export, features) => {
+            Ok(Negotiated { stream: Stream::Tls(stream), export, features, peer })
+        }
         // The machine refuses to start it twice.
         Choice::StartTls => Err(CloseReason::Aborted.into()),
+    }
+}
+
+fn address_of(socket: &Socket) -> io::Result<Option<IpAddr>> {
+    match socket {
+        Socket::Left(tcp) => tcp.peer_addr().map(|peer| Some(peer.ip())),
+        Socket::Right(_) => Ok(None),
     }
 }
 
@@ -106,15 +127,17 @@ enum Choice {
 async fn options<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     machine: &mut Negotiation,
-    exports: &Exports,
+    house: House<'_>,
+    peer: &Peer,
 ) -> Result<Choice, NotNegotiated> {
+    let visit = Visit { exports: house.exports, peer, doorkeeper: house.doorkeeper };
     let mut received = Vec::new();
     let mut replies = Vec::new();
     loop {
         // Bounded by the machine: never more than one option of the longest kind.
         received.resize(machine.wants(), 0);
         stream.read_exact(&mut received).await.map_err(NotNegotiated::Broken)?;
-        let step = machine.on_bytes(&received, exports, &mut replies);
+        let step = machine.on_bytes(&received, &visit, &mut replies);
         write(stream, &replies).await?;
         replies.clear();
         match step {

@@ -5,20 +5,24 @@
 //!   one stay sealed.
 //! - A label whose key is gone is refused with "shutting down", not with "unknown", for as long as it is not removed.
 //!   While nothing at all is served every label is: a sealed node does not know the labels, the keyholder does.
+//! - What an export's access does not admit can neither list nor choose it, and a connection that a change of the access
+//!   shuts out ends.
 //!
 //! All calls are short and block on nothing but a mutex: the node calls them right after a wipe.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use sealing::Volume;
-use tokio::sync::Semaphore;
+use sealing::{Snapshots, Volume};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use units::VolumeId;
 
+use crate::access::{Access, Doorkeeper, Peer, Refused};
 use crate::buffers::Buffers;
 use crate::lane::Lane;
 use crate::limits::{LABEL_BYTES_MAX, Limits};
@@ -43,10 +47,14 @@ pub enum OnSeal {
 pub struct Export {
     /// The volume with its lent key.
     pub volume: Volume,
-    /// Whether writes are refused.
+    /// What it can be compared with.
+    pub snapshots: Snapshots,
+    /// Whether it is one that nobody may change, whatever its access says: a snapshot.
     pub read_only: bool,
     /// What clients see when the key goes.
     pub on_seal: OnSeal,
+    /// Who may use it.
+    pub access: Access,
 }
 
 /// A label that can't name an export.
@@ -78,7 +86,15 @@ pub struct ExportStatus {
 pub(crate) struct LiveExport {
     pub(crate) label: String,
     pub(crate) volume: Volume,
-    pub(crate) read_only: bool,
+    pub(crate) snapshots: Snapshots,
+    /// Of its own, or by its access: asked for every request.
+    read_only: AtomicBool,
+    is_snapshot: bool,
+    access: watch::Sender<Access>,
+    /// Goes up with each change of the access, after it.
+    access_version: AtomicU64,
+    /// Held to read by operations that change something, to write by who waits for those that began before a change.
+    changes: RwLock<()>,
     pub(crate) on_seal: OnSeal,
     pub(crate) metrics: ExportMetrics,
     pub(crate) lane: Arc<Lane<Operation>>,
@@ -115,7 +131,47 @@ impl LiveExport {
     }
 
     pub(crate) fn shape(&self) -> Shape {
-        Shape { len_bytes: self.volume.len().0, read_only: self.read_only }
+        Shape { len_bytes: self.volume.len().0, read_only: self.read_only.load(Ordering::Relaxed) }
+    }
+
+    fn admits(&self, peer: &Peer) -> bool {
+        self.access.borrow().admits(peer)
+    }
+
+    fn set_access(&self, access: Access) {
+        self.read_only.store(self.is_snapshot || access.read_only(), Ordering::Relaxed);
+        self.access.send_replace(access);
+        self.access_version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether `guest` may still use the export. Cheap where nothing has changed.
+    pub(crate) fn still_admits(&self, guest: &Guest) -> bool {
+        let version = self.access_version.load(Ordering::SeqCst);
+        if guest.admitted_at.load(Ordering::Relaxed) == version {
+            return true;
+        }
+        let admitted = self.admits(&guest.peer);
+        if admitted {
+            guest.admitted_at.store(version, Ordering::Relaxed);
+        }
+        admitted
+    }
+
+    /// To be held while something is changed: what an access refuses is looked at under it.
+    pub(crate) fn change(&self) -> RwLockReadGuard<'_, ()> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when every change that began before the call has ended.
+    fn settle(&self) {
+        drop(self.changes.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Returns once the export is no more for `peer`.
+    pub(crate) async fn shut_out(&self, peer: &Peer) {
+        let mut access = self.access.subscribe();
+        // The sender is this export's own: the wait never fails.
+        drop(access.wait_for(|access| !access.admits(peer)).await);
     }
 
     /// Counts a failure of the volume and says whether it is one to log: the 1st, 2nd, 4th, 8th … so that a dead
@@ -129,6 +185,19 @@ impl LiveExport {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.metrics.connections.inc();
         Connected(Arc::clone(self))
+    }
+}
+
+/// A client that has chosen an export, and the version of its access that last admitted it; none yet.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    peer: Peer,
+    admitted_at: AtomicU64,
+}
+
+impl Guest {
+    pub(crate) fn new(peer: Peer) -> Self {
+        Self { peer, admitted_at: AtomicU64::new(0) }
     }
 }
 
@@ -199,7 +268,12 @@ impl Exports {
             label: label.to_owned(),
             metrics: metrics.for_export(export.volume.id()),
             volume: export.volume,
-            read_only: export.read_only,
+            snapshots: export.snapshots,
+            read_only: AtomicBool::new(export.read_only || export.access.read_only()),
+            is_snapshot: export.read_only,
+            access: watch::Sender::new(export.access),
+            access_version: AtomicU64::new(1),
+            changes: RwLock::new(()),
             on_seal: export.on_seal,
             lane: Arc::new(Lane::new(Arc::clone(&self.extra_threads))),
             pace: Pace::new(),
@@ -240,6 +314,18 @@ impl Exports {
         }
     }
 
+    /// Changes who may use a volume and its snapshots, where they are served. When it returns nothing that the change refuses
+    /// is still being carried out.
+    pub(crate) fn set_access(&self, volume: VolumeId, access: &Access) {
+        let of_volume = |entry: &Entry| match entry {
+            Entry::Live(live) if live.snapshots.volume() == volume => Some(Arc::clone(live)),
+            Entry::Live(_) | Entry::Sealed => None,
+        };
+        let changed: Vec<_> = self.entries().values().filter_map(of_volume).collect();
+        changed.iter().for_each(|live| live.set_access(access.clone()));
+        changed.iter().for_each(|live| live.settle());
+    }
+
     pub(crate) fn status(&self) -> Vec<ExportStatus> {
         let status = |(label, entry): (&String, &Entry)| {
             let (sealed, connections) = match entry {
@@ -253,9 +339,46 @@ impl Exports {
     }
 }
 
-impl Directory for Exports {
+/// The exports as one client sees them.
+#[derive(Debug)]
+pub(crate) struct Visit<'a> {
+    pub(crate) exports: &'a Exports,
+    pub(crate) peer: &'a Peer,
+    pub(crate) doorkeeper: &'a dyn Doorkeeper,
+}
+
+impl Directory for Visit<'_> {
     type Export = Arc<LiveExport>;
 
+    fn find(&self, label: &str) -> Result<Arc<LiveExport>, Unavailable> {
+        let live = self.exports.find(label)?;
+        if live.admits(self.peer) {
+            return Ok(live);
+        }
+        live.metrics.refused.inc();
+        let Peer { address, client } = self.peer.clone();
+        self.doorkeeper.refused(Refused { volume: live.volume.id(), address, client });
+        Err(Unavailable::Forbidden)
+    }
+
+    fn shape(&self, export: &Arc<LiveExport>) -> Shape {
+        export.shape()
+    }
+
+    fn snapshots(&self, export: &Arc<LiveExport>) -> Vec<VolumeId> {
+        let own = export.volume.id();
+        export.snapshots.ids().into_iter().filter(|id| *id != own).collect()
+    }
+
+    fn labels(&self) -> Result<Vec<String>, Unavailable> {
+        let live = self.exports.live()?;
+        let admitted = live.iter().filter(|live| live.admits(self.peer));
+        let labels: Vec<String> = admitted.map(|live| live.label.clone()).collect();
+        if labels.is_empty() { Err(Unavailable::Forbidden) } else { Ok(labels) }
+    }
+}
+
+impl Exports {
     fn find(&self, label: &str) -> Result<Arc<LiveExport>, Unavailable> {
         if self.draining.is_cancelled() {
             return Err(Unavailable::Shutdown);
@@ -271,20 +394,16 @@ impl Directory for Exports {
         }
     }
 
-    fn shape(&self, export: &Arc<LiveExport>) -> Shape {
-        export.shape()
-    }
-
-    fn labels(&self) -> Result<Vec<String>, Unavailable> {
+    /// Everything that is served, by label; there is something.
+    fn live(&self) -> Result<Vec<Arc<LiveExport>>, Unavailable> {
         if self.draining.is_cancelled() {
             return Err(Unavailable::Shutdown);
         }
-        let entries = self.entries();
-        let live: Vec<String> = entries
-            .iter()
-            .filter(|(_, entry)| matches!(entry, Entry::Live(live) if !live.key_gone()))
-            .map(|(label, _)| label.clone())
-            .collect();
-        if live.is_empty() { Err(Unavailable::Shutdown) } else { Ok(live) }
+        let live = |entry: &Entry| match entry {
+            Entry::Live(live) if !live.key_gone() => Some(Arc::clone(live)),
+            Entry::Live(_) | Entry::Sealed => None,
+        };
+        let all: Vec<_> = self.entries().values().filter_map(live).collect();
+        if all.is_empty() { Err(Unavailable::Shutdown) } else { Ok(all) }
     }
 }

@@ -5,11 +5,17 @@
 
 use std::sync::Arc;
 
+use units::VolumeId;
+
 use crate::buffers::Buffers;
+use crate::context::Context;
 use crate::negotiation::{Directory, Features, Negotiation, Shape, Step, Tls, Unavailable};
-use crate::reply::{Batch, Outcome, ReplyTo, StatusRun};
-use crate::request::{Asked, FILTER_BYTES, Incoming, Refusal, Request};
+use crate::reply::{Batch, Outcome, ReplyTo, Status, StatusRun};
+use crate::request::{Asked, Incoming, Refusal, Request};
 use crate::wire::{Errno, RequestHeader, Style};
+
+/// The one snapshot that each export can be compared with.
+const SNAPSHOT: VolumeId = VolumeId([5; 16]);
 
 /// Bytes of the export `disk`, and of the read-only `archive`.
 pub const EXPORT_BYTES: u64 = 1 << 40;
@@ -33,8 +39,8 @@ pub struct Spoken {
 pub struct Transmission {
     /// 0 simple, 1 structured, 2 extended.
     pub style: u8,
-    /// Whether a metadata context was selected.
-    pub block_status: bool,
+    /// The ids of the metadata contexts that were selected.
+    pub contexts: Vec<u32>,
     /// Whether the export refuses changes.
     pub read_only: bool,
     /// Everything the server sent.
@@ -53,12 +59,17 @@ impl Directory for Shelf {
             "disk" => Ok(Shape { len_bytes: EXPORT_BYTES, read_only: false }),
             "archive" => Ok(Shape { len_bytes: EXPORT_BYTES, read_only: true }),
             "asleep" => Err(Unavailable::Shutdown),
+            "barred" => Err(Unavailable::Forbidden),
             _ => Err(Unavailable::Unknown),
         }
     }
 
     fn shape(&self, export: &Shape) -> Shape {
         *export
+    }
+
+    fn snapshots(&self, _: &Shape) -> Vec<VolumeId> {
+        vec![SNAPSHOT]
     }
 
     fn labels(&self) -> Result<Vec<String>, Unavailable> {
@@ -80,7 +91,7 @@ pub fn speak(input: &[u8], tls: bool) -> Spoken {
             Step::StartTls => machine.tls_started(),
             Step::Close(_) => break,
             Step::Transmission(shape, features) => {
-                spoken.transmission = Some(transmission(rest, shape, features));
+                spoken.transmission = Some(transmission(rest, shape, &features));
                 break;
             }
         }
@@ -88,7 +99,7 @@ pub fn speak(input: &[u8], tls: bool) -> Spoken {
     spoken
 }
 
-fn transmission(input: &[u8], shape: Shape, features: Features) -> Transmission {
+fn transmission(input: &[u8], shape: Shape, features: &Features) -> Transmission {
     let mut rest = input;
     let mut batch = Batch::new(features.style);
     let mut replies = Vec::new();
@@ -118,21 +129,18 @@ fn transmission(input: &[u8], shape: Shape, features: Features) -> Transmission 
         Style::Structured => 1,
         Style::Extended => 2,
     };
-    let block_status = features.block_status;
-    Transmission { style, block_status, read_only: shape.read_only, replies, taken_bytes }
+    let contexts = features.contexts.iter().map(|(id, _)| id).collect();
+    Transmission { style, contexts, read_only: shape.read_only, replies, taken_bytes }
 }
 
 fn answer(asked: Asked, payload: &[u8]) -> Outcome {
     let request = match asked {
         Asked::Accepted(request) => request,
         Asked::Refused(refusal) => return Outcome::Refused(refusal),
-        Asked::Filtered(status) => {
-            let payload: &[u8; FILTER_BYTES] = payload.try_into().expect("announced with this length");
-            match status.with_payload(payload) {
-                Ok(request) => request,
-                Err(refusal) => return Outcome::Refused(refusal),
-            }
-        }
+        Asked::Filtered(status) => match status.with_payload(payload) {
+            Ok(request) => request,
+            Err(refusal) => return Outcome::Refused(refusal),
+        },
         Asked::Disconnect | Asked::Oversize => unreachable!("told apart before"),
     };
     match request {
@@ -140,11 +148,15 @@ fn answer(asked: Asked, payload: &[u8]) -> Outcome {
             Outcome::Data(Arc::<Buffers>::default().take(usize::try_from(range.len.0).unwrap_or(0)))
         }
         Request::Read { .. } => Outcome::Refused(Refusal { errno: Errno::Io, message: "not answered" }),
-        Request::BlockStatus { range, one } => {
+        Request::BlockStatus { range, one, contexts } => {
             let first = if one { range.len.0 } else { range.len.0.div_ceil(2) };
-            let run = |len_bytes, hole| StatusRun { len_bytes, hole };
-            let runs = [run(first, true), run(range.len.0 - first, false)];
-            Outcome::Status(runs.into_iter().filter(|run| run.len_bytes > 0).collect())
+            let run = |len_bytes, flags| StatusRun { len_bytes, flags };
+            let status = |(id, context)| {
+                let flags = if context == Context::Allocation { 3 } else { 1 };
+                let runs = [run(first, flags), run(range.len.0 - first, 0)].into_iter();
+                Status { id, runs: runs.filter(|run| run.len_bytes > 0).collect() }
+            };
+            Outcome::Status(contexts.into_iter().map(status).collect())
         }
         Request::Write { range, .. } => {
             assert_eq!(range.len.0, payload.len() as u64, "a write without its payload");

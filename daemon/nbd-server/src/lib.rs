@@ -19,9 +19,11 @@
 //! The crate starts no runtime and opens no listening socket. Its threads are the runtime's blocking ones: one for each
 //! connection, and those of the lanes.
 
+mod access;
 mod buffers;
 pub mod client;
 mod connection;
+mod context;
 mod exports;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -41,6 +43,7 @@ mod stream;
 mod transmission;
 mod wire;
 
+pub use access::{Access, AddressRange, Client, ClientRule, Doorkeeper, InvalidAccess, Refused};
 pub use exports::{Export, ExportStatus, InvalidLabel, OnSeal};
 pub use limits::Limits;
 pub use server::{Drained, NbdServer};

@@ -26,12 +26,38 @@ pub const OPTIONS_MAX: u32 = 128;
 /// Longest export name, the protocol's limit for strings.
 pub const LABEL_BYTES_MAX: usize = 4096;
 
-/// Descriptors in one block status reply: 64 KiB of reply. The protocol lets a client ask again for the rest.
+/// Metadata contexts that one connection may select: a backup compares with one snapshot or two. One more is refused.
+pub const CONTEXTS_MAX: usize = 16;
+
+/// Clients that an export's access may name, and addresses: each is looked at when a client asks for an export.
+pub const ACCESS_CLIENTS_MAX: usize = 64;
+/// See [`ACCESS_CLIENTS_MAX`].
+pub const ACCESS_ADDRESSES_MAX: usize = 64;
+
+/// Descriptors in one block status reply, shared by the contexts that are asked for: 128 KiB of reply at most. The protocol lets
+/// a client ask again for the rest.
 pub const STATUS_DESCRIPTORS_MAX: usize = 8192;
 
-/// Bytes whose presence is looked up in one step while a block status is put together: 1 GiB of 4 KiB sectors is at
-/// most 262,144 runs, 4 MiB of memory.
-pub const STATUS_WINDOW_BYTES: u64 = 1 << 30;
+/// Bytes of one descriptor, of 64 bits, and of what comes of it in a reply.
+pub const STATUS_DESCRIPTOR_BYTES: u32 = 2 * 16;
+
+/// Bytes that a block status takes of its connection's budget while it is made and until its reply has left.
+pub const STATUS_BYTES_HELD: u32 = 8192 * STATUS_DESCRIPTOR_BYTES;
+const _: () = assert!(STATUS_DESCRIPTORS_MAX == 8192);
+
+/// Bytes whose presence is looked up in the first step while a block status is put together: 64 MiB of 4 KiB sectors are at most 16,384
+/// runs.
+pub const STATUS_WINDOW_BYTES_MIN: u64 = 64 << 20;
+
+/// The same in a later step: each step over few runs is followed by one over twice as much.
+pub const STATUS_WINDOW_BYTES_MAX: u64 = 1 << 30;
+
+/// Runs up to which a step was one over few.
+pub const STATUS_RUNS_FEW: usize = 1024;
+
+/// Runs that one block status looks at, shared by the contexts that are asked for: runs of the same state are one descriptor, so that
+/// a reply may be short and its making long. Some milliseconds; the protocol lets a client ask again for the rest.
+pub const STATUS_RUNS_MAX: usize = 65_536;
 
 /// Bytes over which one block status looks at most: 256 GiB, 256 steps. With lengths of 64 bits a client may ask for
 /// all of a volume; the protocol lets it ask again for the rest.

@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     in_flight: Family<OperationLabels, Gauge>,
     latency: Family<OperationLabels, Histogram>,
     export_connections: Family<ExportLabels, Gauge>,
+    access_refused: Family<ExportLabels, Counter>,
     /// Connections now, negotiating ones included.
     pub(crate) connections: Gauge,
     /// Connections accepted since the start.
@@ -63,6 +64,7 @@ impl Metrics {
             in_flight: Family::default(),
             latency: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS_SECONDS)),
             export_connections: Family::default(),
+            access_refused: Family::default(),
             connections: Gauge::default(),
             connections_accepted: Counter::default(),
             connections_refused: Counter::default(),
@@ -97,6 +99,11 @@ impl Metrics {
             "Connections that have chosen the export",
             self.export_connections.clone(),
         );
+        nbd.register(
+            "access_refused",
+            "Times that a client asked for the export and its access did not admit it",
+            self.access_refused.clone(),
+        );
         nbd.register("connections", "Connections, negotiating ones included", self.connections.clone());
         nbd.register(
             "connections_accepted",
@@ -128,10 +135,10 @@ impl Metrics {
                 latency: self.latency.get_or_create_owned(&labels),
             }
         };
+        let export = ExportLabels { volume: volume.to_string() };
         ExportMetrics {
-            connections: self
-                .export_connections
-                .get_or_create_owned(&ExportLabels { volume: volume.to_string() }),
+            connections: self.export_connections.get_or_create_owned(&export),
+            refused: self.access_refused.get_or_create_owned(&export),
             read: of("read"),
             write: of("write"),
             flush: of("flush"),
@@ -148,6 +155,7 @@ impl Metrics {
 #[derive(Debug)]
 pub(crate) struct ExportMetrics {
     pub(crate) connections: Gauge,
+    pub(crate) refused: Counter,
     read: OperationMetrics,
     write: OperationMetrics,
     flush: OperationMetrics,

@@ -11,17 +11,18 @@
 //!
 //! It does no input or output, knows no clock, and holds no volume: exports are looked up through [`Directory`].
 
+use std::collections::BTreeSet;
+
+use units::VolumeId;
+
+use crate::context::{Context, Selection};
 use crate::limits::{
     BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, LABEL_BYTES_MAX, OPTION_BYTES_MAX, OPTIONS_MAX, PAYLOAD_BYTES_MAX,
 };
 use crate::wire::{
-    BASE_ALLOCATION, BASE_WILDCARD, CLIENT_FLAGS_BYTES, Cursor, EXPORT_NAME_PADDING_BYTES, GREETING_BYTES,
-    OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode, ReplyCode, SESSION_MAGIC, Style,
-    handshake_flag, info, transmission_flag,
+    CLIENT_FLAGS_BYTES, Cursor, EXPORT_NAME_PADDING_BYTES, GREETING_BYTES, OPTION_HEADER_BYTES, OPTION_MAGIC,
+    OPTION_REPLY_MAGIC, OptionCode, ReplyCode, SESSION_MAGIC, Style, handshake_flag, info, transmission_flag,
 };
-
-/// The id of `base:allocation`; the only context, so any number does.
-pub(crate) const ALLOCATION_CONTEXT_ID: u32 = 1;
 
 /// Where the machine finds exports.
 pub(crate) trait Directory {
@@ -33,7 +34,10 @@ pub(crate) trait Directory {
     /// What the client is told about it.
     fn shape(&self, export: &Self::Export) -> Shape;
 
-    /// The labels of all exports that would be served.
+    /// The snapshots that it can be compared with, the oldest first.
+    fn snapshots(&self, export: &Self::Export) -> Vec<VolumeId>;
+
+    /// The labels of all exports that would be served to this client.
     fn labels(&self) -> Result<Vec<String>, Unavailable>;
 }
 
@@ -51,6 +55,8 @@ pub(crate) enum Unavailable {
     Unknown,
     /// Its key is gone, or the server is going down.
     Shutdown,
+    /// It is not for this client.
+    Forbidden,
 }
 
 /// Where TLS stands on this connection.
@@ -65,11 +71,11 @@ pub(crate) enum Tls {
 }
 
 /// What a client may use in the transmission phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Features {
     pub(crate) style: Style,
-    /// `base:allocation` was selected for the export that was chosen.
-    pub(crate) block_status: bool,
+    /// What was selected for the export that was chosen.
+    pub(crate) contexts: Selection,
 }
 
 /// What the shell does after it sent the replies.
@@ -106,6 +112,8 @@ pub(crate) enum CloseReason {
     ExportNameUnknown,
     #[error("EXPORT_NAME for an export that is sealed")]
     ExportNameSealed,
+    #[error("EXPORT_NAME for an export that is not for this client")]
+    ExportNameForbidden,
     #[error("EXPORT_NAME after extended headers, which need GO")]
     ExportNameExtended,
 }
@@ -126,8 +134,8 @@ pub(crate) struct Negotiation {
     fixed_newstyle: bool,
     no_zeroes: bool,
     style: Style,
-    /// The export that `base:allocation` was selected for.
-    allocation_selected_for: Option<String>,
+    /// The contexts that were selected, and the export that they were selected for.
+    selected: Option<(String, Selection)>,
 }
 
 impl Negotiation {
@@ -139,7 +147,7 @@ impl Negotiation {
             fixed_newstyle: false,
             no_zeroes: false,
             style: Style::Simple,
-            allocation_selected_for: None,
+            selected: None,
         }
     }
 
@@ -166,7 +174,7 @@ impl Negotiation {
     pub(crate) fn tls_started(&mut self) {
         self.tls = Tls::Active;
         self.style = Style::Simple;
-        self.allocation_selected_for = None;
+        self.selected = None;
     }
 
     /// Takes the bytes that [`Self::wants`] asked for and appends replies to `out`.
@@ -309,6 +317,7 @@ impl Negotiation {
             Ok(export) => export,
             Err(Unavailable::Unknown) => return Step::Close(CloseReason::ExportNameUnknown),
             Err(Unavailable::Shutdown) => return Step::Close(CloseReason::ExportNameSealed),
+            Err(Unavailable::Forbidden) => return Step::Close(CloseReason::ExportNameForbidden),
         };
         let shape = directory.shape(&export);
         out.extend_from_slice(&shape.len_bytes.to_be_bytes());
@@ -373,7 +382,7 @@ impl Negotiation {
     fn on_set_meta_context<D: Directory>(&mut self, data: &[u8], directory: &D, out: &mut Vec<u8>) {
         let code = OptionCode::SetMetaContext.code();
         // Replaces the earlier selection even where it fails.
-        self.allocation_selected_for = None;
+        self.selected = None;
         if !self.style.in_chunks() {
             let message = "negotiate structured replies or extended headers first";
             reply_error(out, code, ReplyCode::ErrInvalid, message);
@@ -383,19 +392,25 @@ impl Negotiation {
             reply_error(out, code, ReplyCode::ErrInvalid, "the option's data does not parse");
             return;
         };
-        if let Err(unavailable) = find(directory, label) {
-            reply_unavailable(out, code, unavailable);
-            return;
-        }
-        if queries.contains(&BASE_ALLOCATION) {
-            self.allocation_selected_for = Some(label.to_owned());
-            reply_context(out, code, ALLOCATION_CONTEXT_ID);
-        }
+        let export = match find(directory, label) {
+            Ok(export) => export,
+            Err(unavailable) => return reply_unavailable(out, code, unavailable),
+        };
+        let Ok(selected) = Selection::of(Context::all(directory.snapshots(&export)), &queries) else {
+            let message = "more contexts than one connection may select";
+            return reply_error(out, code, ReplyCode::ErrTooBig, message);
+        };
+        selected.iter().for_each(|(id, context)| reply_context(out, code, id, context));
+        self.selected = Some((label.to_owned(), selected));
         reply(out, code, ReplyCode::Ack, &[]);
     }
 
     fn features(&self, label: &str) -> Features {
-        Features { style: self.style, block_status: self.allocation_selected_for.as_deref() == Some(label) }
+        let selected = self.selected.as_ref().filter(|(of, _)| of == label);
+        Features {
+            style: self.style,
+            contexts: selected.map(|(_, contexts)| contexts.clone()).unwrap_or_default(),
+        }
     }
 
     fn transmission_flags(&self, shape: Shape, label: &str) -> u16 {
@@ -408,7 +423,7 @@ impl Negotiation {
         if self.style.in_chunks() {
             flags |= SEND_DF;
         }
-        if self.style == Style::Extended && self.features(label).block_status {
+        if self.style == Style::Extended && !self.features(label).contexts.is_empty() {
             flags |= BLOCK_STATUS_PAYLOAD;
         }
         flags
@@ -449,15 +464,13 @@ fn list_contexts<D: Directory>(data: &[u8], directory: &D, out: &mut Vec<u8>) {
         reply_error(out, code, ReplyCode::ErrInvalid, "the option's data does not parse");
         return;
     };
-    if let Err(unavailable) = find(directory, label) {
-        reply_unavailable(out, code, unavailable);
-        return;
-    }
-    let matches = |query: &&str| [BASE_ALLOCATION, BASE_WILDCARD].contains(query);
-    if queries.is_empty() || queries.iter().any(matches) {
-        // The id is reserved in a listing.
-        reply_context(out, code, 0);
-    }
+    let export = match find(directory, label) {
+        Ok(export) => export,
+        Err(unavailable) => return reply_unavailable(out, code, unavailable),
+    };
+    let listed = Context::all(directory.snapshots(&export)).filter(|context| context.is_listed(&queries));
+    // The id is reserved in a listing.
+    listed.for_each(|context| reply_context(out, code, 0, context));
     reply(out, code, ReplyCode::Ack, &[]);
 }
 
@@ -474,13 +487,13 @@ fn parse_info(data: &[u8]) -> Option<(&str, bool)> {
 }
 
 /// Export name and queries. The count is believed only as far as the data goes.
-fn parse_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
+fn parse_queries(data: &[u8]) -> Option<(&str, BTreeSet<&str>)> {
     let mut cursor = Cursor::new(data);
     let label = cursor.string()?;
     let count = cursor.u32()?;
-    let mut queries = Vec::new();
+    let mut queries = BTreeSet::new();
     for _ in 0..count {
-        queries.push(cursor.string()?);
+        queries.insert(cursor.string()?);
     }
     cursor.is_empty().then_some((label, queries))
 }
@@ -505,12 +518,16 @@ fn reply_unavailable(out: &mut Vec<u8>, option: u32, unavailable: Unavailable) {
         Unavailable::Shutdown => {
             reply_error(out, option, ReplyCode::ErrShutdown, "sealed: the key is not here; try again later");
         }
+        Unavailable::Forbidden => {
+            let message = "not for this client: see `nightlatch volume access`";
+            reply_error(out, option, ReplyCode::ErrPolicy, message);
+        }
     }
 }
 
-fn reply_context(out: &mut Vec<u8>, option: u32, id: u32) {
+fn reply_context(out: &mut Vec<u8>, option: u32, id: u32, context: Context) {
     let mut payload = id.to_be_bytes().to_vec();
-    payload.extend_from_slice(BASE_ALLOCATION.as_bytes());
+    payload.extend_from_slice(context.name().as_bytes());
     reply(out, option, ReplyCode::MetaContext, &payload);
 }
 

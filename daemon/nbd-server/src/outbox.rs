@@ -22,7 +22,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::exports::{LiveExport, OnSeal};
+use crate::exports::{Guest, LiveExport, OnSeal};
 use crate::limits::REPLIES_HELD_BACK_MAX;
 use crate::reply::{Batch, Outcome, ReplyTo, SEALED};
 use crate::stream::PlainStream;
@@ -55,6 +55,8 @@ enum Cleared {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     export: Arc<LiveExport>,
+    /// Whom its replies are for.
+    pub(crate) guest: Guest,
     /// Operations that still run hold the outbox, and a buffer each.
     _present: TaskTrackerToken,
     style: Style,
@@ -83,7 +85,7 @@ struct State {
 }
 
 impl Outbox {
-    pub(crate) fn new(export: Arc<LiveExport>, style: Style, sink: &Sink) -> Self {
+    pub(crate) fn new(export: Arc<LiveExport>, guest: Guest, style: Style, sink: &Sink) -> Self {
         let plain = match sink {
             Sink::Plain(plain) => Some(Arc::clone(plain)),
             Sink::Tls(_) => None,
@@ -99,7 +101,7 @@ impl Outbox {
             closed: false,
         };
         let _present = export.present.token();
-        Self { export, _present, style, state: Mutex::new(state), task: Notify::new() }
+        Self { export, guest, _present, style, state: Mutex::new(state), task: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -25,7 +25,7 @@ use crate::limits::{DISCARD_STEP_BYTES, QUICK_PAYLOAD_BYTES_MAX, TAKE_OVER_TIME}
 use crate::negotiation::Features;
 use crate::outbox::{Hold, Outbox};
 use crate::reply::{Outcome, ReplyTo};
-use crate::request::{Asked, FILTER_BYTES, Incoming, Request};
+use crate::request::{Asked, FILTER_BYTES_MAX, Incoming, Request};
 use crate::stream::{PlainStream, Source};
 use crate::transmission::{Closed, Operation, Pending};
 use crate::wire::{Command, EXTENDED_REQUEST_BYTES, RequestHeader};
@@ -185,36 +185,41 @@ impl Reader {
     fn next(&mut self, baton: &Baton) -> Result<Option<Operation>, Closed> {
         let slot = self.acquire(&self.slots, 1, baton)?;
         let header = self.header(baton)?;
-        let incoming = Incoming::parse(header, self.export.shape(), self.features);
+        let Incoming { cookie, offset, command, payload_bytes: announced, asked } =
+            Incoming::parse(header, self.export.shape(), &self.features);
+        let to = ReplyTo { cookie, offset };
         let hold = Hold { _slot: slot, payload: None };
-        match incoming.asked {
+        match asked {
             Asked::Disconnect => Err(Closed::Disconnected),
             Asked::Oversize => Err(Closed::Oversize),
             Asked::Filtered(status) => {
-                let mut pending = self.pending(&incoming, hold);
-                let mut payload = [0; FILTER_BYTES];
-                self.fill(&mut payload)?;
-                match status.with_payload(&payload) {
-                    Ok(request) => return Ok(Some(Operation { pending, request, payload: None })),
+                let mut pending = self.pending(to, command, hold);
+                let mut payload = [0; FILTER_BYTES_MAX];
+                // Held against that length where it was parsed.
+                let len = usize::try_from(announced).unwrap_or(FILTER_BYTES_MAX);
+                let payload = &mut payload[..len.min(FILTER_BYTES_MAX)];
+                self.fill(payload)?;
+                match status.with_payload(payload) {
+                    Ok(request) => {
+                        self.hold(&request, &mut pending, baton)?;
+                        return Ok(Some(Operation { pending, request, payload: None }));
+                    }
                     Err(refusal) => pending.answer(Some(Outcome::Refused(refusal)), 0),
                 }
                 Ok(None)
             }
             Asked::Refused(refusal) => {
-                let mut pending = self.pending(&incoming, hold);
-                self.discard(incoming.payload_bytes)?;
+                let mut pending = self.pending(to, command, hold);
+                self.discard(announced)?;
                 pending.answer(Some(Outcome::Refused(refusal)), 0);
                 Ok(None)
             }
             Asked::Accepted(request) => {
-                let mut pending = self.pending(&incoming, hold);
-                let payload_bytes = request.payload_bytes();
-                if payload_bytes > 0 {
-                    pending.hold_payload(self.acquire(&self.payload, payload_bytes, baton)?);
-                }
+                let mut pending = self.pending(to, command, hold);
+                self.hold(&request, &mut pending, baton)?;
                 let payload = match request {
                     Request::Write { .. } => {
-                        let len = usize::try_from(incoming.payload_bytes).unwrap_or(0);
+                        let len = usize::try_from(announced).unwrap_or(0);
                         let mut buffer = self.export.buffers.take(len);
                         self.fill(buffer.as_mut_bytes())?;
                         Some(buffer)
@@ -226,16 +231,25 @@ impl Reader {
         }
     }
 
-    fn pending(&self, incoming: &Incoming, hold: Hold) -> Pending {
+    /// Takes what the request and its reply hold out of the connection's budget.
+    fn hold(&self, request: &Request, pending: &mut Pending, baton: &Baton) -> Result<(), Closed> {
+        let held = request.held_bytes();
+        if held > 0 {
+            pending.hold_payload(self.acquire(&self.payload, held, baton)?);
+        }
+        Ok(())
+    }
+
+    fn pending(&self, to: ReplyTo, command: Option<Command>, hold: Hold) -> Pending {
         self.outbox.expect();
         Pending {
-            to: ReplyTo { cookie: incoming.cookie, offset: incoming.offset },
-            command: incoming.command,
+            to,
+            command,
             export: Arc::clone(&self.export),
             outbox: Arc::clone(&self.outbox),
             hold: Some(hold),
             more_follows: false,
-            began: self.export.metrics.of(incoming.command).begin(),
+            began: self.export.metrics.of(command).begin(),
         }
     }
 

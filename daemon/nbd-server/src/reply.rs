@@ -13,19 +13,25 @@ use std::io::IoSlice;
 
 use crate::buffers::Buffer;
 use crate::limits::{ERROR_MESSAGE_BYTES_MAX, REPLIES_PER_WRITE_MAX};
-use crate::negotiation::ALLOCATION_CONTEXT_ID;
 use crate::request::Refusal;
 use crate::wire::{
-    ChunkHeader, EXTENDED_CHUNK_HEADER_BYTES, Errno, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, Style,
-    allocation, chunk,
+    ChunkHeader, EXTENDED_CHUNK_HEADER_BYTES, Errno, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, Style, chunk,
 };
 
-/// How a run of bytes is stored.
+/// A run of bytes in one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StatusRun {
     pub(crate) len_bytes: u64,
-    /// Unallocated, so it reads as zeroes.
-    pub(crate) hole: bool,
+    /// In the meaning of the context.
+    pub(crate) flags: u32,
+}
+
+/// What one context tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Status {
+    /// Of the context.
+    pub(crate) id: u32,
+    pub(crate) runs: Vec<StatusRun>,
 }
 
 /// What became of a request.
@@ -34,7 +40,8 @@ pub(crate) enum Outcome {
     Done,
     /// All that a read asked for.
     Data(Buffer),
-    Status(Vec<StatusRun>),
+    /// Of each context that was asked for; at least one.
+    Status(Vec<Status>),
     Refused(Refusal),
 }
 
@@ -121,26 +128,37 @@ impl<H> Encoded<H> {
         self.set(&parts, body);
     }
 
-    fn set_status(&mut self, style: Style, runs: &[StatusRun]) {
-        let id = ALLOCATION_CONTEXT_ID.to_be_bytes();
-        let flags = |run: &StatusRun| if run.hole { allocation::HOLE | allocation::ZERO } else { 0 };
-        let mut body = Vec::with_capacity(16 * runs.len());
-        if style == Style::Extended {
-            for run in runs {
-                body.extend_from_slice(&run.len_bytes.to_be_bytes());
-                body.extend_from_slice(&u64::from(flags(run)).to_be_bytes());
+    /// A chunk for each context; the last is the end of the reply.
+    fn set_status(&mut self, style: Style, contexts: &[Status]) {
+        let mut body = Vec::new();
+        for (nth, Status { id, runs }) in (1..).zip(contexts) {
+            let flags = if nth == contexts.len() { chunk::FLAG_DONE } else { 0 };
+            // As many runs as the limits allow, far below 2³² bytes.
+            let fits = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+            if style == Style::Extended {
+                let length = fits(8 + 16 * runs.len());
+                let header =
+                    ChunkHeader { flags, kind: chunk::BLOCK_STATUS_EXT, cookie: self.to.cookie, length };
+                body.extend_from_slice(&header.encode_extended(self.to.offset));
+                body.extend_from_slice(&id.to_be_bytes());
+                body.extend_from_slice(&fits(runs.len()).to_be_bytes());
+                for run in runs {
+                    body.extend_from_slice(&run.len_bytes.to_be_bytes());
+                    body.extend_from_slice(&u64::from(run.flags).to_be_bytes());
+                }
+            } else {
+                let length = fits(4 + 8 * runs.len());
+                let header = ChunkHeader { flags, kind: chunk::BLOCK_STATUS, cookie: self.to.cookie, length };
+                body.extend_from_slice(&header.encode());
+                body.extend_from_slice(&id.to_be_bytes());
+                for run in runs {
+                    // No longer than the request, whose length had 32 bits.
+                    body.extend_from_slice(&u32::try_from(run.len_bytes).unwrap_or(u32::MAX).to_be_bytes());
+                    body.extend_from_slice(&run.flags.to_be_bytes());
+                }
             }
-            // As many as the limits allow, far below 2³².
-            let count = u32::try_from(runs.len()).unwrap_or(u32::MAX).to_be_bytes();
-            self.set_chunk(style, chunk::BLOCK_STATUS_EXT, &[&id, &count], Body::Owned(body));
-        } else {
-            for run in runs {
-                // No longer than the request, whose length had 32 bits.
-                body.extend_from_slice(&u32::try_from(run.len_bytes).unwrap_or(u32::MAX).to_be_bytes());
-                body.extend_from_slice(&flags(run).to_be_bytes());
-            }
-            self.set_chunk(style, chunk::BLOCK_STATUS, &[&id], Body::Owned(body));
         }
+        self.set(&[], Body::Owned(body));
     }
 
     fn encode(&mut self, outcome: Outcome, style: Style) {
@@ -157,7 +175,7 @@ impl<H> Encoded<H> {
                 let offset = self.to.offset.to_be_bytes();
                 self.set_chunk(style, chunk::OFFSET_DATA, &[&offset], Body::Data(data));
             }
-            (Outcome::Status(runs), true) => self.set_status(style, &runs),
+            (Outcome::Status(contexts), true) => self.set_status(style, &contexts),
             // Block status is parsed only where structured replies were negotiated.
             (Outcome::Status(_), false) => self.set_simple(Errno::Invalid.code(), Body::Empty),
             (Outcome::Refused(refusal), false) => self.set_simple(refusal.errno.code(), Body::Empty),
@@ -324,9 +342,17 @@ mod tests {
             one(Style::Structured, refused),
             [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat()
         );
-        let runs = vec![StatusRun { len_bytes: 4096, hole: true }, StatusRun { len_bytes: 512, hole: false }];
+        let runs = vec![StatusRun { len_bytes: 4096, flags: 3 }, StatusRun { len_bytes: 512, flags: 0 }];
         let body = [0, 0, 0, 1, 0, 0, 0x10, 0, 0, 0, 0, 3, 0, 0, 2, 0, 0, 0, 0, 0];
-        assert_eq!(one(Style::Structured, Outcome::Status(runs)), [head([0, 5], 20), body.to_vec()].concat());
+        let first = Status { id: 1, runs };
+        let status = Outcome::Status(vec![first.clone()]);
+        assert_eq!(one(Style::Structured, status), [head([0, 5], 20), body.to_vec()].concat());
+        // Of two contexts the last chunk alone is the end.
+        let second = Status { id: 2, runs: vec![StatusRun { len_bytes: 4608, flags: 1 }] };
+        let mut not_done = head([0, 5], 20);
+        not_done[5] = 0;
+        let two = [not_done, body.to_vec(), head([0, 5], 12), vec![0, 0, 0, 2, 0, 0, 0x12, 0, 0, 0, 0, 1]];
+        assert_eq!(one(Style::Structured, Outcome::Status(vec![first, second])), two.concat());
     }
 
     #[test]
@@ -341,8 +367,7 @@ mod tests {
         let refused = Outcome::Refused(Refusal { errno: Errno::NoSpace, message: "full" });
         let error = [head([0x80, 1], 10), b"\0\0\0\x1c\0\x04full".to_vec()].concat();
         assert_eq!(one(Style::Extended, refused), error);
-        let runs =
-            vec![StatusRun { len_bytes: 3 << 40, hole: true }, StatusRun { len_bytes: 512, hole: false }];
+        let runs = vec![StatusRun { len_bytes: 3 << 40, flags: 3 }, StatusRun { len_bytes: 512, flags: 0 }];
         let body = [
             [0, 0, 0, 1, 0, 0, 0, 2].as_slice(),
             &(3_u64 << 40).to_be_bytes(),
@@ -350,7 +375,8 @@ mod tests {
             &512_u64.to_be_bytes(),
             &0_u64.to_be_bytes(),
         ];
-        assert_eq!(one(Style::Extended, Outcome::Status(runs)), [head([0, 6], 40), body.concat()].concat());
+        let status = Outcome::Status(vec![Status { id: 1, runs }]);
+        assert_eq!(one(Style::Extended, status), [head([0, 6], 40), body.concat()].concat());
     }
 
     fn outcome() -> impl Strategy<Value = (bool, usize)> {

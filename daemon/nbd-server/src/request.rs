@@ -10,8 +10,11 @@
 
 use units::{ByteLen, ByteOffset};
 
-use crate::limits::{PAYLOAD_BYTES_MAX, SEALED_ZEROES_BYTES_MAX};
-use crate::negotiation::{ALLOCATION_CONTEXT_ID, Features, Shape};
+use crate::context::{Context, Selection};
+use crate::limits::{
+    CONTEXTS_MAX, PAYLOAD_BYTES_MAX, SEALED_ZEROES_BYTES_MAX, STATUS_BYTES_HELD, STATUS_DESCRIPTOR_BYTES,
+};
+use crate::negotiation::{Features, Shape};
 use crate::wire::{Command, Cursor, Errno, RequestHeader, Style, command_flag};
 
 /// Bytes inside an export.
@@ -22,7 +25,7 @@ pub(crate) struct Range {
 }
 
 /// A request that can be carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Read {
         range: Range,
@@ -46,8 +49,10 @@ pub(crate) enum Request {
     },
     BlockStatus {
         range: Range,
-        /// One descriptor only.
+        /// One descriptor of each context only.
         one: bool,
+        /// What is asked for, each under its id; never empty.
+        contexts: Vec<(u32, Context)>,
     },
 }
 
@@ -78,6 +83,23 @@ impl Request {
         }
     }
 
+    /// Whether it changes what the volume holds.
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. })
+    }
+
+    /// Bytes of memory that the request holds until its reply has left, beyond what every request does.
+    pub(crate) fn held_bytes(&self) -> u32 {
+        match self {
+            Self::BlockStatus { one: true, contexts, .. } => {
+                let few = u32::try_from(contexts.len()).unwrap_or(u32::MAX);
+                few.saturating_mul(STATUS_DESCRIPTOR_BYTES)
+            }
+            Self::BlockStatus { .. } => STATUS_BYTES_HELD,
+            _ => self.payload_bytes(),
+        }
+    }
+
     /// Bytes of payload that the request holds in memory while it is in flight, in either direction.
     pub(crate) fn payload_bytes(&self) -> u32 {
         match self {
@@ -98,7 +120,7 @@ pub(crate) struct Refusal {
 }
 
 /// What a header asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     Disconnect,
     Accepted(Request),
@@ -110,7 +132,7 @@ pub(crate) enum Asked {
 }
 
 /// A header, understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Incoming {
     pub(crate) cookie: u64,
     /// As it stood in the header: extended replies repeat it, whatever became of the request.
@@ -123,26 +145,28 @@ pub(crate) struct Incoming {
 }
 
 /// A block status whose payload has not been read yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FilteredStatus {
     offset: u64,
     one: bool,
     shape: Shape,
+    selected: Selection,
 }
 
-/// The payload of a block status: its length and the context that is asked for. One context exists, so a longer list
-/// names one twice, or one that was not negotiated.
-pub(crate) const FILTER_BYTES: usize = 12;
+/// The longest payload of a block status: its length, and the ids of the contexts that are asked for. A longer list names
+/// one twice, or one that was not selected.
+pub(crate) const FILTER_BYTES_MAX: usize = 8 + 4 * CONTEXTS_MAX;
 
 impl FilteredStatus {
     /// The request, now that its payload is there.
-    pub(crate) fn with_payload(self, payload: &[u8; FILTER_BYTES]) -> Result<Request, Refusal> {
+    pub(crate) fn with_payload(&self, payload: &[u8]) -> Result<Request, Refusal> {
         let mut cursor = Cursor::new(payload);
-        let (length, context) = (cursor.u64().unwrap_or(u64::MAX), cursor.u32());
-        if context != Some(ALLOCATION_CONTEXT_ID) {
-            return Err(refuse(Errno::Invalid, "a metadata context that was not negotiated"));
+        let length = cursor.u64().unwrap_or(u64::MAX);
+        let ids: Vec<u32> = std::iter::from_fn(|| cursor.u32()).collect();
+        match self.selected.narrowed(&ids) {
+            Some(contexts) => block_status(self.offset, length, self.shape, self.one, contexts),
+            None => Err(refuse(Errno::Invalid, "a metadata context that was not selected, or named twice")),
         }
-        block_status(self.offset, length, self.shape, self.one)
     }
 }
 
@@ -150,11 +174,14 @@ const fn refuse(errno: Errno, message: &'static str) -> Refusal {
     Refusal { errno, message }
 }
 
+/// To a change of an export that takes none.
+pub(crate) const READ_ONLY: Refusal = refuse(Errno::NotPermitted, "the export is read-only");
+
 const TOO_LONG: &str = "longer than the advertised maximum of 32 MiB";
 
 impl Incoming {
     /// Holds `header` against the export and what was negotiated.
-    pub(crate) fn parse(header: RequestHeader, shape: Shape, features: Features) -> Self {
+    pub(crate) fn parse(header: RequestHeader, shape: Shape, features: &Features) -> Self {
         let command = Command::from_code(header.command);
         // A write carries its payload whether or not it says so: QEMU (seen up to 10.0) negotiates extended headers and
         // leaves the flag out.
@@ -178,7 +205,7 @@ fn parse(
     command: Command,
     header: RequestHeader,
     shape: Shape,
-    features: Features,
+    features: &Features,
 ) -> Result<Asked, Refusal> {
     // FUA is valid on every command and means nothing on those that do not write.
     if header.flags & !(command_flag::FUA | flags_of(command, features)) != 0 {
@@ -188,7 +215,7 @@ fn parse(
     let durable = flag(command_flag::FUA);
     let writes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
     if writes && shape.read_only {
-        return Err(refuse(Errno::NotPermitted, "the export is read-only"));
+        return Err(READ_ONLY);
     }
     let range = || range_of(command, header.offset, header.length, shape);
     let too_long = header.length > u64::from(PAYLOAD_BYTES_MAX);
@@ -222,13 +249,15 @@ fn parse(
         }
         Command::BlockStatus => {
             let one = flag(command_flag::REQ_ONE);
-            if !features.block_status {
+            let selected = &features.contexts;
+            if selected.is_empty() {
                 return Err(refuse(Errno::Invalid, "no metadata context was selected"));
             }
             if !flag(command_flag::PAYLOAD_LEN) {
-                block_status(header.offset, header.length, shape, one)?
-            } else if header.length == FILTER_BYTES as u64 {
-                return Ok(Asked::Filtered(FilteredStatus { offset: header.offset, one, shape }));
+                block_status(header.offset, header.length, shape, one, selected.iter().collect())?
+            } else if is_filter_length(header.length) {
+                let (offset, selected) = (header.offset, selected.clone());
+                return Ok(Asked::Filtered(FilteredStatus { offset, one, shape, selected }));
             } else {
                 return Err(refuse(Errno::Invalid, "a list of contexts that can't be had"));
             }
@@ -237,15 +266,26 @@ fn parse(
     Ok(Asked::Accepted(request))
 }
 
-fn block_status(offset: u64, length: u64, shape: Shape, one: bool) -> Result<Request, Refusal> {
+/// A length and at least one id.
+fn is_filter_length(len: u64) -> bool {
+    (12..=FILTER_BYTES_MAX as u64).contains(&len) && len.is_multiple_of(4)
+}
+
+fn block_status(
+    offset: u64,
+    length: u64,
+    shape: Shape,
+    one: bool,
+    contexts: Vec<(u32, Context)>,
+) -> Result<Request, Refusal> {
     if length == 0 {
         return Err(refuse(Errno::Invalid, "block status of nothing"));
     }
-    Ok(Request::BlockStatus { range: range_of(Command::BlockStatus, offset, length, shape)?, one })
+    Ok(Request::BlockStatus { range: range_of(Command::BlockStatus, offset, length, shape)?, one, contexts })
 }
 
 /// Command flags beyond FUA.
-fn flags_of(command: Command, features: Features) -> u16 {
+fn flags_of(command: Command, features: &Features) -> u16 {
     let extended = features.style == Style::Extended;
     let payload = if extended { command_flag::PAYLOAD_LEN } else { 0 };
     match command {
@@ -273,11 +313,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::context::allocation;
 
     const EXPORT_BYTES: u64 = 1 << 30;
     const WRITABLE: Shape = Shape { len_bytes: EXPORT_BYTES, read_only: false };
-    const ALL: Features = Features { style: Style::Structured, block_status: true };
-    const EXTENDED: Features = Features { style: Style::Extended, block_status: true };
+
+    fn all() -> Features {
+        Features { style: Style::Structured, contexts: allocation() }
+    }
+
+    fn all_extended() -> Features {
+        Features { style: Style::Extended, contexts: allocation() }
+    }
 
     fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
         RequestHeader { flags, command, cookie: 9, offset, length: length.into() }
@@ -285,13 +332,14 @@ mod tests {
 
     fn extended(command: Command, flags: u16, offset: u64, length: u64) -> Incoming {
         let header = RequestHeader { flags, command: command.code(), cookie: 9, offset, length };
-        Incoming::parse(header, Shape { len_bytes: 1 << 60, read_only: false }, EXTENDED)
+        Incoming::parse(header, Shape { len_bytes: 1 << 60, read_only: false }, &all_extended())
     }
 
     fn asked(command: Command, flags: u16, offset: u64, length: u32) -> Asked {
-        Incoming::parse(header(command.code(), flags, offset, length), WRITABLE, ALL).asked
+        Incoming::parse(header(command.code(), flags, offset, length), WRITABLE, &all()).asked
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "takes what a call gives")]
     fn errno(asked: Asked) -> Option<Errno> {
         match asked {
             Asked::Refused(refusal) => Some(refusal.errno),
@@ -306,7 +354,7 @@ mod tests {
         }
         assert_eq!(errno(asked(Command::Read, 0, 0, PAYLOAD_BYTES_MAX + 1)), Some(Errno::Overflow));
         assert_eq!(errno(asked(Command::Write, 0, 0, PAYLOAD_BYTES_MAX + 1)), Some(Errno::Invalid));
-        let simple = Incoming::parse(header(0, 0, 0, PAYLOAD_BYTES_MAX + 1), WRITABLE, Features::default());
+        let simple = Incoming::parse(header(0, 0, 0, PAYLOAD_BYTES_MAX + 1), WRITABLE, &Features::default());
         assert_eq!(errno(simple.asked), Some(Errno::Invalid));
     }
 
@@ -331,7 +379,7 @@ mod tests {
     fn commands_without_payload_may_span_4_gib() {
         let wide = Shape { len_bytes: 1 << 40, read_only: false };
         for command in [Command::Trim, Command::WriteZeroes, Command::BlockStatus, Command::Cache] {
-            let incoming = Incoming::parse(header(command.code(), 0, 0, u32::MAX), wide, ALL);
+            let incoming = Incoming::parse(header(command.code(), 0, 0, u32::MAX), wide, &all());
             assert!(matches!(incoming.asked, Asked::Accepted(_)), "{command}");
             assert_eq!(incoming.payload_bytes, 0);
         }
@@ -343,7 +391,7 @@ mod tests {
         for (shape, flags, length) in
             [(read_only, 0, 4096), (WRITABLE, 1 << 9, 4096), (WRITABLE, 0, u32::MAX)]
         {
-            let incoming = Incoming::parse(header(1, flags, 0, length), shape, ALL);
+            let incoming = Incoming::parse(header(1, flags, 0, length), shape, &all());
             assert!(errno(incoming.asked).is_some());
             assert_eq!(incoming.payload_bytes, length);
         }
@@ -353,11 +401,11 @@ mod tests {
     fn nothing_writes_to_a_read_only_export() {
         let read_only = Shape { read_only: true, ..WRITABLE };
         for command in [Command::Write, Command::Trim, Command::WriteZeroes] {
-            let incoming = Incoming::parse(header(command.code(), 0, 0, 4096), read_only, ALL);
+            let incoming = Incoming::parse(header(command.code(), 0, 0, 4096), read_only, &all());
             assert_eq!(errno(incoming.asked), Some(Errno::NotPermitted), "{command}");
         }
         for command in [Command::Read, Command::Flush, Command::Cache, Command::BlockStatus] {
-            let incoming = Incoming::parse(header(command.code(), 0, 0, 4096), read_only, ALL);
+            let incoming = Incoming::parse(header(command.code(), 0, 0, 4096), read_only, &all());
             assert!(matches!(incoming.asked, Asked::Accepted(_)), "{command}");
         }
     }
@@ -385,7 +433,9 @@ mod tests {
     #[test]
     fn flags_that_need_a_feature_are_refused_without_it() {
         let plain = |command: Command, flags| {
-            errno(Incoming::parse(header(command.code(), flags, 0, 512), WRITABLE, Features::default()).asked)
+            errno(
+                Incoming::parse(header(command.code(), flags, 0, 512), WRITABLE, &Features::default()).asked,
+            )
         };
         assert_eq!(plain(Command::Read, command_flag::DF), Some(Errno::Invalid));
         assert_eq!(plain(Command::BlockStatus, 0), Some(Errno::Invalid));
@@ -406,7 +456,7 @@ mod tests {
     #[test]
     fn unknown_commands_are_refused_and_disconnect_is_recognised() {
         for command in [8_u16, 9, u16::MAX] {
-            let incoming = Incoming::parse(header(command, 0, 0, 77), WRITABLE, ALL);
+            let incoming = Incoming::parse(header(command, 0, 0, 77), WRITABLE, &all());
             assert_eq!((incoming.command, incoming.payload_bytes), (None, 0));
             assert_eq!(errno(incoming.asked), Some(Errno::Invalid));
         }
@@ -464,9 +514,9 @@ mod tests {
             assert_eq!(extended(Command::Trim, PAYLOAD_LEN, 0, length).asked, Asked::Oversize);
         }
         let unknown = RequestHeader { flags: PAYLOAD_LEN, command: 77, cookie: 0, offset: 0, length: 40 };
-        let unknown = Incoming::parse(unknown, WRITABLE, EXTENDED);
+        let unknown = Incoming::parse(unknown, WRITABLE, &all_extended());
         assert_eq!((errno(unknown.asked), unknown.payload_bytes), (Some(Errno::Invalid), 40));
-        let compact = Incoming::parse(header(1, PAYLOAD_LEN, 0, 512), WRITABLE, ALL);
+        let compact = Incoming::parse(header(1, PAYLOAD_LEN, 0, 512), WRITABLE, &all());
         assert_eq!((errno(compact.asked), compact.payload_bytes), (Some(Errno::Invalid), 512));
     }
 
@@ -475,25 +525,24 @@ mod tests {
         use command_flag::{PAYLOAD_LEN, REQ_ONE};
         let asked = |flags, length| extended(Command::BlockStatus, flags, 4096, length).asked;
         let Asked::Filtered(status) = asked(PAYLOAD_LEN | REQ_ONE, 12) else { panic!("not taken") };
-        let payload = |length: u64, context: u32| {
-            let mut bytes = [0; FILTER_BYTES];
-            bytes[..8].copy_from_slice(&length.to_be_bytes());
-            bytes[8..].copy_from_slice(&context.to_be_bytes());
-            bytes
-        };
+        let payload =
+            |length: u64, context: u32| [length.to_be_bytes().as_slice(), &context.to_be_bytes()].concat();
         let range = Range { offset: ByteOffset(4096), len: ByteLen(7 << 40) };
-        let request = status.with_payload(&payload(7 << 40, ALLOCATION_CONTEXT_ID));
-        assert_eq!(request, Ok(Request::BlockStatus { range, one: true }));
+        let contexts = vec![(1, Context::Allocation)];
+        let request = status.with_payload(&payload(7 << 40, 1));
+        assert_eq!(request, Ok(Request::BlockStatus { range, one: true, contexts }));
         for wrong in
             [payload(4096, 0), payload(4096, 2), payload(0, 1), payload(u64::MAX, 1), payload(1 << 60, 1)]
         {
             assert_eq!(status.with_payload(&wrong).unwrap_err().errno, Errno::Invalid, "{wrong:?}");
         }
-        for length in [1, 8, 11, 13, 16, 4096] {
+        let longest = FILTER_BYTES_MAX as u64;
+        assert!(matches!(asked(PAYLOAD_LEN, longest), Asked::Filtered(_)));
+        for length in [1, 8, 11, 13, longest - 1, longest + 4, 4096] {
             assert_eq!(errno(asked(PAYLOAD_LEN, length)), Some(Errno::Invalid), "{length}");
         }
-        let none = Features { block_status: false, ..EXTENDED };
-        let unselected = Incoming::parse(header(7, PAYLOAD_LEN, 0, 12), WRITABLE, none);
+        let none = Features { style: Style::Extended, ..Features::default() };
+        let unselected = Incoming::parse(header(7, PAYLOAD_LEN, 0, 12), WRITABLE, &none);
         assert_eq!((errno(unselected.asked), unselected.payload_bytes), (Some(Errno::Invalid), 12));
     }
 
@@ -504,16 +553,17 @@ mod tests {
             command in prop_oneof![0_u16..10, any::<u16>()],
             offset in prop_oneof![0..EXPORT_BYTES + 9, any::<u64>()],
             length in prop_oneof![0_u64..9000, any::<u32>().prop_map(u64::from), any::<u64>()],
-            payload in any::<[u8; FILTER_BYTES]>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..=FILTER_BYTES_MAX),
             style in prop_oneof![Just(Style::Simple), Just(Style::Structured), Just(Style::Extended)],
             block_status in any::<bool>(),
             read_only in any::<bool>(),
         ) {
-            let features = Features { style, block_status };
+            let contexts = if block_status { allocation() } else { Selection::default() };
+            let features = Features { style, contexts };
             let shape = Shape { len_bytes: EXPORT_BYTES, read_only };
             let length = if style == Style::Extended { length } else { length & u64::from(u32::MAX) };
             let header = RequestHeader { flags, command, cookie: 9, offset, length };
-            let incoming = Incoming::parse(header, shape, features);
+            let incoming = Incoming::parse(header, shape, &features);
             prop_assert_eq!((incoming.cookie, incoming.offset), (9, offset));
             let request = match incoming.asked {
                 Asked::Accepted(request) => request,

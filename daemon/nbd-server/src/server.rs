@@ -17,8 +17,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use units::VolumeId;
 
-use crate::connection;
+use crate::access::{Access, Doorkeeper, Nobody};
+use crate::connection::{self, House};
 use crate::exports::{Export, ExportStatus, Exports, InvalidLabel};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -41,6 +43,7 @@ pub struct NbdServer {
 #[derive(Debug)]
 struct Inner {
     exports: Exports,
+    doorkeeper: Arc<dyn Doorkeeper>,
     shared: Shared,
     metrics: Metrics,
     connection_slots: Arc<Semaphore>,
@@ -56,13 +59,19 @@ pub struct Drained {
 }
 
 impl NbdServer {
-    /// A server without exports.
+    /// A server without exports that knows no client by its certificate.
     pub fn new(limits: Limits) -> Self {
+        Self::with_doorkeeper(limits, Arc::new(Nobody))
+    }
+
+    /// A server without exports, and who tells its clients apart.
+    pub fn with_doorkeeper(limits: Limits, doorkeeper: Arc<dyn Doorkeeper>) -> Self {
         let draining = CancellationToken::new();
         let shared = Shared { draining: draining.clone(), limits };
         Self {
             inner: Arc::new(Inner {
                 exports: Exports::new(draining, &limits),
+                doorkeeper,
                 shared,
                 metrics: Metrics::new(),
                 connection_slots: Arc::new(Semaphore::new(limits.connections_max.max(1))),
@@ -105,6 +114,13 @@ impl NbdServer {
     /// from now on.
     pub fn remove(&self, label: &str) {
         self.inner.exports.remove(label);
+    }
+
+    /// Changes who may use a volume and its snapshots, as far as they are served, from now on: connections that may no more
+    /// end, as at a seal, and every request of the others sees whether changes are refused. Blocks until what had begun
+    /// before is done.
+    pub fn set_access(&self, volume: VolumeId, access: &Access) {
+        self.inner.exports.set_access(volume, access);
     }
 
     /// Every label that is known, in order.
@@ -177,7 +193,8 @@ impl NbdServer {
         self.inner.connections.spawn(async move {
             let _slot = slot;
             let _counted = Counted::new(&inner.metrics);
-            let connection = connection::run(stream, tls, &inner.exports, &inner.shared, &inner.metrics);
+            let house = House { exports: &inner.exports, doorkeeper: &*inner.doorkeeper };
+            let connection = connection::run(stream, tls, house, &inner.shared, &inner.metrics);
             tokio::select! {
                 biased;
                 () = inner.abort.cancelled() => (),

@@ -26,8 +26,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Peer;
 use crate::buffers::Buffer;
-use crate::exports::{LiveExport, OnSeal};
+use crate::exports::{Guest, LiveExport, OnSeal};
 use crate::lane::Job;
 use crate::limits::{HELD_BACK_PAYLOAD_BYTES_MAX, Limits, PAYLOAD_BYTES_MAX, SEAL_ANSWER_TIME};
 use crate::metrics::Ended;
@@ -36,7 +37,7 @@ use crate::operation::{execute, refusal_of};
 use crate::outbox::{Hold, Outbox, Sink};
 use crate::reader::{Baton, Reader};
 use crate::reply::{Outcome, ReplyTo};
-use crate::request::{Refusal, Request};
+use crate::request::{READ_ONLY, Refusal, Request};
 use crate::stream::{Input, PlainStream, Source};
 use crate::wire::{Command, Errno};
 
@@ -88,6 +89,8 @@ pub(crate) enum Closed {
     Drained,
     #[error("the export was sealed")]
     Sealed,
+    #[error("the export is no more for this client")]
+    ShutOut,
     #[error("the connection broke")]
     Broken(#[from] io::Error),
     #[error("the client went without reading its last replies")]
@@ -106,6 +109,7 @@ pub(crate) async fn serve(
     stream: Stream,
     export: Arc<LiveExport>,
     features: Features,
+    peer: &Peer,
     shared: &Shared,
 ) -> Closed {
     let _counted = export.connect();
@@ -114,7 +118,7 @@ pub(crate) async fn serve(
         Ok(halves) => halves,
         Err(error) => return Closed::Broken(error),
     };
-    let outbox = Arc::new(Outbox::new(Arc::clone(&export), features.style, &sink));
+    let outbox = Arc::new(Outbox::new(Arc::clone(&export), Guest::new(peer.clone()), features.style, &sink));
     let baton = Baton::new(plain.clone(), stop);
     let (ended, reading_ended) = oneshot::channel();
     let _ends = EndOnDrop { outbox: Arc::clone(&outbox), baton: Arc::clone(&baton), plain };
@@ -133,11 +137,13 @@ pub(crate) async fn serve(
         OnSeal::Fail => tokio::select! {
             biased;
             () = sealed_for(&export, SEAL_ANSWER_TIME) => Closed::Sealed,
+            () = export.shut_out(peer) => Closed::ShutOut,
             closed = both => closed,
         },
         OnSeal::Hold => tokio::select! {
             biased;
             () = export.sealed() => Closed::Sealed,
+            () = export.shut_out(peer) => Closed::ShutOut,
             closed = both => closed,
         },
     }
@@ -219,22 +225,27 @@ pub(crate) struct Operation {
 }
 
 impl Job for Operation {
+    fn connection(&self) -> usize {
+        Arc::as_ptr(&self.pending.outbox).addr()
+    }
+
     fn run(self) {
         let Self { mut pending, request, payload } = self;
         let began = Instant::now();
-        let outcome = carry_out(&pending.export, request, payload.as_ref().map_or(&[], Buffer::as_bytes));
+        let payload_bytes = payload.as_ref().map_or(&[][..], Buffer::as_bytes);
+        let outcome = carry_out(&pending.export, &pending.outbox.guest, &request, payload_bytes);
         let took = began.elapsed();
         pending.export.pace.record(request.command(), took);
         let waited = began.saturating_duration_since(pending.began);
         if pending.export.slow.is_slow(waited + took) {
-            tell_slow(&pending.export, request, waited, took);
+            tell_slow(&pending.export, &request, waited, took);
         }
         drop(payload);
         pending.answer(outcome, request.payload_bytes());
     }
 }
 
-fn tell_slow(export: &LiveExport, request: Request, waited: Duration, took: Duration) {
+fn tell_slow(export: &LiveExport, request: &Request, waited: Duration, took: Duration) {
     export.metrics.of(Some(request.command())).count_slow();
     if let Some(left_out) = export.slow.note(Instant::now()) {
         let (offset, len) = request.range().map_or((0, 0), |range| (range.offset.0, range.len.0));
@@ -251,10 +262,15 @@ fn tell_slow(export: &LiveExport, request: Request, waited: Duration, took: Dura
     }
 }
 
-/// Runs the operation; `None` where the key was gone.
-fn carry_out(export: &LiveExport, request: Request, payload: &[u8]) -> Option<Outcome> {
-    if export.is_sealed() {
+/// Runs the operation; `None` where the key was gone, or the client is shut out. Its access may have changed since the header
+/// was read: a payload takes its time.
+fn carry_out(export: &LiveExport, guest: &Guest, request: &Request, payload: &[u8]) -> Option<Outcome> {
+    let _changing = request.changes().then(|| export.change());
+    if export.is_sealed() || !export.still_admits(guest) {
         return None;
+    }
+    if request.changes() && export.shape().read_only {
+        return Some(Outcome::Refused(READ_ONLY));
     }
     let error = match execute(export, request, payload) {
         Ok(outcome) => return Some(outcome),
@@ -296,7 +312,7 @@ impl Pending {
 
     pub(crate) fn answer(&mut self, outcome: Option<Outcome>, payload_bytes: u32) {
         let Some(mut hold) = self.hold.take() else { return };
-        if !matches!(outcome, Some(Outcome::Data(_))) {
+        if !matches!(outcome, Some(Outcome::Data(_) | Outcome::Status(_))) {
             hold.payload = None;
         }
         let ended = match outcome {

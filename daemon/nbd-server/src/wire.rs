@@ -99,6 +99,11 @@ pub(crate) mod allocation {
     pub(crate) const ZERO: u32 = 1 << 1;
 }
 
+/// State bit of a `nightlatch:dirty:` context, as `qemu:dirty-bitmap:` has it.
+pub(crate) mod dirty {
+    pub(crate) const DIRTY: u32 = 1 << 0;
+}
+
 /// Information types of `INFO` and `GO`.
 pub(crate) mod info {
     pub(crate) const EXPORT: u16 = 0;
@@ -106,9 +111,8 @@ pub(crate) mod info {
     pub(crate) const BLOCK_SIZE: u16 = 3;
 }
 
-/// The one metadata context that is served, and the wildcard that lists it.
+/// The metadata context that says what is allocated. The client selects no other.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
-pub(crate) const BASE_WILDCARD: &str = "base:";
 
 macro_rules! codes {
     ($(#[$doc:meta])* $vis:vis enum $name:ident($raw:ty) { $($(#[$variant_doc:meta])* $variant:ident = $code:expr,)* }) => {

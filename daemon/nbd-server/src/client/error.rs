@@ -14,6 +14,8 @@ pub enum RefusalKind {
     Shutdown,
     /// The server talks over TLS only.
     TlsRequired,
+    /// The export is not for this client.
+    Policy,
     /// Anything else.
     Other,
 }

@@ -127,6 +127,7 @@ fn refused(code: Option<ReplyCode>, message: &[u8]) -> ClientError {
         Some(ReplyCode::ErrUnknown) => RefusalKind::Unknown,
         Some(ReplyCode::ErrShutdown) => RefusalKind::Shutdown,
         Some(ReplyCode::ErrTlsRequired) => RefusalKind::TlsRequired,
+        Some(ReplyCode::ErrPolicy) => RefusalKind::Policy,
         _ => RefusalKind::Other,
     };
     ClientError::Refused { kind, message: String::from_utf8_lossy(message).into_owned() }

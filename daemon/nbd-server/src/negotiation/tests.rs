@@ -3,13 +3,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::context::allocation;
+use crate::limits::CONTEXTS_MAX;
 use crate::wire::{OPTION_ERROR_BIT, OPTION_REPLY_HEADER_BYTES, encode_option_header};
 
 const FIXED: u32 = 1;
 const NO_ZEROES: u32 = 2;
 const DISK_BYTES: u64 = 1 << 30;
 
-/// One live export `disk`, one read-only `archive`, one sealed `asleep`.
+/// One live export `disk` with two snapshots, one read-only `archive`, one sealed `asleep`, one `barred` for the client.
 struct Shelf;
 
 impl Directory for Shelf {
@@ -20,6 +22,7 @@ impl Directory for Shelf {
             "disk" => Ok("disk"),
             "archive" => Ok("archive"),
             "asleep" => Err(Unavailable::Shutdown),
+            "barred" => Err(Unavailable::Forbidden),
             "" => panic!("the empty name must not reach the directory"),
             _ => Err(Unavailable::Unknown),
         }
@@ -27,6 +30,10 @@ impl Directory for Shelf {
 
     fn shape(&self, export: &Self::Export) -> Shape {
         Shape { len_bytes: DISK_BYTES, read_only: *export == "archive" }
+    }
+
+    fn snapshots(&self, export: &Self::Export) -> Vec<VolumeId> {
+        if *export == "disk" { vec![VolumeId([1; 16]), VolumeId([2; 16])] } else { Vec::new() }
     }
 
     fn labels(&self) -> Result<Vec<String>, Unavailable> {
@@ -174,6 +181,7 @@ fn exports_that_cannot_be_had_are_refused_and_the_client_may_go_on() {
         ("nothing", ReplyCode::ErrUnknown),
         ("", ReplyCode::ErrUnknown),
         ("asleep", ReplyCode::ErrShutdown),
+        ("barred", ReplyCode::ErrPolicy),
         (&"x".repeat(LABEL_BYTES_MAX + 1), ReplyCode::ErrUnknown),
     ] {
         for option in [OptionCode::Go, OptionCode::Info] {
@@ -199,6 +207,7 @@ fn export_name_serves_old_clients() {
     for (label, reason) in [
         (b"nothing".as_slice(), CloseReason::ExportNameUnknown),
         (b"asleep", CloseReason::ExportNameSealed),
+        (b"barred", CloseReason::ExportNameForbidden),
         (b"", CloseReason::ExportNameUnknown),
         (b"\xff\xfe", CloseReason::ExportNameUnknown),
     ] {
@@ -288,14 +297,14 @@ fn allocation_context_is_selected_for_one_export() {
     assert_eq!(codes(&out), [ReplyCode::Ack, ReplyCode::MetaContext, ReplyCode::Ack]);
     assert_eq!(replies(&out)[1].2, b"\x00\x00\x00\x01base:allocation");
     let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
-    let both = Features { style: Style::Structured, block_status: true };
+    let both = Features { style: Style::Structured, contexts: allocation() };
     assert_eq!(ended, Ended::Transmission("disk", both));
 
     let mut machine = started(Tls::Unavailable);
     run(&mut machine, &input);
     let (_, ended) = run(&mut machine, &option(7, &go_data("archive", &[])));
-    let structured = Features { style: Style::Structured, block_status: false };
-    assert_eq!(ended, Ended::Transmission("archive", structured), "selected for another export");
+    let structured = Features { style: Style::Structured, contexts: Selection::default() };
+    assert_eq!(ended, Ended::Transmission("archive", structured.clone()), "selected for another export");
 
     let mut machine = started(Tls::Unavailable);
     run(&mut machine, &input);
@@ -312,13 +321,87 @@ fn contexts_need_structured_replies_and_listing_knows_the_wildcard() {
     assert_eq!(codes(&out), [ReplyCode::ErrInvalid]);
 
     for (asked, found) in [
-        ([].as_slice(), 1),
+        ([].as_slice(), 3),
         (&["base:"], 1),
         (&["base:allocation"], 1),
+        (&["nightlatch:"], 2),
+        (&["nightlatch:dirty:", "base:"], 3),
+        (&[&dirty(1), &dirty(9)], 1),
         (&["base:dirty", "qemu:", "nocolon"], 0),
     ] {
         let (out, _) = one_option(Tls::Unavailable, OptionCode::ListMetaContext, &queries("disk", asked));
         assert_eq!(replies(&out).len(), found + 1, "{asked:?}");
+    }
+}
+
+/// The context of the snapshot that has this byte for its id.
+fn dirty(byte: u8) -> String {
+    format!("nightlatch:dirty:{}", format!("{byte:02x}").repeat(16))
+}
+
+#[test]
+fn contexts_of_snapshots_are_selected_by_name_beside_or_without_the_allocation() {
+    let select = |names: &[&str]| {
+        let mut machine = started(Tls::Unavailable);
+        let mut input = option(8, &[]);
+        input.extend(option(10, &queries("disk", names)));
+        let (out, _) = run(&mut machine, &input);
+        let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
+        let Ended::Transmission(_, features) = ended else { panic!("{ended:?}") };
+        (replies(&out).split_off(1), features.contexts)
+    };
+    let (first, second) = (dirty(1), dirty(2));
+    let named = |id: u32, name: &str| (10, 4, [id.to_be_bytes().as_slice(), name.as_bytes()].concat());
+    let ack = (10, 1, vec![]);
+    let (out, selected) = select(&[&second, "base:allocation", &first, &first]);
+    assert_eq!(out, [named(1, "base:allocation"), named(2, &first), named(3, &second), ack.clone()]);
+    assert_eq!(selected.iter().count(), 3);
+    let (out, selected) = select(&[&second]);
+    assert_eq!(out, [named(1, &second), ack.clone()]);
+    assert_eq!(selected.iter().collect::<Vec<_>>(), [(1, Context::Dirty(VolumeId([2; 16])))]);
+    let (out, selected) = select(&["nightlatch:dirty:", "nightlatch:", &dirty(9)]);
+    assert_eq!((out, selected.is_empty()), (vec![ack], true));
+}
+
+/// An export with so many snapshots.
+struct Crowded(usize);
+
+impl Directory for Crowded {
+    type Export = ();
+
+    fn find(&self, _: &str) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
+    fn shape(&self, (): &()) -> Shape {
+        Shape { len_bytes: DISK_BYTES, read_only: false }
+    }
+
+    fn snapshots(&self, (): &()) -> Vec<VolumeId> {
+        (0..self.0).map(|nth| VolumeId([u8::try_from(nth).unwrap(); 16])).collect()
+    }
+
+    fn labels(&self) -> Result<Vec<String>, Unavailable> {
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn as_many_contexts_as_the_limit_are_selected_and_one_more_is_refused() {
+    let names: Vec<String> = (0..=CONTEXTS_MAX).map(|nth| dirty(u8::try_from(nth).unwrap())).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (count, answer) in
+        [(CONTEXTS_MAX, vec![ReplyCode::MetaContext; CONTEXTS_MAX]), (CONTEXTS_MAX + 1, vec![])]
+    {
+        let mut machine = started(Tls::Unavailable);
+        run(&mut machine, &option(8, &[]));
+        let mut out = Vec::new();
+        let selection = option(10, &queries("disk", &names[..count]));
+        let (header, data) = selection.split_at(machine.wants());
+        machine.on_bytes(header, &Crowded(CONTEXTS_MAX + 1), &mut out);
+        machine.on_bytes(data, &Crowded(CONTEXTS_MAX + 1), &mut out);
+        let end = if answer.is_empty() { ReplyCode::ErrTooBig } else { ReplyCode::Ack };
+        assert_eq!(codes(&out), [answer, vec![end]].concat());
     }
 }
 
@@ -403,7 +486,7 @@ fn extended_headers_take_precedence_over_structured_replies() {
     assert_eq!(codes(&out), [ReplyCode::MetaContext, ReplyCode::Ack]);
     let (out, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
     assert_ne!(flags(&out) & transmission_flag::BLOCK_STATUS_PAYLOAD, 0);
-    let features = Features { style: Style::Extended, block_status: true };
+    let features = Features { style: Style::Extended, contexts: allocation() };
     assert_eq!(ended, Ended::Transmission("disk", features));
 }
 

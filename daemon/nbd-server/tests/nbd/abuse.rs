@@ -1,6 +1,6 @@
 //! Clients that break the rules harm themselves only: after each of them the next one is served.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use nbd_server::Limits;
@@ -215,6 +215,36 @@ fn a_client_that_never_reads_stalls_itself_only_in_bounded_memory() {
     for _ in 0..whole.min(200) {
         assert_eq!(raw.chunk().payload.len(), 8 + READ_BYTES as usize);
     }
+}
+
+#[test]
+fn a_client_that_reads_byte_by_byte_costs_what_one_costs_that_never_reads() {
+    const READ_BYTES: u32 = 1 << 20;
+    const CLIENTS: u64 = 8;
+    let limits = Limits { bytes_in_flight_max: 32 << 20, ..Limits::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() });
+    let before = resident_bytes();
+    let mut slow: Vec<Raw> = (0..CLIENTS)
+        .map(|_| {
+            let mut raw = Raw::structured(&rig.socket);
+            (0..200).for_each(|cookie| raw.request(READ, 0, cookie, 4 * MIB, READ_BYTES));
+            raw
+        })
+        .collect();
+    let done = || counter(&rig, "nbd_requests_total", r#"operation="read""#);
+    eventually("the budgets are used up", || done() >= CLIENTS * 32);
+    for round in 0..20 {
+        for raw in &mut slow {
+            let mut byte = [0; 1];
+            raw.stream.read_exact(&mut byte).unwrap();
+        }
+        still_serves(&rig);
+        let own = done() - round - 1;
+        assert!(own <= CLIENTS * 34, "{own} reads were carried out for {} bytes read", CLIENTS * 20);
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    let bound = CLIENTS * (32 << 20) + (128 << 20);
+    assert!(grown < bound, "{grown} bytes held for {CLIENTS} clients");
 }
 
 #[test]

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking")]
 
 mod abuse;
+mod access;
 mod clients;
 mod commands;
 mod concurrency;
+mod contexts;
 mod durability;
 mod letter;
 mod metrics;

@@ -10,9 +10,9 @@ use device::{Device, DeviceError, DeviceInfo, Metadata, Sealed, SealedSlice, Sim
 use keyring::simulated::Keyholder;
 use keyring::{KeyHandle, Keyring, WipeCause};
 use nbd_server::client::{Client, Endpoint};
-use nbd_server::{Export, Limits, NbdServer, OnSeal};
+use nbd_server::{Access, Doorkeeper, Export, Limits, NbdServer, OnSeal};
 use pool::{CreateOptions, Pool, VolumeKind, VolumeSpec};
-use sealing::Volume;
+use sealing::{Snapshots, Volume};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 use units::{BootInstant, ByteLen, ByteOffset, DomainId, SectorCount, VolumeEpoch, VolumeId};
@@ -133,6 +133,8 @@ pub(crate) struct Setup {
     pub(crate) volume_bytes: u64,
     pub(crate) pool_bytes: u64,
     pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) access: Access,
+    pub(crate) doorkeeper: Option<Arc<dyn Doorkeeper>>,
     /// A lease that ends at this instant, on a clock that starts at zero and that the test moves.
     pub(crate) lease_until: Option<BootInstant>,
 }
@@ -146,6 +148,8 @@ impl Default for Setup {
             volume_bytes: 256 * MIB,
             pool_bytes: 512 * MIB,
             tls: None,
+            access: Access::default(),
+            doorkeeper: None,
             lease_until: None,
         }
     }
@@ -159,6 +163,7 @@ pub(crate) struct Rig {
     pub(crate) socket: PathBuf,
     on_seal: OnSeal,
     read_only: bool,
+    access: Access,
     pool: Arc<Pool>,
     keyring: Arc<Keyring>,
     keyholder: Keyholder,
@@ -196,7 +201,10 @@ impl Rig {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("nbd.sock");
         let runtime = Runtime::new().expect("a runtime");
-        let server = NbdServer::new(setup.limits);
+        let server = match setup.doorkeeper {
+            Some(doorkeeper) => NbdServer::with_doorkeeper(setup.limits, doorkeeper),
+            None => NbdServer::new(setup.limits),
+        };
         let serving = server.clone();
         let listener = {
             let _inside = runtime.enter();
@@ -210,6 +218,7 @@ impl Rig {
             socket,
             on_seal: setup.on_seal,
             read_only: setup.read_only,
+            access: setup.access,
             pool,
             keyring,
             keyholder,
@@ -235,7 +244,23 @@ impl Rig {
     pub(crate) fn export(&self) -> Export {
         let pool_volume = self.pool.volume(VOLUME).expect("the volume");
         let volume = Volume::open(pool_volume, Arc::clone(&self.keyring), self.key.expect("a key"));
-        Export { volume, read_only: self.read_only, on_seal: self.on_seal }
+        let snapshots = Snapshots::of(Arc::clone(&self.pool), VOLUME);
+        let access = self.access.clone();
+        Export { volume, snapshots, read_only: self.read_only, on_seal: self.on_seal, access }
+    }
+
+    /// Takes a snapshot, and exports it as `disk@` and the byte that its id is made of.
+    pub(crate) fn snapshot(&self, byte: u8) {
+        let id = VolumeId([byte; 16]);
+        self.pool.create_snapshot(VOLUME, id, byte.into()).expect("a snapshot");
+        let pool_volume = self.pool.snapshot(id).expect("the snapshot");
+        let volume = Volume::open(pool_volume, Arc::clone(&self.keyring), self.key.expect("a key"));
+        let export = Export { volume, read_only: true, ..self.export() };
+        self.server.insert(&format!("disk@{byte}"), export).expect("a label");
+    }
+
+    pub(crate) fn delete_snapshot(&self, byte: u8) {
+        self.pool.delete_snapshot(VolumeId([byte; 16])).expect("a snapshot");
     }
 
     /// Forgets the key, and nothing more: the server finds out by itself.

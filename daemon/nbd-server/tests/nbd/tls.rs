@@ -83,6 +83,16 @@ impl Pki {
         })
     }
 
+    /// The client's certificate.
+    pub(crate) fn client_der(&self) -> CertificateDer<'static> {
+        chain(&self.client).0.remove(0)
+    }
+
+    /// An endpoint to be reached with it.
+    pub(crate) fn certified(&self, endpoint: Endpoint) -> Endpoint {
+        endpoint.with_tls(self.client(Some(&self.client)), name())
+    }
+
     /// The files as libnbd and qemu want them in a folder.
     pub(crate) fn write_client_files(&self, folder: &Path) {
         fs::write(folder.join("ca-cert.pem"), self.issuer.pem()).unwrap();
