@@ -20,6 +20,7 @@
 //! | POST /v1/volumes/{label}/clone | [`CloneVolume`] | [`VolumeEntry`] |
 //! | POST /v1/volumes/{label}/rollback | [`RollBackVolume`] | [`VolumeEntry`] |
 //! | POST /v1/volumes/{label}/promote | [`PromoteVolume`] | [`VolumeEntry`] |
+//! | POST /v1/volumes/{label}/accept-state | | [`VolumeEntry`] |
 //! | POST /v1/push | [`Target`] | [`Outcome`] |
 //! | POST /v1/revoke | [`Target`] | [`Outcome`] |
 //! | POST /v1/lockdown | [`Lockdown`] | [`Outcome`] |
@@ -27,6 +28,39 @@
 //! | GET /v1/ledger/backup | | [`LedgerBackup`] |
 //! | POST /v1/ledger/restore | [`LedgerBackup`] | [`KeyholderStatus`] |
 //! | POST /v1/drills | [`DrillReport`] | [`KeyholderStatus`] |
+//! | POST /v1/nodes/{name}/compromised | [`Done`] | [`Compromised`] |
+//! | GET /v1/policy | | [`PolicyStatus`] |
+//! | POST /v1/policy | [`NewPolicy`] | [`PolicyPreview`] |
+//! | POST /v1/policy/check | [`NewPolicy`] | [`PolicyPreview`] |
+//! | GET /v1/people | | `[`[`PersonEntry`]`]` |
+//! | POST /v1/people/me/second-factor | [`Done`] | [`EnrolledFactor`] |
+//! | POST /v1/people/me/second-factor/confirm | [`Code`] | [`Done`] |
+//! | DELETE /v1/people/{role}/{name}/second-factor | | [`Done`] |
+//! | POST /v1/login | [`Code`] | [`Login`] |
+//! | GET /v1/login/oidc | | [`OidcProvider`] |
+//! | POST /v1/login/oidc | [`OidcLogin`] | [`OidcLoggedIn`] |
+//! | POST /v1/logout | [`Done`] | [`Done`] |
+//! | GET /v1/approvals | | `[`[`Approval`]`]` |
+//! | POST /v1/approvals/{id}/approve | [`Done`] | [`Approval`] |
+//! | POST /v1/approvals/{id}/refuse | [`Done`] | [`Done`] |
+//! | POST /v1/approvals/{id}/break-glass | [`Reason`] | [`Approval`] |
+//! | GET /v1/tokens | | `[`[`TokenEntry`]`]` |
+//! | POST /v1/tokens | [`CreateToken`] | [`CreatedToken`] |
+//! | DELETE /v1/tokens/{id} | | [`Done`] |
+//! | GET /v1/erasures | | `[`[`ErasureEntry`]`]` |
+//! | POST /v1/erasures/{volume}/confirm | [`ConfirmErasure`] | [`ErasureEntry`] |
+//! | POST /v1/erasures/{volume}/certificate | [`Done`] | [`SignedErasure`] |
+//! | POST /v1/keyholders/{name}/join | [`Done`] | [`JoinApproved`] |
+//! | POST /v1/root | a request of JOIN.md | its answer |
+//! | GET /v1/webhooks | | `[`[`WebhookEntry`]`]` |
+//! | POST /v1/webhooks/{name}/test | [`Done`] | [`WebhookTested`] |
+//! | POST /v1/webhooks/{name}/replay | [`Letters`] | [`WebhookEntry`] |
+//! | POST /v1/webhooks/{name}/discard | [`Letters`] | [`WebhookEntry`] |
+//! | GET /v1/audit?after=SEQ&count=N | | [`audit_log::Page`] |
+//! | GET /v1/audit/digests?after=SEQ&count=N | | [`AuditDigests`] |
+
+mod oidc;
+mod webhooks;
 
 pub use admin::api::VolumeLimits;
 use identity::Endpoint;
@@ -34,6 +68,9 @@ use serde::{Deserialize, Serialize};
 use units::{BootId, DomainId, Fence, NodeId, PoolId, RootEpoch, VolumeEpoch, VolumeId};
 
 pub use lease::message::{OnSeal, VolumeKind};
+
+pub use self::oidc::{OidcLoggedIn, OidcLogin, OidcProvider};
+pub use self::webhooks::{DeadLetter, Letters, WaitingEvent, WebhookEntry, WebhookTested};
 
 use crate::shares::{SealedShare, Share, ShareSet};
 
@@ -75,12 +112,24 @@ pub struct KeyholderStatus {
     pub last_drill: Option<Drill>,
     /// Set while everything is locked down.
     pub lockdown: Option<Latch>,
+    /// Number of the policy in force; `None` where there never was one.
+    #[serde(default)]
+    pub policy_serial: Option<u64>,
+    /// Requests that wait for other people's approval.
+    #[serde(default)]
+    pub approvals_wanted: usize,
+    /// The last time one person went on alone with what takes several, since the start.
+    #[serde(default)]
+    pub last_break_glass: Option<BreakGlass>,
     /// Nothing is granted for so long, because the record of earlier leases was lost; milliseconds.
     pub grants_wait_ms: Option<u64>,
     /// The nodes; empty while sealed.
     pub nodes: Vec<NodeEntry>,
     /// The volumes; empty while sealed.
     pub volumes: Vec<VolumeEntry>,
+    /// The keyholders that share a store; `null` where this one is alone.
+    #[serde(default)]
+    pub cluster: Option<ClusterStatus>,
 }
 
 /// What a drill found: whether shares, a ledger backup and a copy of a disk give the data back.
@@ -115,6 +164,9 @@ pub struct DrilledVolume {
     /// Objects that were read, in an object store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objects_read: Option<u64>,
+    /// Its file system and how that was found, on a disk that has one which could be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
     /// Why it did not open or could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -257,6 +309,10 @@ pub struct ApproveNode {
     /// The key's fingerprint as the node's own console or log shows it, 16 hex digits; it must be that of the key that
     /// the node claims. The whole key, 64 hex digits, is taken as well.
     pub fingerprint: String,
+    /// The fingerprint of the machine's TPM, as its console or log shows it: it must be that of the TPM that speaks for the node.
+    /// Where absent, the TPM that speaks for it is approved as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<String>,
 }
 
 /// Why nothing is pushed.
@@ -278,7 +334,7 @@ pub enum Connection {
     Dialling,
     /// Connected, evidence verified.
     Connected,
-    /// Not dialled: the keyholder is sealed or is stopping.
+    /// Not dialled by this keyholder: it is sealed or is stopping, or another one dials the node.
     Idle,
 }
 
@@ -307,6 +363,9 @@ pub struct NodeEntry {
     pub latch: Option<Latch>,
     /// The connection.
     pub connection: Connection,
+    /// The keyholder that dials it, where several share a store.
+    #[serde(default)]
+    pub keyholder: Option<String>,
     /// What went wrong last, with the next step.
     pub last_error: Option<String>,
     /// Whether a push waits for a person's approval.
@@ -317,6 +376,101 @@ pub struct NodeEntry {
     pub last_wipe: Option<String>,
     /// Its hygiene report, as it sent it.
     pub hygiene: Option<serde_json::Value>,
+    /// What its TPM says; `null` where it has none.
+    #[serde(default)]
+    pub tpm: Option<TpmEntry>,
+}
+
+/// The keyholders that share a root and a store, and how the store stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The store.
+    pub store: StoreStatus,
+    /// The keyholders, this one included.
+    pub members: Vec<MemberEntry>,
+    /// This keyholder's identity key, hex: what a policy that lets it join names.
+    pub identity_key: String,
+    /// Why it has not got the root from another keyholder, where it has asked.
+    pub join: Option<String>,
+}
+
+/// A keyholder may have the root from one that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinApproved {
+    /// Which one.
+    pub keyholder: String,
+    /// It has to ask within this time; it asks every few seconds.
+    pub within_ms: u64,
+}
+
+/// How the store that keyholders share stands to this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum StoreStatus {
+    /// It answers.
+    Reachable,
+    /// No quorum of it answers: keys in force are renewed as far as is recorded, everything else waits.
+    Away {
+        /// What happened.
+        why: String,
+    },
+    /// It is not the one that this keyholder knew: nothing is granted.
+    Distrusted {
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A keyholder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberEntry {
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Its administrative port.
+    pub address: String,
+    /// The version of its program.
+    pub version: String,
+    /// Whether it has been heard of in the last seconds.
+    pub alive: bool,
+    /// Whether it has the root.
+    pub unsealed: bool,
+    /// How many nodes it dials.
+    pub nodes: usize,
+}
+
+/// How a node's TPM stands to what people approved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TpmState {
+    /// It speaks for the node, and nobody has approved it.
+    Claimed,
+    /// It is the one that was approved, and what it proves is as it was approved.
+    Approved,
+    /// What it says proves nothing, or something else than what was approved: nothing is pushed.
+    Refused,
+}
+
+/// A node's TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmEntry {
+    /// How it stands to what was approved.
+    pub state: TpmState,
+    /// Of its endorsement key, 16 hex digits: the machine's console and log show the same.
+    pub fingerprint: Option<String>,
+    /// SHA-256 of the certificate that its maker gave it, hex. The keyholder does not look at who that is.
+    pub certificate: Option<String>,
+    /// What the firmware started, hex.
+    pub pcr4: Option<String>,
+    /// The image, hex.
+    pub pcr11: Option<String>,
+    /// Whether the firmware checks what it starts, by its log, as far as the TPM bears that out.
+    pub secure_boot: Option<bool>,
+    /// Registers that the firmware's log does not explain; `null` where there is no log.
+    pub unexplained: Option<Vec<u8>>,
+    /// Wipes since the machine was started.
+    pub wipes: Option<usize>,
+    /// What does not hold, and what would put it right.
+    pub problem: Option<String>,
 }
 
 /// What became of a volume's key.
@@ -352,6 +506,8 @@ pub struct VolumeEntry {
     pub kind: VolumeKind,
     /// What its clients see when the key goes.
     pub on_seal: OnSeal,
+    /// What tells a sector that is not what was written.
+    pub integrity: VolumeIntegrity,
     /// The name of the node that has it.
     pub node: String,
     /// Fence of the last grant.
@@ -384,9 +540,23 @@ pub struct CreateVolume {
     /// What its clients see when the key goes.
     #[serde(default)]
     pub on_seal: OnSeal,
+    /// What tells a sector that is not what was written. Never changed afterwards.
+    #[serde(default)]
+    pub integrity: VolumeIntegrity,
     /// What it may hold and what is kept for it, snapshots counted with it.
     #[serde(default)]
     pub limits: VolumeLimits,
+}
+
+/// What tells a volume's sector that is not what was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeIntegrity {
+    /// A checksum, and a tag under the volume's key: rot and tampering.
+    #[default]
+    Tag,
+    /// A checksum alone: rot.
+    Checksum,
 }
 
 /// Makes a volume that begins as a snapshot of another is. It has that volume's key domain.
@@ -507,6 +677,327 @@ pub struct LedgerBackup {
     pub root_epoch: RootEpoch,
     /// The file's bytes, base64.
     pub ledger: String,
+}
+
+/// Somebody went on alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BreakGlass {
+    /// When, seconds since 1970.
+    pub at_unix_s: u64,
+    /// Who.
+    pub by: String,
+    /// With what.
+    pub act: String,
+    /// Why, in their own words.
+    pub reason: String,
+}
+
+/// A policy's text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPolicy {
+    /// The file, as it is.
+    pub text: String,
+}
+
+/// The policy in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The file, as it was applied; `None` where there never was one.
+    pub text: Option<String>,
+    /// Counts the policies.
+    pub serial: u64,
+    /// Who applied it.
+    pub by: Option<String>,
+    /// When, seconds since 1970.
+    pub at_unix_s: Option<u64>,
+    /// What it says, with what it leaves unsaid.
+    pub policy: crate::policy::Policy,
+}
+
+/// What a policy changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPreview {
+    /// Setting by setting.
+    pub differences: Vec<crate::policy::Difference>,
+    /// Keys that may not be where they are under it; they are not renewed.
+    pub would_refuse: Vec<WouldRefuse>,
+}
+
+/// A key that a policy does not want where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WouldRefuse {
+    /// The volume's label.
+    pub volume: String,
+    /// The node's name.
+    pub node: String,
+    /// Why, and what would be needed.
+    pub why: String,
+}
+
+/// A person with a second factor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersonEntry {
+    /// Role and name.
+    pub who: String,
+    /// Since when, seconds since 1970.
+    pub enrolled_unix_s: u64,
+    /// Whether a login of theirs is good at the moment.
+    pub logged_in: bool,
+}
+
+/// A new second factor, shown once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolledFactor {
+    /// The secret in base32, to be typed.
+    pub secret: String,
+    /// The same as an `otpauth` URI, to be scanned.
+    pub uri: String,
+}
+
+impl std::fmt::Debug for EnrolledFactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EnrolledFactor")
+    }
+}
+
+/// A code from an authenticator.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Code {
+    /// Six digits.
+    pub code: String,
+}
+
+impl std::fmt::Debug for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Code")
+    }
+}
+
+/// A login: sent with each request as `Authorization: Bearer TOKEN`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The token; the keyholder keeps its hash.
+    pub token: String,
+    /// How long it is good, milliseconds.
+    pub lasts_ms: u64,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login")
+    }
+}
+
+/// Asks for a token that a program uses instead of its maker's login, with its maker's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// What it is for.
+    pub name: String,
+    /// Endpoints that it is good for, as in `POST /v1/push`.
+    pub scopes: Vec<String>,
+    /// Days until it ends, at most 365.
+    pub days: u32,
+}
+
+/// A new token, shown once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// Its id, to revoke it by.
+    pub id: String,
+    /// Sent as `Authorization: Bearer TOKEN`; the keyholder keeps its hash.
+    pub token: String,
+    /// When it ends, seconds since 1970.
+    pub expires_unix_s: u64,
+}
+
+impl std::fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CreatedToken")
+    }
+}
+
+/// A token that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenEntry {
+    /// Its id.
+    pub id: String,
+    /// What it is for.
+    pub name: String,
+    /// Who made it and may use it.
+    pub who: String,
+    /// Endpoints that it is good for.
+    pub scopes: Vec<String>,
+    /// When it was made, seconds since 1970.
+    pub made_unix_s: u64,
+    /// When it ends, seconds since 1970.
+    pub expires_unix_s: u64,
+}
+
+/// How a request for approval stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApprovalState {
+    /// Others have to approve.
+    Wanted,
+    /// Who asked may say it again.
+    Approved,
+    /// A security officer goes on alone.
+    GlassBroken,
+}
+
+/// Something that takes more than one person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Its id.
+    pub id: String,
+    /// What was asked for.
+    pub act: String,
+    /// By whom.
+    pub by: String,
+    /// How many people it takes, who asks included.
+    pub need: u8,
+    /// Who has approved.
+    pub approved_by: Vec<String>,
+    /// How it stands.
+    pub state: ApprovalState,
+    /// When it was asked for, seconds since 1970.
+    pub asked_unix_s: u64,
+    /// It lapses in so many milliseconds.
+    pub lapses_ms: u64,
+}
+
+/// Why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// In a person's own words.
+    pub reason: String,
+}
+
+/// A node that is not trusted any more, and what it may have seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compromise {
+    /// The node's name.
+    pub node: String,
+    /// What it may have held.
+    pub exposed: Vec<Exposed>,
+}
+
+/// A key that a node may have given away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exposed {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its label.
+    pub label: String,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// The epoch whose secret is exposed.
+    pub epoch: VolumeEpoch,
+    /// When the trail first says that the node was granted it, seconds since 1970.
+    pub first_unix_s: Option<u64>,
+    /// The last word about it.
+    pub last_unix_s: Option<u64>,
+}
+
+/// A node was marked, and its keys taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compromised {
+    /// What it may have seen.
+    pub compromise: Compromise,
+    /// What became of its keys.
+    pub outcome: Outcome,
+}
+
+/// How far an erasure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErasureState {
+    /// Other volumes keep the secret alive.
+    Shared,
+    /// Backups of the ledger still have it.
+    Pending,
+    /// No copy is left that anybody knows of.
+    Complete,
+}
+
+/// A volume that was erased.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErasureEntry {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The label that it had.
+    pub label: String,
+    /// Who erased it.
+    pub by: String,
+    /// When, seconds since 1970.
+    pub at_unix_s: u64,
+    /// How far it is.
+    pub state: ErasureState,
+    /// Where pending: backups with this serial number or a lower one have to be destroyed.
+    pub destroy_backups_up_to_serial: Option<u64>,
+    /// Where shared: with these volumes.
+    pub shared_with: Vec<String>,
+}
+
+/// Backups were destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfirmErasure {
+    /// All of them up to this serial number.
+    pub destroyed_up_to_serial: u64,
+}
+
+/// What is certified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErasureCertificate {
+    /// 1.
+    pub version: u32,
+    /// Which keyholder says so.
+    pub keyholder: String,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its key domain, whose secret is erased.
+    pub domain: DomainId,
+    /// The label that it had.
+    pub label: String,
+    /// Who erased it.
+    pub erased_by: String,
+    /// When, seconds since 1970.
+    pub erased_unix_s: u64,
+    /// Ledgers with this serial number or a higher one are without it.
+    pub ledger_without_since_serial: u64,
+    /// Backups that had it, up to this serial; `None` where there was none.
+    pub backups_destroyed_up_to_serial: Option<u64>,
+    /// Who answers for their destruction.
+    pub backups_confirmed_by: Option<String>,
+    /// When this was issued, seconds since 1970.
+    pub issued_unix_s: u64,
+    /// Where the keyholder's trail was then.
+    pub audit: audit_log::Head,
+}
+
+/// A certificate with its signature: Ed25519 by `root_key` over SHA-256 of `nightlatch/erasure/1 certificate` and the text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedErasure {
+    /// An [`ErasureCertificate`] in JSON, byte for byte what was signed.
+    pub certificate: String,
+    /// The root's audit key, hex.
+    pub root_key: String,
+    /// The signature, hex.
+    pub signature: String,
+}
+
+/// What a witness needs: how far the trail has come, and digests to follow it there. Nothing of what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditDigests {
+    /// The head, signed.
+    pub head: audit_log::SignedHead,
+    /// Digests of the entries after the number that was asked for, oldest first.
+    pub digests: Vec<audit_log::Digest>,
 }
 
 /// An empty answer.

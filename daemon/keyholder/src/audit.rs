@@ -1,66 +1,76 @@
-//! The keyholder's trail: one JSON object a line, each with the hash of the line before it.
-//!
-//! A line is `{"seq":…,"unix_s":…,"event":…,…,"prev":"<hex>","hash":"<hex>"}`, and `hash` is SHA-256 over the line up to
-//! and including the value of `prev`, closed by `}`. So a line that was changed, removed or put in between breaks the
-//! chain from there on. Whoever can rewrite the whole file can make a new chain: the last hash, kept elsewhere (it is
-//! in the log line of every start), shows that too.
+//! The keyholder's trail: [`audit_log::Trail`] with this machine's clocks and a key that lives in the vault for one run.
 //!
 //! What a person does is written and synced before it is answered. Grants of one push are synced together before any of
 //! them leaves; receipts with whatever comes next.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use audit_log::{
+    Entry, Finding, Found, Head, Limits, Moment, Reader, Severity, Trail, TrailError, TrailId, Verifier,
+};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use units::BootId;
 
 use crate::clock;
 use crate::durable::StorageError;
+use crate::error::KeyholderError;
+use crate::vault::{AuditSigner, Vault, VaultError};
+use crate::webhooks;
 
-/// The hash before the first line.
-const BEGINNING: [u8; 32] = [0; 32];
+/// Longest fields of one event: an entry is a line of at most 1 MiB, with hashes and a signature beside them.
+const FIELDS_BYTES_MAX: usize = (1 << 20) - (4 << 10);
 
 /// The trail, open for appending.
 #[derive(Debug)]
 pub(crate) struct Audit {
-    path: PathBuf,
-    file: File,
-    seq: u64,
-    last: [u8; 32],
+    trail: Trail<AuditSigner>,
+    boot: BootId,
+    /// The last entry that webhooks may tell of.
+    told: Arc<watch::Sender<u64>>,
 }
 
-/// Where the chain does not hold.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the audit trail does not hold from line {line} on; keep a copy of it and find out who changed it")]
-pub(crate) struct BrokenChain {
-    line: u64,
+impl From<TrailError> for StorageError {
+    fn from(error: TrailError) -> Self {
+        Self { operation: error.operation, path: error.path, source: error.source }
+    }
 }
 
 impl Audit {
-    /// Opens the trail and checks it. A broken one is continued, and says so in its next line.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Result<(), BrokenChain>), StorageError> {
-        let failed = |source| StorageError { operation: "open", path: path.to_owned(), source };
-        let (seq, last, torn, state) = match File::open(path) {
-            Ok(file) => walk(BufReader::new(file)).map_err(failed)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (0, BEGINNING, false, Ok(())),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(failed)?;
-        if torn {
-            file.write_all(b"\n").map_err(failed)?;
-        }
-        let mut audit = Self { path: path.to_owned(), file, seq, last };
-        if let Err(broken) = &state {
-            audit.record("audit-chain-broken", [("from_line", broken.line.into())])?;
-        }
-        Ok((audit, state))
+    /// Opens the trail in the state directory and checks the part that is written on. A broken one is continued, and says so.
+    pub(crate) fn open(
+        dir: &Path,
+        vault: &Arc<Vault>,
+        boot: BootId,
+    ) -> Result<(Self, Found), KeyholderError> {
+        let signer = AuditSigner::new(Arc::clone(vault))?;
+        let mut id = [0; 16];
+        getrandom::fill(&mut id)
+            .map_err(|error| VaultError::Random(std::io::Error::other(error.to_string())))?;
+        let fields = [("version", env!("CARGO_PKG_VERSION").into())];
+        let opened = Trail::open(dir, signer, TrailId(id), moment(boot), Limits::default(), fields);
+        let (trail, found) = opened.map_err(StorageError::from)?;
+        let told = Arc::new(watch::Sender::new(trail.head().seq));
+        Ok((Self { trail, boot, told }, found))
     }
 
-    /// The hash of the last line.
-    pub(crate) fn last_hash(&self) -> [u8; 32] {
-        self.last
+    /// How far it has come.
+    pub(crate) fn head(&self) -> Head {
+        self.trail.head()
+    }
+
+    /// Changes with every entry that webhooks may tell of.
+    pub(crate) fn told(&self) -> Arc<watch::Sender<u64>> {
+        Arc::clone(&self.told)
+    }
+
+    /// The root certifies the key of this run.
+    pub(crate) fn certify(&mut self, vault: &Vault) -> Result<(), KeyholderError> {
+        let (root_key, signature) = vault.certify_audit(&self.trail.certificate_digest())?;
+        self.trail.certify(moment(self.boot), root_key, signature).map_err(StorageError::from)?;
+        Ok(())
     }
 
     /// Appends one event and syncs.
@@ -75,144 +85,99 @@ impl Audit {
 
     /// Makes durable what was appended.
     pub(crate) fn sync(&mut self) -> Result<(), StorageError> {
-        self.file.sync_data().map_err(|source| StorageError {
-            operation: "sync",
-            path: self.path.clone(),
-            source,
-        })
+        Ok(self.trail.sync()?)
     }
 
-    /// Appends one event; it is durable with the next sync. For what comes in hundreds.
+    /// Appends one event; it is durable with the next sync. For what comes in hundreds. What is too long for an entry is told by its
+    /// digest: what has been done must not lack its entry.
     pub(crate) fn append<const N: usize>(
         &mut self,
         event: &str,
         fields: [(&str, Value); N],
     ) -> Result<(), StorageError> {
-        let mut line = Map::new();
-        line.insert("seq".to_owned(), (self.seq + 1).into());
-        line.insert("unix_s".to_owned(), clock::unix_s().into());
-        line.insert("event".to_owned(), event.into());
-        line.extend(fields.map(|(name, value)| (name.to_owned(), value)));
-        let object = Value::Object(line).to_string();
-        // By hand, so that these two stand last whatever the order of the others.
-        let open = format!(
-            "{},\"prev\":\"{}\"",
-            object.strip_suffix('}').unwrap_or_default(),
-            hex::encode(self.last)
-        );
-        let hash: [u8; 32] = Sha256::digest(format!("{open}}}").as_bytes()).into();
-        let text = format!("{open},\"hash\":\"{}\"}}\n", hex::encode(hash));
-        let failed = |source| StorageError { operation: "append to", path: self.path.clone(), source };
-        self.file.write_all(text.as_bytes()).map_err(failed)?;
-        self.seq += 1;
-        self.last = hash;
-        Ok(())
-    }
-}
-
-/// Checks a trail.
-#[cfg(test)]
-pub(crate) fn verify(path: &Path) -> std::io::Result<Result<(), BrokenChain>> {
-    Ok(walk(BufReader::new(File::open(path)?))?.3)
-}
-
-type Walked = (u64, [u8; 32], bool, Result<(), BrokenChain>);
-
-fn walk(mut reader: impl BufRead) -> std::io::Result<Walked> {
-    let (mut number, mut seq, mut last, mut torn) = (0, 0, BEGINNING, false);
-    let mut state = Ok(());
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line)? == 0 {
-            return Ok((seq, last, torn, state));
-        }
-        number += 1;
-        torn = !line.ends_with(b"\n");
-        match read_line(&line, &last) {
-            Some((line_seq, hash)) if line_seq == seq + 1 => (seq, last) = (line_seq, hash),
-            _ => {
-                if state.is_ok() {
-                    state = Err(BrokenChain { line: number });
-                }
-                // Go on from what the line claims, so that what follows it can still be told apart.
-                if let Some((line_seq, hash)) = claimed(&line) {
-                    (seq, last) = (line_seq, hash);
-                }
+        let bytes: usize = fields.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+        if bytes <= FIELDS_BYTES_MAX {
+            self.trail.append(moment(self.boot), event, fields)?;
+            if webhooks::is_told(event) {
+                self.told.send_replace(self.head().seq);
             }
+            return Ok(());
+        }
+        let mut digest = Sha256::new();
+        fields.iter().for_each(|(name, value)| digest.update(format!("{name}={value}\n")));
+        let by = fields.into_iter().find(|(name, _)| *name == "by").map(|(_, by)| by);
+        let fields = [
+            ("by", by.unwrap_or_default()),
+            ("left_out_bytes", bytes.into()),
+            ("left_out_sha256", hex::encode(digest.finalize()).into()),
+        ];
+        Ok(self.trail.append(moment(self.boot), event, fields)?)
+    }
+
+    /// The trail as it is now, to be read without keeping anybody waiting.
+    pub(crate) fn reader(&self) -> Result<Reader, StorageError> {
+        Ok(self.trail.reader()?)
+    }
+
+    /// Removes what is older than so many days; nothing before the root has certified this run, because nobody else's word for it
+    /// counts.
+    pub(crate) fn prune(&mut self, keep_days: u32) -> Result<Option<u64>, StorageError> {
+        if self.trail.signed_head().certificate.is_none() {
+            return Ok(None);
+        }
+        let now = moment(self.boot);
+        let before = now.unix_ms.saturating_sub(u64::from(keep_days).saturating_mul(86_400_000));
+        Ok(self.trail.prune(now, before)?)
+    }
+
+    /// Whether the trail passes through a head that the ledger remembers. Where it does not, its end was cut off or it is another
+    /// one.
+    pub(crate) fn passes_through(&self, known: Head) -> Result<bool, StorageError> {
+        let head = self.trail.head();
+        if known.trail != head.trail || known.seq > head.seq {
+            return Ok(false);
+        }
+        if known.seq == head.seq {
+            return Ok(known.hash == head.hash);
+        }
+        let after = self.trail.page(known.seq, 1)?;
+        let next = after.lines.first().and_then(|line| Entry::parse(line).ok());
+        match next.filter(|next| next.seq == known.seq + 1) {
+            Some(next) => Ok(next.previous == known.hash),
+            None => self.accounts_for(known),
         }
     }
-}
 
-fn read_line(line: &[u8], previous: &[u8; 32]) -> Option<(u64, [u8; 32])> {
-    let text = std::str::from_utf8(line).ok()?.trim_end();
-    let (open, _) = text.rsplit_once(",\"hash\":")?;
-    let (seq, hash) = claimed(line)?;
-    let actual: [u8; 32] = Sha256::digest(format!("{open}}}").as_bytes()).into();
-    let chained = open.ends_with(&format!("\"prev\":\"{}\"", hex::encode(previous)));
-    (chained && actual == hash).then_some((seq, hash))
-}
-
-fn claimed(line: &[u8]) -> Option<(u64, [u8; 32])> {
-    let value: Value = serde_json::from_slice(line).ok()?;
-    let mut hash = [0; 32];
-    hex::decode_to_slice(value.get("hash")?.as_str()?, &mut hash).ok()?;
-    Some((value.get("seq")?.as_u64()?, hash))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn trail(lines: u64) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.jsonl");
-        let (mut audit, state) = Audit::open(&path).unwrap();
-        assert_eq!(state, Ok(()));
-        for number in 0..lines {
-            audit.record("grant", [("volume", format!("v{number}").into()), ("z", 1.into())]).unwrap();
+    /// The same by the whole trail, where the entry behind that head is not to be had: it may have been pruned after its time, which
+    /// only a run counts for that the root has certified.
+    fn accounts_for(&self, known: Head) -> Result<bool, StorageError> {
+        let mut root = [0; 32];
+        match self.trail.signed_head().root_key.map(|text| hex::decode_to_slice(text, &mut root)) {
+            Some(Ok(())) => {}
+            _ => return Ok(false),
         }
-        (dir, path)
-    }
-
-    #[test]
-    fn a_trail_holds_and_is_continued() {
-        let (_dir, path) = trail(3);
-        let (mut audit, state) = Audit::open(&path).unwrap();
-        assert_eq!(state, Ok(()));
-        audit.record("revoke", []).unwrap();
-        assert_eq!(verify(&path).unwrap(), Ok(()));
-        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4);
-    }
-
-    #[test]
-    fn a_changed_removed_or_swapped_line_is_found() {
-        let (_dir, path) = trail(5);
-        let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        let broken = |lines: &[&str]| {
-            std::fs::write(&path, lines.join("\n") + "\n").unwrap();
-            verify(&path).unwrap()
+        let mut verifier = Verifier::new(&[root]).witnessed_at([known]);
+        self.trail.each_line(|line| verifier.line(&line))?;
+        // A run of an earlier root is certified by that.
+        let is_breach = |finding: &Finding| {
+            finding.severity() == Severity::Broken && !matches!(finding, Finding::FalseCertificate { .. })
         };
-        assert_eq!(broken(&lines), Ok(()));
-        let changed = lines[1].replace("v1", "v9");
-        assert_eq!(broken(&[lines[0], &changed, lines[2]]), Err(BrokenChain { line: 2 }));
-        assert_eq!(broken(&[lines[0], lines[2], lines[3]]), Err(BrokenChain { line: 2 }));
-        assert_eq!(broken(&[lines[0], lines[2], lines[1]]), Err(BrokenChain { line: 2 }));
+        Ok(!verifier.finish().findings.iter().any(is_breach))
     }
 
-    #[test]
-    fn a_line_torn_by_a_crash_is_told_and_the_trail_goes_on() {
-        let (_dir, path) = trail(2);
-        let mut text = std::fs::read_to_string(&path).unwrap();
-        text.truncate(text.len() - 10);
-        std::fs::write(&path, &text).unwrap();
-        let (mut audit, state) = Audit::open(&path).unwrap();
-        assert_eq!(state, Err(BrokenChain { line: 2 }));
-        audit.record("start", []).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.lines().nth(2).unwrap().contains("audit-chain-broken"), "{text}");
-        let (_, state) = Audit::open(&path).unwrap();
-        assert_eq!(state, Err(BrokenChain { line: 2 }), "what was torn stays torn");
+    /// Whether the trail says that the ledger with this serial number came from a backup.
+    pub(crate) fn says_restored(&self, serial: u64) -> Result<bool, StorageError> {
+        let mut found = false;
+        self.trail.each_line(|line| {
+            found |= Entry::parse(&line).is_ok_and(|entry| {
+                entry.event == "ledger-restored"
+                    && entry.fields.get("serial").and_then(Value::as_u64) == Some(serial)
+            });
+        })?;
+        Ok(found)
     }
+}
+
+fn moment(boot: BootId) -> Moment {
+    Moment { unix_ms: clock::unix_ms(), boot, boot_ns: clock::now().0 }
 }

@@ -9,6 +9,10 @@ const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Now, on CLOCK_BOOTTIME.
 pub(crate) fn now() -> BootInstant {
+    #[cfg(test)]
+    if let Some(now) = simulated::NOW.get() {
+        return now;
+    }
     #[expect(
         clippy::expect_used,
         reason = "Linux has had CLOCK_BOOTTIME since 2.6.39; leases have no other clock"
@@ -25,9 +29,32 @@ pub(crate) fn boot_id() -> std::io::Result<BootId> {
     text.trim().replace('-', "").parse().map_err(std::io::Error::other)
 }
 
-/// Seconds since 1970 by the wall clock: for people to read, for no decision.
+/// Seconds since 1970 by the wall clock: for people to read, for no decision about a key.
 pub(crate) fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_ms() / 1_000
+}
+
+/// The same in milliseconds.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod simulated {
+    //! A clock that a simulation sets, for its own thread.
+
+    use std::cell::Cell;
+
+    use units::BootInstant;
+
+    thread_local! {
+        pub(super) static NOW: Cell<Option<BootInstant>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn set(now: BootInstant) {
+        NOW.set(Some(now));
+    }
 }
 
 #[cfg(test)]

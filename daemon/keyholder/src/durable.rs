@@ -6,7 +6,7 @@
 //! 2. fsync it (renamed first, the name could survive a crash and the content not);
 //! 3. rename it over the file;
 //! 4. fsync the directory (until then the old name may come back, so nothing may rely on the new content);
-//! 5. for an erasure only: overwrite the old inode's content and fsync (before step 4 a crash could bring back a file that
+//! 5. where it is asked for: overwrite the old inode's content and fsync (before step 4 a crash could bring back a file that
 //!    has been overwritten).
 //!
 //! Overwriting reaches the old blocks where the file system and the disk write in place. It does not on copy-on-write
@@ -80,6 +80,11 @@ impl StateDir {
         }
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The path of a file in it.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -126,6 +131,29 @@ pub(crate) fn replace(path: &Path, content: &[u8], old: OldContent) -> Result<()
         overwrite(&mut previous).map_err(failed("overwrite the old content of"))?;
     }
     Ok(())
+}
+
+/// Overwrites and removes what a replacement left beside the file that a crash cut short.
+pub(crate) fn discard_unfinished(path: &Path) -> Result<(), StorageError> {
+    let beside = path.with_extension("new");
+    let failed = |source| StorageError { operation: "overwrite", path: beside.clone(), source };
+    match OpenOptions::new().write(true).open(&beside) {
+        Ok(mut file) => overwrite(&mut file).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    }
+    remove(&beside)
+}
+
+/// Removes the file, durably; there may be none.
+pub(crate) fn remove(path: &Path) -> Result<(), StorageError> {
+    let failed = |operation| move |source| StorageError { operation, path: path.to_owned(), source };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let dir = path.parent().unwrap_or(Path::new("."));
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync the directory of"))
 }
 
 fn overwrite(file: &mut File) -> io::Result<()> {
@@ -183,6 +211,22 @@ mod tests {
         old.read_to_end(&mut left).unwrap();
         assert_eq!(left, vec![0; 10_000]);
         assert_eq!(read(&path, 100).unwrap().unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_a_crash_left_beside_a_file_is_overwritten_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        discard_unfinished(&path).unwrap();
+        replace(&path, b"good", OldContent::Leave).unwrap();
+        std::fs::write(dir.path().join("ledger.new"), [0xa5; 5_000]).unwrap();
+        let mut left = File::open(dir.path().join("ledger.new")).unwrap();
+        discard_unfinished(&path).unwrap();
+        let mut content = Vec::new();
+        left.read_to_end(&mut content).unwrap();
+        assert_eq!(content, vec![0; 5_000]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(read(&path, 100).unwrap().unwrap(), b"good");
     }
 
     #[test]

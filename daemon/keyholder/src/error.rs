@@ -3,7 +3,11 @@
 use identity::{ClientError, Problem};
 
 use crate::durable::{StateDirError, StorageError};
+use crate::join::JoinError;
 use crate::ledger::LedgerError;
+use crate::oidc::OidcError;
+use crate::policy::{PolicyError, Refusal};
+use crate::store::StoreError;
 use crate::vault::VaultError;
 
 /// Why the keyholder did not do it. Each message ends with the next step, after a semicolon.
@@ -19,6 +23,9 @@ pub enum KeyholderError {
     /// A file of the state directory.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// What ledger and lease records are kept in.
+    #[error(transparent)]
+    Store(StoreError),
     /// The state directory itself.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
@@ -146,6 +153,160 @@ pub enum KeyholderError {
         /// What was asked for.
         act: &'static str,
     },
+    /// A text that is no policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The policy does not allow it.
+    #[error("{0}")]
+    Forbidden(Refusal),
+    /// A certificate alone is not enough, and there is nothing else yet.
+    #[error("{who} has no second factor, and this takes one; enrol one with `nightlatch people enrol`")]
+    NoSecondFactor {
+        /// Who.
+        who: String,
+    },
+    /// A certificate alone is not enough.
+    #[error("{who} is not logged in, and this takes a second factor; log in with `nightlatch login`")]
+    NotLoggedIn {
+        /// Who.
+        who: String,
+    },
+    /// Not the code.
+    #[error(
+        "that is not the code, or it was used before; wait for the authenticator's next one and try again"
+    )]
+    WrongCode,
+    /// Too many wrong codes.
+    #[error("{who} gave too many wrong codes in a row; try again in {wait_s} s")]
+    TooManyCodes {
+        /// Who.
+        who: String,
+        /// Seconds until then.
+        wait_s: u64,
+    },
+    /// A login at an OpenID provider.
+    #[error(transparent)]
+    Oidc(#[from] OidcError),
+    /// The provider vouches for somebody to whom the policy gives nothing.
+    #[error(
+        "{name} is known to the OpenID provider, and the policy gives such a person no role{}; have a [[person]] rule applied that fits \
+         the token's claims",
+        role.map(|role| format!(" as {role}")).unwrap_or_default()
+    )]
+    NoRole {
+        /// The person's name.
+        name: String,
+        /// The role that was asked for.
+        role: Option<identity::Role>,
+    },
+    /// Not a token, or not any more, or another's.
+    #[error(
+        "the token is not known, has ended or belongs to somebody else; make one with `nightlatch token create`"
+    )]
+    BadToken,
+    /// A token for something else.
+    #[error(
+        "the token {token} was not made for `{wanted}`; make one that is, or log in with `nightlatch login`"
+    )]
+    OutOfScope {
+        /// Its name.
+        token: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// No such token.
+    #[error("there is no token {id}; `nightlatch token list` shows those there are")]
+    NoSuchToken {
+        /// Its id.
+        id: String,
+    },
+    /// Too many requests.
+    #[error("too many requests; send the next in {wait_s} s")]
+    TooOften {
+        /// Seconds until then.
+        wait_s: u64,
+    },
+    /// No such person.
+    #[error("{who} has no second factor; `nightlatch people list` shows who has")]
+    NoSuchPerson {
+        /// Role and name.
+        who: String,
+    },
+    /// It takes more than one person.
+    #[error(
+        "this takes other people's approval ({have} of {need} so far): {act}; have another say `nightlatch approval \
+         approve {id}`, then say this again"
+    )]
+    ApprovalWanted {
+        /// The request.
+        id: String,
+        /// What was asked for.
+        act: String,
+        /// Who has approved so far.
+        have: usize,
+        /// Who has to.
+        need: u8,
+    },
+    /// No such request.
+    #[error(
+        "no request {id} waits for approval; it may have lapsed: `nightlatch approval list` shows those that wait"
+    )]
+    NoSuchRequest {
+        /// Its id.
+        id: String,
+    },
+    /// One person approving twice, or their own request.
+    #[error(
+        "{}; another person has to approve it",
+        if *own { "who asks cannot approve" } else { "this person has approved it already" }
+    )]
+    SamePerson {
+        /// It is the one who asked.
+        own: bool,
+    },
+    /// The policy has no glass to break.
+    #[error("the policy does not let one person go on alone; have another person approve it")]
+    NoBreakGlass,
+    /// Somebody had this node in their hands.
+    #[error(
+        "node {name} was marked as compromised; give the machine a new identity, and enrol it under that"
+    )]
+    Compromised {
+        /// The node.
+        name: String,
+    },
+    /// Nothing to confirm.
+    #[error("no erasure of {what} waits for its backups; `nightlatch erasure list` shows those there are")]
+    NoSuchErasure {
+        /// Label or id.
+        what: String,
+    },
+    /// No such receiver.
+    #[error(
+        "there is no webhook {name}; `nightlatch webhook list` shows those that the keyholder's configuration has"
+    )]
+    NoSuchWebhook {
+        /// Its name.
+        name: String,
+    },
+    /// No such dead letter.
+    #[error(
+        "webhook {webhook} has no dead letter of entry {entry}; `nightlatch webhook dead-letters` shows those there are"
+    )]
+    NoSuchLetter {
+        /// The receiver.
+        webhook: String,
+        /// The entry of the trail.
+        entry: u64,
+    },
+    /// The receiver did not take a test.
+    #[error("webhook {name} did not take the test, {why}; check its url, its certificate and its own log")]
+    WebhookFailed {
+        /// Its name.
+        name: String,
+        /// Why.
+        why: crate::webhooks::Undelivered,
+    },
     /// The node refused.
     #[error("node {name} refused: {problem}")]
     NodeRefused {
@@ -163,6 +324,60 @@ pub enum KeyholderError {
         #[source]
         source: Box<ClientError>,
     },
+    /// A keyholder that nobody has named.
+    #[error(
+        "the policy names no keyholder {name}; apply one with a [[keyholder]] table that has its name and identity key"
+    )]
+    NotEnrolled {
+        /// Who asked.
+        name: String,
+    },
+    /// A keyholder with another key than the policy says.
+    #[error(
+        "keyholder {name} has the identity key {claimed}, which is not the one in the policy; if nobody set that machine up anew, \
+         somebody has its certificate: revoke that"
+    )]
+    OtherIdentity {
+        /// Who asked.
+        name: String,
+        /// Its key.
+        claimed: String,
+    },
+    /// A keyholder with another ledger.
+    #[error("keyholder {name} asks for another root than this one's; look which store it is configured with")]
+    OtherRoot {
+        /// Who asked.
+        name: String,
+    },
+    /// It takes a person.
+    #[error(
+        "keyholder {name} may have the root with a security officer's approval; give it with `nightlatch keyholder join {name}`"
+    )]
+    JoinNotApproved {
+        /// Who asked.
+        name: String,
+    },
+    /// The budget is used up.
+    #[error(
+        "{per_hour} keyholders got the root within the last hour, which is all that the policy lets go by itself; approve this one with \
+         `nightlatch keyholder join`"
+    )]
+    TooManyJoins {
+        /// The budget.
+        per_hour: u32,
+    },
+    /// Another keyholder gave no root.
+    #[error("keyholder {name} gave no root: {source}")]
+    NoRoot {
+        /// Which one.
+        name: String,
+        /// What happened.
+        #[source]
+        source: Box<ClientError>,
+    },
+    /// A request for the root, or an answer, that does not hold.
+    #[error("what another keyholder said about the root does not hold: {0}")]
+    Join(#[from] JoinError),
     /// TLS cannot be set up.
     #[error("TLS to node {name} cannot be set up: {source}")]
     Identity {
@@ -172,6 +387,15 @@ pub enum KeyholderError {
         #[source]
         source: Box<identity::IdentityError>,
     },
+}
+
+impl From<StoreError> for KeyholderError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::File(error) => Self::Storage(error),
+            error => Self::Store(error),
+        }
+    }
 }
 
 impl From<LedgerError> for KeyholderError {
@@ -202,12 +426,44 @@ impl KeyholderError {
             Self::OtherFingerprint { .. } => ("other-fingerprint", 409),
             Self::NodeInUse { .. } | Self::HasSnapshots { .. } | Self::Busy { .. } => ("conflict", 409),
             Self::Latched { .. } => ("latched", 409),
-            Self::OfficerOnly { .. } => ("forbidden", 403),
+            Self::OfficerOnly { .. } | Self::SamePerson { .. } | Self::NoBreakGlass => ("forbidden", 403),
+            Self::Policy(_) => ("invalid-policy", 400),
+            Self::Forbidden(_) => ("policy", 403),
+            Self::NoSecondFactor { .. } | Self::NotLoggedIn { .. } => ("second-factor", 401),
+            Self::Oidc(OidcError::NoProvider) => ("no-provider", 404),
+            Self::Oidc(OidcError::Provider(_)) => ("provider-unreachable", 502),
+            Self::Oidc(_) => ("bad-id-token", 401),
+            Self::NoRole { .. } => ("no-role", 403),
+            Self::BadToken => ("bad-token", 401),
+            Self::OutOfScope { .. } => ("out-of-scope", 403),
+            Self::NoSuchToken { .. } | Self::NoSuchWebhook { .. } | Self::NoSuchLetter { .. } => {
+                ("not-found", 404)
+            }
+            Self::WrongCode => ("wrong-code", 401),
+            Self::TooManyCodes { .. } => ("too-many-codes", 429),
+            Self::TooOften { .. } => ("too-often", 429),
+            Self::NoSuchPerson { .. } | Self::NoSuchRequest { .. } | Self::NoSuchErasure { .. } => {
+                ("not-found", 404)
+            }
+            Self::ApprovalWanted { .. } => ("approval-wanted", 409),
+            Self::Compromised { .. } => ("compromised", 403),
+            Self::NotEnrolled { .. } => ("not-enrolled", 403),
+            Self::OtherIdentity { .. } => ("other-identity", 403),
+            Self::OtherRoot { .. } => ("other-root", 409),
+            Self::JoinNotApproved { .. } => ("join-not-approved", 403),
+            Self::TooManyJoins { .. } => ("too-many-joins", 429),
+            Self::NoRoot { .. } => ("no-root", 502),
+            Self::Join(_) => ("bad-join", 400),
+            Self::WebhookFailed { .. } => ("webhook-failed", 502),
             Self::NodeRefused { .. } => ("node-refused", 502),
             Self::NodeUnreachable { .. } | Self::Identity { .. } | Self::NotDialled { .. } => {
                 ("node-unreachable", 502)
             }
+            Self::Store(StoreError::Away { .. }) => ("store-away", 503),
+            Self::Store(StoreError::Changed) => ("changed-meanwhile", 409),
+            Self::Store(StoreError::Distrusted { .. }) => ("store-distrusted", 503),
             Self::Vault(VaultError::Envelope(_) | VaultError::Random(_))
+            | Self::Store(StoreError::File(_) | StoreError::Refused { .. })
             | Self::Storage(_)
             | Self::StateDir(_)
             | Self::Memory(_)

@@ -1,5 +1,7 @@
 //! The keyholder as a whole: the book, the vault, one dialler per node, and the acts that need all three.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,33 +9,63 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use identity::{ClientError, Credentials, Endpoint, ExpectedPeer, HttpsClient, Role, Trust, control_client};
+use identity::{
+    ClientError, Credentials, Endpoint, ExpectedPeer, GuestKey, HttpsClient, NodeKey, PeerIdentity, Role,
+    Trust, control_client,
+};
 use lease::message::{RevokeCause, Scope};
 use locked_memory::Policy;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use units::{BootInstant, Fence, NodeId, RootEpoch, VolumeId};
 
+use crate::access::Rule;
 use crate::api::{
-    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume, Connection, CreateVolume,
-    DrillReport, KeyholderStatus, LedgerBackup, NodeEntry, NodeOutcome, Outcome, PromoteVolume, PushPolicy,
-    ResizeVolume, RollBackVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry,
-    VolumeErased,
+    AddNode, ApproveNode, AuditDigests, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume,
+    Compromised, Connection, CreateVolume, DrillReport, KeyholderStatus, LedgerBackup, NodeEntry,
+    NodeOutcome, OidcLoggedIn, OidcProvider, Outcome, PolicyPreview, PromoteVolume, PushPolicy, ResizeVolume,
+    RollBackVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
-use crate::book::Book;
+use crate::book::{Book, Grave, LeaseBounds, suspicions};
 use crate::clock;
-use crate::durable::StateDir;
+use crate::cluster::etcd::Etcd;
+use crate::cluster::links::Links;
+use crate::cluster::run as cluster_run;
+use crate::cluster::shared::Access;
+use crate::durable::{StateDir, StorageError};
 use crate::error::KeyholderError;
+use crate::heads;
 use crate::link::{self, COMMANDS_MAX, Command};
+use crate::oidc::{OidcError, Provider};
+use crate::requests::{self, Requests};
 use crate::vault::Vault;
+use crate::webhooks::{self, Webhook, Webhooks};
 
 /// How long an act waits for the nodes' signed receipts before it answers without them.
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a node's full queue may hold up an order to forget. The latch is written after it.
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a creation or a push waits for the node to serve the volume.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The store that this keyholder shares with others.
+#[derive(Debug)]
+pub struct SharedStoreParams {
+    /// etcd's members.
+    pub endpoints: Vec<Endpoint>,
+    /// How they are told from others, and what this keyholder shows them.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// What the name of every value begins with.
+    pub prefix: String,
+    /// This keyholder's administrative port, as people and other keyholders reach it.
+    pub address: Endpoint,
+    /// How much further than a lease is recorded that a key may be held.
+    pub record_ahead_ms: u64,
+}
 
 /// What a keyholder is started with.
 #[derive(Debug)]
@@ -44,6 +76,8 @@ pub struct KeyholderParams {
     pub state_dir: PathBuf,
     /// Lease of nodes that are added without one.
     pub lease_ms: u64,
+    /// Longest lease of any node.
+    pub lease_ms_max: u64,
     /// Which memory the root may be in.
     pub memory: Policy,
     /// Its certificate and key.
@@ -52,6 +86,12 @@ pub struct KeyholderParams {
     pub trust: Trust,
     /// Whether it dials nodes on this machine only, whatever its ledger says.
     pub dial_loopback_only: bool,
+    /// The store that it shares with other keyholders; `None` keeps everything in its own directory.
+    pub shared_store: Option<SharedStoreParams>,
+    /// Where people may log in who have no certificate.
+    pub oidc: Option<Provider>,
+    /// Who is told of what happens.
+    pub webhooks: Vec<Webhook>,
 }
 
 #[derive(Debug)]
@@ -68,8 +108,23 @@ pub struct Keyholder {
     pub(crate) credentials: Credentials,
     pub(crate) trust: Trust,
     pub(crate) dial_loopback_only: bool,
+    pub(crate) requests: Arc<Requests>,
+    oidc: Option<Provider>,
+    pub(crate) webhooks: Webhooks,
+    /// Changes with every entry of the trail that webhooks may tell of.
+    pub(crate) told: Arc<watch::Sender<u64>>,
     book: Mutex<Book>,
+    /// Held by whoever reads the trail, which is never done under the book.
+    reading: Mutex<()>,
     links: Mutex<BTreeMap<NodeId, Link>>,
+    /// Who dials which node, where several keyholders share a store.
+    shared_links: Option<Mutex<Links>>,
+    /// What this keyholder asks another one for the root with.
+    identity: NodeKey,
+    /// Why it has not got it, the last time that it asked.
+    join_refusal: Mutex<Option<String>>,
+    /// Counts looks at the shared store.
+    looks: watch::Sender<u64>,
     changed: watch::Sender<u64>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -80,19 +135,47 @@ impl Keyholder {
     pub fn open(params: KeyholderParams) -> Result<Arc<Self>, KeyholderError> {
         let vault = Arc::new(Vault::new(params.memory).map_err(KeyholderError::Memory)?);
         let dir = StateDir::open(&params.state_dir)?;
-        let book = Book::open(params.name.clone(), dir, Arc::clone(&vault), params.lease_ms)?;
+        let access = params.shared_store.map(|store| Access {
+            kv: Arc::new(Etcd::new(store.endpoints, store.tls, store.prefix)),
+            address: store.address.to_string(),
+            ahead_ms: store.record_ahead_ms,
+        });
+        let webhooks_file = dir.file(webhooks::FILE);
+        let requests = Requests::open(dir.file(requests::FILE))?;
+        let leases = LeaseBounds { default_ms: params.lease_ms, max_ms: params.lease_ms_max };
+        let book = Book::open(params.name.clone(), dir, Arc::clone(&vault), leases, access)?;
+        let webhooks = Webhooks::open(params.webhooks, webhooks_file, book.audit_head())?;
+        let identity = cluster::identity_key(&params.state_dir)?;
+        let links = |incarnation| Mutex::new(Links::new(params.name.clone(), incarnation));
+        let shared_links = book.shared().map(|shared| links(shared.incarnation()));
         Ok(Arc::new(Self {
             name: params.name,
             vault,
             credentials: params.credentials,
             trust: params.trust,
             dial_loopback_only: params.dial_loopback_only,
+            requests: Arc::new(requests),
+            oidc: params.oidc,
+            webhooks,
+            told: book.audit.told(),
             book: Mutex::new(book),
+            reading: Mutex::new(()),
             links: Mutex::new(BTreeMap::new()),
+            shared_links,
+            identity,
+            join_refusal: Mutex::new(None),
+            looks: watch::Sender::new(0),
             changed: watch::Sender::new(0),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
+    }
+
+    /// Begins to look at the shared store, where there is one.
+    pub fn start(self: &Arc<Self>) {
+        if self.shared_links.is_some() {
+            self.tasks.spawn(cluster_run::run(Arc::clone(self), self.stop.child_token()));
+        }
     }
 
     /// Ends every session, revoking nothing, and forgets the root. Nodes keep their keys until their leases end, and
@@ -112,7 +195,12 @@ impl Keyholder {
 
     /// Everything that is not secret.
     pub fn status(&self) -> KeyholderStatus {
-        self.book(|book| book.status())
+        let status = self.book(|book| book.status());
+        self.with_cluster(status)
+    }
+
+    pub(crate) fn seal_state(&self) -> SealState {
+        self.book(|book| book.state())
     }
 
     /// Runs `work` where blocking is allowed.
@@ -157,9 +245,14 @@ impl Keyholder {
     ) -> Result<UnsealProgress, KeyholderError> {
         let progress = self.book(|book| book.submit_share(&request.share, by))?;
         if progress.state == SealState::Unsealed {
-            self.sync_links();
+            self.after_unseal();
         }
         Ok(progress)
+    }
+
+    fn after_unseal(self: &Arc<Self>) {
+        self.sync_links();
+        self.tasks.spawn(prune_daily(Arc::clone(self), self.stop.child_token()));
     }
 
     /// Adds a node and begins to dial it.
@@ -171,12 +264,14 @@ impl Keyholder {
 
     /// Pins a node's key.
     pub async fn approve_node(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         request: &ApproveNode,
         by: &str,
     ) -> Result<NodeEntry, KeyholderError> {
-        let entry = self.book(|book| book.approve(name, &request.fingerprint, by))?;
+        let node = self.book(|book| book.node_by_name(name))?.node;
+        self.bring_link(node).await?;
+        let entry = self.book(|book| book.approve(name, request, by))?;
         self.command(entry.node, Command::Redial).await;
         Ok(entry)
     }
@@ -229,12 +324,17 @@ impl Keyholder {
         let answer: Result<serde_json::Value, ClientError> = client.post("/v1/volumes", &body).await;
         match answer {
             Ok(_) => {}
-            // From an earlier attempt whose answer was lost: ids are random, so it is this volume.
-            Err(ClientError::Refused { status: 409, .. }) if self.node_has(&client, created.volume).await => {
-            }
-            Err(ClientError::Refused { problem, .. }) => {
-                self.book(|book| book.erase_volume(created.volume, by))?;
-                return Err(KeyholderError::NodeRefused { name: node, problem });
+            Err(ClientError::Refused { status, problem, .. }) => {
+                // From an earlier attempt whose answer was lost: ids are random, so it is this volume. Where the node does not say,
+                // nothing is known.
+                let is_there = status == 409
+                    && node_has(&client, created.volume)
+                        .await
+                        .map_err(|source| unreachable(node.clone(), source))?;
+                if !is_there {
+                    self.book(|book| book.abandon_volume(created.volume, by))?;
+                    return Err(KeyholderError::NodeRefused { name: node, problem });
+                }
             }
             Err(source) => return Err(unreachable(node, source)),
         }
@@ -257,7 +357,7 @@ impl Keyholder {
         let made = match answer {
             Ok(made) => made,
             Err(ClientError::Refused { problem, .. }) => {
-                self.book(|book| book.erase_volume(created.volume, by))?;
+                self.book(|book| book.abandon_volume(created.volume, by))?;
                 return Err(KeyholderError::NodeRefused { name: node, problem });
             }
             Err(source) => return Err(unreachable(node, source)),
@@ -266,7 +366,7 @@ impl Keyholder {
         if made.domain != created.domain {
             let _: Result<serde_json::Value, ClientError> =
                 client.delete(&format!("/v1/volumes/{}", created.volume)).await;
-            self.book(|book| book.erase_volume(created.volume, by))?;
+            self.book(|book| book.abandon_volume(created.volume, by))?;
             return Err(KeyholderError::Invalid {
                 what: format!("the snapshot {} is not one of {of}", request.snapshot),
                 next_step: "`nightlatch snapshot list` shows which volume each snapshot is of",
@@ -284,7 +384,12 @@ impl Keyholder {
         request: &RollBackVolume,
         by: &str,
     ) -> Result<VolumeEntry, KeyholderError> {
-        let (volume, node) = self.book(|book| book.check_live(label))?;
+        let (volume, node) = self.book(|book| {
+            let (volume, node) = book.check_live(label)?;
+            let act = format!("roll volume {label} ({volume}) back to snapshot {}", request.snapshot);
+            book.require_others(Grave::Overwrite, &act, by)?;
+            Ok::<_, KeyholderError>((volume, node))
+        })?;
         let (client, name) = self.node_client(node)?;
         let body = admin::api::RollBack { snapshot: request.snapshot };
         let answer: Result<admin::api::VolumeStatus, ClientError> =
@@ -302,7 +407,7 @@ impl Keyholder {
     /// Makes the replica of a volume on another node the volume: the node gives it the content of its newest snapshot, and from
     /// then on the key goes there, with a higher fence, once the lease of the node before it is over.
     pub async fn promote_volume(
-        &self,
+        self: &Arc<Self>,
         label: &str,
         request: &PromoteVolume,
         by: &str,
@@ -312,15 +417,20 @@ impl Keyholder {
         let volumes: Result<Vec<admin::api::VolumeStatus>, ClientError> = client.get("/v1/volumes").await;
         let volumes = volumes.map_err(|source| unreachable(name.clone(), source))?;
         let there = volumes.into_iter().find(|present| present.volume == volume);
-        self.book(|book| book.check_replica(label, &request.node, there.as_ref()))?;
+        self.book(|book| {
+            book.check_replica(label, &request.node, there.as_ref())?;
+            let act = format!("promote the replica of volume {label} ({volume}) on {}", request.node);
+            book.require_others(Grave::Overwrite, &act, by)
+        })?;
         let path = format!("/v1/replicas/{volume}/promote");
         let answer: Result<admin::api::Promoted, ClientError> =
             client.post(&path, &serde_json::json!({})).await;
         let promoted = match answer {
             Ok(promoted) => (Some(promoted.snapshot), promoted.volume.size_bytes),
-            Err(ClientError::Refused { problem, .. }) => {
-                // An answer that was lost on the way: a volume that no grant has reached yet has been a replica. One that has
-                // been served is where the volume was before, and older than what is served now.
+            Err(ClientError::Refused { status, problem, .. }) => {
+                // A conflict may be an answer that was lost on the way: a volume that no grant has reached yet has been a replica.
+                // One that has been served is where the volume was before, and older than what is served now.
+                let there = there.filter(|_| status == 409);
                 let promoted = there.filter(|there| !there.replica && there.fence == Fence(0));
                 (None, promoted.ok_or(KeyholderError::NodeRefused { name, problem })?.size_bytes)
             }
@@ -330,8 +440,24 @@ impl Keyholder {
         self.push_new(to, label).await
     }
 
+    /// Goes on from whatever state a volume's pool is in: what it was known to be is forgotten.
+    pub async fn accept_state(
+        self: &Arc<Self>,
+        label: &str,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let (_, node) = self.book(|book| book.find_volume(label))?;
+        self.bring_link(node).await?;
+        self.book(|book| {
+            let act = book.accept_act(label)?;
+            book.require_others(Grave::Overwrite, &act, by)?;
+            book.accept_state(label, by)
+        })
+    }
+
     /// Gives a new volume its key where that needs nobody's approval.
-    async fn push_new(&self, node: NodeId, label: &str) -> Result<VolumeEntry, KeyholderError> {
+    async fn push_new(self: &Arc<Self>, node: NodeId, label: &str) -> Result<VolumeEntry, KeyholderError> {
+        self.bring_link(node).await?;
         self.command(node, Command::Push).await;
         let name = self.book(|book| book.node_name(node));
         let automatic = self.book(|book| book.node_by_name(&name))?.push == PushPolicy::Auto;
@@ -342,11 +468,6 @@ impl Keyholder {
         self.book(|book| book.volume_by_label(label))
     }
 
-    async fn node_has(&self, client: &HttpsClient, volume: VolumeId) -> bool {
-        let volumes: Result<Vec<admin::api::VolumeStatus>, _> = client.get("/v1/volumes").await;
-        volumes.is_ok_and(|volumes| volumes.iter().any(|present| present.volume == volume))
-    }
-
     /// Changes a volume's size, on the node first.
     pub async fn resize_volume(
         &self,
@@ -354,7 +475,7 @@ impl Keyholder {
         request: &ResizeVolume,
         by: &str,
     ) -> Result<VolumeEntry, KeyholderError> {
-        let (volume, node) = self.book(|book| book.check_resize(label, request.size_bytes))?;
+        let (volume, node) = self.book(|book| book.allow_resize(label, request, by))?;
         let (client, name) = self.node_client(node)?;
         let body =
             admin::api::ResizeVolume { size_bytes: request.size_bytes, allow_shrink: request.allow_shrink };
@@ -384,13 +505,18 @@ impl Keyholder {
     /// Deletes a volume: key taken back, volume off the node, secret out of the ledger. With `force` a node that
     /// cannot be reached is passed over: without its secret what is on its disk is noise.
     pub async fn delete_volume(
-        &self,
+        self: &Arc<Self>,
         label: &str,
         force: bool,
         by: &str,
     ) -> Result<VolumeErased, KeyholderError> {
         self.refuse_snapshots(label).await?;
-        let (volume, node) = self.book(|book| book.begin_deletion(label, by))?;
+        let (_, node) = self.book(|book| book.find_volume(label))?;
+        self.bring_link(node).await?;
+        let (volume, node) = self.book(|book| {
+            book.allow_deletion(label, by)?;
+            book.begin_deletion(label, by)
+        })?;
         let since = clock::now();
         let revoke = Command::Revoke { scope: Scope::Volume(volume), cause: RevokeCause::Deleted };
         if self.is_connected(node) {
@@ -414,10 +540,13 @@ impl Keyholder {
     }
 
     /// Pushes, with a person's approval.
-    pub async fn push(&self, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
+    pub async fn push(self: &Arc<Self>, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
         let begun = Instant::now();
-        self.book(|book| book.approve_push(target, by))?;
         let nodes = self.book(|book| book.nodes_of(target))?;
+        for node in &nodes {
+            self.bring_link(*node).await?;
+        }
+        self.book(|book| book.approve_push(target, by))?;
         let outcomes = nodes.into_iter().map(|node| async move {
             self.command(node, Command::Push).await;
             let served = |book: &Book| book.pushed(node, target).is_some();
@@ -435,7 +564,31 @@ impl Keyholder {
     }
 
     /// Takes keys back and latches: nothing is pushed again before a security officer has unlatched it.
-    pub async fn revoke(&self, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
+    pub async fn revoke(self: &Arc<Self>, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
+        let (keyholder, target, by) = (Arc::clone(self), target.clone(), by.to_owned());
+        self.to_its_end(async move { keyholder.revoke_to_its_end(&target, &by).await }).await
+    }
+
+    /// Goes on where whoever asked hangs up: what is latched in memory must reach the disk.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        act: impl Future<Output = Result<T, KeyholderError>> + Send + 'static,
+    ) -> Result<T, KeyholderError> {
+        match self.tasks.spawn(act).await {
+            Ok(done) => done,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(KeyholderError::Invalid {
+                what: "this keyholder is stopping".to_owned(),
+                next_step: "ask again when it is back",
+            }),
+        }
+    }
+
+    async fn revoke_to_its_end(
+        self: &Arc<Self>,
+        target: &Target,
+        by: &str,
+    ) -> Result<Outcome, KeyholderError> {
         self.book(|book| book.latch(target, by))?;
         let nodes = self.book(|book| book.nodes_of(target))?;
         let volume = match target {
@@ -444,16 +597,23 @@ impl Keyholder {
         };
         let told = self.tell_to_forget(nodes, volume, RevokeCause::Revoked).await;
         let written = self.book(|book| book.write_latches("revoke", target, by));
+        self.dial_where_others_are_not_told(&told, &written);
         let outcome = self.await_receipts(told).await;
         written.map(|()| outcome)
     }
 
     /// Takes every key back from every node at once.
-    pub async fn lock_down(&self, by: &str) -> Result<Outcome, KeyholderError> {
+    pub async fn lock_down(self: &Arc<Self>, by: &str) -> Result<Outcome, KeyholderError> {
+        let (keyholder, by) = (Arc::clone(self), by.to_owned());
+        self.to_its_end(async move { keyholder.lock_down_to_its_end(&by).await }).await
+    }
+
+    async fn lock_down_to_its_end(self: &Arc<Self>, by: &str) -> Result<Outcome, KeyholderError> {
         self.book(|book| book.lock_down(by))?;
         let nodes = self.book(|book| book.node_ids());
         let told = self.tell_to_forget(nodes, None, RevokeCause::Lockdown).await;
         let written = self.book(|book| book.write_latches("lockdown", &Target::All, by));
+        self.dial_where_others_are_not_told(&told, &written);
         let outcome = self.await_receipts(told).await;
         written.map(|()| outcome)
     }
@@ -462,21 +622,35 @@ impl Keyholder {
     async fn tell_to_forget(&self, nodes: Vec<NodeId>, volume: Option<VolumeId>, cause: RevokeCause) -> Told {
         let (begun, since) = (Instant::now(), clock::now());
         let scope = volume.map_or(Scope::All, Scope::Volume);
-        let mut told = Vec::with_capacity(nodes.len());
-        for node in nodes {
+        // All at once, and none for long: a node whose queue is full gets its keys' end from the latch, with its next challenge.
+        let told = join_all(nodes.into_iter().map(|node| async move {
             let connected = self.is_connected(node);
             if connected {
-                self.command(node, Command::Revoke { scope, cause }).await;
+                let tell = self.command(node, Command::Revoke { scope, cause });
+                let _ = tokio::time::timeout(TELL_TIMEOUT, tell).await;
             }
-            told.push((node, connected));
+            (node, connected)
+        }));
+        Told { begun, since, volume, nodes: told.await }
+    }
+
+    /// The keyholders that dial the other nodes learn of a latch from the ledger. Where that cannot be written, this one dials the
+    /// nodes itself: each takes the newest session, and hears that it may hold nothing.
+    fn dial_where_others_are_not_told(self: &Arc<Self>, told: &Told, written: &Result<(), KeyholderError>) {
+        if self.shared_links.is_none() || written.is_ok() {
+            return;
         }
-        Told { begun, since, volume, nodes: told }
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        for (node, _) in &told.nodes {
+            links.entry(*node).or_insert_with(|| self.dial(*node));
+        }
     }
 
     async fn await_receipts(&self, told: Told) -> Outcome {
         let Told { begun, since, volume, nodes } = told;
+        let shares_store = self.shared_links.is_some();
         let outcomes = nodes.into_iter().map(|(node, connected)| async move {
-            if connected {
+            if connected || shares_store {
                 self.wait(RECEIPT_TIMEOUT, |book| book.is_forgotten(node, volume, since)).await;
             }
             self.book(|book| {
@@ -496,7 +670,11 @@ impl Keyholder {
     /// Lifts latches; what policy lets be pushed is pushed.
     pub async fn unlatch(&self, target: &Target, by: &str) -> Result<Outcome, KeyholderError> {
         let begun = Instant::now();
-        self.book(|book| book.unlatch(target, by))?;
+        self.book(|book| {
+            let act = book.unlatch_act(target)?;
+            book.require_others(Grave::Unlatch, &act, by)?;
+            book.unlatch(target, by)
+        })?;
         let nodes = self.book(|book| book.nodes_of(target))?;
         for node in &nodes {
             self.command(*node, Command::Push).await;
@@ -521,7 +699,7 @@ impl Keyholder {
     }
 
     /// A client for the node's administrative port, and the node's name.
-    fn node_client(&self, node: NodeId) -> Result<(HttpsClient, String), KeyholderError> {
+    pub(crate) fn node_client(&self, node: NodeId) -> Result<(HttpsClient, String), KeyholderError> {
         let target = self.book(|book| book.target(node));
         let target = target.ok_or_else(|| KeyholderError::NoSuchNode { name: node.to_string() })?;
         let peer = ExpectedPeer::named(Role::Node, target.name.clone());
@@ -530,6 +708,13 @@ impl Keyholder {
         let tls = control_client(&self.credentials, &self.trust, peer)
             .map_err(|source| KeyholderError::Identity { name: name.clone(), source: Box::new(source) })?;
         Ok((HttpsClient::new(target.admin_address, tls), name))
+    }
+
+    /// Exchanges heads of audit trails with a node for as long as its session lasts.
+    pub(crate) fn exchange_heads(self: &Arc<Self>, node: NodeId) -> DropGuard {
+        let stop = self.stop.child_token();
+        self.tasks.spawn(heads::exchange(Arc::clone(self), node, stop.clone()));
+        stop.drop_guard()
     }
 
     /// Whether this keyholder's configuration lets it connect to `address`.
@@ -541,15 +726,139 @@ impl Keyholder {
         Ok(())
     }
 
+    /// A part of the audit trail.
+    pub fn audit(&self, after: u64, count: usize) -> Result<audit_log::Page, KeyholderError> {
+        self.read_trail(|trail| trail.page(after, count))
+    }
+
+    /// What a witness needs of it.
+    pub fn audit_digests(&self, after: u64, count: usize) -> Result<AuditDigests, KeyholderError> {
+        let (head, digests) = self.read_trail(|trail| trail.digests(after, count))?;
+        Ok(AuditDigests { head, digests })
+    }
+
+    /// Reads the trail beside the book: a long one must not keep a lockdown waiting. One reader at a time, each has a page in memory.
+    fn read_trail<T>(
+        &self,
+        read: impl FnOnce(audit_log::Reader) -> Result<T, audit_log::TrailError>,
+    ) -> Result<T, KeyholderError> {
+        self.blocking(|| {
+            let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+            let reader = self.lock_book().audit.reader()?;
+            Ok(read(reader).map_err(StorageError::from)?)
+        })
+    }
+
+    /// Whether the peer may go on with what takes more than a certificate.
+    pub(crate) fn check_second_factor(
+        &self,
+        peer: &PeerIdentity,
+        token: Option<&str>,
+        rule: &Rule,
+    ) -> Result<(), KeyholderError> {
+        self.blocking(|| self.lock_book().check_second_factor(peer, token, rule))
+    }
+
+    /// Who a guest is, by an earlier login.
+    pub(crate) fn guest(&self, guest: &GuestKey, token: &str) -> Option<PeerIdentity> {
+        self.blocking(|| self.lock_book().guest(guest, token))
+    }
+
+    /// Where people may log in who have no certificate.
+    pub(crate) fn oidc_provider(&self) -> Result<OidcProvider, KeyholderError> {
+        Ok(self.oidc.as_ref().ok_or(OidcError::NoProvider)?.public())
+    }
+
+    /// Logs in whoever the OpenID provider's token vouches for.
+    pub(crate) async fn log_in_by_provider(
+        &self,
+        guest: &GuestKey,
+        token: &str,
+        role: Option<Role>,
+    ) -> Result<OidcLoggedIn, KeyholderError> {
+        let provider = self.oidc.as_ref().ok_or(OidcError::NoProvider)?;
+        let claims = provider.claims(token, guest).await?;
+        self.book(|book| book.log_in_by_provider(guest, &claims, role))
+    }
+
+    /// Forgets somebody's second factor.
+    pub(crate) fn forget_factor(&self, of: &str, by: &str) -> Result<(), KeyholderError> {
+        self.book(|book| {
+            book.check_person(of)?;
+            book.require_others(Grave::People, &format!("forget the second factor of {of}"), by)?;
+            book.forget_factor(of, by)
+        })
+    }
+
+    /// Puts a policy in force; what it lets go now is pushed, what it keeps back is not renewed.
+    pub(crate) async fn apply_policy(&self, text: &str, by: &str) -> Result<PolicyPreview, KeyholderError> {
+        let preview = self.book(|book| book.apply_policy(text, by))?;
+        self.book(|book| book.prune_trail())?;
+        let nodes = self.book(|book| book.node_ids());
+        for node in nodes {
+            self.command(node, Command::Push).await;
+        }
+        Ok(preview)
+    }
+
+    /// Marks a node as one that somebody may have had in their hands, and takes back what it holds.
+    pub(crate) async fn mark_compromised(
+        self: &Arc<Self>,
+        name: &str,
+        by: &str,
+    ) -> Result<Compromised, KeyholderError> {
+        let (keyholder, name, by) = (Arc::clone(self), name.to_owned(), by.to_owned());
+        self.to_its_end(async move { keyholder.mark_to_its_end(&name, &by).await }).await
+    }
+
+    async fn mark_to_its_end(&self, name: &str, by: &str) -> Result<Compromised, KeyholderError> {
+        // Before its key is forgotten: the session that it has is the one that can be told.
+        let nodes = self.book(|book| book.nodes_of(&Target::Node(name.to_owned())))?;
+        self.book(|book| book.latch(&Target::Node(name.to_owned()), by))?;
+        let told = self.tell_to_forget(nodes, None, RevokeCause::Revoked).await;
+        let marked = self.book(|book| book.mark_compromised(name, by))?;
+        let outcome = self.await_receipts(told).await;
+        // Only now: a trail of years takes a while, and nothing waits for it.
+        let spans = self.read_trail(|trail| suspicions::spans(trail, marked.node))?;
+        let compromise = self.book(|book| book.note_exposed(&marked, &spans, by))?;
+        Ok(Compromised { compromise, outcome })
+    }
+
+    /// Notes that somebody was refused something.
+    pub(crate) fn note_refusal(&self, by: &str, rule: &Rule, status: u16, kind: &str) {
+        let act = format!("{} {}", rule.verb.as_str(), rule.path);
+        if let Err(error) = self.blocking(|| self.lock_book().note_refusal(by, &act, status, kind)) {
+            tracing::error!(%error, by, act, "the audit trail lacks this refusal");
+        }
+    }
+
     /// Notes the outcome of a drill.
     pub fn note_drill(&self, report: &DrillReport, by: &str) -> Result<KeyholderStatus, KeyholderError> {
         self.book(|book| book.note_drill(report, by))?;
         Ok(self.status())
     }
 
+    /// Runs a task of the keyholder's own, which ends when its token is cancelled.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Cancelled when the keyholder stops.
+    pub(crate) fn until_stopped(&self) -> CancellationToken {
+        self.stop.child_token()
+    }
+
+    /// What people call the node.
+    pub(crate) fn node_name(&self, node: NodeId) -> String {
+        self.blocking(|| self.lock_book().node_name(node))
+    }
+
     /// Begins to dial new nodes, and stops dialling those that are gone.
-    fn sync_links(self: &Arc<Self>) {
-        let nodes = self.book(|book| book.node_ids());
+    pub(crate) fn sync_links(self: &Arc<Self>) {
+        let mut nodes = self.book(|book| book.node_ids());
+        if let Some(shared) = self.links_machine() {
+            nodes.retain(|node| shared.is_linked_here(*node));
+        }
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|node, link| {
             let stays = nodes.contains(node);
@@ -559,16 +868,18 @@ impl Keyholder {
             stays
         });
         for node in nodes {
-            links.entry(node).or_insert_with(|| {
-                let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-                let stop = self.stop.child_token();
-                self.tasks.spawn(link::run(Arc::clone(self), node, receiver, stop.clone()));
-                Link { commands, stop }
-            });
+            links.entry(node).or_insert_with(|| self.dial(node));
         }
     }
 
-    async fn command(&self, node: NodeId, command: Command) {
+    fn dial(self: &Arc<Self>, node: NodeId) -> Link {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let stop = self.stop.child_token();
+        self.tasks.spawn(link::run(Arc::clone(self), node, receiver, stop.clone()));
+        Link { commands, stop }
+    }
+
+    pub(crate) async fn command(&self, node: NodeId, command: Command) {
         let sender = {
             let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             links.get(&node).map(|link| link.commands.clone())
@@ -597,12 +908,30 @@ impl Keyholder {
     }
 }
 
+/// Removes what of the trail is older than the policy wants it kept, at once and every day.
+async fn prune_daily(keyholder: Arc<Keyholder>, stop: CancellationToken) {
+    let every_day = async {
+        loop {
+            if let Err(error) = keyholder.book(|book| book.prune_trail()) {
+                tracing::error!(%error, "old segments of the audit trail were not removed");
+            }
+            tokio::time::sleep(Duration::from_secs(86_400)).await;
+        }
+    };
+    stop.run_until_cancelled(every_day).await;
+}
+
 /// Nodes that were told to forget, and when.
 struct Told {
     begun: Instant,
     since: BootInstant,
     volume: Option<VolumeId>,
     nodes: Vec<(NodeId, bool)>,
+}
+
+async fn node_has(client: &HttpsClient, volume: VolumeId) -> Result<bool, ClientError> {
+    let volumes: Vec<admin::api::VolumeStatus> = client.get("/v1/volumes").await?;
+    Ok(volumes.iter().any(|present| present.volume == volume))
 }
 
 fn unreachable(name: String, source: ClientError) -> KeyholderError {

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use units::{BootId, BootInstant, ByteLen, DomainId, Fence, NodeId, VolumeEpoch, VolumeId};
 
-use crate::api::PushPolicy;
+use crate::api::{PushPolicy, VolumeIntegrity};
+use crate::attest::Approved;
+use crate::book::{PersonRecord, TokenRecord};
 use crate::shares::ShareSet;
 use crate::vault::{Key, SecretOf, Vault, VaultError, Wrapped};
 
@@ -21,7 +23,7 @@ use crate::vault::{Key, SecretOf, Vault, VaultError, Wrapped};
 pub(crate) const LEDGER_BYTES_MAX: u64 = 32 << 20;
 
 /// Version of the file. A change of anything below is a new one, with its migration and a golden sample.
-pub(crate) const LEDGER_VERSION: u32 = 1;
+pub(crate) const LEDGER_VERSION: u32 = 3;
 
 const MAGIC: &[u8; 8] = b"NLLEDGER";
 const CHECKSUM_BYTES: usize = 32;
@@ -50,6 +52,128 @@ pub(crate) struct Registry {
     pub(crate) backup_serial: Option<u64>,
     /// Longest lease that was ever allowed: what a keyholder waits that has lost its records.
     pub(crate) longest_lease_ms: u64,
+    /// How far the audit trail had come when this was written; nobody shortens it unnoticed without the root.
+    pub(crate) audit: Option<audit_log::Head>,
+    /// How far the nodes' own trails had come.
+    pub(crate) node_trails: Vec<(NodeId, audit_log::Head)>,
+    /// The policy in force; `None` where there never was one.
+    pub(crate) policy: Option<PolicyRecord>,
+    /// Who has a second factor.
+    pub(crate) people: Vec<PersonRecord>,
+    /// What became of the secrets of deleted volumes.
+    pub(crate) erasures: Vec<ErasureRecord>,
+    /// Nodes that are not trusted any more.
+    pub(crate) suspicions: Vec<SuspicionRecord>,
+    /// What people's programs log in with.
+    pub(crate) tokens: Vec<TokenRecord>,
+    /// TPMs that nodes were approved with.
+    pub(crate) tpms: Vec<TpmRecord>,
+}
+
+/// A node's TPM, and the state of its machine, as a person approved them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TpmRecord {
+    pub(crate) node: NodeId,
+    pub(crate) approved: Approved,
+    pub(crate) by: String,
+    pub(crate) at_unix_s: u64,
+}
+
+/// A policy as it was applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyRecord {
+    /// The file's text.
+    pub(crate) text: String,
+    /// Counts the policies.
+    pub(crate) serial: u64,
+    pub(crate) by: String,
+    pub(crate) at_unix_s: u64,
+}
+
+/// A volume whose secret left the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ErasureRecord {
+    pub(crate) volume: VolumeId,
+    pub(crate) domain: DomainId,
+    pub(crate) label: String,
+    pub(crate) by: String,
+    pub(crate) at_unix_s: u64,
+    /// Serial of the ledger that first was without it.
+    pub(crate) without_since_serial: u64,
+    /// Backups up to this serial still have it; `None` where none was made.
+    pub(crate) backups_up_to: Option<u64>,
+    /// Labels of volumes that keep the domain's secret alive.
+    pub(crate) shared_with: Vec<String>,
+    /// Who says that every such backup is destroyed, and when.
+    pub(crate) confirmed: Option<(String, u64)>,
+}
+
+/// A node that somebody may have had in their hands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SuspicionRecord {
+    pub(crate) node: NodeId,
+    pub(crate) name: String,
+    /// The identity key that is forbidden for good.
+    pub(crate) key: Option<SigningPublicKey>,
+    pub(crate) since_unix_s: u64,
+    pub(crate) by: String,
+    /// What it may have held: volume, label, domain and epoch.
+    pub(crate) exposed: Vec<(VolumeId, String, DomainId, VolumeEpoch)>,
+}
+
+/// What was encrypted in version 1.
+#[derive(Debug, Serialize, Deserialize)]
+struct RegistryV1 {
+    nodes: Vec<NodeRecord>,
+    volumes: Vec<VolumeRecordV2>,
+    lockdown: Option<LatchRecord>,
+    backup_serial: Option<u64>,
+    longest_lease_ms: u64,
+}
+
+/// What was encrypted in version 2.
+#[derive(Debug, Serialize, Deserialize)]
+struct RegistryV2 {
+    nodes: Vec<NodeRecord>,
+    volumes: Vec<VolumeRecordV2>,
+    lockdown: Option<LatchRecord>,
+    backup_serial: Option<u64>,
+    longest_lease_ms: u64,
+    audit: Option<audit_log::Head>,
+    node_trails: Vec<(NodeId, audit_log::Head)>,
+    policy: Option<PolicyRecord>,
+    people: Vec<PersonRecord>,
+    erasures: Vec<ErasureRecord>,
+    suspicions: Vec<SuspicionRecord>,
+    tokens: Vec<TokenRecord>,
+}
+
+impl From<RegistryV2> for Registry {
+    fn from(old: RegistryV2) -> Self {
+        Self {
+            nodes: old.nodes,
+            volumes: old.volumes.into_iter().map(VolumeRecord::from).collect(),
+            lockdown: old.lockdown,
+            backup_serial: old.backup_serial,
+            longest_lease_ms: old.longest_lease_ms,
+            audit: old.audit,
+            node_trails: old.node_trails,
+            policy: old.policy,
+            people: old.people,
+            erasures: old.erasures,
+            suspicions: old.suspicions,
+            tokens: old.tokens,
+            tpms: Vec::new(),
+        }
+    }
+}
+
+impl From<RegistryV1> for Registry {
+    fn from(old: RegistryV1) -> Self {
+        let RegistryV1 { nodes, volumes, lockdown, backup_serial, longest_lease_ms } = old;
+        let volumes = volumes.into_iter().map(VolumeRecord::from).collect();
+        Self { nodes, volumes, lockdown, backup_serial, longest_lease_ms, ..Self::default() }
+    }
 }
 
 /// A node.
@@ -129,6 +253,8 @@ pub(crate) struct VolumeRecord {
     pub(crate) size: ByteLen,
     pub(crate) kind: VolumeKind,
     pub(crate) on_seal: OnSeal,
+    /// What it was promised when it was made, as its key-check value says.
+    pub(crate) integrity: VolumeIntegrity,
     pub(crate) node: NodeId,
     pub(crate) life: Life,
     pub(crate) latch: Option<LatchRecord>,
@@ -136,6 +262,47 @@ pub(crate) struct VolumeRecord {
     pub(crate) fence_floor: Fence,
     /// Serial of the ledger that first held it.
     pub(crate) since_serial: u64,
+}
+
+/// A volume in versions 1 and 2, when there was no choice of integrity.
+#[derive(Debug, Serialize, Deserialize)]
+struct VolumeRecordV2 {
+    label: String,
+    volume: VolumeId,
+    domain: DomainId,
+    epoch: VolumeEpoch,
+    secret: Wrapped,
+    check: [u8; 16],
+    size: ByteLen,
+    kind: VolumeKind,
+    on_seal: OnSeal,
+    node: NodeId,
+    life: Life,
+    latch: Option<LatchRecord>,
+    fence_floor: Fence,
+    since_serial: u64,
+}
+
+impl From<VolumeRecordV2> for VolumeRecord {
+    fn from(old: VolumeRecordV2) -> Self {
+        Self {
+            label: old.label,
+            volume: old.volume,
+            domain: old.domain,
+            epoch: old.epoch,
+            secret: old.secret,
+            check: old.check,
+            size: old.size,
+            kind: old.kind,
+            on_seal: old.on_seal,
+            integrity: VolumeIntegrity::Tag,
+            node: old.node,
+            life: old.life,
+            latch: old.latch,
+            fence_floor: old.fence_floor,
+            since_serial: old.since_serial,
+        }
+    }
 }
 
 impl VolumeRecord {
@@ -155,6 +322,23 @@ impl Registry {
 
     pub(crate) fn node_named(&self, name: &str) -> Option<&NodeRecord> {
         self.nodes.iter().find(|node| node.name.as_str() == name)
+    }
+
+    pub(crate) fn tpm_of(&self, node: NodeId) -> Option<&Approved> {
+        self.tpms.iter().find(|tpm| tpm.node == node).map(|tpm| &tpm.approved)
+    }
+
+    /// Whether nobody has decided anything yet that a new ledger would forget.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.nodes.is_empty()
+            && self.volumes.is_empty()
+            && self.lockdown.is_none()
+            && self.policy.is_none()
+            && self.people.is_empty()
+            && self.erasures.is_empty()
+            && self.suspicions.is_empty()
+            && self.tokens.is_empty()
+            && self.tpms.is_empty()
     }
 
     pub(crate) fn volume(&self, id: VolumeId) -> Option<&VolumeRecord> {
@@ -199,6 +383,7 @@ pub enum LedgerError {
 /// A ledger whose registry is still encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SealedLedger {
+    version: u32,
     pub(crate) header: Header,
     /// From the magic to the end of the header: what the registry's encryption is bound to.
     bound: Vec<u8>,
@@ -235,17 +420,26 @@ impl SealedLedger {
             _ => return Err(damaged("its header does not decode")),
         };
         let (bound, registry) = content.split_at(header_end);
-        Ok(Self { header, bound: bound.to_vec(), registry: registry.to_vec() })
+        Ok(Self { version, header, bound: bound.to_vec(), registry: registry.to_vec() })
     }
 
     /// Decrypts the registry. The vault has the root.
     pub(crate) fn open(&self, vault: &Vault) -> Result<Registry, LedgerError> {
         vault.open_ledger_key(self.header.share_set.set, &self.header.ledger_key)?;
         let plain = vault.decrypt_registry(&self.bound, &self.registry)?;
-        match postcard::take_from_bytes(&plain) {
-            Ok((registry, [])) => Ok(registry),
-            _ => Err(LedgerError::Damaged { what: "its registry does not decode" }),
-        }
+        let registry = match self.version {
+            0 | 1 => whole::<RegistryV1>(&plain).map(Registry::from),
+            2 => whole::<RegistryV2>(&plain).map(Registry::from),
+            _ => whole(&plain),
+        };
+        registry.ok_or(LedgerError::Damaged { what: "its registry does not decode" })
+    }
+}
+
+fn whole<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Some(value),
+        _ => None,
     }
 }
 

@@ -3,20 +3,22 @@
 //! Invariants:
 //! - A session is driven by one task; what blocks (files, the vault) runs where blocking is allowed.
 //! - Nothing is granted or renewed that the book has not recorded durably first: it hands out grants and renewals only
-//!   after that.
+//!   after that. Each grant is signed under the book, one at a time, and what was latched since it was planned stays here.
 //! - A connection that ends revokes nothing. The node keeps its keys until their deadline, and the next session finds
 //!   out from signed evidence what it still holds.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use attestation::CredentialRandom;
 use identity::{ExpectedPeer, Role, control_client};
 use lease::frame::FrameBuffer;
 use lease::keyholder::{
     Challenged, GrantError, KeyholderEvent, KeyholderSession, KeyholderSessionParams, SealRequest,
 };
 use lease::limits::CHALLENGE_INTERVAL_MS_MIN;
-use lease::message::{Evidence, RevokeCause, Scope, WipeReceipt};
+use lease::message::{Attestation, CredentialOpened, Evidence, PoolState, RevokeCause, Scope, WipeReceipt};
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,9 +27,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use units::{BootInstant, NodeId};
+use zeroize::Zeroizing;
 
+use crate::attest::{self, Challenge, Proven, Unproven};
 use crate::book::{Judgement, NodeTarget, PlannedGrant};
 use crate::clock;
 use crate::error::KeyholderError;
@@ -55,6 +59,9 @@ const GOOD_SESSION: Duration = Duration::from_secs(1);
 /// Between two answered challenges at least: a quarter of the shortest interval at which a sound node asks.
 const RENEWAL_SPACING: Duration = Duration::from_millis(CHALLENGE_INTERVAL_MS_MIN / 4);
 
+/// How often what the policy keeps back is looked at again: its windows have minutes.
+const POLICY_RETRY_MS: u64 = 20_000;
+
 /// Commands that may wait for a session.
 pub(crate) const COMMANDS_MAX: usize = 64;
 
@@ -69,6 +76,8 @@ pub(crate) enum Command {
     Revoke { scope: Scope, cause: RevokeCause },
     /// What is known of the node has changed: begin a new session.
     Redial,
+    /// Another keyholder changed the ledger: look again at all that it says of the node.
+    Review,
 }
 
 /// Why a session ended.
@@ -105,6 +114,16 @@ impl Ended {
 pub(crate) async fn run(
     keyholder: Arc<Keyholder>,
     node: NodeId,
+    commands: mpsc::Receiver<Command>,
+    stop: CancellationToken,
+) {
+    dial_again_and_again(&keyholder, node, commands, stop).await;
+    keyholder.book(|book| book.on_disconnected(node, None));
+}
+
+async fn dial_again_and_again(
+    keyholder: &Arc<Keyholder>,
+    node: NodeId,
     mut commands: mpsc::Receiver<Command>,
     stop: CancellationToken,
 ) {
@@ -113,7 +132,7 @@ pub(crate) async fn run(
         let begun = Instant::now();
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            ended = session(&keyholder, node, &mut commands) => ended,
+            ended = session(keyholder, node, &mut commands) => ended,
         };
         let Some(ended) = ended else { return };
         let delay = match &ended {
@@ -124,7 +143,14 @@ pub(crate) async fn run(
                 retry_delay(failures)
             }
         };
-        report(&keyholder, node, &ended, failures);
+        report(keyholder, node, &ended, failures);
+        if matches!(ended, Ended::Refused(lease::SessionRefusal::Superseded)) {
+            // Another keyholder may have taken over: the store says who is to dial, and ends this where it is not this one.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = keyholder.looked_again() => {}
+            }
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             // Whatever is asked for begins with a session, which reads from the book what to do.
@@ -175,7 +201,7 @@ async fn session(
         Ok(stream) => stream,
         Err(ended) => return Some(ended),
     };
-    let mut dialogue = match Dialogue::open(keyholder, node, &target, stream) {
+    let mut dialogue = match Dialogue::open(keyholder, node, target, stream) {
         Ok(dialogue) => dialogue,
         Err(ended) => return Some(ended),
     };
@@ -217,25 +243,49 @@ async fn connect(keyholder: &Keyholder, target: &NodeTarget) -> Result<TlsStream
     }
 }
 
+struct Waiting {
+    evidence: Box<Evidence>,
+    proven: Proven,
+    challenge: Challenge,
+}
+
+fn credential_random() -> Result<CredentialRandom, Ended> {
+    let mut random = CredentialRandom { scalar: Zeroizing::default(), secret: Zeroizing::default() };
+    for part in [&mut random.scalar, &mut random.secret] {
+        getrandom::fill(part.as_mut_slice()).map_err(|error| Ended::Connect(error.to_string()))?;
+    }
+    Ok(random)
+}
+
 struct Dialogue<'a> {
     keyholder: &'a Arc<Keyholder>,
     node: NodeId,
+    /// What was known of it when it was dialled.
+    target: NodeTarget,
     machine: KeyholderSession,
     stream: TlsStream<TcpStream>,
     incoming: FrameBuffer,
+    /// Evidence whose TPM has still to show that it holds the key that it signed with.
+    waiting: Option<Waiting>,
+    /// The evidence of this session was judged. Nothing is granted or renewed before.
+    judged: bool,
+    /// Planned, recorded, and not sent yet: what else comes in goes before them.
+    outgoing: VecDeque<PlannedGrant>,
     /// Something may be pushable once the next challenge is here.
     push_wanted: bool,
     /// When pushes that wait for lost lease records may go on.
     push_at: Option<BootInstant>,
     /// When a challenge was last answered.
     renewed: Option<Instant>,
+    /// Heads of audit trails are exchanged for as long as this lives.
+    heads: Option<DropGuard>,
 }
 
 impl<'a> Dialogue<'a> {
     fn open(
         keyholder: &'a Arc<Keyholder>,
         node: NodeId,
-        target: &NodeTarget,
+        target: NodeTarget,
         stream: TlsStream<TcpStream>,
     ) -> Result<Self, Ended> {
         let exporter = stream
@@ -262,12 +312,17 @@ impl<'a> Dialogue<'a> {
         Ok(Self {
             keyholder,
             node,
+            target,
             machine,
             stream,
             incoming,
+            waiting: None,
+            judged: false,
+            outgoing: VecDeque::new(),
             push_wanted: false,
             push_at: None,
             renewed: None,
+            heads: None,
         })
     }
 
@@ -298,6 +353,7 @@ impl<'a> Dialogue<'a> {
                     Ok(0) | Err(_) => return Err(Ended::Closed),
                     Ok(count) => self.on_bytes(&chunk[..count]).await?,
                 },
+                () = std::future::ready(()), if !self.outgoing.is_empty() => self.send_next_grant().await?,
                 () = tokio::time::sleep(wait) => self.on_time().await?,
             }
         }
@@ -339,6 +395,27 @@ impl<'a> Dialogue<'a> {
             Command::Redial => Err(Ended::Redial),
             Command::Push => self.ask_to_push().await,
             Command::Revoke { scope, cause } => self.revoke(scope, cause).await,
+            Command::Review => self.review().await,
+        }
+    }
+
+    async fn review(&mut self) -> Result<(), Ended> {
+        let keyholder = self.keyholder;
+        if keyholder.book(|book| book.target(self.node)).as_ref() != Some(&self.target) {
+            return Err(Ended::Redial);
+        }
+        if !self.judged {
+            return Ok(());
+        }
+        match keyholder.book(|book| book.latched_since(self.node)) {
+            Judgement::AwaitApproval => Err(Ended::AwaitsApproval),
+            Judgement::RevokeAll(cause) => self.revoke(Scope::All, cause).await,
+            Judgement::Serve { revoke } => {
+                for (volume, cause) in revoke {
+                    self.revoke(Scope::Volume(volume), cause).await?;
+                }
+                self.ask_to_push().await
+            }
         }
     }
 
@@ -365,16 +442,17 @@ impl<'a> Dialogue<'a> {
 
     async fn on_event(&mut self, event: KeyholderEvent) -> Result<(), Ended> {
         match event {
-            KeyholderEvent::Evidence(evidence) => self.on_evidence(&evidence).await,
-            KeyholderEvent::Challenged(challenged) => self.on_challenged(challenged).await,
+            KeyholderEvent::Evidence(evidence, said) => self.on_evidence(evidence, said.as_deref()).await,
+            KeyholderEvent::CredentialOpened(opened) => self.on_credential_opened(&opened).await,
+            KeyholderEvent::Challenged(challenged, states) => self.on_challenged(challenged, &states).await,
             KeyholderEvent::Receipt(receipt) => {
-                self.keyholder.book(|book| book.on_receipt(&receipt))?;
+                self.keyholder.book(|book| book.on_receipt(self.node, &receipt))?;
                 tracing::info!(node = %self.node, volume = %receipt.volume, fence = %receipt.fence, "key in force");
                 Ok(())
             }
             KeyholderEvent::GrantRefused(refused) => {
                 tracing::warn!(node = %self.node, volume = %refused.volume, reason = %refused.reason, "grant refused");
-                if self.keyholder.book(|book| book.on_refused(&refused))? {
+                if self.keyholder.book(|book| book.on_refused(self.node, &refused))? {
                     // At the node's next challenge, not at once: what passes takes a moment.
                     self.push_wanted = true;
                 }
@@ -385,14 +463,50 @@ impl<'a> Dialogue<'a> {
         }
     }
 
-    async fn on_evidence(&mut self, evidence: &Evidence) -> Result<(), Ended> {
-        let judgement = self.keyholder.book(|book| book.on_evidence(self.node, evidence))?;
+    async fn on_evidence(
+        &mut self,
+        evidence: Box<Evidence>,
+        said: Option<&Attestation>,
+    ) -> Result<(), Ended> {
+        let expected = self.machine.quote_digest().ok_or(Ended::Closed)?;
+        let proof = attest::read(said, &expected, evidence.boot);
+        let proven = match proof {
+            Ok(proven) if !self.keyholder.book(|book| book.knows_tpm(self.node, &proven)) => proven,
+            known_or_none => return self.judge(&evidence, known_or_none).await,
+        };
+        // One for each session: a node that shows ever new TPMs has no more work done for it than one that dials in.
+        match Challenge::new(&proven, credential_random()?) {
+            Ok((challenge, credential)) => {
+                let keyholder = self.keyholder;
+                let bytes = keyholder.blocking(|| self.machine.credential(&credential))?;
+                self.waiting = Some(Waiting { evidence, proven, challenge });
+                self.send(&bytes).await
+            }
+            Err(unproven) => self.judge(&evidence, Err(unproven)).await,
+        }
+    }
+
+    async fn on_credential_opened(&mut self, opened: &CredentialOpened) -> Result<(), Ended> {
+        let Some(Waiting { evidence, proven, challenge }) = self.waiting.take() else { return Ok(()) };
+        let proof = challenge.check(opened).map(|()| proven);
+        self.judge(&evidence, proof).await
+    }
+
+    async fn judge(&mut self, evidence: &Evidence, proof: Result<Proven, Unproven>) -> Result<(), Ended> {
+        if let Err(unproven) = &proof
+            && *unproven != Unproven::NoTpm
+        {
+            tracing::warn!(node = %self.node, "what the node's TPM says proves nothing: {unproven}; would need {}", unproven.would_need());
+        }
+        let judgement = self.keyholder.book(|book| book.on_evidence(self.node, evidence, proof))?;
+        self.judged = true;
         let last_wipe = evidence.last_wipe.map(|wipe| wipe.cause.name());
         tracing::info!(node = %self.node, held = evidence.held.len(), last_wipe, ?judgement, "evidence verified");
         match judgement {
             Judgement::AwaitApproval => Err(Ended::AwaitsApproval),
             Judgement::RevokeAll(cause) => self.revoke(Scope::All, cause).await,
             Judgement::Serve { revoke } => {
+                self.heads = Some(self.keyholder.exchange_heads(self.node));
                 for (volume, cause) in revoke {
                     self.revoke(Scope::Volume(volume), cause).await?;
                 }
@@ -402,7 +516,10 @@ impl<'a> Dialogue<'a> {
         }
     }
 
-    async fn on_challenged(&mut self, challenged: Challenged) -> Result<(), Ended> {
+    async fn on_challenged(&mut self, challenged: Challenged, states: &[PoolState]) -> Result<(), Ended> {
+        if !self.judged {
+            return Ok(());
+        }
         // Each answer is a write to disk: a node that asks more often than any sound one is not answered each time.
         let too_soon = self.renewed.is_some_and(|at| at.elapsed() < RENEWAL_SPACING);
         if too_soon && !self.push_wanted {
@@ -410,7 +527,7 @@ impl<'a> Dialogue<'a> {
         }
         self.renewed = Some(Instant::now());
         let keyholder = self.keyholder;
-        let (lease_ms, grants) = keyholder.book(|book| book.renew(self.node))?;
+        let (lease_ms, grants) = keyholder.book(|book| book.renew(self.node, states))?;
         let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;
         self.send(&bytes).await?;
         if self.push_wanted { self.push().await } else { Ok(()) }
@@ -431,17 +548,37 @@ impl<'a> Dialogue<'a> {
     }
 
     async fn push(&mut self) -> Result<(), Ended> {
+        if !self.judged {
+            return Ok(());
+        }
         self.push_wanted = false;
         let keyholder = self.keyholder;
         self.push_at = keyholder.book(|book| book.grants_wait());
         let planned = keyholder.book(|book| book.plan_push(self.node))?;
         let free = keyholder.book(|book| book.held_elsewhere_until(self.node));
-        self.push_at = [self.push_at, free].into_iter().flatten().min();
-        for grant in planned {
-            let bytes = keyholder.blocking(|| self.seal_and_sign(grant))?;
-            self.send(&bytes).await?;
-        }
+        // Budgets and windows come about with time.
+        let kept_back = keyholder.book(|book| book.is_kept_back(self.node));
+        let again = kept_back.then(|| clock::now().saturating_add_ms(POLICY_RETRY_MS));
+        self.push_at = [self.push_at, free, again].into_iter().flatten().min();
+        self.outgoing.extend(planned);
         Ok(())
+    }
+
+    /// A slow node takes many grants slowly: each is looked at again, and signed, where no latch can come between.
+    async fn send_next_grant(&mut self) -> Result<(), Ended> {
+        let Some(planned) = self.outgoing.pop_front() else { return Ok(()) };
+        let (keyholder, node) = (self.keyholder, self.node);
+        let signed = keyholder.book(|book| {
+            if book.may_go_out(node, &planned.order) {
+                return self.seal_and_sign(planned).map(Some);
+            }
+            book.withdraw(&planned.order);
+            Ok(None)
+        })?;
+        match signed {
+            Some(bytes) => self.send(&bytes).await,
+            None => Ok(()),
+        }
     }
 
     fn seal_and_sign(&mut self, grant: PlannedGrant) -> Result<Vec<u8>, Ended> {

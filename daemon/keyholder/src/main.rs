@@ -8,8 +8,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Parser;
 use config::KeyholderConfig;
-use identity::{ServeLimits, TrustDomain, control_server, serve_https};
-use keyholder::{Keyholder, KeyholderParams, access};
+use identity::{
+    ServeLimits, TrustDomain, control_server, control_server_with_guests, private_client, serve_https,
+};
+use keyholder::oidc::Provider;
+use keyholder::webhooks::Webhook;
+use keyholder::{Keyholder, KeyholderParams, SharedStoreParams, access};
 use locked_memory::Policy;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
@@ -87,7 +91,11 @@ struct Prepared {
 fn prepare(config: &KeyholderConfig) -> Result<Prepared> {
     let credentials = config.tls.credentials()?;
     let trust = config.tls.trust()?;
-    let tls = control_server(&credentials, &trust, access::ACCEPTED_ROLES)?;
+    let accepted =
+        if config.etcd.is_some() { access::ACCEPTED_AMONG_KEYHOLDERS } else { access::ACCEPTED_ROLES };
+    // Where nobody can log in without a certificate, nobody without one gets past the handshake.
+    let accept = if config.oidc.is_some() { control_server_with_guests } else { control_server };
+    let tls = accept(&credentials, &trust, accepted)?;
     let trust_domain = trust.trust_domain().clone();
     let memory = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
     let bound = TcpListener::bind(config.listen.admin).and_then(|listener| {
@@ -100,14 +108,29 @@ fn prepare(config: &KeyholderConfig) -> Result<Prepared> {
             config.listen.admin
         )
     })?;
+    let shared_store = match &config.etcd {
+        Some(etcd) => Some(SharedStoreParams {
+            endpoints: etcd.endpoints.clone(),
+            tls: private_client(&etcd.ca, Some(&etcd.credentials()?))?,
+            prefix: etcd.prefix.clone(),
+            address: etcd.advertise.clone(),
+            record_ahead_ms: etcd.record_ahead_ms,
+        }),
+        None => None,
+    };
+    let webhooks = config.webhooks.iter().map(Webhook::load).collect::<Result<_, _>>()?;
     let keyholder = Keyholder::open(KeyholderParams {
         name: config.name.to_string(),
         state_dir: config.state_dir.clone(),
         lease_ms: config.lease_ms,
+        lease_ms_max: config.lease_ms_max,
         memory,
         credentials,
         trust,
         dial_loopback_only: config.dial_loopback_only,
+        shared_store,
+        oidc: config.oidc.as_ref().map(Provider::load).transpose()?,
+        webhooks,
     })?;
     Ok(Prepared { keyholder, listener, tls, trust_domain })
 }
@@ -136,6 +159,8 @@ async fn run(prepared: Prepared, stop: CancellationToken) -> Result<()> {
     let Prepared { keyholder, listener, tls, trust_domain } = prepared;
     let listener = tokio::net::TcpListener::from_std(listener).context("cannot serve the bound port")?;
     let address = listener.local_addr().context("cannot read the bound address")?;
+    keyholder.start();
+    keyholder.tell_webhooks();
     let status = keyholder.status();
     tracing::info!(%address, name = status.name, state = ?status.state, memory = status.key_memory, "listening");
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);

@@ -10,6 +10,8 @@
 //!
 //! It knows no file, no node and no policy.
 
+mod join;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chacha20poly1305::aead::inout::InOutBuf;
@@ -19,7 +21,9 @@ use lease::envelope::{self, EnvelopeError, PublicEnvelopeKey};
 use lease::keyholder::SealRequest;
 use lease::message::SigningPublicKey;
 use lease::{Signer, SignerGone, public_key_of_seed, sign_with_seed};
-use locked_memory::{Arena, KeyStack, Layout, LockedMemoryError, MemoryKind, Policy, Span, Spans};
+use locked_memory::{
+    ARENA_BYTES, Arena, KEY_STACK_BYTES, KeyStack, Layout, LockedMemoryError, MemoryKind, Policy, Span, Spans,
+};
 use serde::{Deserialize, Serialize};
 use units::{DomainId, RootEpoch, VolumeEpoch};
 use zeroize::Zeroize;
@@ -29,6 +33,7 @@ use crate::shares::{
     Commitment, OFFICERS_MAX, SealedShare, SetId, Share, ShareError, ShareHolder, ShareSet, commit_root,
     commit_share,
 };
+use crate::totp;
 
 const SECRET_BYTES: usize = 32;
 const SECRET_WORDS: usize = SECRET_BYTES / 8;
@@ -41,13 +46,19 @@ struct Places {
     /// The ledger key in force and, during an erasure, the one that follows it.
     ledger_keys: Spans<SECRET_WORDS, 2>,
     shares: Spans<SECRET_WORDS, OFFICERS_MAX>,
+    /// Seed of the key that this run signs its audit trail with. It is there from the start, root or not.
+    audit: Span<SECRET_WORDS>,
+    /// The one-time key to which another keyholder seals the root.
+    join: Span<SECRET_WORDS>,
 }
 
 const PLACES: Places = {
     let (layout, root) = Layout::new().take();
     let (layout, ledger_keys) = layout.take_many();
-    let (_, shares) = layout.take_many();
-    Places { root, ledger_keys, shares }
+    let (layout, shares) = layout.take_many();
+    let (layout, audit) = layout.take();
+    let (_, join) = layout.take();
+    Places { root, ledger_keys, shares, audit, join }
 };
 
 /// 32 secret bytes under XChaCha20-Poly1305. What it belongs to is in the associated data.
@@ -161,11 +172,17 @@ pub(crate) enum Gathered {
 impl Vault {
     /// An empty vault.
     pub(crate) fn new(policy: Policy) -> Result<Self, LockedMemoryError> {
+        locked_memory::check_budget(ARENA_BYTES + KEY_STACK_BYTES)?;
         Ok(Self {
             arena: Arena::new(policy)?,
             stack: KeyStack::new(policy)?,
             contents: Mutex::new(Contents::Gathering { set: None, present: Vec::new() }),
         })
+    }
+
+    /// A fresh key for the audit trail of this run. It never leaves the arena and ends with the program.
+    pub(crate) fn make_audit_key(&self) -> Result<(), VaultError> {
+        Ok(self.arena.secret(PLACES.audit).fill_random()?)
     }
 
     /// What the arena is made of.
@@ -187,11 +204,28 @@ impl Vault {
         self.arena.zero();
     }
 
-    /// Forgets everything.
+    /// Forgets everything but the audit trail's key, which opens nothing and still has to sign that this happened.
     pub(crate) fn wipe(&self) {
         let mut contents = self.lock();
         *contents = Contents::Gathering { set: None, present: Vec::new() };
-        self.arena.zero();
+        self.forget();
+    }
+
+    fn forget(&self) {
+        self.arena.zero_span(PLACES.root);
+        self.arena.zero_span(PLACES.join);
+        for key in [Key::Current, Key::Next] {
+            self.arena.zero_span(ledger_key(key));
+        }
+        self.forget_shares();
+    }
+
+    fn forget_shares(&self) {
+        for index in 0..OFFICERS_MAX {
+            if let Some(place) = PLACES.shares.at(index) {
+                self.arena.zero_span(place);
+            }
+        }
     }
 
     /// Makes a random root and shares it among the officers. The vault must be empty of a root.
@@ -207,11 +241,11 @@ impl Vault {
         }
         let mut set = [0; 16];
         getrandom::fill(&mut set).map_err(no_random)?;
-        self.arena.zero();
+        self.forget();
         self.arena.secret(PLACES.root).fill_random()?;
         let made = self.stack.run(|| self.share_root(SetId(set), threshold, officers));
         if made.is_err() {
-            self.arena.zero();
+            self.forget();
         } else {
             *contents = Contents::Root { epoch: FIRST_ROOT_EPOCH, ledger_key: false };
         }
@@ -290,15 +324,11 @@ impl Vault {
         let indices = std::mem::take(present);
         if !self.stack.run(|| self.combine(expected, &indices)) {
             *contents = Contents::Gathering { set: None, present: Vec::new() };
-            self.arena.zero();
+            self.forget();
             return Err(VaultError::WrongRoot);
         }
         *contents = Contents::Root { epoch: expected.root_epoch, ledger_key: false };
-        for index in 0..OFFICERS_MAX {
-            if let Some(place) = PLACES.shares.at(index) {
-                self.arena.zero_span(place);
-            }
-        }
+        self.forget_shares();
         Ok(Gathered::Root)
     }
 
@@ -366,8 +396,12 @@ impl Vault {
         Ok(())
     }
 
-    /// A fresh domain secret, wrapped, and the key-check value of the key it gives.
-    pub(crate) fn make_secret(&self, of: SecretOf) -> Result<(Wrapped, [u8; 16]), VaultError> {
+    /// A fresh domain secret, wrapped, and the key-check value of the key it gives, which says what the volume is promised.
+    pub(crate) fn make_secret(
+        &self,
+        of: SecretOf,
+        integrity: Integrity,
+    ) -> Result<(Wrapped, [u8; 16]), VaultError> {
         let contents = self.lock();
         has_ledger_key(&contents)?;
         self.stack.run(|| {
@@ -378,21 +412,62 @@ impl Vault {
             let (mut root, mut prk) = ([0; SECRET_BYTES], [0; SECRET_BYTES]);
             self.arena.secret(PLACES.root).read_into(&mut root);
             extract_prk(&root, &secret, &mut prk);
-            Ok((wrapped, check_value(&prk, &of.domain, of.epoch, Integrity::Tagged).0))
+            Ok((wrapped, check_value(&prk, &of.domain, of.epoch, integrity).0))
         })
     }
 
-    /// Carries a wrapped secret over from the ledger key in force to the fresh one.
-    pub(crate) fn rewrap(&self, of: SecretOf, wrapped: &Wrapped) -> Result<Wrapped, VaultError> {
+    /// A fresh secret for somebody's authenticator: wrapped, and in base32 to be shown once.
+    pub(crate) fn make_totp_secret(&self, who: &str) -> Result<(Wrapped, String), VaultError> {
+        let contents = self.lock();
+        has_ledger_key(&contents)?;
+        self.stack.run(|| {
+            let (mut secret, mut key) = ([0; SECRET_BYTES], [0; SECRET_BYTES]);
+            getrandom::fill(&mut secret).map_err(no_random)?;
+            self.arena.secret(ledger_key(Key::Current)).read_into(&mut key);
+            Ok((wrap(&key, &person_aad(who), &secret)?, totp::base32(&secret)))
+        })
+    }
+
+    /// The code of a person's authenticator in one step of time.
+    pub(crate) fn totp_code(&self, who: &str, wrapped: &Wrapped, step: u64) -> Result<u32, VaultError> {
         let contents = self.lock();
         has_ledger_key(&contents)?;
         self.stack.run(|| {
             let (mut secret, mut key) = ([0; SECRET_BYTES], [0; SECRET_BYTES]);
             self.arena.secret(ledger_key(Key::Current)).read_into(&mut key);
-            unwrap(&key, &secret_aad(of), wrapped, &mut secret)
-                .map_err(|Mismatch| VaultError::Unwrap { what: "domain secret" })?;
+            unwrap(&key, &person_aad(who), wrapped, &mut secret)
+                .map_err(|Mismatch| VaultError::Unwrap { what: "second factor" })?;
+            Ok(totp::code(&secret, step))
+        })
+    }
+
+    /// The root's signature over a document for people to keep, by the key that certifies the trail.
+    pub(crate) fn sign_document(
+        &self,
+        digest: &[u8; 32],
+    ) -> Result<(SigningPublicKey, [u8; 64]), VaultError> {
+        self.certify_audit(digest)
+    }
+
+    /// Carries somebody's second factor over to the fresh ledger key.
+    pub(crate) fn rewrap_person(&self, who: &str, wrapped: &Wrapped) -> Result<Wrapped, VaultError> {
+        self.rewrap_as(&person_aad(who), wrapped, "second factor")
+    }
+
+    /// Carries a wrapped secret over from the ledger key in force to the fresh one.
+    pub(crate) fn rewrap(&self, of: SecretOf, wrapped: &Wrapped) -> Result<Wrapped, VaultError> {
+        self.rewrap_as(&secret_aad(of), wrapped, "domain secret")
+    }
+
+    fn rewrap_as(&self, aad: &[u8], wrapped: &Wrapped, what: &'static str) -> Result<Wrapped, VaultError> {
+        let contents = self.lock();
+        has_ledger_key(&contents)?;
+        self.stack.run(|| {
+            let (mut secret, mut key) = ([0; SECRET_BYTES], [0; SECRET_BYTES]);
+            self.arena.secret(ledger_key(Key::Current)).read_into(&mut key);
+            unwrap(&key, aad, wrapped, &mut secret).map_err(|Mismatch| VaultError::Unwrap { what })?;
             self.arena.secret(ledger_key(Key::Next)).read_into(&mut key);
-            wrap(&key, &secret_aad(of), &secret)
+            wrap(&key, aad, &secret)
         })
     }
 
@@ -470,7 +545,8 @@ impl Vault {
         }))
     }
 
-    fn sign(&self, digest: &[u8; 32]) -> Result<[u8; 64], VaultError> {
+    /// Signs with the grant-signing key, which only the root gives.
+    pub(crate) fn sign(&self, digest: &[u8; 32]) -> Result<[u8; 64], VaultError> {
         let contents = self.lock();
         let epoch = root_epoch(&contents)?;
         Ok(self.stack.run(|| {
@@ -478,6 +554,30 @@ impl Vault {
             self.root_key(RootLabel::GrantSigning, epoch, &mut seed);
             sign_with_seed(&seed, digest)
         }))
+    }
+
+    /// The root's key that certifies runs of the audit trail, and its signature over this digest.
+    pub(crate) fn certify_audit(
+        &self,
+        digest: &[u8; 32],
+    ) -> Result<(SigningPublicKey, [u8; 64]), VaultError> {
+        let contents = self.lock();
+        let epoch = root_epoch(&contents)?;
+        Ok(self.stack.run(|| {
+            let mut seed = [0; SECRET_BYTES];
+            self.root_key(RootLabel::AuditSigning, epoch, &mut seed);
+            (public_key_of_seed(&seed), sign_with_seed(&seed, digest))
+        }))
+    }
+
+    /// Works with the seed of this run's audit key, on the key stack.
+    fn with_audit_seed<T>(&self, work: impl FnOnce(&[u8; SECRET_BYTES]) -> T) -> T {
+        let _one_at_a_time = self.lock();
+        self.stack.run(|| {
+            let mut seed = [0; SECRET_BYTES];
+            self.arena.secret(PLACES.audit).read_into(&mut seed);
+            work(&seed)
+        })
     }
 
     /// On the key stack.
@@ -559,6 +659,10 @@ fn secret_aad(of: SecretOf) -> Vec<u8> {
     [b"nightlatch/ledger/1 secret".as_slice(), &of.domain.0, &of.epoch.0.to_le_bytes()].concat()
 }
 
+fn person_aad(who: &str) -> Vec<u8> {
+    [b"nightlatch/ledger/2 person".as_slice(), who.as_bytes()].concat()
+}
+
 /// It does not decrypt.
 #[derive(Debug)]
 struct Mismatch;
@@ -624,6 +728,36 @@ impl Signer for VaultSigner {
     }
 }
 
+/// This run's audit key, from its making to the end of the program.
+#[derive(Debug)]
+pub(crate) struct AuditSigner {
+    vault: std::sync::Arc<Vault>,
+    public: SigningPublicKey,
+}
+
+impl AuditSigner {
+    /// Makes the key.
+    pub(crate) fn new(vault: std::sync::Arc<Vault>) -> Result<Self, VaultError> {
+        vault.make_audit_key()?;
+        let public = vault.with_audit_seed(public_key_of_seed);
+        Ok(Self { vault, public })
+    }
+}
+
+impl audit_log::Signer for AuditSigner {
+    fn public(&self) -> [u8; 32] {
+        self.public
+    }
+
+    fn sign(&self, digest: &[u8; 32]) -> Option<[u8; 64]> {
+        self.vault.with_audit_seed(|seed| {
+            // Zeroed by the last act of a program that breaks.
+            let is_there = seed.iter().any(|byte| *byte != 0);
+            is_there.then(|| sign_with_seed(seed, digest))
+        })
+    }
+}
+
 #[cfg(test)]
 impl Vault {
     /// The secrets in the arena, for tests that look for them elsewhere.
@@ -679,12 +813,15 @@ mod tests {
         let sealed = |result: Result<(), VaultError>| matches!(result, Err(VaultError::Sealed { .. }));
         assert!(sealed(vault.signing_public_key().map(drop)));
         let (set, _) = vault.ceremony(1, &officers(1)).unwrap();
-        assert!(matches!(vault.make_secret(OF), Err(VaultError::Unwrap { .. })), "no ledger key yet");
+        assert!(
+            matches!(vault.make_secret(OF, Integrity::Tagged), Err(VaultError::Unwrap { .. })),
+            "no ledger key yet"
+        );
         let wrapped = vault.next_ledger_key(set.set).unwrap();
         vault.adopt_ledger_key().unwrap();
-        vault.make_secret(OF).unwrap();
+        vault.make_secret(OF, Integrity::Tagged).unwrap();
         vault.wipe();
-        assert!(sealed(vault.make_secret(OF).map(drop)));
+        assert!(sealed(vault.make_secret(OF, Integrity::Tagged).map(drop)));
         assert!(sealed(vault.open_ledger_key(set.set, &wrapped)));
         assert!(vault.secrets_for_test().iter().all(|secret| *secret == [0; 32]));
     }
@@ -695,7 +832,7 @@ mod tests {
         let (set, _) = vault.ceremony(1, &officers(1)).unwrap();
         let ledger_key = vault.next_ledger_key(set.set).unwrap();
         vault.adopt_ledger_key().unwrap();
-        let (wrapped, _) = vault.make_secret(OF).unwrap();
+        let (wrapped, _) = vault.make_secret(OF, Integrity::Tagged).unwrap();
         for other in [SecretOf { domain: DomainId([2; 16]), ..OF }, SecretOf { epoch: VolumeEpoch(2), ..OF }]
         {
             assert!(matches!(vault.rewrap(other, &wrapped), Err(VaultError::Unwrap { .. })));
@@ -712,7 +849,7 @@ mod tests {
         let (set, _) = vault.ceremony(1, &officers(1)).unwrap();
         vault.next_ledger_key(set.set).unwrap();
         vault.adopt_ledger_key().unwrap();
-        let (old, _) = vault.make_secret(OF).unwrap();
+        let (old, _) = vault.make_secret(OF, Integrity::Tagged).unwrap();
         let node = envelope::keypair(&[9; 32]).unwrap();
         let prk = |wrapped: &Wrapped| {
             let request = SealRequest { recipient: &node, info: &[0; 32], aad: b"aad" };

@@ -6,19 +6,29 @@ use identity::{Endpoint, PeerName};
 use lease::KeyFingerprint;
 use lease::limits::{LEASE_MS_MAX, LEASE_MS_MIN};
 use lease::message::SigningPublicKey;
+use sha2::{Digest, Sha256};
 use units::NodeId;
 
 use super::{Book, NodeNow, latch_by, latch_entry};
-use crate::api::{AddNode, ChangeNode, Connection, KeyState, NodeEntry, PushPolicy, Target};
+use crate::api::{AddNode, ApproveNode, ChangeNode, Connection, KeyState, NodeEntry, PushPolicy, Target};
+use crate::attest::Unproven;
 use crate::clock;
 use crate::error::KeyholderError;
-use crate::ledger::{LatchCause, Life, NodeRecord};
+use crate::ledger::{LatchCause, LatchRecord, Life, NodeRecord, Registry, TpmRecord};
+use crate::records::{LeaseRecord, NOBODY};
+use crate::store::StoreError;
 
 /// Nodes that one keyholder looks after: a bound on connections and on the ledger.
 const NODES_MAX: usize = 1024;
 
+/// How often a latch is written anew when other keyholders change the ledger at the same time.
+const LATCH_WRITES_MAX: usize = 8;
+
+/// Latches that an act names one by one; people read it.
+const LATCHES_NAMED_MAX: usize = 8;
+
 /// What a dialler has to know about its node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeTarget {
     pub(crate) name: PeerName,
     pub(crate) key_address: Endpoint,
@@ -49,11 +59,13 @@ impl Book {
             lease_ms: record.lease_ms,
             latch: record.latch.as_ref().map(latch_entry),
             connection: now.connection,
+            keyholder: None,
             last_error: now.last_error.clone(),
             awaits_push: self.awaits_push(record),
             boot: now.boot,
             last_wipe: now.last_wipe.map(|wipe| wipe.cause.name().to_owned()),
             hygiene: now.hygiene.clone(),
+            tpm: self.tpm_entry(record.node),
         }
     }
 
@@ -87,12 +99,23 @@ impl Book {
             .name
             .parse()
             .map_err(|error| invalid(format!("{error}"), "give the name in the node's certificate"))?;
-        let lease_ms = request.lease_ms.unwrap_or(self.lease_ms_default);
-        check_lease(lease_ms)?;
+        let lease_ms = request.lease_ms.unwrap_or(self.lease_bounds.default_ms);
+        self.check_lease(lease_ms)?;
+        if request.node == NOBODY {
+            return Err(invalid(
+                "a node's id is not all zeros".to_owned(),
+                "give the id that the node shows",
+            ));
+        }
         let pinned = match &request.identity_key {
             Some(text) => Some(parse_key(text)?),
             None => None,
         };
+        self.refuse_suspect(&request.name, Some(request.node), pinned)?;
+        // A node of this id may have been removed while its leases ran.
+        if self.registry()?.node(request.node).is_none() {
+            self.records.disown(&mut self.store, request.node)?;
+        }
         let record = NodeRecord {
             name,
             node: request.node,
@@ -140,7 +163,7 @@ impl Book {
         let record = self.registry()?.node_named(name);
         let node = record.ok_or_else(|| KeyholderError::NoSuchNode { name: name.to_owned() })?.node;
         if let Some(lease_ms) = change.lease_ms {
-            check_lease(lease_ms)?;
+            self.check_lease(lease_ms)?;
         }
         self.commit(|registry| {
             let longest = change.lease_ms.unwrap_or(0);
@@ -159,26 +182,82 @@ impl Book {
         self.node_by_name(name)
     }
 
-    /// Pins the key that the node claims, if its fingerprint is the one given; pins a whole key as it is.
-    pub(crate) fn approve(&mut self, name: &str, given: &str, by: &str) -> Result<NodeEntry, KeyholderError> {
+    /// Pins the key that the node claims, if its fingerprint is the one given; pins a whole key as it is. With it the TPM that
+    /// speaks for the node, and the state that its machine is in.
+    pub(crate) fn approve(
+        &mut self,
+        name: &str,
+        request: &ApproveNode,
+        by: &str,
+    ) -> Result<NodeEntry, KeyholderError> {
         let record = self.registry()?.node_named(name);
         let record = record.ok_or_else(|| KeyholderError::NoSuchNode { name: name.to_owned() })?;
-        let node = record.node;
-        let given = given.trim().to_ascii_lowercase();
+        let (node, pinned) = (record.node, record.pinned);
+        let given = request.fingerprint.trim().to_ascii_lowercase();
         let key = if given.len() == 64 { parse_key(&given)? } else { self.claimed_key(record, &given)? };
-        self.commit(|registry| {
+        self.refuse_suspect(name, Some(node), Some(key))?;
+        // What a TPM said belongs to the key that signed the session in which it did.
+        let spoke = self.nodes.get(&node).and_then(|now| now.claimed).or(pinned) == Some(key);
+        let tpm = self.tpm_to_approve(node, spoke, request.tpm.as_deref())?;
+        let tpm_name = tpm.as_ref().map(|(name, _)| name.to_string());
+        if pinned != Some(key) {
+            // It is another machine, and the one before it may hold keys until its leases end.
+            self.records.disown(&mut self.store, node)?;
+        }
+        self.commit_with_new_trail(node, by, |registry| {
             if let Some(record) = registry.node_mut(node) {
                 record.pinned = Some(key);
+            }
+            // A node whose TPM says nothing today keeps the one that it was approved with.
+            if let Some((_, approved)) = tpm {
+                registry.tpms.retain(|tpm| tpm.node != node);
+                let (by, at_unix_s) = (by.to_owned(), clock::unix_s());
+                registry.tpms.push(TpmRecord { node, approved, by, at_unix_s });
             }
             Ok(())
         })?;
         let now = self.node_now(node);
         now.claimed = None;
         now.last_error = None;
+        if !spoke {
+            now.proof = Err(Unproven::NoTpm);
+        }
         let fingerprint = KeyFingerprint::of(&key).to_string();
-        let fields = [("by", by.into()), ("node", name.into()), ("fingerprint", fingerprint.into())];
+        let fields = [
+            ("by", by.into()),
+            ("node", name.into()),
+            ("fingerprint", fingerprint.into()),
+            ("tpm", tpm_name.into()),
+        ];
         self.audit.record("node-approved", fields)?;
         self.node_by_name(name)
+    }
+
+    /// Commits a change after which the node's trail may be another one, as that of a node that was installed anew is: a person's
+    /// word takes the place of the head that was followed so far, which the entry keeps.
+    fn commit_with_new_trail(
+        &mut self,
+        node: NodeId,
+        by: &str,
+        change: impl FnOnce(&mut Registry) -> Result<(), KeyholderError>,
+    ) -> Result<(), KeyholderError> {
+        let followed = self.node_trails.remove(&node);
+        let committed = self.commit(change);
+        if committed.is_err() {
+            self.node_trails.extend(followed.map(|head| (node, head)));
+            return committed;
+        }
+        self.node_trails_broken.remove(&node);
+        let Some(head) = followed else { return Ok(()) };
+        let fields = [
+            ("by", by.into()),
+            ("node", node.to_string().into()),
+            ("of_trail", head.trail.to_string().into()),
+            ("of_seq", head.seq.into()),
+            ("of_hash", head.hash.to_string().into()),
+        ];
+        self.audit.record("node-trail-forgotten", fields)?;
+        Ok(())
     }
 
     fn claimed_key(&self, record: &NodeRecord, given: &str) -> Result<SigningPublicKey, KeyholderError> {
@@ -208,8 +287,9 @@ impl Book {
         if count > 0 {
             return Err(KeyholderError::NodeInUse { name: name.to_owned(), count });
         }
-        self.commit(|registry| {
+        self.commit_with_new_trail(node, by, |registry| {
             registry.nodes.retain(|record| record.node != node);
+            registry.tpms.retain(|tpm| tpm.node != node);
             Ok(())
         })?;
         self.nodes.remove(&node);
@@ -238,6 +318,7 @@ impl Book {
     pub(crate) fn latch(&mut self, target: &Target, by: &str) -> Result<(), KeyholderError> {
         let nodes = self.nodes_of(target)?;
         let latch = latch_by(LatchCause::Revoked, by);
+        self.latches_unwritten = true;
         let Some(open) = &mut self.open else { return Ok(()) };
         match target {
             Target::Volume(label) => {
@@ -257,6 +338,7 @@ impl Book {
     /// Latches everything. In force when this returns, as [`Self::latch`].
     pub(crate) fn lock_down(&mut self, by: &str) -> Result<(), KeyholderError> {
         self.opened()?;
+        self.latches_unwritten = true;
         if let Some(open) = &mut self.open {
             open.registry.lockdown.get_or_insert_with(|| latch_by(LatchCause::Lockdown, by));
         }
@@ -270,9 +352,57 @@ impl Book {
         target: &Target,
         by: &str,
     ) -> Result<(), KeyholderError> {
-        self.commit(|_| Ok(()))?;
+        self.commit_latches()?;
         self.audit.record(event, [("by", by.into()), ("target", serde_json::json!(target))])?;
         Ok(())
+    }
+
+    /// Where another keyholder was quicker with the ledger, its ledger is latched too.
+    fn commit_latches(&mut self) -> Result<(), KeyholderError> {
+        for _ in 0..LATCH_WRITES_MAX {
+            match self.commit(|_| Ok(())) {
+                Err(KeyholderError::Store(StoreError::Changed)) => drop(self.look_at_store()?),
+                done => return done,
+            }
+        }
+        self.commit(|_| Ok(()))
+    }
+
+    /// What lifting the latches of a target is, in words: an approval of it covers none that come later.
+    pub(crate) fn unlatch_act(&self, target: &Target) -> Result<String, KeyholderError> {
+        let nodes = self.nodes_of(target)?;
+        let registry = self.registry()?;
+        let mut latches = Vec::new();
+        let mut note = |what: &str, latch: &Option<LatchRecord>| {
+            if let Some(latch) = latch {
+                let wipe = latch.wipe.map(|wipe| format!(", wipe {} of boot {}", wipe.at.0, wipe.boot));
+                let wipe = wipe.unwrap_or_default();
+                latches.push(format!("{what} ({} since {}{wipe})", latch.cause.name(), latch.since_unix_s));
+            }
+        };
+        let what = match target {
+            Target::Volume(label) => format!("volume {label}"),
+            Target::Node(name) => format!("node {name}"),
+            Target::All => {
+                note("lockdown", &registry.lockdown);
+                "everything".to_owned()
+            }
+        };
+        if !matches!(target, Target::Volume(_)) {
+            let nodes = registry.nodes.iter().filter(|node| nodes.contains(&node.node));
+            nodes.for_each(|node| note(node.name.as_str(), &node.latch));
+        }
+        let of_target = |label: &str| *target == Target::All || *target == Target::Volume(label.to_owned());
+        let volumes = registry.volumes.iter().filter(|volume| of_target(&volume.label));
+        volumes.for_each(|volume| note(&volume.label, &volume.latch));
+        let digest = hex::encode(Sha256::digest(latches.join("\n")));
+        let more = latches.len().saturating_sub(LATCHES_NAMED_MAX);
+        latches.truncate(LATCHES_NAMED_MAX);
+        let mut named = if latches.is_empty() { "no latch".to_owned() } else { latches.join(", ") };
+        if more > 0 {
+            named += &format!(" and {more} more (all: SHA-256 {digest})");
+        }
+        Ok(format!("unlatch {what}: {named}"))
     }
 
     /// Lifts latches.
@@ -327,6 +457,18 @@ impl Book {
             let now = self.volume_now(volume);
             now.approved_until = Some(until);
             now.attempts = 0;
+            if now.by_policy {
+                // Decided anew, with the approval.
+                now.by_policy = false;
+                now.key = None;
+                now.reason = None;
+            }
+        }
+        if !matches!(target, Target::Volume(_)) {
+            // A person has looked at how these nodes came back.
+            for node in &nodes {
+                self.node_now(*node).came_back = crate::policy::CameBack::Holding;
+            }
         }
         self.audit.record("push-approved", [("by", by.into()), ("target", serde_json::json!(target))])?;
         Ok(())
@@ -434,20 +576,24 @@ impl Book {
     pub(crate) fn longest_remaining(&self, node: NodeId) -> Duration {
         let now = clock::now();
         let expiries = self.open.iter().flat_map(|open| {
-            open.registry.volumes_of(node).filter_map(|volume| self.records.of(volume.volume)?.expires)
+            open.registry.volumes_of(node).filter_map(|volume| self.records.of(volume.volume)?.held_until())
         });
+        // What was promoted away while it held the key counts too.
+        let expiries = expiries.chain(self.records.of_node(node).filter_map(LeaseRecord::held_until));
         Duration::from_millis(expiries.map(|expires| expires.ms_since(now)).max().unwrap_or(0))
     }
-}
 
-fn check_lease(lease_ms: u64) -> Result<(), KeyholderError> {
-    if (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
-        return Ok(());
+    fn check_lease(&self, lease_ms: u64) -> Result<(), KeyholderError> {
+        let longest_ms = self.lease_bounds.max_ms.min(LEASE_MS_MAX);
+        if (LEASE_MS_MIN..=longest_ms).contains(&lease_ms) {
+            return Ok(());
+        }
+        Err(KeyholderError::Invalid {
+            what: format!("a lease of {lease_ms} ms is not one of {LEASE_MS_MIN} to {longest_ms} ms"),
+            next_step: "give one of those; a longer one takes a larger `lease_ms_max` in the keyholder's configuration, and makes a \
+                        restored keyholder wait for so long",
+        })
     }
-    Err(KeyholderError::Invalid {
-        what: format!("a lease of {lease_ms} ms is out of range"),
-        next_step: "give 1000 to 86400000 milliseconds",
-    })
 }
 
 fn parse_key(text: &str) -> Result<SigningPublicKey, KeyholderError> {

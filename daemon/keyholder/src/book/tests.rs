@@ -1,5 +1,11 @@
 //! The book on files, without a network.
 
+mod cluster;
+mod leases;
+mod limits;
+mod simulation;
+mod volumes;
+
 use std::path::Path;
 
 use base64::Engine;
@@ -11,13 +17,14 @@ use sha2::{Digest, Sha256};
 use units::NodeId;
 
 use super::*;
-use crate::api::{AddNode, CreateVolume, Officer, PushPolicy, Target};
+use crate::api::{AddNode, ApproveNode, CreateVolume, Officer, PushPolicy, Target, VolumeIntegrity};
 use crate::durable::StateDir;
 use crate::shares::SealedShare;
 
 fn open(dir: &Path) -> Book {
     let vault = Arc::new(Vault::new(Policy::AllowMlock).unwrap());
-    Book::open("compute-1".to_owned(), StateDir::open(dir).unwrap(), vault, 5_000).unwrap()
+    let leases = LeaseBounds { default_ms: 5_000, max_ms: 60_000 };
+    Book::open("compute-1".to_owned(), StateDir::open(dir).unwrap(), vault, leases, None).unwrap()
 }
 
 fn ceremony(book: &mut Book) -> Vec<SealedShare> {
@@ -56,6 +63,7 @@ fn fill(book: &mut Book) {
             kind: VolumeKind::Block,
             size_bytes: 1 << 30,
             on_seal: OnSeal::Hold,
+            integrity: VolumeIntegrity::default(),
             limits: crate::api::VolumeLimits::default(),
         };
         let made = book.begin_volume(&request, "test").unwrap();
@@ -119,9 +127,11 @@ fn after_an_erasure_the_old_ledger_file_is_overwritten_and_the_secret_is_in_no_f
         std::io::Read::read_to_end(file, &mut content).unwrap();
         content
     };
-    // The file that was replaced by the erasure is zeros; the one before it was replaced by a plain change.
-    assert!(read(&mut deleting).iter().all(|byte| *byte == 0));
-    assert!(!read(&mut old).is_empty());
+    // The file that was replaced by the erasure, and the one before it, which a plain change replaced.
+    for file in [&mut deleting, &mut old] {
+        let content = read(file);
+        assert!(!content.is_empty() && content.iter().all(|byte| *byte == 0));
+    }
     drop(book);
     let mut book = open(dir.path());
     unseal(&mut book, &shares);
@@ -162,35 +172,97 @@ fn a_changed_header_or_registry_does_not_open() {
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 
-/// `NIGHTLATCH_BLESS=1` makes a new sample: only together with a new format version.
-#[test]
-fn the_committed_ledger_of_version_1_opens_with_its_shares() {
+/// The golden ledger of a version, opened with its shares. Its volumes have the keys that they had.
+fn open_golden(version: u32) -> (tempfile::TempDir, Book) {
     let golden = Path::new(GOLDEN);
-    if std::env::var_os("NIGHTLATCH_BLESS").is_some() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut book = open(dir.path());
-        let shares = ceremony(&mut book);
-        fill(&mut book);
-        std::fs::copy(dir.path().join(LEDGER_FILE), golden.join("ledger-v1.bin")).unwrap();
-        std::fs::write(golden.join("shares-v1.json"), serde_json::to_vec_pretty(&shares).unwrap()).unwrap();
-        let checks: Vec<_> = book.registry().unwrap().volumes.iter().map(|v| hex::encode(v.check)).collect();
-        std::fs::write(golden.join("checks-v1.txt"), checks.join("\n") + "\n").unwrap();
-    }
     let dir = tempfile::tempdir().unwrap();
-    std::fs::copy(golden.join("ledger-v1.bin"), dir.path().join(LEDGER_FILE)).unwrap();
-    let shares: Vec<SealedShare> =
-        serde_json::from_slice(&std::fs::read(golden.join("shares-v1.json")).unwrap()).unwrap();
+    std::fs::copy(golden.join(format!("ledger-v{version}.bin")), dir.path().join(LEDGER_FILE)).unwrap();
+    let shares = std::fs::read(golden.join(format!("shares-v{version}.json"))).unwrap();
+    let shares: Vec<SealedShare> = serde_json::from_slice(&shares).unwrap();
     let mut book = open(dir.path());
     unseal(&mut book, &shares);
     let registry = book.registry().unwrap();
     assert_eq!(registry.nodes[0].name.as_str(), "node-1");
     assert_eq!(registry.nodes[0].pinned, Some([7; 32]));
+    let checks: Vec<_> = registry.volumes.iter().map(|volume| hex::encode(volume.check)).collect();
+    let committed = std::fs::read_to_string(golden.join(format!("checks-v{version}.txt"))).unwrap();
+    assert_eq!(checks, committed.lines().collect::<Vec<_>>());
+    (dir, book)
+}
+
+#[test]
+fn the_committed_ledger_of_version_1_opens_with_its_shares_and_is_written_as_the_newest() {
+    let (dir, mut book) = open_golden(1);
+    let registry = book.registry().unwrap();
     let labels: Vec<_> = registry.volumes.iter().map(|volume| volume.label.as_str()).collect();
     assert_eq!(labels, ["db-1", "db-2"]);
-    let checks: Vec<_> = registry.volumes.iter().map(|volume| hex::encode(volume.check)).collect();
-    let committed = std::fs::read_to_string(golden.join("checks-v1.txt")).unwrap();
-    assert_eq!(checks, committed.lines().collect::<Vec<_>>());
+    assert_eq!((&registry.audit, &registry.policy, registry.people.len()), (&None, &None, 0));
     assert!(book.wait_until.is_some(), "its lease records are not here");
+    let file = dir.path().join(LEDGER_FILE);
+    assert_eq!(std::fs::read(&file).unwrap()[8], 1, "reading changes nothing");
+    book.resized(book.registry().unwrap().volumes[0].volume, 2 << 30, "test").unwrap();
+    assert_eq!(u32::from(std::fs::read(&file).unwrap()[8]), ledger::LEDGER_VERSION);
+    assert!(book.registry().unwrap().audit.is_some());
+}
+
+/// Makes the sample of the newest version: only together with a new format version.
+fn bless() {
+    let golden = Path::new(GOLDEN);
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    let shares = ceremony(&mut book);
+    fill(&mut book);
+    let node = NodeId([1; 16]);
+    let approved = crate::attest::sample();
+    let record = crate::ledger::TpmRecord { node, approved, by: "test".to_owned(), at_unix_s: 1 };
+    book.commit(|registry| {
+        registry.tpms.push(record);
+        Ok(())
+    })
+    .unwrap();
+    let checks = book.registry().unwrap().volumes.iter().map(|volume| hex::encode(volume.check) + "\n");
+    std::fs::write(golden.join("checks-v3.txt"), checks.collect::<String>()).unwrap();
+    std::fs::copy(dir.path().join(LEDGER_FILE), golden.join("ledger-v3.bin")).unwrap();
+    std::fs::write(golden.join("shares-v3.json"), serde_json::to_vec_pretty(&shares).unwrap()).unwrap();
+}
+
+/// `NIGHTLATCH_BLESS=1` makes it anew.
+#[test]
+fn the_committed_ledger_of_version_3_has_the_tpms_that_nodes_were_approved_with() {
+    if std::env::var_os("NIGHTLATCH_BLESS").is_some() {
+        bless();
+    }
+    let (_dir, book) = open_golden(3);
+    let registry = book.registry().unwrap();
+    assert_eq!(registry.tpm_of(NodeId([1; 16])), Some(&crate::attest::sample()));
+    assert_eq!(registry.tpm_of(NodeId([2; 16])), None);
+}
+
+/// The ledger remembers the trail: who has the disk and not the root cannot shorten it unnoticed.
+#[test]
+fn a_trail_that_was_cut_off_is_found_when_the_ledger_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    let shares = ceremony(&mut book);
+    fill(&mut book);
+    book.seal();
+    drop(book);
+    let path = dir.path().join("audit.jsonl");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    let says = |kept: usize| {
+        std::fs::write(&path, lines[..kept].join("\n") + "\n").unwrap();
+        let mut book = open(dir.path());
+        unseal(&mut book, &shares);
+        drop(book);
+        std::fs::read_to_string(&path).unwrap().contains("\"audit-truncated\"")
+    };
+    // What stands after the ledger's last change is for the witnesses to remember.
+    let last_change = lines.iter().rposition(|line| line.contains("\"volume-created\"")).unwrap();
+    for kept in 1..last_change {
+        assert!(says(kept), "cut to {kept} lines");
+    }
+    assert!(!says(lines.len()));
 }
 
 #[test]
@@ -253,6 +325,7 @@ fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
         stages: lease::message::WipeStages::keys(1),
         more: false,
         grants: Vec::new(),
+        states: Vec::new(),
     };
     for scope in [lease::message::Scope::Volume(volume), lease::message::Scope::All] {
         book.on_wiped(liar, &receipt(scope)).unwrap();
@@ -272,6 +345,7 @@ fn a_fence_far_ahead_of_the_ledger_is_not_followed() {
     let volume = book.registry().unwrap().volumes[0].clone();
     let present = |fence: u64| lease::message::VolumePresent {
         volume: volume.volume,
+        pool: units::PoolId([7; 16]),
         domain: volume.domain,
         epoch: volume.epoch,
         check: volume.check,
@@ -282,6 +356,145 @@ fn a_fence_far_ahead_of_the_ledger_is_not_followed() {
     assert_eq!(book.next_fence(node, &volume, clock::now()).unwrap().0, (1 << 32) + 1);
     book.node_now(node).present.insert(volume.volume, present((1 << 32) + 1));
     assert!(book.next_fence(node, &volume, clock::now()).unwrap_err().contains("look at the node's pool"));
+}
+
+fn events(dir: &Path, event: &str) -> Vec<audit_log::Entry> {
+    let lines = audit_log::read_dir(dir).unwrap();
+    let entries = lines.iter().filter_map(|line| audit_log::Entry::parse(line).ok());
+    entries.filter(|entry| entry.event == event).collect()
+}
+
+#[test]
+fn a_nodes_broken_trail_is_said_once_and_forgotten_with_a_persons_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    let shares = ceremony(&mut book);
+    fill(&mut book);
+    let (node, other) = (NodeId([1; 16]), NodeId([2; 16]));
+    let added = AddNode {
+        name: "node-2".to_owned(),
+        node: other,
+        key_address: "https://127.0.0.1:7421".parse().unwrap(),
+        admin_address: "https://127.0.0.1:7422".parse().unwrap(),
+        identity_key: Some(hex::encode([8; 32])),
+        push: PushPolicy::Auto,
+        lease_ms: None,
+    };
+    book.add_node(&added, "test").unwrap();
+    let head = audit_log::Head { trail: audit_log::TrailId([1; 16]), seq: 9, hash: audit_log::Hash([3; 32]) };
+    for node in [node, other] {
+        book.note_node_trail(node, Ok(head)).unwrap();
+    }
+    for end in 1..4 {
+        book.note_node_trail(node, Err(NodeTrailError::Truncated { end, known: 9 })).unwrap();
+    }
+    assert_eq!(events(dir.path(), "node-trail-broken").len(), 1, "one that grows is the same one");
+    book.note_node_trail(node, Err(NodeTrailError::Forked { known: 9 })).unwrap();
+    assert_eq!(events(dir.path(), "node-trail-broken").len(), 2, "this is another finding");
+    assert_eq!(book.known_node_trail(node).1, Some(head), "it is not given up by itself");
+    // The ledger has it.
+    book.latch(&Target::All, "test").unwrap();
+    book.write_latches("revoke", &Target::All, "test").unwrap();
+    let key = ApproveNode { fingerprint: hex::encode([7; 32]), tpm: None };
+    book.approve("node-1", &key, "test").unwrap();
+    book.remove_node("node-2", "test").unwrap();
+    let forgotten = events(dir.path(), "node-trail-forgotten");
+    assert_eq!(forgotten.len(), 2);
+    assert!(forgotten.iter().all(|entry| entry.fields["of_seq"] == 9 && entry.text("by") == "test"));
+    // Its last word came late.
+    book.note_node_trail(other, Ok(head)).unwrap();
+    assert_eq!(book.known_node_trail(other).1, None);
+    drop(book);
+    let mut book = open(dir.path());
+    unseal(&mut book, &shares);
+    for node in [node, other] {
+        assert_eq!(book.known_node_trail(node).1, None);
+    }
+    // What is found after a person's word is new.
+    book.note_node_trail(node, Err(NodeTrailError::Unsigned)).unwrap();
+    assert_eq!(events(dir.path(), "node-trail-broken").len(), 3);
+}
+
+/// A directory with a filled ledger, the shares that open it, and the head that it remembers.
+fn remembered(dir: &Path) -> (Vec<SealedShare>, audit_log::Head) {
+    let mut book = open(dir);
+    let shares = ceremony(&mut book);
+    fill(&mut book);
+    let known = book.registry().unwrap().audit.unwrap();
+    assert!(book.audit.head().seq > known.seq, "something follows it");
+    (shares, known)
+}
+
+#[test]
+fn a_trail_without_its_past_is_not_the_one_that_the_ledger_remembers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shares, known) = remembered(dir.path());
+    unseal(&mut open(dir.path()), &shares);
+    assert!(events(dir.path(), "audit-truncated").is_empty());
+    let path = dir.path().join("audit.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    // The second run is left, whose first entry names the trail: in order by itself, and nothing of what the ledger knows.
+    let lines: Vec<&str> = text.lines().collect();
+    let event = |line: &str| audit_log::Entry::parse(line).unwrap().event;
+    let start = lines.iter().rposition(|line| event(line) == "start").unwrap();
+    assert!(start as u64 > known.seq);
+    std::fs::write(&path, lines[start..].join("\n") + "\n").unwrap();
+    unseal(&mut open(dir.path()), &shares);
+    assert_eq!(events(dir.path(), "audit-truncated").len(), 1);
+    // The entry behind the one that the ledger knows does not read.
+    let behind = lines[usize::try_from(known.seq).unwrap()];
+    std::fs::write(&path, text.replace(behind, "nothing")).unwrap();
+    unseal(&mut open(dir.path()), &shares);
+    assert_eq!(events(dir.path(), "audit-truncated").len(), 1);
+}
+
+#[test]
+fn a_restored_ledger_may_begin_a_trail_anew_also_after_a_restart_and_no_other_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    let shares = ceremony(&mut book);
+    fill(&mut book);
+    let backup = book.backup("test").unwrap();
+    drop(book);
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    book.restore(&backup, "test").unwrap();
+    // Restarted before it is unsealed, and again before anything changes the ledger.
+    drop(book);
+    for run in 1..=2 {
+        unseal(&mut open(dir.path()), &shares);
+        assert_eq!(events(dir.path(), "audit-begun-anew").len(), run);
+        assert!(events(dir.path(), "audit-truncated").is_empty());
+    }
+    // From its first change on the ledger knows the new trail.
+    let mut book = open(dir.path());
+    unseal(&mut book, &shares);
+    book.write_latches("revoke", &Target::All, "test").unwrap();
+    drop(book);
+    unseal(&mut open(dir.path()), &shares);
+    assert_eq!(events(dir.path(), "audit-begun-anew").len(), 3);
+    std::fs::remove_file(dir.path().join("audit.jsonl")).unwrap();
+    unseal(&mut open(dir.path()), &shares);
+    assert!(events(dir.path(), "audit-begun-anew").is_empty());
+    assert_eq!(events(dir.path(), "audit-truncated").len(), 1);
+}
+
+#[test]
+fn what_a_certified_run_pruned_is_not_missed_by_the_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shares, known) = remembered(dir.path());
+    // As if the segment had been full.
+    let closed = dir.path().join("audit-000000000001.jsonl");
+    std::fs::rename(dir.path().join("audit.jsonl"), &closed).unwrap();
+    let mut book = open(dir.path());
+    assert_eq!(book.audit.prune(0).unwrap(), None, "nobody's word before the root is there");
+    unseal(&mut book, &shares);
+    assert!(book.audit.prune(0).unwrap().is_some_and(|to| to > known.seq));
+    assert!(!closed.exists());
+    drop(book);
+    unseal(&mut open(dir.path()), &shares);
+    assert!(events(dir.path(), "audit-truncated").is_empty());
+    assert!(events(dir.path(), "audit-chain-broken").is_empty());
 }
 
 #[test]

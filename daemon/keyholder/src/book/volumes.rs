@@ -1,13 +1,17 @@
 //! Volumes: creating, resizing, deleting, each as steps around what the node does.
 
+use key_hierarchy::Integrity;
 use lease::message::VolumeKind;
 use units::{ByteLen, DomainId, Fence, NodeId, VolumeEpoch, VolumeId};
 
-use super::{Book, latch_by, latch_entry};
-use crate::api::{CloneVolume, CreateVolume, Erasure, KeyState, VolumeEntry, VolumeErased};
+use super::{Book, Grave, latch_by, latch_entry};
+use crate::api::{
+    CloneVolume, CreateVolume, Erasure, KeyState, ResizeVolume, VolumeEntry, VolumeErased, VolumeIntegrity,
+};
 use crate::clock;
 use crate::error::KeyholderError;
-use crate::ledger::{LatchCause, Life, VolumeRecord};
+use crate::ledger::{ErasureRecord, LatchCause, Life, VolumeRecord};
+use crate::records::LeaseRecord;
 use crate::vault::SecretOf;
 
 /// Largest volume: one key domain's worth at 2^44 blocks of cipher with room for overwrites (DESIGN section 5).
@@ -67,7 +71,7 @@ impl Book {
         let now = clock::now();
         let lease = self.records.of(record.volume);
         let remaining =
-            lease.and_then(|lease| lease.expires).map(|expires| expires.ms_since(now)).filter(|ms| *ms > 0);
+            lease.and_then(LeaseRecord::held_until).map(|expires| expires.ms_since(now)).filter(|ms| *ms > 0);
         let known = self.volumes.get(&record.volume);
         let key = self.key_state(record, remaining.is_some());
         let node = self.open.as_ref().and_then(|open| open.registry.node(record.node));
@@ -87,6 +91,7 @@ impl Book {
             size_bytes: record.size.0,
             kind: record.kind,
             on_seal: record.on_seal,
+            integrity: record.integrity,
             node: node.map(|node| node.name.to_string()).unwrap_or_default(),
             fence: lease.map_or(record.fence_floor, |lease| lease.fence.max(record.fence_floor)),
             latch: record.latch.as_ref().map(latch_entry),
@@ -129,7 +134,11 @@ impl Book {
         }
         let domain = DomainId(random_id()?);
         let epoch = VolumeEpoch(1);
-        let (secret, check) = self.vault.make_secret(SecretOf { domain, epoch })?;
+        let integrity = match request.integrity {
+            VolumeIntegrity::Tag => Integrity::Tagged,
+            VolumeIntegrity::Checksum => Integrity::Checksummed,
+        };
+        let (secret, check) = self.vault.make_secret(SecretOf { domain, epoch }, integrity)?;
         let record = VolumeRecord {
             label: request.label.clone(),
             volume: VolumeId(random_id()?),
@@ -140,6 +149,7 @@ impl Book {
             size: ByteLen(request.size_bytes),
             kind: request.kind,
             on_seal: request.on_seal,
+            integrity: request.integrity,
             node,
             life: Life::Creating,
             latch: None,
@@ -296,6 +306,9 @@ impl Book {
             Ok(())
         })?;
         self.volumes.remove(&volume);
+        // It is in another pool now.
+        self.records.forget_pool(volume);
+        self.flush_records()?;
         let fields = [
             ("by", by.into()),
             ("volume", volume.to_string().into()),
@@ -308,8 +321,38 @@ impl Book {
         Ok(())
     }
 
+    /// What accepting a state is, in words: an approval of it covers no other pool, and nothing that the node finds later.
+    pub(crate) fn accept_act(&self, label: &str) -> Result<String, KeyholderError> {
+        let (volume, node) = self.find_volume(label)?;
+        let present = self.nodes.get(&node).and_then(|now| now.present.get(&volume));
+        let pool =
+            present.map_or_else(|| "a pool not heard of".to_owned(), |there| format!("pool {}", there.pool));
+        let found = self.volumes.get(&volume).and_then(|now| now.found);
+        let found = found.map_or_else(|| "not judged yet".to_owned(), |verdict| verdict.to_string());
+        let node = self.node_name(node);
+        Ok(format!("accept the state of volume {label} ({volume}) in {pool} on {node} as it is: {found}"))
+    }
+
+    /// A person takes the state that the volume's pool is in for the one to go on from.
+    pub(crate) fn accept_state(&mut self, label: &str, by: &str) -> Result<VolumeEntry, KeyholderError> {
+        let (volume, node) = self.find_volume(label)?;
+        let said = self.nodes.get(&node).and_then(|now| now.present.get(&volume)).map(|present| present.pool);
+        self.records.forget_state(&mut self.store, volume, said)?;
+        let now = self.volume_now(volume);
+        (now.attempts, now.accepts_state, now.found) = (0, true, None);
+        self.audit.record("state-accepted", [("by", by.into()), ("volume", volume.to_string().into())])?;
+        self.volume_by_label(label)
+    }
+
     /// Last step: the node has the volume.
     pub(crate) fn finish_volume(&mut self, volume: VolumeId) -> Result<(), KeyholderError> {
+        let record = self.registry()?.volume(volume).ok_or_else(|| no_such(&volume.to_string()))?;
+        match record.life {
+            // By another request for the same.
+            Life::Live => return Ok(()),
+            Life::Deleting => return Err(busy(record)),
+            Life::Creating => {}
+        }
         self.commit(|registry| {
             if let Some(record) = registry.volume_mut(volume) {
                 record.life = Life::Live;
@@ -339,14 +382,20 @@ impl Book {
         Ok(())
     }
 
-    /// Checks a new size before the node is asked.
-    pub(crate) fn check_resize(
-        &self,
+    /// Checks a new size before the node is asked. What lets it cut content off takes others; without that the node refuses.
+    pub(crate) fn allow_resize(
+        &mut self,
         label: &str,
-        size_bytes: u64,
+        request: &ResizeVolume,
+        by: &str,
     ) -> Result<(VolumeId, NodeId), KeyholderError> {
-        check_size(size_bytes)?;
-        self.check_live(label)
+        check_size(request.size_bytes)?;
+        let (volume, node) = self.check_live(label)?;
+        if request.allow_shrink {
+            let act = format!("shrink volume {label} ({volume}) to {} bytes", request.size_bytes);
+            self.require_others(Grave::Overwrite, &act, by)?;
+        }
+        Ok((volume, node))
     }
 
     /// The id and node of a volume that is neither being made nor being deleted.
@@ -356,6 +405,16 @@ impl Book {
             return Err(busy(record));
         }
         Ok((record.volume, record.node))
+    }
+
+    /// Whether others have to agree first. A deletion that has begun goes on without asking again.
+    pub(crate) fn allow_deletion(&mut self, label: &str, by: &str) -> Result<(), KeyholderError> {
+        let record = self.registry()?.volume_labelled(label).ok_or_else(|| no_such(label))?;
+        if record.life != Life::Live {
+            return Ok(());
+        }
+        let act = format!("erase volume {label} ({})", record.volume);
+        self.require_others(Grave::Erase, &act, by)
     }
 
     /// First step of a deletion: from now on the volume is never pushed again, durably.
@@ -378,6 +437,15 @@ impl Book {
         Ok((volume, node))
     }
 
+    /// Forgets a volume that its node would not make. One that another request for the same has finished meanwhile stays: what may
+    /// have content is erased by a deletion alone.
+    pub(crate) fn abandon_volume(&mut self, volume: VolumeId, by: &str) -> Result<(), KeyholderError> {
+        match self.registry()?.volume(volume) {
+            Some(record) if record.life == Life::Creating => self.erase_volume(volume, by).map(|_| ()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Last step: the secret leaves the ledger, and the rest is carried over to a fresh ledger key.
     pub(crate) fn erase_volume(
         &mut self,
@@ -394,14 +462,32 @@ impl Book {
             registry.volumes.iter().filter(shares).map(|other| other.label.clone()).collect();
         // A backup taken before the secret was made cannot contain it.
         let backups = registry.backup_serial.filter(|serial| *serial >= record.since_serial);
+        // A shared store keeps what was written to it in its log and snapshots for a while: that is a backup like any other.
+        let backups = self
+            .store
+            .shared()
+            .map(|_| self.opened().map(|open| open.header.serial))
+            .transpose()?
+            .or(backups);
+        let erasure = ErasureRecord {
+            volume,
+            domain: record.domain,
+            label: label.clone(),
+            by: by.to_owned(),
+            at_unix_s: clock::unix_s(),
+            without_since_serial: self.opened()?.header.serial + 1,
+            backups_up_to: backups,
+            shared_with: shared_with.clone(),
+            confirmed: None,
+        };
         self.commit_erasure(|registry| {
             registry.volumes.retain(|record| record.volume != volume);
+            registry.erasures.push(erasure);
             Ok(())
         })?;
         self.volumes.remove(&volume);
-        self.records.update(|records| {
-            records.remove(&volume);
-        })?;
+        self.records.remove(volume);
+        self.flush_records()?;
         let erasure = match (&shared_with[..], backups) {
             ([], None) => Erasure::Complete,
             ([], Some(_)) => Erasure::PendingBackups,
@@ -427,6 +513,7 @@ fn resume(
     let same = existing.node == node
         && existing.kind == request.kind
         && existing.on_seal == request.on_seal
+        && existing.integrity == request.integrity
         && existing.size.0 == request.size_bytes;
     match existing.life {
         Life::Creating if same => Ok(VolumeToCreate::from(existing)),

@@ -15,7 +15,10 @@ use identity::{Credentials, Problem, Role, ServeLimits, Trust, control_server, s
 use key_hierarchy::{KeyCheck, promised};
 use lease::envelope;
 use lease::frame::FrameBuffer;
-use lease::message::{LeaseLimits, VolumePresent, WipeCause, WipeRecord, WipeStages};
+use lease::message::{
+    Attestation, Credential, CredentialOpened, LeaseLimits, StateVerdict, VolumePresent, WipeCause,
+    WipeRecord, WipeStages,
+};
 use lease::node::{
     EvidenceInput, GrantToAdmit, HeldStatus, NodeEffect, NodeLease, NodeParams, NodeSession,
     NodeSessionParams, WipeReport,
@@ -28,7 +31,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, VolumeId};
+use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeId};
 
 pub(crate) fn boot_now() -> BootInstant {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
@@ -47,6 +50,12 @@ struct WipeNotice {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk(Arc<Mutex<BTreeMap<VolumeId, VolumePresent>>>);
 
+/// The machine's TPM, and whoever sits before it.
+pub(crate) trait SpeaksForMachine: Send {
+    fn attest(&mut self, for_whom: [u8; 32]) -> Attestation;
+    fn open(&mut self, credential: Credential) -> CredentialOpened;
+}
+
 struct Inner {
     id: NodeId,
     identity_seed: [u8; 32],
@@ -63,6 +72,7 @@ struct Inner {
     sessions: AtomicUsize,
     /// Status that the next creation is refused with; 0 for none. 1 closes the connection after creating.
     refuse_creation: AtomicU16,
+    tpm: Mutex<Option<Box<dyn SpeaksForMachine>>>,
     stop: CancellationToken,
 }
 
@@ -82,6 +92,15 @@ pub(crate) struct NodeSetup {
     pub(crate) trust: Trust,
     pub(crate) key_port: Option<SocketAddr>,
     pub(crate) admin_port: Option<SocketAddr>,
+    pub(crate) machine: Machine,
+}
+
+/// What a program finds where it is started.
+#[derive(Default)]
+pub(crate) struct Machine {
+    /// That of an earlier program, where the machine was not started since.
+    pub(crate) boot: Option<BootId>,
+    pub(crate) tpm: Option<Box<dyn SpeaksForMachine>>,
 }
 
 impl FakeNode {
@@ -90,11 +109,15 @@ impl FakeNode {
         let keys = TcpListener::bind(setup.key_port.unwrap_or(any)).await.unwrap();
         let admin = TcpListener::bind(setup.admin_port.unwrap_or(any)).await.unwrap();
         let (key_address, admin_address) = (keys.local_addr().unwrap(), admin.local_addr().unwrap());
-        let mut boot = [0; 16];
-        getrandom::fill(&mut boot).unwrap();
+        let Machine { boot, tpm } = setup.machine;
+        let boot = boot.unwrap_or_else(|| {
+            let mut boot = [0; 16];
+            getrandom::fill(&mut boot).unwrap();
+            BootId(boot)
+        });
         let lease = NodeLease::new(NodeParams {
             node: setup.id,
-            boot: BootId(boot),
+            boot,
             image: None,
             identity: Arc::new(LocalSigner::from_seed(&setup.identity_seed)),
             limits: LeaseLimits::PROTOCOL,
@@ -103,7 +126,7 @@ impl FakeNode {
         let inner = Arc::new(Inner {
             id: setup.id,
             identity_seed: setup.identity_seed,
-            boot: BootId(boot),
+            boot,
             disk: setup.disk,
             lease: Mutex::new(lease),
             keys: Mutex::default(),
@@ -114,6 +137,7 @@ impl FakeNode {
             generation: Mutex::default(),
             sessions: AtomicUsize::new(0),
             refuse_creation: AtomicU16::new(0),
+            tpm: Mutex::new(tpm),
             stop: CancellationToken::new(),
         });
         inner.refresh_volumes();
@@ -154,6 +178,11 @@ impl FakeNode {
     /// Enrols the node: whose grants it takes.
     pub(crate) fn pin(&self, key: [u8; 32]) {
         self.inner.lease.lock().unwrap().set_pin(Some(key));
+    }
+
+    /// The last wipe of this run.
+    pub(crate) fn last_wipe(&self) -> Option<WipeRecord> {
+        self.inner.lease.lock().unwrap().last_wipe()
     }
 
     /// The keys that it holds, usable now.
@@ -228,7 +257,7 @@ impl Inner {
         self.changed();
     }
 
-    fn admit(&self, grant: &GrantToAdmit) -> Result<(), GrantRefusal> {
+    fn admit(&self, grant: &GrantToAdmit) -> Result<StateVerdict, GrantRefusal> {
         {
             let mut disk = self.disk.0.lock().unwrap();
             let present = disk.get_mut(&grant.volume).ok_or(GrantRefusal::WrongVolume)?;
@@ -245,7 +274,7 @@ impl Inner {
             return Err(GrantRefusal::WrongKey);
         }
         self.keys.lock().unwrap().insert(grant.volume, prk);
-        Ok(())
+        Ok(StateVerdict::NotKept)
     }
 
     fn perform(&self, machine: &mut NodeSession, effects: Vec<NodeEffect>, out: &mut Vec<u8>) -> bool {
@@ -262,7 +291,8 @@ impl Inner {
                     *self.envelope_secret.lock().unwrap() = secret;
                     let envelope_key = envelope::keypair(&secret).unwrap();
                     let hygiene = r#"{"memory":"pretended"}"#.to_owned();
-                    let input = EvidenceInput { hygiene, envelope_key };
+                    let input =
+                        EvidenceInput { hygiene, envelope_key, attests: self.tpm.lock().unwrap().is_some() };
                     let mut lease = self.lease.lock().unwrap();
                     machine.on_evidence(&mut lease, boot_now(), input).unwrap_or_default()
                 }
@@ -285,6 +315,14 @@ impl Inner {
                 NodeEffect::Wipe(cause) => {
                     self.wipe(cause);
                     Vec::new()
+                }
+                NodeEffect::NeedAttestation(for_whom) => {
+                    let said = self.tpm.lock().unwrap().as_mut().unwrap().attest(for_whom);
+                    machine.on_attestation(&self.lease.lock().unwrap(), &said)
+                }
+                NodeEffect::OpenCredential(credential) => {
+                    let opened = self.tpm.lock().unwrap().as_mut().unwrap().open(credential);
+                    machine.on_credential_opened(&self.lease.lock().unwrap(), &opened)
                 }
                 NodeEffect::Note(_) => Vec::new(),
                 NodeEffect::Close => {
@@ -407,6 +445,7 @@ async fn create(State(node): State<Arc<Inner>>, Json(request): Json<admin::api::
         }
         let present = VolumePresent {
             volume: request.volume,
+            pool: PoolId([7; 16]),
             domain: request.domain,
             epoch: request.epoch,
             check,

@@ -85,7 +85,7 @@ async fn a_node_is_approved_by_the_fingerprint_that_it_claims_and_by_no_other() 
     site.ceremony().await;
     let node = site.fake_node(1).await;
     node.pin(site.grant_signing_key().await);
-    let entry: NodeEntry = site.operator().post("/v1/nodes", &add_node(1, &node)).await.unwrap();
+    let entry: NodeEntry = site.officer().post("/v1/nodes", &add_node(1, &node)).await.unwrap();
     assert!(!entry.approved);
     let path = format!("/v1/nodes/{}/approve", node_name(1));
     let asks = |status: &KeyholderStatus| {
@@ -97,9 +97,9 @@ async fn a_node_is_approved_by_the_fingerprint_that_it_claims_and_by_no_other() 
 
     let refused = site.refused(&site.operator(), "/v1/volumes", &create_volume("db", 1)).await;
     assert_eq!(refused, (409, "not-approved".to_owned()));
-    let wrong = ApproveNode { fingerprint: "00".repeat(8) };
+    let wrong = ApproveNode { fingerprint: "00".repeat(8), tpm: None };
     assert_eq!(site.refused(&site.officer(), &path, &wrong).await, (409, "other-fingerprint".to_owned()));
-    let right = ApproveNode { fingerprint: claimed };
+    let right = ApproveNode { fingerprint: claimed, tpm: None };
     assert_eq!(site.refused(&site.operator(), &path, &right).await, (403, "forbidden".to_owned()));
     let entry: NodeEntry = site.officer().post(&path, &right).await.unwrap();
     assert!(entry.approved);

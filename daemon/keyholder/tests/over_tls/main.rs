@@ -3,9 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "tests: a failed unwrap is a failed test")]
 
 mod access;
+mod attacks;
+mod attestation;
 mod fake_node;
 mod latches;
 mod leases;
+mod oidc;
+mod people;
+mod requests;
 mod restore;
+mod rules;
 mod site;
 mod volumes;

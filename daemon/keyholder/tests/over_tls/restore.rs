@@ -1,5 +1,6 @@
 //! Shares, restarts and backups.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use keyholder::api::{
@@ -114,7 +115,7 @@ async fn a_damaged_or_newer_ledger_is_named() {
         assert!(matches!(error.kind().0, "ledger-damaged"), "byte {at}: {error}");
     }
     let mut newer = good.clone();
-    newer[8] = 2;
+    newer[8] += 1;
     std::fs::write(&path, &newer).unwrap();
     let error = open();
     assert!(error.to_string().contains("newer program"), "{error}");
@@ -165,7 +166,7 @@ async fn a_keyholder_kept_to_its_machine_dials_nobody_else_and_says_so() {
         key_address: "192.0.2.1:7410".parse().unwrap(),
         ..add_node(1, &node)
     };
-    site.operator().post::<NodeEntry>("/v1/nodes", &elsewhere).await.unwrap();
+    site.officer().post::<NodeEntry>("/v1/nodes", &elsewhere).await.unwrap();
     site.stop().await;
     site.dial_loopback_only = true;
     site.start().await;
@@ -181,4 +182,28 @@ async fn a_keyholder_kept_to_its_machine_dials_nobody_else_and_says_so() {
         assert!(begun.elapsed() < Duration::from_secs(4), "a refused dial takes no time: {nodes:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_committed_ledger_of_version_2_opens_with_its_shares() {
+    let golden = Path::new(GOLDEN);
+    let mut site = Site::new().await;
+    site.stop().await;
+    std::fs::copy(golden.join("ledger-v2.bin"), site.state_dir().join("ledger")).unwrap();
+    site.start().await;
+    let shares = std::fs::read(golden.join("shares-v2.json")).unwrap();
+    site.unseal(&serde_json::from_slice::<Vec<SealedShare>>(&shares).unwrap()).await;
+    let status = site.status().await;
+    let labels: Vec<_> = status.volumes.iter().map(|volume| volume.label.as_str()).collect();
+    assert_eq!((labels, status.policy_serial), (vec!["db-1"], Some(1)));
+    assert_eq!((status.nodes[0].name.as_str(), status.nodes[0].approved), ("node-1", false), "it was marked");
+    let erasures: Vec<keyholder::api::ErasureEntry> = site.officer().get("/v1/erasures").await.unwrap();
+    assert_eq!(erasures[0].label, "db-2");
+    let policy: keyholder::api::PolicyStatus = site.officer().get("/v1/policy").await.unwrap();
+    assert_eq!(policy.policy.quorum.erase, 2);
+    // The trail that it remembers was another machine's.
+    let page: audit_log::Page = site.officer().get("/v1/audit").await.unwrap();
+    assert!(page.lines.iter().any(|line| line.contains("\"audit-truncated\"")));
 }

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use identity::pki::Authority;
+use config::OidcConfig;
+use identity::pki::{Authority, guest_files};
 use identity::{
-    ClientError, Credentials, Endpoint, ExpectedPeer, HttpsClient, PeerName, Role, ServeLimits, Trust,
-    control_client, control_server, serve_https,
+    ClientError, Credentials, Endpoint, ExpectedPeer, GuestKey, HttpsClient, PeerName, Role, ServeLimits,
+    Trust, control_client, control_server, control_server_with_guests, serve_https,
 };
 use keyholder::api::{
     AddNode, CeremonyRequest, CeremonyResult, CreateVolume, KeyholderStatus, NodeEntry, Officer, OnSeal,
     PushPolicy, SealState, UnsealProgress, UnsealRequest, VolumeEntry, VolumeKind,
 };
+use keyholder::oidc::Provider;
 use keyholder::shares::SealedShare;
 use keyholder::{Keyholder, KeyholderParams, access};
 use lease::envelope;
@@ -26,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use units::NodeId;
 
-use crate::fake_node::{Disk, FakeNode, NodeSetup};
+use crate::fake_node::{Disk, FakeNode, Machine, NodeSetup};
 
 /// Short, so that a test that waits for a lease waits briefly.
 pub(crate) const LEASE_MS: u64 = 3_000;
@@ -43,6 +45,8 @@ pub(crate) struct Site {
     admin: SocketAddr,
     /// For the next start.
     pub(crate) dial_loopback_only: bool,
+    pub(crate) lease_ms_max: u64,
+    pub(crate) oidc: Option<OidcConfig>,
 }
 
 struct Running {
@@ -63,7 +67,15 @@ impl Site {
         let domain = "test.example".parse().unwrap();
         let authority = Authority::create(&dir.path().join("pki"), &domain).unwrap();
         let admin = ([127, 0, 0, 1], 0).into();
-        let mut site = Self { dir, authority, running: None, admin, dial_loopback_only: false };
+        let mut site = Self {
+            dir,
+            authority,
+            running: None,
+            admin,
+            dial_loopback_only: false,
+            lease_ms_max: LEASE_MS + 1_000,
+            oidc: None,
+        };
         site.start().await;
         site
     }
@@ -87,9 +99,13 @@ impl Site {
     pub(crate) fn params(&self, state_dir: &Path) -> KeyholderParams {
         KeyholderParams {
             dial_loopback_only: self.dial_loopback_only,
+            shared_store: None,
             name: "compute-1".to_owned(),
             state_dir: state_dir.to_owned(),
             lease_ms: LEASE_MS,
+            lease_ms_max: self.lease_ms_max,
+            oidc: self.oidc.as_ref().map(|config| Provider::load(config).unwrap()),
+            webhooks: Vec::new(),
             memory: Policy::AllowMlock,
             credentials: self.credentials(Role::Keyholder, "compute-1"),
             trust: self.trust(),
@@ -100,7 +116,8 @@ impl Site {
     pub(crate) async fn start(&mut self) {
         let keyholder = Keyholder::open(self.params(&self.state_dir())).unwrap();
         let credentials = self.credentials(Role::Keyholder, "compute-1");
-        let tls = control_server(&credentials, &self.trust(), access::ACCEPTED_ROLES).unwrap();
+        let accept = if self.oidc.is_some() { control_server_with_guests } else { control_server };
+        let tls = accept(&credentials, &self.trust(), access::ACCEPTED_ROLES).unwrap();
         let listener = TcpListener::bind(self.admin).await.unwrap();
         self.admin = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -132,6 +149,16 @@ impl Site {
         let expected = ExpectedPeer::named(Role::Keyholder, name("compute-1"));
         let tls = control_client(&self.credentials(role, holder), &self.trust(), expected).unwrap();
         HttpsClient::new(Endpoint::from(self.admin), tls).with_timeout(Duration::from_secs(20))
+    }
+
+    /// Somebody without a certificate of a role, by the key of this name.
+    pub(crate) fn guest(&self, key: &str) -> (HttpsClient, GuestKey) {
+        let files = guest_files(&self.dir.path().join("guests").join(key)).unwrap();
+        let credentials = Credentials::load(&files.cert, &files.key).unwrap();
+        let expected = ExpectedPeer::named(Role::Keyholder, name("compute-1"));
+        let tls = control_client(&credentials, &self.trust(), expected).unwrap();
+        let client = HttpsClient::new(Endpoint::from(self.admin), tls).with_timeout(Duration::from_secs(20));
+        (client, GuestKey { spki_sha256: credentials.facts().spki_sha256 })
     }
 
     pub(crate) fn operator(&self) -> HttpsClient {
@@ -169,11 +196,21 @@ impl Site {
 
     /// A node, running and not yet known to the keyholder.
     pub(crate) async fn fake_node(&self, number: u8) -> FakeNode {
-        self.fake_node_on(number, Disk::default(), None).await
+        self.fake_node_on(number, Disk::default(), None, Machine::default()).await
+    }
+
+    /// The same, on a certain machine.
+    pub(crate) async fn fake_node_in(&self, number: u8, machine: Machine) -> FakeNode {
+        self.fake_node_on(number, Disk::default(), None, machine).await
     }
 
     /// The same node's program started again, on its old disk and ports.
     pub(crate) async fn restart_node(&self, number: u8, old: &FakeNode) -> FakeNode {
+        self.restart_node_in(number, old, Machine::default()).await
+    }
+
+    /// The same, on a certain machine.
+    pub(crate) async fn restart_node_in(&self, number: u8, old: &FakeNode, machine: Machine) -> FakeNode {
         old.kill();
         let ports = Some((old.key_address, old.admin_address));
         // Its listeners are closed by their tasks in a moment.
@@ -186,7 +223,7 @@ impl Site {
         })
         .await
         .unwrap();
-        self.fake_node_on(number, old.disk(), ports).await
+        self.fake_node_on(number, old.disk(), ports, machine).await
     }
 
     async fn fake_node_on(
@@ -194,6 +231,7 @@ impl Site {
         number: u8,
         disk: Disk,
         ports: Option<(SocketAddr, SocketAddr)>,
+        machine: Machine,
     ) -> FakeNode {
         FakeNode::start(NodeSetup {
             id: NodeId([number; 16]),
@@ -203,6 +241,7 @@ impl Site {
             trust: self.trust(),
             key_port: ports.map(|(key, _)| key),
             admin_port: ports.map(|(_, admin)| admin),
+            machine,
         })
         .await
     }
@@ -309,6 +348,7 @@ pub(crate) fn create_volume(label: &str, node: u8) -> CreateVolume {
         kind: VolumeKind::Block,
         size_bytes: 1 << 30,
         on_seal: OnSeal::Hold,
+        integrity: keyholder::api::VolumeIntegrity::default(),
         limits: keyholder::api::VolumeLimits::default(),
     }
 }

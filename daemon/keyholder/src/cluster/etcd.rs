@@ -1,0 +1,290 @@
+//! etcd by its JSON gateway: ranges, transactions and compactions as POST requests over mutual TLS, on one connection that stays.
+//!
+//! An answer that does not come within [`ATTEMPT_TIMEOUT`] is asked of the next member. After a failure writes fail at once, until
+//! a read has succeeded: whoever writes holds the book, and renewals inside what is recorded must not wait for a store that is away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use identity::Endpoint;
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio_rustls::TlsConnector;
+
+use super::kv::{Item, Kv, KvError, Seen, Write, Written};
+
+/// A member that is well answers within this, on a disk that is busy too.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// All members together: a write holds the book for so long, once for each time that the store goes away.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Largest answer that is read: every value of 4096 volumes in base64, with room to spare.
+const ANSWER_BYTES_MAX: usize = 128 << 20;
+
+/// What gRPC calls "not now": deadline exceeded, unavailable.
+const PASSING_CODES: [u64; 2] = [4, 14];
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// The members of an etcd cluster, and the names in it that are ours.
+pub(crate) struct Etcd {
+    endpoints: Vec<Endpoint>,
+    tls: Arc<rustls::ClientConfig>,
+    prefix: String,
+    connection: Mutex<Option<Sender>>,
+    /// Which member is asked first.
+    member: AtomicUsize,
+    is_away: AtomicBool,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Etcd")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Deserialize)]
+struct Header {
+    revision: Number,
+}
+
+/// A 64-bit number, which the gateway writes as text.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+struct Number(u64);
+
+impl TryFrom<String> for Number {
+    type Error = std::num::ParseIntError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+#[derive(Deserialize)]
+struct RangeAnswer {
+    header: Header,
+    #[serde(default)]
+    kvs: Vec<KeyValue>,
+}
+
+#[derive(Deserialize)]
+struct KeyValue {
+    key: String,
+    #[serde(default)]
+    value: String,
+    mod_revision: Number,
+}
+
+#[derive(Deserialize)]
+struct TxnAnswer {
+    header: Header,
+    /// Left out where it is false.
+    #[serde(default)]
+    succeeded: bool,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    code: u64,
+}
+
+impl Etcd {
+    /// Connects when it is first asked. `prefix` goes before every name.
+    pub(crate) fn new(endpoints: Vec<Endpoint>, tls: Arc<rustls::ClientConfig>, prefix: String) -> Self {
+        let (member, is_away) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { endpoints, tls, prefix, connection: Mutex::new(None), member, is_away }
+    }
+
+    fn name(&self, name: &str) -> String {
+        BASE64.encode(format!("{}{name}", self.prefix))
+    }
+
+    /// Callers are where blocking is allowed.
+    fn call<A: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<A, KvError> {
+        let runtime = Handle::try_current().map_err(|error| KvError::Unavailable(error.to_string()))?;
+        let asked = runtime.block_on(async {
+            let asked = tokio::time::timeout(CALL_TIMEOUT, self.ask(path, body)).await;
+            asked.unwrap_or_else(|_| Err(KvError::Unavailable("no answer in time".to_owned())))
+        });
+        self.is_away.store(matches!(asked, Err(KvError::Unavailable(_))), Ordering::Relaxed);
+        serde_json::from_slice(&asked?).map_err(|error| KvError::Malformed(error.to_string()))
+    }
+
+    async fn ask(&self, path: &str, body: &Value) -> Result<Bytes, KvError> {
+        let body = Bytes::from(body.to_string());
+        let mut connection = self.connection.lock().await;
+        let mut failure = KvError::Unavailable("no member is configured".to_owned());
+        for _ in &self.endpoints {
+            let endpoint = &self.endpoints[self.member.load(Ordering::Relaxed) % self.endpoints.len()];
+            // Taken out, so that a call that is dropped on its way leaves no half read answer to the next.
+            let kept = connection.take().filter(|sender| !sender.is_closed());
+            let attempt = self.attempt(endpoint, kept, path, body.clone());
+            failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
+                Ok(Ok((sender, answer))) => {
+                    *connection = Some(sender);
+                    return Ok(answer);
+                }
+                Ok(Err(error @ KvError::Unavailable(_))) => error,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => KvError::Unavailable(format!("{endpoint} does not answer")),
+            };
+            self.member.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(failure)
+    }
+
+    async fn attempt(
+        &self,
+        endpoint: &Endpoint,
+        kept: Option<Sender>,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Sender, Bytes), KvError> {
+        let unavailable =
+            |error: &dyn std::fmt::Display| KvError::Unavailable(format!("{endpoint}: {error}"));
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => self.connect(endpoint).await.map_err(|error| unavailable(&error))?,
+        };
+        let request = Request::post(path)
+            .header(header::HOST, format!("{}:{}", endpoint.host(), endpoint.port()))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| KvError::Malformed(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(|error| unavailable(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| unavailable(&error))?.to_bytes();
+        if status == StatusCode::OK { Ok((sender, body)) } else { Err(refusal(endpoint, status, &body)) }
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> std::io::Result<Sender> {
+        let host = ServerName::try_from(endpoint.host().to_owned()).map_err(std::io::Error::other)?;
+        let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+        stream.set_nodelay(true)?;
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(host, stream).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(std::io::Error::other)?;
+        // Ends with the sender, or with the member.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+}
+
+fn refusal(endpoint: &Endpoint, status: StatusCode, body: &[u8]) -> KvError {
+    let Ok(Refusal { message, code }) = serde_json::from_slice(body) else {
+        return KvError::Malformed(format!("{endpoint} answers {status}"));
+    };
+    let said = format!("{endpoint}: {message}");
+    if PASSING_CODES.contains(&code) { KvError::Unavailable(said) } else { KvError::Refused(said) }
+}
+
+/// The first name past all that begin with `prefix`, whose last byte is no 255: it is ASCII.
+fn past(prefix: &str) -> String {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    BASE64.encode(end)
+}
+
+impl Kv for Etcd {
+    fn read(&self, since: u64) -> Result<Seen, KvError> {
+        let range = json!({
+            "key": BASE64.encode(&self.prefix),
+            "range_end": past(&self.prefix),
+            "min_mod_revision": (since + 1).to_string(),
+        });
+        let answer: RangeAnswer = self.call("/v3/kv/range", &range)?;
+        let malformed = |what: &str| KvError::Malformed(what.to_owned());
+        let item = |found: KeyValue| {
+            let name = BASE64.decode(found.key).map_err(|_| malformed("a name is not base64"))?;
+            let name = String::from_utf8(name).map_err(|_| malformed("a name is no text"))?;
+            let name =
+                name.strip_prefix(&self.prefix).ok_or_else(|| malformed("a name of another prefix"))?;
+            let value = BASE64.decode(found.value).map_err(|_| malformed("a value is not base64"))?;
+            Ok(Item { name: name.to_owned(), value, revision: found.mod_revision.0 })
+        };
+        let items = answer.kvs.into_iter().map(item).collect::<Result<_, _>>()?;
+        Ok(Seen { items, revision: answer.header.revision.0 })
+    }
+
+    fn write(&self, write: Write) -> Result<Written, KvError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(KvError::Unavailable("it was away a moment ago".to_owned()));
+        }
+        let compare: Vec<_> = write
+            .expected
+            .iter()
+            .map(|(name, revision)| {
+                json!({"key": self.name(name), "target": "MOD", "result": "EQUAL", "mod_revision": revision.to_string()})
+            })
+            .collect();
+        let puts = write.puts.iter().map(
+            |(name, value)| json!({"request_put": {"key": self.name(name), "value": BASE64.encode(value)}}),
+        );
+        let deletes =
+            write.deletes.iter().map(|name| json!({"request_delete_range": {"key": self.name(name)}}));
+        let success: Vec<_> = puts.chain(deletes).collect();
+        let answer: TxnAnswer = self.call("/v3/kv/txn", &json!({"compare": compare, "success": success}))?;
+        Ok(if answer.succeeded { Written::At(answer.header.revision.0) } else { Written::Conflict })
+    }
+
+    fn forget_before(&self, revision: u64) -> Result<(), KvError> {
+        let compaction = json!({"revision": revision.to_string(), "physical": true});
+        let _: Value = self.call("/v3/kv/compaction", &compaction)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_next_text() {
+        assert_eq!(past("/nightlatch/"), BASE64.encode("/nightlatch0"));
+    }
+
+    #[test]
+    fn what_passes_is_told_from_what_is_refused() {
+        let endpoint: Endpoint = "https://127.0.0.1:2379".parse().unwrap();
+        let answer = |body: &str| refusal(&endpoint, StatusCode::SERVICE_UNAVAILABLE, body.as_bytes());
+        let lost = answer(r#"{"error":"etcdserver: no leader","message":"etcdserver: no leader","code":14}"#);
+        assert!(matches!(lost, KvError::Unavailable(_)), "{lost}");
+        let full = answer(r#"{"message":"etcdserver: mvcc: database space exceeded","code":8}"#);
+        assert!(matches!(full, KvError::Refused(_)), "{full}");
+        assert!(matches!(answer("<html>"), KvError::Malformed(_)));
+    }
+
+    #[test]
+    fn answers_leave_out_what_is_zero_and_write_numbers_as_text() {
+        let range: RangeAnswer = serde_json::from_str(r#"{"header":{"revision":"4"}}"#).unwrap();
+        assert_eq!((range.header.revision.0, range.kvs.len()), (4, 0));
+        let txn: TxnAnswer = serde_json::from_str(r#"{"header":{"revision":"9"},"responses":[]}"#).unwrap();
+        assert!(!txn.succeeded);
+    }
+}
