@@ -1,10 +1,18 @@
 //! The command line's grammar, with help that teaches.
 
+mod compute;
+mod notification;
+mod snapshot;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use identity::{Endpoint, PeerName, Role, TrustDomain};
 use units::{ByteLen, NodeId, PoolId, VolumeId};
+
+pub(crate) use self::compute::*;
+pub(crate) use self::notification::NotificationCommand;
+pub(crate) use self::snapshot::*;
 
 const EXAMPLES: &str = "\
 Start here:
@@ -86,6 +94,55 @@ pub(crate) enum Command {
     /// Users of a node's object store and their access keys
     #[command(subcommand)]
     User(UserCommand),
+    /// Groups of users of a node's object store
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// How much buckets, and all buckets of a user together, may hold
+    #[command(subcommand)]
+    Quota(QuotaCommand),
+    /// Webhooks that notifications of buckets go to, and what they did not take
+    #[command(subcommand)]
+    Notification(NotificationCommand),
+    /// Policies in the language of AWS that say what users and groups of an object store may do
+    #[command(subcommand)]
+    AccessPolicy(AccessPolicyCommand),
+    /// Build, sign, verify, publish and write to a disk the appliance's image
+    #[command(subcommand)]
+    Image(crate::commands::image::ImageCommand),
+    /// The trail of who did what: check it, search it, send it elsewhere, witness it
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Which node may hold which key, where, when and after what: check, compare and apply the file that says so
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Second factors of people
+    #[command(subcommand)]
+    People(PeopleCommand),
+    /// Log in at the keyholder: with a code from your authenticator, read from standard input, or at an OpenID provider
+    #[command(
+        after_help = "Examples:\n  nightlatch login                              a certificate and a code\n  nightlatch --as storage-admin login --oidc    no certificate: in a browser, at the provider that the keyholder knows"
+    )]
+    Login(LoginArgs),
+    /// End your logins at the keyholder
+    Logout,
+    /// Tokens for programs
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// What takes more than one person: see, approve, refuse
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
+    /// What is still to be destroyed after volumes were erased, and certificates
+    #[command(subcommand)]
+    Erasure(ErasureCommand),
+    /// Keyholders that share a root: see how they stand, and let one have the root from another
+    #[command(subcommand)]
+    Keyholder(KeyholderCommand),
+    /// Who is told of what happens: see, test, send again
+    #[command(subcommand)]
+    Webhook(WebhookCommand),
+    /// Hand published images to machines that boot over the network
+    #[command(subcommand)]
+    Provision(crate::commands::provision::ProvisionCommand),
     /// What the keyholder and the nodes are doing, and what to do about it
     Status,
     /// Give keys to nodes
@@ -161,7 +218,7 @@ pub(crate) struct DemoArgs {
     /// How long a day of S3 lifecycles takes, for tests of them
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub(crate) s3_day_s: u64,
-    /// Take S3 signatures of version 2 in headers, for old clients
+    /// Take S3 signatures of version 2, for old clients
     #[arg(long)]
     pub(crate) s3_signature_v2: bool,
 }
@@ -215,6 +272,8 @@ pub(crate) enum Pki {
 pub(crate) enum IssueRole {
     /// Runs the system day to day
     Operator,
+    /// Runs pools, volumes, snapshots and buckets; gives nobody a key
+    StorageAdmin,
     /// Holds a share of the root; lifts latches
     SecurityOfficer,
     /// Reads, changes nothing
@@ -236,6 +295,7 @@ impl IssueRole {
     pub(crate) fn role(self) -> Option<Role> {
         Some(match self {
             Self::Operator => Role::Operator,
+            Self::StorageAdmin => Role::StorageAdmin,
             Self::SecurityOfficer => Role::SecurityOfficer,
             Self::Auditor => Role::Auditor,
             Self::Monitor => Role::Monitor,
@@ -302,7 +362,7 @@ pub(crate) enum Key {
     },
     /// Prove that shares, a ledger backup and copies of a node's disks give the data back
     #[command(
-        after_help = "Example, on a machine with all three programs and no network to the real ones:\n  nightlatch key drill --backup ledger.backup --disk ./copy-of-disk.img \\\n    --share anna.share --officer-key anna.officer-key --share ben.share --officer-key ben.officer-key\n\nIt starts a keyholder and a node on loopback, opens every volume of the copied disks and reads all of it. The copies are\nwritten to; throw them away afterwards. The outcome goes to the keyholder of the profile, whose status shows its date."
+        after_help = "Example, on a machine with all three programs and no network to the real ones:\n  nightlatch key drill --backup ledger.backup --disk ./copy-of-disk.img \\\n    --share anna.share --officer-key anna.officer-key --share ben.share --officer-key ben.officer-key\n\nIt starts a keyholder and a node on loopback, opens every volume of the copied disks and reads all of it. The copies are\nwritten to; throw them away afterwards. File systems on disks are checked where their programs and nbdfuse are there.\nThe outcome goes to the keyholder of the profile, whose status shows its date.\n\nOf a backup site, which has no key: what it sends is taken as ciphertext and opened here.\n  nightlatch key drill --from-node backup-1 --backup ledger.backup --share anna.share --officer-key anna.officer-key ..."
     )]
     Drill(KeyDrill),
 }
@@ -314,8 +374,11 @@ pub(crate) struct KeyDrill {
     #[arg(long, value_name = "FILE")]
     pub(crate) backup: PathBuf,
     /// A copy of a disk or pool file of the node; give it once for each
-    #[arg(long = "disk", value_name = "PATH", required = true)]
+    #[arg(long = "disk", value_name = "PATH", required_unless_present = "from_node")]
     pub(crate) disks: Vec<PathBuf>,
+    /// A node whose newest snapshots are taken instead of a copy of a disk: the backup site, say
+    #[arg(long, value_name = "NAME", conflicts_with = "disks")]
+    pub(crate) from_node: Option<String>,
     /// An officer's share; give as many as it takes
     #[arg(long = "share", value_name = "FILE", required = true)]
     pub(crate) shares: Vec<PathBuf>,
@@ -331,6 +394,9 @@ pub(crate) struct KeyDrill {
     /// Do not tell the profile's keyholder
     #[arg(long)]
     pub(crate) no_report: bool,
+    /// Write the outcome for Prometheus: a file in the node exporter's textfile directory
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics: Option<PathBuf>,
     /// Do not ask whether the disks are copies
     #[arg(long)]
     pub(crate) yes: bool,
@@ -351,19 +417,39 @@ pub(crate) enum NodeCommand {
     Add(NodeAdd),
     /// List the nodes
     List,
-    /// Pin a node's identity key, after comparing its fingerprint with what the node's own console shows
+    /// Pin a node's identity key and its TPM, after comparing their fingerprints with what the node's own console shows
+    #[command(
+        after_help = "Examples:\n  nightlatch node approve node-1 --fingerprint 0123456789abcdef\n  nightlatch node approve node-1 --fingerprint 0123456789abcdef --tpm fedcba9876543210\n\nA node that has a TPM is approved with it and with the state that its machine is in: firmware, Secure Boot, configuration. After you changed one of these, approve it again."
+    )]
     Approve {
         /// The node
         name: PeerName,
         /// The fingerprint, 16 hexadecimal digits
         #[arg(long)]
         fingerprint: String,
+        /// The fingerprint of the machine's TPM, to be compared too
+        #[arg(long)]
+        tpm: Option<String>,
     },
     /// Change where a node is dialled, when keys are pushed to it, or how long its leases are
     #[command(
         after_help = "Examples:\n  nightlatch node change node-1 --key-address 192.0.2.9:7410 --admin-address 192.0.2.9:7411\n  nightlatch node change node-1 --push auto      security officer\n  nightlatch node change node-1 --lease-ms 60000\n\nThe node that answers at a new address must still have the pinned identity key."
     )]
     Change(NodeChange),
+    /// Take a node's keys away; with --compromised also forbid its identity for good and list what it may have seen
+    #[command(
+        after_help = "Example, after somebody may have had the machine in their hands:\n  nightlatch node revoke node-1 --compromised\n\nThe machine needs a new identity before it can be enrolled again; what it held is listed, to be given new keys first."
+    )]
+    Revoke {
+        /// The node
+        name: PeerName,
+        /// It is not to be trusted any more
+        #[arg(long)]
+        compromised: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Remove a node that holds no volumes
     Remove {
         /// The node
@@ -406,6 +492,9 @@ pub(crate) struct NodeInit {
     /// state/keyholder.pub later as well
     #[arg(long, value_name = "HEX")]
     pub(crate) keyholder_key: Option<String>,
+    /// Let the machine's TPM say to keyholders what was started
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/tpmrm0")]
+    pub(crate) tpm: Option<PathBuf>,
 }
 
 /// `node add`.
@@ -425,7 +514,7 @@ pub(crate) struct NodeAdd {
     /// Its identity key as `node init` printed it: approves it at once (security officer)
     #[arg(long, value_name = "HEX")]
     pub(crate) identity_key: Option<String>,
-    /// Push keys whenever it is there, without a person's approval each time
+    /// Push keys whenever it is there, without a person's approval each time (security officer)
     #[arg(long)]
     pub(crate) auto_push: bool,
     /// Length of its leases in milliseconds
@@ -485,9 +574,12 @@ pub(crate) enum PoolCommand {
         /// Unit of allocation
         #[arg(long, default_value = "1M")]
         extent: ByteLen,
-        /// Destroy what the device holds
+        /// Destroy what the device holds, and take a file that a loop device is over; never a disk that is mounted
         #[arg(long)]
         force: bool,
+        /// Destroy snapshots whose lock is not over, too: backups that somebody wanted to be safe from this very command
+        #[arg(long, requires = "force")]
+        destroy_locked_snapshots: bool,
     },
     /// Read all of a pool's metadata and say what is wrong with it; writes nothing
     #[command(
@@ -532,6 +624,19 @@ pub(crate) enum PoolCommand {
         /// Show the progress until the pass ends; fails where it found damage
         #[arg(long)]
         wait: bool,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Give a pool its damaged sectors back from another node that has them, in the volume or a snapshot of it
+    #[command(
+        after_help = "The last scrub says what is damaged (`nightlatch pool scrub`). A sector is taken only if it is what its own record says was written last: the same write, the same tag, the right checksum; never an older one. It needs no key on either side, and goes either way between a volume and its replica. Scrub again afterwards: a report names a hundred sectors.\nExample:\n  nightlatch pool heal 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --node node-2 --from node-1"
+    )]
+    Heal {
+        /// The pool's id
+        pool: PoolId,
+        /// The node that may have what was written
+        #[arg(long, value_name = "NAME")]
+        from: String,
         #[command(flatten)]
         node: NodeArg,
     },
@@ -583,6 +688,9 @@ pub(crate) enum VolumeCommand {
         /// What clients see when the key goes: requests held for a reconnect, or errors
         #[arg(long, default_value = "hold")]
         on_seal: OnSealArg,
+        /// What tells a sector that is not what was written; never changed afterwards
+        #[arg(long, default_value = "tag")]
+        integrity: IntegrityArg,
         #[command(flatten)]
         limits: LimitArgs,
     },
@@ -627,6 +735,17 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Go on from what is on the device, although it is not what was known to be there (security officer)
+    #[command(
+        after_help = "A key is not taken where the pool was wound back, or was changed without the key while its node was sealed; `nightlatch volume show` says which. Find out first who could write to the device, and whether a replica has what is missing.\nExample:\n  nightlatch volume accept-state db && nightlatch push --volume db"
+    )]
+    AcceptState {
+        /// The volume
+        label: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Set how much space a volume may have and how much is kept for it, its snapshots counted with it; what is not
     /// given is no limit
     Limit {
@@ -634,6 +753,16 @@ pub(crate) enum VolumeCommand {
         label: String,
         #[command(flatten)]
         limits: LimitArgs,
+    },
+    /// Say who may use a disk over NBD, or show it: which certificates, from which addresses, to read only or to write too
+    #[command(
+        after_help = "Without an option it shows who may. With one it says so anew: what is not given is not restricted. What is named holds for the disk and its snapshots, from now on: connections that may no more are cut. A certificate of the clients issuer is needed in any case.\nExamples:\n  nightlatch volume access db --client db-1 --client db-2        by the name in the certificate\n  nightlatch volume access db --client db-1 --address 192.0.2.0/24\n  nightlatch volume access photos --anyone --read-only\n  nightlatch volume access db --anyone                         as before the first"
+    )]
+    Access {
+        /// The volume
+        label: String,
+        #[command(flatten)]
+        access: AccessArgs,
     },
     /// Change a volume's size
     Resize {
@@ -672,63 +801,24 @@ pub(crate) struct LimitArgs {
     pub(crate) bandwidth: Option<ByteLen>,
 }
 
-/// `snapshot`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum SnapshotCommand {
-    /// Take a snapshot of a volume as it is, sealed or not
-    #[command(
-        after_help = "Examples:\n  nightlatch snapshot create db\n  nightlatch snapshot create 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --node node-1    by its id, without the keyholder"
-    )]
-    Create {
-        /// The volume, by its name or its id
-        volume: String,
-        #[command(flatten)]
-        node: NodeArg,
-    },
-    /// Send a snapshot to another node, or to a file: ciphertext, which needs no key on either side
-    #[command(
-        after_help = "The other node keeps it as a replica, which nobody writes and no key is given to until it is promoted (`nightlatch volume promote`). Only what differs from its newest snapshot travels, where both have that. What breaks off goes on where it was when the same is said again.\nExamples:\n  nightlatch snapshot send 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --node node-1 --to-node node-2\n  nightlatch snapshot send 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --since 0d9e… --output tuesday.snapshot"
-    )]
-    Send {
-        /// The snapshot's id
-        snapshot: VolumeId,
-        #[command(flatten)]
-        node: NodeArg,
-        /// An older snapshot, of which only the difference is sent
-        #[arg(long, value_name = "SNAPSHOT")]
-        since: Option<VolumeId>,
-        /// The node that receives it
-        #[arg(long, value_name = "NAME", required_unless_present = "output")]
-        to_node: Option<String>,
-        /// The pool for a new replica; by default the one with most free space
-        #[arg(long, requires = "to_node")]
-        pool: Option<PoolId>,
-        /// A new file to write it to
-        #[arg(long, value_name = "FILE", conflicts_with = "to_node")]
-        output: Option<PathBuf>,
-    },
-    /// Give a snapshot from a file to a node, which keeps it as a replica
-    Receive {
-        /// A file that `nightlatch snapshot send --output` wrote
-        file: PathBuf,
-        #[command(flatten)]
-        node: NodeArg,
-        /// The pool for a new replica; by default the one with most free space
-        #[arg(long)]
-        pool: Option<PoolId>,
-    },
-    /// List the snapshots of a node
-    List(NodeArg),
-    /// Delete a snapshot and free what only it showed
-    Delete {
-        /// The snapshot's id
-        snapshot: VolumeId,
-        #[command(flatten)]
-        node: NodeArg,
-        /// Do not ask
-        #[arg(long)]
-        yes: bool,
-    },
+/// Who may use a disk.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AccessArgs {
+    /// A client's name in its certificate, or sha256: and the digits of its key; give it once for each
+    #[arg(long = "client", value_name = "NAME")]
+    pub(crate) clients: Vec<String>,
+    /// An address or network that clients connect from; give it once for each
+    #[arg(long = "address", value_name = "NETWORK")]
+    pub(crate) addresses: Vec<String>,
+    /// The node's unix socket too, whose clients have neither certificate nor address
+    #[arg(long)]
+    pub(crate) local: bool,
+    /// Every client that the node lets in
+    #[arg(long, conflicts_with_all = ["clients", "addresses", "local"])]
+    pub(crate) anyone: bool,
+    /// Nobody may change anything
+    #[arg(long)]
+    pub(crate) read_only: bool,
 }
 
 /// What a volume is for.
@@ -747,6 +837,15 @@ pub(crate) enum OnSealArg {
     Hold,
     /// Requests in flight fail
     Fail,
+}
+
+/// What a volume's sectors are compared with when they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IntegrityArg {
+    /// A checksum, and a tag under the volume's key: notices rot, and whoever tampers with the disk
+    Tag,
+    /// A checksum alone: notices rot, not tampering; costs less time
+    Checksum,
 }
 
 /// `bucket`.
@@ -770,11 +869,62 @@ pub(crate) enum BucketCommand {
     },
 }
 
+/// A length of time in seconds, as in `90d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) u64);
+
+pub(crate) fn span(text: &str) -> Result<Span, String> {
+    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let unit = UNITS.iter().find_map(|(name, seconds)| Some((text.strip_suffix(*name)?, *seconds)));
+    unit.and_then(|(number, seconds)| number.parse::<u64>().ok()?.checked_mul(seconds))
+        .map(Span)
+        .ok_or_else(|| "give a number and a unit: 30s, 15m, 24h or 90d".to_owned())
+}
+
 /// `user`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum UserCommand {
     /// Make a user with an access key, or a further key of a user; the secret is shown once
+    #[command(
+        after_help = "Examples:\n  nightlatch user create backup\n  nightlatch user create contractor --expires-in 30d"
+    )]
     Create {
+        /// The user's name
+        name: String,
+        /// How long the key is good for: 30s, 15m, 24h, 90d; without it, until it is removed
+        #[arg(long, value_name = "TIME", value_parser = span)]
+        expires_in: Option<Span>,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Make a further key of a user and let the others end
+    #[command(
+        after_help = "Example:\n  nightlatch user rotate backup --grace 7d    the clients have a week to change over"
+    )]
+    Rotate {
+        /// The user's name
+        name: String,
+        /// How long the earlier keys are still good for: 30s, 15m, 24h, 90d
+        #[arg(long, value_name = "TIME", value_parser = span, default_value = "24h")]
+        grace: Span,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Set when an access key ends
+    Expire {
+        /// The access key
+        access_key: String,
+        /// In how long: 30s, 15m, 24h, 90d
+        #[arg(long = "in", value_name = "TIME", value_parser = span, required_unless_present = "never")]
+        within: Option<Span>,
+        /// Not at all
+        #[arg(long, conflicts_with = "within")]
+        never: bool,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Show what a user belongs to and has
+    Show {
         /// The user's name
         name: String,
         #[command(flatten)]
@@ -796,6 +946,146 @@ pub(crate) enum UserCommand {
         #[command(flatten)]
         node: NodeArg,
     },
+}
+
+/// `group`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Make an empty group
+    Create {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// List the groups with their members and policies
+    List(NodeArg),
+    /// Make a user a member: from then on policies decide what the user may do
+    Add {
+        /// The group
+        group: String,
+        /// The user
+        user: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Take a user out of a group
+    Remove {
+        /// The group
+        group: String,
+        /// The user
+        user: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Remove a group; its members stay users
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+}
+
+/// `quota`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuotaCommand {
+    /// Set a quota, or lift it; what is stored already stays
+    #[command(
+        after_help = "What is counted are the bytes of all versions and of unfinished uploads, and versions with delete markers. A write that\nwould pass a quota is refused with 403 QuotaExceeded; deletes always go through.\nExamples:\n  nightlatch quota set --bucket photos --size 500G\n  nightlatch quota set --user web --size 2T --objects 10000000\n  nightlatch quota set --bucket photos --none"
+    )]
+    Set {
+        #[command(flatten)]
+        of: QuotaTarget,
+        /// Most bytes
+        #[arg(long, required_unless_present_any = ["objects", "none"])]
+        size: Option<ByteLen>,
+        /// Most versions of objects
+        #[arg(long)]
+        objects: Option<u64>,
+        /// No quota any more
+        #[arg(long, conflicts_with_all = ["size", "objects"])]
+        none: bool,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// List the quotas
+    List(NodeArg),
+}
+
+/// Whose quota.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct QuotaTarget {
+    /// This bucket's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bucket: Option<String>,
+    /// Of everything that this user owns
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+}
+
+/// `access-policy`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AccessPolicyCommand {
+    /// Make or replace a policy, from a file with JSON
+    #[command(
+        after_help = "A policy is written as those of AWS IAM users are, with actions and resources of S3:\n  {\"Version\": \"2012-10-17\", \"Statement\": [{\"Effect\": \"Allow\", \"Action\": [\"s3:GetObject\", \"s3:ListBucket\"],\n   \"Resource\": [\"arn:aws:s3:::photos\", \"arn:aws:s3:::photos/*\"],\n   \"Condition\": {\"IpAddress\": {\"aws:SourceIp\": \"10.0.0.0/8\"}}}]}\nExample:\n  nightlatch access-policy put read-photos ./read-photos.json && nightlatch access-policy attach read-photos --group staff"
+    )]
+    Put {
+        /// Its name
+        name: String,
+        /// The file
+        file: PathBuf,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// List the policies
+    List(NodeArg),
+    /// Print a policy
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Attach a policy to a user or a group: from the first one on policies decide what a user may do
+    Attach {
+        /// The policy
+        name: String,
+        #[command(flatten)]
+        to: PolicyTarget,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Take a policy off; a user whom nothing allows anything then may do nothing
+    Detach {
+        /// The policy
+        name: String,
+        #[command(flatten)]
+        from: PolicyTarget,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Remove a policy that is attached to nobody
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+}
+
+/// Whom a policy is attached to.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PolicyTarget {
+    /// This user
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Every member of this group
+    #[arg(long, value_name = "NAME")]
+    pub(crate) group: Option<String>,
 }
 
 /// What an act is about.
@@ -822,6 +1112,16 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn lengths_of_time_have_a_unit() {
+        for (text, seconds) in [("30s", 30), ("15m", 900), ("24h", 86_400), ("90d", 7_776_000)] {
+            assert_eq!(span(text), Ok(Span(seconds)));
+        }
+        for bad in ["", "d", "10", "-1d", "1w", "99999999999999999999d", "999999999999999999d"] {
+            assert!(span(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,22 +1,25 @@
 //! Clients of the keyholder and of nodes, each with a certificate that may do what is asked.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use identity::{Credentials, ExpectedPeer, HttpsClient, Role, control_client};
-use keyholder::api::NodeEntry;
+use identity::{Credentials, Endpoint, ExpectedPeer, HttpsClient, PrivateFile, Role, control_client};
+use keyholder::api::{Login, NodeEntry};
 
 use crate::failure::{Done, Failure};
-use crate::profile::{Profile, ProfileNode};
+use crate::profile::{Profile, ProfileIdentity, ProfileNode};
 
 /// Reads that every role of people may do.
-const READERS: &[Role] = &[Role::Operator, Role::SecurityOfficer, Role::Auditor, Role::Monitor];
+const READERS: &[Role] =
+    &[Role::Operator, Role::StorageAdmin, Role::SecurityOfficer, Role::Auditor, Role::Monitor];
 
 /// What is asked of a server, as it stands in the server's own table of roles.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ask {
     /// Reading status and lists.
     Read,
-    /// Day to day changes.
+    /// Reading the audit trail.
+    Trail,
+    /// Day to day changes: the operator's, and some the storage administrator's.
     Operate,
     /// What only a security officer may do.
     Decide,
@@ -28,7 +31,8 @@ impl Ask {
     const fn roles(self) -> &'static [Role] {
         match self {
             Self::Read => READERS,
-            Self::Operate => &[Role::Operator],
+            Self::Trail => &[Role::Auditor, Role::SecurityOfficer, Role::Operator, Role::StorageAdmin],
+            Self::Operate => &[Role::Operator, Role::StorageAdmin],
             Self::Decide => &[Role::SecurityOfficer],
             Self::Either => &[Role::Operator, Role::SecurityOfficer],
         }
@@ -39,38 +43,86 @@ impl Ask {
 #[derive(Debug)]
 pub(crate) struct Connections {
     pub(crate) profile: Profile,
-    role: Option<Role>,
+    pub(crate) role: Option<Role>,
+    /// Where the token of a program is, which is for the person's own keyholder.
+    token_file: Option<PathBuf>,
 }
 
 impl Connections {
     /// By the profile that `given` names; with the certificate of `role` where one is named.
     pub(crate) fn load(given: Option<&Path>, role: Option<Role>) -> Done<Self> {
-        Ok(Self { profile: Profile::load(given)?, role })
+        let token_file = std::env::var_os("NIGHTLATCH_TOKEN_FILE").map(PathBuf::from);
+        Ok(Self { profile: Profile::load(given)?, role, token_file })
     }
 
-    /// By this profile.
+    /// By this profile, of an installation that this program has made.
     pub(crate) fn of(profile: Profile) -> Self {
-        Self { profile, role: None }
+        Self { profile, role: None, token_file: None }
+    }
+
+    /// The certificate that may do it.
+    fn identity(&self, ask: Ask) -> Done<&ProfileIdentity> {
+        match self.role {
+            Some(role) => self.profile.identity(&[role]),
+            // What a storage administrator may do an operator may too, and not the other way round.
+            None if matches!(ask, Ask::Operate) => {
+                let operator = self.profile.identity(&[Role::Operator]);
+                operator.or_else(|_| self.profile.identity(ask.roles()))
+            }
+            None => self.profile.identity(ask.roles()),
+        }
+    }
+
+    /// Keeps a login beside the key of the certificate that it was made with; only that key can use it. Says whose it is, and where.
+    pub(crate) fn keep_login(&self, ask: Ask, login: &Login) -> Done<(Role, PathBuf)> {
+        let identity = self.identity(ask)?;
+        let path = login_file(identity);
+        let _ = std::fs::remove_file(&path);
+        PrivateFile::create(&path, login.token.as_bytes())?;
+        Ok((identity.role, path))
+    }
+
+    /// Forgets it.
+    pub(crate) fn forget_login(&self, ask: Ask) -> Done {
+        let path = login_file(self.identity(ask)?);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Failure::file("remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn tls(&self, ask: Ask, expected: ExpectedPeer) -> Done<std::sync::Arc<rustls::ClientConfig>> {
-        let identity = match self.role {
-            Some(role) => self.profile.identity(&[role])?,
-            None => self.profile.identity(ask.roles())?,
-        };
+        let identity = self.identity(ask)?;
         let credentials = Credentials::load(&identity.cert, &identity.key)?;
         Ok(control_client(&credentials, &self.profile.trust()?, expected)?)
     }
 
-    /// The keyholder.
-    pub(crate) fn keyholder(&self, ask: Ask) -> Done<HttpsClient> {
-        let endpoint = self.profile.keyholder.clone().ok_or_else(|| {
+    /// Where the keyholder is.
+    pub(crate) fn keyholder_endpoint(&self) -> Done<Endpoint> {
+        self.profile.keyholder.clone().ok_or_else(|| {
             Failure::usage(
                 "the profile names no keyholder",
                 "add `keyholder = \"https://HOST:PORT\"`, the address of its administrative port",
             )
-        })?;
-        Ok(HttpsClient::new(endpoint, self.tls(ask, ExpectedPeer::role(Role::Keyholder))?))
+        })
+    }
+
+    /// The keyholder.
+    pub(crate) fn keyholder(&self, ask: Ask) -> Done<HttpsClient> {
+        let client =
+            HttpsClient::new(self.keyholder_endpoint()?, self.tls(ask, ExpectedPeer::role(Role::Keyholder))?);
+        // One that has ended is refused, and the refusal says to log in again.
+        let token = match &self.token_file {
+            Some(file) => Some(PrivateFile::read(file, "token")?),
+            None => PrivateFile::read(&login_file(self.identity(ask)?), "login").ok(),
+        };
+        let token = token.and_then(|token| String::from_utf8(token.to_vec()).ok());
+        Ok(match token {
+            Some(token) => client.with_bearer(token.trim().to_owned()),
+            None => client,
+        })
     }
 
     /// The node with this name, or the only one; nobody but the node of that name is accepted there.
@@ -116,6 +168,10 @@ pub(crate) fn with_those_of_the_keyholder(own: &[ProfileNode], entries: &[NodeEn
         }
     }
     known
+}
+
+fn login_file(identity: &ProfileIdentity) -> PathBuf {
+    identity.key.with_extension("login")
 }
 
 fn choose(mut known: Vec<ProfileNode>, name: Option<&str>) -> Done<ProfileNode> {

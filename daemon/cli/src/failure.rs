@@ -7,6 +7,7 @@ use std::path::Path;
 use config::ConfigError;
 use device::DeviceError;
 use identity::{ClientError, IdentityError, Problem};
+use image_build::ImageError;
 use keyholder::shares::ShareError;
 use lease::envelope::EnvelopeError;
 use pool::PoolError;
@@ -119,6 +120,7 @@ macro_rules! local {
 
 local! {
     IdentityError => "identity",
+    ImageError => "image",
     ConfigError => "config",
     PoolError => "pool",
     DeviceError => "device",

@@ -15,10 +15,12 @@ mod commands;
 mod connect;
 mod demo;
 mod drill;
+mod export;
 pub mod failure;
 mod loopback;
 mod output;
 mod profile;
+mod s3;
 
 use std::process::ExitCode;
 

@@ -93,7 +93,7 @@ impl Output {
     }
 }
 
-fn print(text: &str) -> Done {
+pub(crate) fn print(text: &str) -> Done {
     let mut stdout = io::stdout().lock();
     let end = if text.ends_with('\n') || text.is_empty() { "" } else { "\n" };
     match write!(stdout, "{text}{end}").and_then(|()| stdout.flush()) {
@@ -135,6 +135,11 @@ pub(crate) fn duration_ms(ms: u64) -> String {
         7_200_000..172_800_000 => format!("{} h", ms / 3_600_000),
         _ => format!("{} days", ms / 86_400_000),
     }
+}
+
+/// A length of time in whole seconds as people say it.
+pub(crate) fn until(seconds: u64) -> String {
+    duration_ms(seconds.saturating_mul(1000))
 }
 
 /// A moment, and how long ago it was.

@@ -35,6 +35,9 @@ pub(crate) struct Profile {
     /// Nodes whose addresses differ from those that the keyholder has, or that are used without a keyholder.
     #[serde(default)]
     pub(crate) nodes: Vec<ProfileNode>,
+    /// Where it was read from.
+    #[serde(skip)]
+    pub(crate) file: PathBuf,
 }
 
 /// A certificate of this person.
@@ -76,6 +79,7 @@ impl Profile {
         })?;
         let absolute = std::path::absolute(&path).map_err(|error| Failure::file("find", &path, &error))?;
         profile.resolve(absolute.parent().unwrap_or(Path::new("/")));
+        profile.file = absolute;
         Ok(profile)
     }
 
@@ -106,6 +110,24 @@ impl Profile {
     pub(crate) fn create(&self, path: &Path) -> Done {
         identity::PrivateFile::create(path, self.to_text()?.as_bytes())?;
         Ok(())
+    }
+
+    /// The directory that its relative paths start from.
+    pub(crate) fn dir(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Adds a certificate at the end of the file, behind whatever a person has written there.
+    pub(crate) fn add_identity(&self, identity: &ProfileIdentity) -> Done {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            identities: [&'a ProfileIdentity; 1],
+        }
+        let table = toml::to_string(&Table { identities: [identity] })
+            .map_err(|error| Failure::local(format!("the profile cannot be written: {error}"), ""))?;
+        let failed = |error| Failure::file("add an identity to", &self.file, &error);
+        let mut file = std::fs::OpenOptions::new().append(true).open(&self.file).map_err(failed)?;
+        std::io::Write::write_all(&mut file, format!("\n{table}").as_bytes()).map_err(failed)
     }
 
     /// The file's text.
@@ -160,6 +182,7 @@ mod tests {
                 name: "node-1".into(),
                 admin: "https://127.0.0.1:7411".parse().unwrap(),
             }],
+            file: PathBuf::new(),
         }
     }
 

@@ -1,23 +1,23 @@
 //! What the administrative interface asks of this node.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use admin::{ControlError, ErrorKind, NodeControl, api};
+use admin::{Act, ControlError, ErrorKind, NodeControl, api};
 use bytes::Bytes;
 use hygiene::{Report, Verdict};
 use lease::message::WipeCause;
 use locked_memory::MemoryKind;
-use objects::{NewAccessKey, Store, StoreError};
-use pool::{
-    Ceilings, CheckReport, Limits, Pool, PoolError, PoolErrorKind, Problem, SnapshotInfo, Usage, VolumeInfo,
-    VolumeSpec,
-};
+use objects::{GroupInfo, NewAccessKey, PolicyInfo, Principal, Quota, QuotaOf, Store, StoreError, UserInfo};
+use pool::{Ceilings, CheckReport, Limits, PoolError, PoolErrorKind, Problem, VolumeInfo, VolumeSpec};
 use sources::SourceState;
 use units::{ByteLen, PoolId, VolumeId};
 
 use crate::boot_clock;
-use crate::node::{Node, OpenPool, snapshot_label};
+use crate::claims::Claim;
+use crate::exports::SetError;
+use crate::node::{Node, OpenPool};
+use crate::webhooks;
 
 /// The work of a request that waits for a device, off the executor.
 async fn blocking<T: Send + 'static>(
@@ -45,21 +45,30 @@ pub(crate) fn pool_error(error: &PoolError) -> ControlError {
     let kind = match error.kind() {
         PoolErrorKind::NoSpace => ErrorKind::Full,
         PoolErrorKind::NoSuchVolume => ErrorKind::NotFound,
+        PoolErrorKind::Locked => ErrorKind::Conflict,
         PoolErrorKind::Refused | PoolErrorKind::StaleFence | PoolErrorKind::OutOfRange => ErrorKind::Invalid,
         _ => ErrorKind::Failed,
     };
     ControlError::new(kind, error.to_string(), "")
 }
 
+fn trail_error(error: &audit_log::TrailError) -> ControlError {
+    ControlError::new(ErrorKind::Failed, error.to_string(), "")
+}
+
 fn store_error(error: &StoreError) -> ControlError {
     let kind = match error {
         StoreError::Sealed | StoreError::Closed => return sealed(),
-        StoreError::NoSuchBucket | StoreError::NoSuchUser | StoreError::NoSuchAccessKey => {
-            ErrorKind::NotFound
-        }
+        StoreError::NoSuchBucket
+        | StoreError::NoSuchUser
+        | StoreError::NoSuchAccessKey
+        | StoreError::NoSuchGroup
+        | StoreError::NoSuchPolicy => ErrorKind::NotFound,
         StoreError::BucketExists
         | StoreError::BucketNotEmpty
         | StoreError::UserExists
+        | StoreError::GroupExists
+        | StoreError::PolicyInUse
         | StoreError::Conflict => ErrorKind::Conflict,
         StoreError::NoSpace => ErrorKind::Full,
         error if error.is_outage() => ErrorKind::Failed,
@@ -69,18 +78,95 @@ fn store_error(error: &StoreError) -> ControlError {
 }
 
 /// A further key for a user there is, a first one for a new user.
-fn create_access_key(store: &Store, user: &str) -> Result<NewAccessKey, StoreError> {
-    match store.create_user(user) {
-        Err(StoreError::UserExists) => store.create_access_key(user),
+fn create_access_key(store: &Store, request: &api::CreateUser) -> Result<NewAccessKey, StoreError> {
+    let made = match store.create_user(&request.name) {
+        Err(StoreError::UserExists) => store.create_access_key(&request.name),
         made => made,
+    }?;
+    // Nobody has been told the key yet.
+    if request.expires_in_s.is_some() {
+        store.set_access_key_expiry(&made.id, from_now(request.expires_in_s))?;
+    }
+    Ok(made)
+}
+
+/// The moment that is so many seconds from now; none where nothing ends, or not in any time that there is.
+fn from_now(seconds: Option<u64>) -> Option<SystemTime> {
+    seconds.and_then(|seconds| SystemTime::now().checked_add(Duration::from_secs(seconds)))
+}
+
+fn identities(store: &Store) -> Result<api::Identities, StoreError> {
+    let user = |user: UserInfo| api::User {
+        name: user.name,
+        limited: user.limited,
+        groups: user.groups,
+        policies: user.policies,
+        access_keys: user.access_keys.into_iter().map(|key| key.id).collect(),
+    };
+    let group =
+        |group: GroupInfo| api::Group { name: group.name, policies: group.policies, members: group.members };
+    let quota = |(of, quota): (QuotaOf, Quota)| api::Quota {
+        of: match of {
+            QuotaOf::Bucket(name) => api::QuotaOf::Bucket(name),
+            QuotaOf::User(name) => api::QuotaOf::User(name),
+        },
+        bytes: quota.bytes,
+        objects: quota.objects,
+    };
+    let policy = |policy: PolicyInfo| api::Policy { name: policy.name, document: policy.text };
+    Ok(api::Identities {
+        users: store.users()?.into_iter().map(user).collect(),
+        groups: store.groups()?.into_iter().map(group).collect(),
+        policies: store.policies()?.into_iter().map(policy).collect(),
+        quotas: store.quotas()?.into_iter().map(quota).collect(),
+    })
+}
+
+fn change_identity(store: &Store, change: api::IdentityChange) -> Result<(), StoreError> {
+    use api::IdentityChange as Change;
+    match change {
+        Change::CreateGroup { group } => store.create_group(&group),
+        Change::DeleteGroup { group } => store.delete_group(&group),
+        Change::SetMember { user, group, member } => store.set_membership(&user, &group, member),
+        Change::PutPolicy { policy, document } => store.put_policy(&policy, &document),
+        Change::DeletePolicy { policy } => store.delete_policy(&policy),
+        Change::Attach { policy, to, attached } => {
+            let to = match to {
+                api::Attached::User(user) => Principal::User(user),
+                api::Attached::Group(group) => Principal::Group(group),
+            };
+            store.set_attached(&policy, to, attached)
+        }
+        Change::SetQuota { of, bytes, objects } => {
+            let of = match of {
+                api::QuotaOf::Bucket(name) => QuotaOf::Bucket(name),
+                api::QuotaOf::User(name) => QuotaOf::User(name),
+            };
+            let quota = (bytes.is_some() || objects.is_some()).then_some(Quota { bytes, objects });
+            store.set_quota(of, quota)
+        }
+        Change::Expire { access_key, in_s } => store.set_access_key_expiry(&access_key, from_now(in_s)),
     }
 }
 
-fn bucket(info: objects::BucketInfo) -> api::Bucket {
-    api::Bucket { name: info.name, created_unix_s: unix_seconds(info.created) }
+fn bucket(store: &Store, info: objects::BucketInfo) -> Result<api::Bucket, StoreError> {
+    let usage = store.usage(&info.name)?;
+    Ok(api::Bucket {
+        name: info.name,
+        created_unix_s: unix_seconds(info.created),
+        owner: info.owner,
+        bytes: usage.bytes,
+        objects: usage.objects,
+    })
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
+fn buckets(store: &Store) -> Result<Vec<api::Bucket>, StoreError> {
+    let described = store.buckets()?.into_iter().map(|info| bucket(store, info));
+    // One that was deleted meanwhile is none.
+    described.filter(|bucket| !matches!(bucket, Err(StoreError::NoSuchBucket))).collect()
+}
+
+pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -201,9 +287,14 @@ impl Node {
                 api::VolumeKind::Objects => pool::VolumeKind::Objects,
             },
         };
+        // Whoever the listeners let in may use a new disk; the node knows it before anybody can ask for it.
+        if spec.kind == pool::VolumeKind::Block {
+            self.write_access(request.volume, api::VolumeAccess::default())?;
+        }
         let volume = open
             .pool
             .create_volume_within(spec, pool_limits(request.limits))
+            .inspect_err(|_| drop(self.exports.forget(request.volume)))
             .map_err(|error| pool_error(&error))?;
         self.volumes_changed();
         tracing::info!(volume = %request.volume, size = %len, "created a volume");
@@ -228,14 +319,39 @@ impl Node {
                 "say so with `--allow-shrink` if that is meant",
             ));
         }
+        if len.whole_sectors() < found.sectors() {
+            self.refuse_connected(volume)?;
+        }
         open.pool.resize_volume(volume, len.whole_sectors()).map_err(|error| pool_error(&error))?;
         self.volumes_changed();
         tracing::info!(%volume, size = %len, "resized a volume");
         Ok(self.volume_status(open, &found.info()))
     }
 
+    /// Clients learn a size when they connect: from a volume that shrinks under them they would lose what they believe to have.
+    fn refuse_connected(&self, volume: VolumeId) -> Result<(), ControlError> {
+        let label = self.served().get(&volume).map(|served| served.label.clone());
+        let exports = self.nbd.exports();
+        let connections: usize = exports
+            .iter()
+            .filter(|export| Some(&export.label) == label.as_ref())
+            .map(|export| export.connections)
+            .sum();
+        if connections == 0 {
+            return Ok(());
+        }
+        Err(ControlError::new(
+            ErrorKind::Conflict,
+            format!(
+                "{connections} connections of NBD clients are open to the volume, which would lose its end"
+            ),
+            "disconnect the clients, shrink it, and let them connect again",
+        ))
+    }
+
     fn delete(&self, volume: VolumeId) -> Result<(), ControlError> {
         let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        let _claim = self.claim(volume)?;
         self.refuse_served(volume, "revoke its key first; `nightlatch volume delete` does both in order")?;
         let snapshots = open.pool.snapshots().iter().filter(|snapshot| snapshot.volume == volume).count();
         if snapshots > 0 {
@@ -247,8 +363,25 @@ impl Node {
         }
         open.pool.delete_volume(volume).map_err(|error| pool_error(&error))?;
         self.volumes_changed();
+        if let Err(error) = self.exports.forget(volume) {
+            tracing::warn!(%volume, %error, "the list of who may use a deleted volume is still written down");
+        }
+        // It had none, or it is tried for a volume that there is not, which status tells.
+        let _ = self.remove_schedule(volume);
         tracing::warn!(%volume, "deleted a volume");
         Ok(())
+    }
+
+    /// No key comes in for the volume meanwhile.
+    fn claim(&self, volume: VolumeId) -> Result<Claim<'_>, ControlError> {
+        self.claims.for_change(volume).ok_or_else(|| {
+            let message = "a key for the volume is being taken in, or it is being changed already";
+            ControlError::new(
+                ErrorKind::Conflict,
+                message,
+                "wait a moment and look at `nightlatch volume list`",
+            )
+        })
     }
 
     fn refuse_served(&self, volume: VolumeId, next_step: &str) -> Result<(), ControlError> {
@@ -266,9 +399,53 @@ impl Node {
         Ok(self.volume_status(open, &found.info()))
     }
 
+    fn access(&self, volume: VolumeId) -> Result<api::VolumeAccess, ControlError> {
+        self.find_disk(volume)?;
+        Ok(self.exports.of(volume))
+    }
+
+    fn set_access(
+        &self,
+        volume: VolumeId,
+        access: api::VolumeAccess,
+    ) -> Result<api::VolumeAccess, ControlError> {
+        self.find_disk(volume)?;
+        tracing::info!(%volume, ?access, "said who may use a volume");
+        self.write_access(volume, access)?;
+        Ok(self.exports.of(volume))
+    }
+
+    pub(crate) fn write_access(
+        &self,
+        volume: VolumeId,
+        access: api::VolumeAccess,
+    ) -> Result<(), ControlError> {
+        self.exports.set(&self.nbd, volume, access).map_err(|error| match error {
+            SetError::Invalid(error) => ControlError::new(ErrorKind::Invalid, error.to_string(), ""),
+            SetError::NotWritten(_) => {
+                let next = "nothing has changed; look at the disk that holds the state directory";
+                ControlError::new(ErrorKind::Failed, error.to_string(), next)
+            }
+        })
+    }
+
+    /// The object store is used over S3, where users and policies say who may do what.
+    fn find_disk(&self, volume: VolumeId) -> Result<(), ControlError> {
+        let (_, found) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        match found.info().kind {
+            pool::VolumeKind::Block => Ok(()),
+            pool::VolumeKind::Objects => Err(ControlError::new(
+                ErrorKind::Invalid,
+                "the volume holds objects, which nobody reaches over NBD",
+                "say who may do what with users and policies: `nightlatch user --help`",
+            )),
+        }
+    }
+
     /// Clients of a volume believe in what they have read: one that is served is not rolled back under them.
     fn roll_back(&self, volume: VolumeId, request: api::RollBack) -> Result<api::VolumeStatus, ControlError> {
         let (open, found) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
+        let _claim = self.claim(volume)?;
         self.refuse_served(
             volume,
             "stop its clients and revoke its key with `nightlatch revoke --volume`; roll back; unlatch and push it again",
@@ -279,73 +456,6 @@ impl Node {
         Ok(self.volume_status(open, &found.info()))
     }
 
-    fn snapshots(&self) -> Vec<api::SnapshotStatus> {
-        let of_pool = |open: &OpenPool| {
-            let usage = open.pool.usage().of;
-            let id = open.pool.info().id;
-            let status = |info: &SnapshotInfo| snapshot_status(id, info, usage.get(&info.id).copied());
-            open.pool.snapshots().iter().map(status).collect::<Vec<_>>()
-        };
-        self.pools.iter().flat_map(of_pool).collect()
-    }
-
-    fn create_snapshot(&self, volume: VolumeId) -> Result<api::SnapshotStatus, ControlError> {
-        let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).map_err(|error| {
-            let message = format!("the system's random source failed: {error}");
-            ControlError::new(ErrorKind::Failed, message, "look at the kernel's log")
-        })?;
-        let now = unix_seconds(SystemTime::now());
-        let info =
-            open.pool.create_snapshot(volume, VolumeId(id), now).map_err(|error| pool_error(&error))?;
-        tracing::info!(%volume, snapshot = %info.id, "took a snapshot");
-        if let Some(served) = self.served().get(&volume) {
-            self.export_snapshot(&open.pool, served, info.id);
-        }
-        let usage = open.pool.usage().of.get(&info.id).copied();
-        Ok(snapshot_status(open.pool.info().id, &info, usage))
-    }
-
-    fn delete_snapshot(&self, snapshot: VolumeId) -> Result<(), ControlError> {
-        let pool = self.pool_with_snapshot(snapshot)?;
-        let of = pool.snapshots().into_iter().find(|found| found.id == snapshot).map(|found| found.volume);
-        let label = of.and_then(|volume| self.served().get(&volume).map(|served| served.label.clone()));
-        if let Some(label) = label {
-            self.nbd.remove(&snapshot_label(&label, snapshot));
-        }
-        pool.delete_snapshot(snapshot).map_err(|error| pool_error(&error))?;
-        tracing::warn!(%snapshot, "deleted a snapshot");
-        Ok(())
-    }
-
-    fn clone_snapshot(
-        &self,
-        snapshot: VolumeId,
-        request: api::CloneSnapshot,
-    ) -> Result<api::VolumeStatus, ControlError> {
-        let pool = self.pool_with_snapshot(snapshot)?;
-        let clone = pool
-            .clone_snapshot(snapshot, request.volume, pool_limits(request.limits))
-            .map_err(|error| pool_error(&error))?;
-        self.volumes_changed();
-        tracing::info!(%snapshot, volume = %request.volume, "cloned a snapshot");
-        let open = self.pool_or_refuse(pool.info().id)?;
-        Ok(self.volume_status(open, &clone.info()))
-    }
-
-    pub(crate) fn pool_with_snapshot(&self, snapshot: VolumeId) -> Result<&Pool, ControlError> {
-        let found = self.pools.iter().find(|open| open.pool.snapshot(snapshot).is_ok());
-        found.map(|open| &*open.pool).ok_or_else(|| {
-            let message = format!("there is no snapshot {snapshot} on this node");
-            ControlError::new(
-                ErrorKind::NotFound,
-                message,
-                "`nightlatch snapshot list` shows those there are",
-            )
-        })
-    }
-
     pub(crate) fn pool_or_refuse(&self, pool: PoolId) -> Result<&OpenPool, ControlError> {
         self.find_pool(pool).ok_or_else(|| {
             let message = format!("there is no pool {pool} on this node");
@@ -354,7 +464,7 @@ impl Node {
     }
 }
 
-fn pool_limits(limits: api::VolumeLimits) -> Limits {
+pub(crate) fn pool_limits(limits: api::VolumeLimits) -> Limits {
     Limits {
         quota: limits.quota_bytes.map(ByteLen),
         reserve: ByteLen(limits.reserve_bytes),
@@ -362,23 +472,6 @@ fn pool_limits(limits: api::VolumeLimits) -> Limits {
             requests_per_s: limits.requests_per_second,
             bytes_per_s: limits.bytes_per_second.map(ByteLen),
         },
-    }
-}
-
-pub(crate) fn snapshot_status(
-    pool: PoolId,
-    info: &SnapshotInfo,
-    usage: Option<Usage>,
-) -> api::SnapshotStatus {
-    let usage = usage.unwrap_or_default();
-    api::SnapshotStatus {
-        snapshot: info.id,
-        volume: info.volume,
-        pool,
-        created_unix_s: info.created_s,
-        size_bytes: info.sectors.byte_len().map_or(0, |len| len.0),
-        referenced_bytes: usage.referenced.0,
-        unique_bytes: usage.unique.0,
     }
 }
 
@@ -499,6 +592,7 @@ impl NodeControl for Handle {
             listening: node.listening.clone(),
             sources: node.sources.iter().map(|source| source_status(source)).collect(),
             hygiene: hygiene_findings(node.subject.report()),
+            schedules: node.schedules.status(node.retention.run_s()),
         }
     }
 
@@ -535,6 +629,26 @@ impl NodeControl for Handle {
             Ok(pool_status(open))
         })
         .await
+    }
+
+    async fn wanted_sectors(&self, pool: PoolId) -> Result<Vec<api::WantedSector>, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.wanted_sectors(pool)).await
+    }
+
+    async fn find_sector(&self, request: api::FindSector) -> Result<Vec<u8>, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.find_sector(&request)).await
+    }
+
+    async fn heal_sector(
+        &self,
+        pool: PoolId,
+        device_offset: u64,
+        ciphertext: Bytes,
+    ) -> Result<api::Healed, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.heal_sector(pool, device_offset, &ciphertext)).await
     }
 
     async fn snapshot_manifest(
@@ -613,6 +727,19 @@ impl NodeControl for Handle {
         blocking(move || node.limit(volume, limits)).await
     }
 
+    async fn volume_access(&self, volume: VolumeId) -> Result<api::VolumeAccess, ControlError> {
+        self.0.access(volume)
+    }
+
+    async fn set_volume_access(
+        &self,
+        volume: VolumeId,
+        access: api::VolumeAccess,
+    ) -> Result<api::VolumeAccess, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.set_access(volume, access)).await
+    }
+
     async fn roll_back_volume(
         &self,
         volume: VolumeId,
@@ -632,12 +759,40 @@ impl NodeControl for Handle {
         request: api::CreateSnapshot,
     ) -> Result<api::SnapshotStatus, ControlError> {
         let node = Arc::clone(&self.0);
-        blocking(move || node.create_snapshot(request.volume)).await
+        blocking(move || node.create_snapshot(request.volume, request.lock_s)).await
     }
 
     async fn delete_snapshot(&self, snapshot: VolumeId) -> Result<(), ControlError> {
         let node = Arc::clone(&self.0);
         blocking(move || node.delete_snapshot(snapshot)).await
+    }
+
+    async fn lock_snapshot(
+        &self,
+        snapshot: VolumeId,
+        lock: api::LockSnapshot,
+    ) -> Result<api::SnapshotStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.lock_snapshot(snapshot, lock.for_s)).await
+    }
+
+    async fn set_schedule(
+        &self,
+        volume: VolumeId,
+        schedule: api::SnapshotSchedule,
+    ) -> Result<api::ScheduleStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.set_schedule(volume, schedule)).await
+    }
+
+    async fn remove_schedule(&self, volume: VolumeId) -> Result<(), ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.remove_schedule(volume)).await
+    }
+
+    async fn acknowledge_rewrite(&self, volume: VolumeId) -> Result<api::ScheduleStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.acknowledge_rewrite(volume)).await
     }
 
     async fn clone_snapshot(
@@ -650,15 +805,15 @@ impl NodeControl for Handle {
     }
 
     async fn buckets(&self) -> Result<Vec<api::Bucket>, ControlError> {
-        let buckets = self.0.with_store(Store::buckets).await?;
-        Ok(buckets.into_iter().map(bucket).collect())
+        self.0.with_store(buckets).await
     }
 
     async fn create_bucket(&self, name: String) -> Result<api::Bucket, ControlError> {
         let create = move |store: &Store| {
-            store.create_bucket(&name, objects::BucketOptions::default()).and_then(|()| store.bucket(&name))
+            store.create_bucket(&name, objects::BucketOptions::default())?;
+            bucket(store, store.bucket(&name)?)
         };
-        self.0.with_store(create).await.map(bucket)
+        self.0.with_store(create).await
     }
 
     async fn delete_bucket(&self, name: String) -> Result<(), ControlError> {
@@ -673,13 +828,17 @@ impl NodeControl for Handle {
                 user: name.clone(),
                 access_key: key.id,
                 created_unix_s: unix_seconds(key.created),
+                expires_unix_s: key.expires.map(unix_seconds),
             })
         });
         Ok(keys.collect())
     }
 
-    async fn create_access_key(&self, user: String) -> Result<api::CreatedAccessKey, ControlError> {
-        let made = self.0.with_store(move |store| create_access_key(store, &user)).await?;
+    async fn create_access_key(
+        &self,
+        request: api::CreateUser,
+    ) -> Result<api::CreatedAccessKey, ControlError> {
+        let made = self.0.with_store(move |store| create_access_key(store, &request)).await?;
         tracing::info!(user = made.user, access_key = made.id, "made an access key");
         Ok(api::CreatedAccessKey {
             user: made.user,
@@ -694,6 +853,72 @@ impl NodeControl for Handle {
 
     async fn delete_access_key(&self, access_key: String) -> Result<(), ControlError> {
         self.0.with_store(move |store| store.delete_access_key(&access_key)).await
+    }
+
+    async fn identities(&self) -> Result<api::Identities, ControlError> {
+        self.0.with_store(identities).await
+    }
+
+    async fn change_identity(&self, change: api::IdentityChange) -> Result<(), ControlError> {
+        if let api::IdentityChange::PutPolicy { document, .. } = &change {
+            s3_server::check_user_policy(document).map_err(|error| {
+                let next =
+                    "policies are written as those of AWS IAM users are; docs/operating.md has examples";
+                ControlError::new(ErrorKind::Invalid, error.to_string(), next)
+            })?;
+        }
+        self.0.with_store(move |store| change_identity(store, change)).await
+    }
+
+    async fn webhooks(&self) -> Result<Vec<api::Webhook>, ControlError> {
+        let states = self.0.s3.webhooks();
+        self.0.with_store(move |store| webhooks::list(store, &states)).await
+    }
+
+    async fn change_webhook(&self, change: api::WebhookChange) -> Result<api::WebhookChanged, ControlError> {
+        let states = self.0.s3.webhooks();
+        self.0.with_store(move |store| webhooks::change(store, &states, &change)).await
+    }
+
+    async fn note_act(&self, act: Act) {
+        let node = Arc::clone(&self.0);
+        let noted = tokio::task::spawn_blocking(move || {
+            let fields = [
+                ("by", act.by.into()),
+                ("act", act.endpoint.into()),
+                ("about", act.about.into()),
+                ("status", act.status.into()),
+            ];
+            node.trail.note(if act.status == 403 { "refused" } else { "act" }, fields);
+        });
+        // A panic in there has ended the process.
+        let _ = noted.await;
+    }
+
+    async fn audit(&self, after: u64, count: usize) -> Result<audit_log::Page, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || node.trail.page(after, count).map_err(|error| trail_error(&error))).await
+    }
+
+    async fn audit_digests(&self, after: u64, count: usize) -> Result<api::AuditDigests, ControlError> {
+        let node = Arc::clone(&self.0);
+        let read = move || node.trail.digests(after, count).map_err(|error| trail_error(&error));
+        let (head, digests) = blocking(read).await?;
+        Ok(api::AuditDigests { head, digests })
+    }
+
+    async fn witness(&self, of: String, head: audit_log::Head) {
+        let node = Arc::clone(&self.0);
+        let noted = tokio::task::spawn_blocking(move || {
+            let fields = [
+                ("by", of.into()),
+                ("of_trail", head.trail.to_string().into()),
+                ("of_seq", head.seq.into()),
+                ("of_hash", head.hash.to_string().into()),
+            ];
+            node.trail.note("witnessed", fields);
+        });
+        let _ = noted.await;
     }
 
     async fn wipe(&self, who: String) -> api::Wiped {

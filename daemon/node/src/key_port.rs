@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A session's machine is driven by one task. What blocks (making a key pair, taking a key in) runs on blocking
 //!   threads, and its outcome comes back to that task.
+//! - A receipt of a drop waits for no disk: the trail's entry follows it, and the session ends after it.
 //! - A wipe asked for by the machine happens in this task, before anything else it asked for.
 //! - A connection that ends leaves its keys in force until their deadline; what it was still taking in is reported to
 //!   the machine before the task ends.
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lease::frame::FrameBuffer;
+use lease::message::{Attestation, CredentialOpened, StateVerdict};
 use lease::node::{GrantToAdmit, NodeEffect, NodeNote, NodeSession, NodeSessionParams};
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, SessionError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,19 +23,30 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use units::{GrantId, VolumeId};
 
+use crate::attestor::Attestor;
 use crate::boot_clock;
 use crate::node::{Node, WipeNotice};
 
-/// Keyholders are two or three; the rest is room for reconnects and for strangers who fail their handshake.
-const CONNECTIONS_MAX: usize = 32;
+/// Keyholders are two or three; the rest is room for reconnects.
+const SESSIONS_MAX: usize = 32;
+
+/// Connections in their handshake: strangers, until they have shown a certificate.
+const HANDSHAKES_MAX: usize = 64;
 
 /// A TLS handshake takes milliseconds; a stranger gets this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A peer that does not take what it is sent for so long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Taking a key in takes as long as a pool needs to make its fence durable; the keyholder waits for evidence for ten seconds.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Between two looks at whether it has been.
+const SETTLE_LOOK: Duration = Duration::from_millis(5);
 
 /// Bytes read from a connection at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -49,7 +62,8 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(SESSIONS_MAX));
+    let mut handshakes = identity::Handshakes::new(HANDSHAKES_MAX);
     let mut sessions = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -65,16 +79,14 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::info!(%peer, "too many connections on the key port; closed one");
-            continue;
-        };
         let (node, acceptor, stop) = (Arc::clone(&node), acceptor.clone(), stop.clone());
+        let (place, permits) = (handshakes.begin(), Arc::clone(&permits));
         sessions.spawn(async move {
-            if let Some(stream) = handshake(&acceptor, stream, peer).await {
-                run(node, stream, peer, stop).await;
-            }
-            drop(permit);
+            let Some(Some(stream)) = place.run(handshake(&acceptor, stream, peer)).await else { return };
+            let Ok(_permit) = permits.try_acquire_owned() else {
+                return tracing::warn!(%peer, "too many keyholders' sessions on the key port; closed one");
+            };
+            run(node, stream, peer, stop).await;
         });
     }
     // Receipts of the wipe that ends the program are still on their way.
@@ -108,15 +120,22 @@ async fn handshake(
 struct Admission {
     volume: VolumeId,
     grant: GrantId,
-    result: Result<(), GrantRefusal>,
+    result: Result<StateVerdict, GrantRefusal>,
+}
+
+/// What was done for a session elsewhere: by threads that may wait.
+enum Errand {
+    Admission(Admission),
+    Attestation(Attestation),
+    Credential(CredentialOpened),
 }
 
 struct Session {
     node: Arc<Node>,
-    /// The generation it began in: news of earlier wipes is none to it.
-    since: u64,
     machine: NodeSession,
-    admissions: JoinSet<Admission>,
+    errands: JoinSet<Errand>,
+    /// Entries of the trail that no receipt waits for.
+    notes: TaskTracker,
     outbox: Vec<u8>,
     closing: bool,
 }
@@ -128,7 +147,6 @@ async fn run(
     stop: CancellationToken,
 ) {
     let mut wipes = node.subscribe_wipes();
-    let since = node.keyring.status().generation;
     let pinning = Arc::clone(&node);
     let _ = tokio::task::spawn_blocking(move || pinning.refresh_pin()).await;
     let Some(params) = session_params(&stream) else {
@@ -136,8 +154,9 @@ async fn run(
         return;
     };
     let machine = NodeSession::new(&mut node.lease(), boot_clock::now(), params);
-    let admissions = JoinSet::new();
-    let mut session = Session { node, since, machine, admissions, outbox: Vec::new(), closing: false };
+    let errands = JoinSet::new();
+    let notes = TaskTracker::new();
+    let mut session = Session { node, machine, errands, notes, outbox: Vec::new(), closing: false };
     let mut incoming = FrameBuffer::default();
     let mut chunk = vec![0; READ_BYTES];
     while !session.closing {
@@ -145,12 +164,13 @@ async fn run(
         let outcome = match event {
             Event::Read(0) | Event::Gone => break,
             Event::Read(count) => session.on_bytes(&mut incoming, &chunk[..count]).await,
-            Event::Admitted(admission) => session.on_admission(admission).await,
+            Event::Done(errand) => session.on_errand(errand).await,
             Event::Wiped(notice) => session.on_wiped(notice).await,
             Event::Time => session.on_time().await,
         };
         if let Err(error) = outcome {
             tracing::warn!(%peer, %error, "a keyholder's session ended");
+            session.note_refusal(peer, &error);
             session.outbox.extend(NodeSession::refusal(&error));
             session.closing = true;
         }
@@ -172,7 +192,7 @@ fn session_params(stream: &TlsStream<TcpStream>) -> Option<NodeSessionParams> {
 
 enum Event {
     Read(usize),
-    Admitted(Admission),
+    Done(Errand),
     Wiped(WipeNotice),
     Time,
     Gone,
@@ -197,8 +217,8 @@ impl Session {
                 Err(_) => Event::Gone,
             },
             () = stop.cancelled() => Event::Gone,
-            Some(admission) = self.admissions.join_next() => match admission {
-                Ok(admission) => Event::Admitted(admission),
+            Some(errand) = self.errands.join_next() => match errand {
+                Ok(errand) => Event::Done(errand),
                 Err(_) => Event::Gone,
             },
             count = stream.read(chunk) => count.map_or(Event::Gone, Event::Read),
@@ -209,29 +229,35 @@ impl Session {
     async fn on_bytes(&mut self, incoming: &mut FrameBuffer, bytes: &[u8]) -> Result<(), SessionError> {
         incoming.push(bytes);
         while let Some(frame) = incoming.next_frame()? {
-            let effects = self.machine.on_frame(&mut self.node.lease(), boot_clock::now(), &frame)?;
+            let effects = self.machine.on_frame(&mut self.node.lease_to_tell(), boot_clock::now(), &frame)?;
             self.perform(effects).await?;
         }
         Ok(())
     }
 
+    async fn on_errand(&mut self, errand: Errand) -> Result<(), SessionError> {
+        let effects = match errand {
+            Errand::Admission(admission) => return self.on_admission(admission).await,
+            Errand::Attestation(said) => self.machine.on_attestation(&self.node.lease(), &said),
+            Errand::Credential(opened) => self.machine.on_credential_opened(&self.node.lease(), &opened),
+        };
+        self.perform(effects).await
+    }
+
     async fn on_admission(&mut self, admission: Admission) -> Result<(), SessionError> {
         let Admission { volume, grant, result } = admission;
         let now = boot_clock::now();
-        let effects = self.machine.on_admitted(&mut self.node.lease(), now, volume, grant, result);
+        let effects = self.machine.on_admitted(&mut self.node.lease_to_tell(), now, volume, grant, result);
         self.perform(effects).await
     }
 
     async fn on_wiped(&mut self, notice: WipeNotice) -> Result<(), SessionError> {
-        if notice.report.record.generation <= self.since {
-            return Ok(());
-        }
-        let effects = self.machine.on_wiped(&self.node.lease(), &notice.report, notice.ended);
+        let effects = self.machine.on_wiped(&self.node.lease_to_tell(), &notice.report, notice.ended);
         self.perform(effects).await
     }
 
     async fn on_time(&mut self) -> Result<(), SessionError> {
-        let effects = self.machine.on_time(&mut self.node.lease(), boot_clock::now());
+        let effects = self.machine.on_time(&mut self.node.lease_to_tell(), boot_clock::now());
         self.perform(effects).await
     }
 
@@ -244,15 +270,37 @@ impl Session {
                 }
                 NodeEffect::Send(bytes) => self.outbox.extend(bytes),
                 NodeEffect::NeedEvidence => effects.extend(self.evidence().await?),
+                NodeEffect::NeedAttestation(for_whom) => self.ask_tpm(move |attestor| {
+                    let said = attestor.attest(for_whom);
+                    async { Errand::Attestation(said.await) }
+                }),
+                NodeEffect::OpenCredential(credential) => self.ask_tpm(move |attestor| {
+                    let opened = attestor.open_credential(credential);
+                    async { Errand::Credential(opened.await) }
+                }),
                 NodeEffect::AdmitGrant(grant) => self.admit(grant),
                 NodeEffect::SetDeadline(_) => self.node.apply_deadline(),
                 NodeEffect::DropVolume { volume, grant, cause } => {
                     let node = Arc::clone(&self.node);
                     let dropped = tokio::task::spawn_blocking(move || node.drop_volume(volume, grant, cause));
-                    let Ok(report) = dropped.await else { return Err(SessionError::Closed) };
-                    effects.extend(self.machine.on_dropped(&mut self.node.lease(), volume, grant, &report));
+                    let Ok((report, was_held)) = dropped.await else { return Err(SessionError::Closed) };
+                    if was_held {
+                        let node = Arc::clone(&self.node);
+                        self.notes.spawn_blocking(move || node.note_drop(volume, grant, cause));
+                    }
+                    effects.extend(self.machine.on_dropped(
+                        &mut self.node.lease_to_tell(),
+                        volume,
+                        grant,
+                        &report,
+                    ));
                 }
-                NodeEffect::Note(note @ NodeNote::GrantRefused { .. }) => tracing::warn!("{note}"),
+                NodeEffect::Note(note @ NodeNote::GrantRefused { grant, volume, reason }) => {
+                    tracing::warn!("{note}");
+                    let node = Arc::clone(&self.node);
+                    self.notes.spawn_blocking(move || node.note_refused_grant(volume, grant, reason));
+                }
+                NodeEffect::Note(note @ NodeNote::KeyRefused { .. }) => tracing::warn!("{note}"),
                 NodeEffect::Note(note) => tracing::info!("{note}"),
                 NodeEffect::Close => self.closing = true,
             }
@@ -260,7 +308,21 @@ impl Session {
         Ok(())
     }
 
+    /// Writes down a peer that is not what it claims to be, or says what it may not.
+    fn note_refusal(&self, peer: std::net::SocketAddr, error: &SessionError) {
+        use lease::SessionRefusal::{Closed, Silent, Superseded};
+        if matches!(error.refusal(), Closed | Silent | Superseded) {
+            return;
+        }
+        let (node, why) = (Arc::clone(&self.node), error.to_string());
+        self.notes.spawn_blocking(move || {
+            let fields = [("peer", peer.ip().to_string().into()), ("why", why.into())];
+            node.trail.note_refusal("session-refused", fields);
+        });
+    }
+
     async fn evidence(&mut self) -> Result<Vec<NodeEffect>, SessionError> {
+        self.settle().await;
         let node = Arc::clone(&self.node);
         let gathered = tokio::task::spawn_blocking(move || node.evidence()).await;
         let Ok(Ok(input)) = gathered else {
@@ -270,11 +332,33 @@ impl Session {
         self.machine.on_evidence(&mut self.node.lease(), boot_clock::now(), input)
     }
 
+    /// A TPM takes its time, and a wipe's receipt does not wait for it.
+    fn ask_tpm<F>(&mut self, ask: impl FnOnce(&Attestor) -> F)
+    where
+        F: Future<Output = Errand> + Send + 'static,
+    {
+        if let Some(attestor) = &self.node.attestor {
+            self.errands.spawn(ask(attestor));
+        }
+    }
+
+    /// Waits for the keys that the session before is still taking in or dropping. Where that takes too long the machine sends no
+    /// evidence, and the keyholder dials again.
+    async fn settle(&self) {
+        let settled = async {
+            while !self.node.lease().is_settled() {
+                tokio::time::sleep(SETTLE_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
+    }
+
     fn admit(&mut self, grant: Box<GrantToAdmit>) {
         let node = Arc::clone(&self.node);
-        self.admissions.spawn_blocking(move || {
+        self.errands.spawn_blocking(move || {
             let result = node.admit(&grant);
-            Admission { volume: grant.volume, grant: grant.grant, result }
+            node.note_grant(&grant, result.as_ref().err());
+            Errand::Admission(Admission { volume: grant.volume, grant: grant.grant, result })
         });
     }
 
@@ -294,12 +378,14 @@ impl Session {
     /// The connection is gone: keys stay until their deadline, and what was being taken in is accounted for.
     async fn finish(mut self) {
         self.machine.on_closed(&mut self.node.lease());
-        while let Some(admission) = self.admissions.join_next().await {
-            if let Ok(admission) = admission {
+        while let Some(errand) = self.errands.join_next().await {
+            if let Ok(Errand::Admission(admission)) = errand {
                 // Nothing can be sent any more; drops and deadlines still have to happen.
                 let _ = self.on_admission(admission).await;
             }
         }
+        self.notes.close();
+        self.notes.wait().await;
     }
 }
 

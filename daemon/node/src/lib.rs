@@ -4,7 +4,7 @@
 //!   key_port (lease sessions) ──┐                    ┌── NBD, S3
 //!   control (administration) ───┼── node (state) ────┤
 //!   wiper (thread) ── events ───┘                    └── pools
-//!     └ sources of triggers
+//!     └ sources of triggers         attestor (thread) ── TPM
 //! ```
 //!
 //! Invariants:
@@ -12,9 +12,13 @@
 //! - A node without keys runs: pools are open, health and status answer, and a keyholder can dial in.
 //! - Nothing is served before every part of the configuration has been accepted ([`startup`]).
 
+mod attestor;
 mod boot_clock;
 mod cipher;
+mod claims;
 mod control;
+mod damage;
+mod exports;
 mod hygiene_watch;
 mod key_port;
 mod listeners;
@@ -22,14 +26,22 @@ mod metrics;
 mod node;
 #[cfg(feature = "rehearsal")]
 pub mod rehearsal;
+mod retention;
+mod schedule;
 mod scrub;
+mod snapshots;
 mod sources;
 mod stages;
 mod startup;
+mod state_file;
 mod threads;
+mod trail;
 mod transfer;
+mod webhooks;
+mod wipe_log;
 mod wiper;
 
+pub use listeners::Passed;
 pub use startup::{Prepared, prepare};
 pub use threads::runtime;
 pub use wiper::block_signals;

@@ -1,11 +1,17 @@
-//! Binding every port before anything is served, so that a port in use is found at once and named.
+//! Every port, bound before anything is served, so that a port in use is found at once and named.
+//!
+//! The configuration says what is served where. A service manager may have bound some of it already, and pass the sockets on
+//! (sd_listen_fds(3)): each under the name that the node's status has for it, and with the address in the configuration. So a
+//! port below 1024 needs no privilege, and clients that come while the node starts again wait instead of being refused.
 
+use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use config::NodeConfig;
+use listenfd::ListenFd;
 use serde::Serialize;
 
 /// Members of the socket's group may connect, and nobody else: the unix socket carries no certificate.
@@ -18,6 +24,102 @@ pub(crate) struct BindError {
     key: &'static str,
     address: String,
     source: std::io::Error,
+}
+
+/// Why a socket that was passed on is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PassedError {
+    #[error(
+        "the service manager passes a socket named `{name}`, and the node has no such listener: name it nbd, nbd-unix, s3, key, admin or metrics (FileDescriptorName=), and set listen.{key} in the configuration"
+    )]
+    Uncalled { name: String, key: String },
+    #[error(
+        "the socket named `{name}` that the service manager passes is no listening stream socket of its kind: {source}; correct the socket unit"
+    )]
+    WrongKind { name: &'static str, source: std::io::Error },
+    #[error(
+        "the service manager passes a socket on {found} for `{name}`, and the configuration says {expected}: make them agree"
+    )]
+    WrongAddress { name: &'static str, found: String, expected: String },
+}
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Passed(#[from] PassedError),
+}
+
+/// Sockets that the service manager has bound, each under a name.
+pub struct Passed {
+    sockets: ListenFd,
+    /// `None` once taken.
+    names: Vec<Option<String>>,
+}
+
+impl fmt::Debug for Passed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passed").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl Passed {
+    /// What the environment tells of. To be called before there is a second thread: it takes the variables out.
+    pub fn from_environment() -> Self {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let sockets = ListenFd::from_env();
+        let names = names.split(':').chain(std::iter::repeat(""));
+        let names = names.take(sockets.len()).map(|name| Some(name.to_owned())).collect();
+        Self { sockets, names }
+    }
+
+    /// The number of the socket with this name.
+    fn find(&mut self, name: &str) -> Option<usize> {
+        let nth = self.names.iter().position(|passed| passed.as_deref() == Some(name))?;
+        self.names[nth] = None;
+        Some(nth)
+    }
+
+    fn tcp(&mut self, name: &'static str, expected: SocketAddr) -> Result<Option<TcpListener>, PassedError> {
+        let Some(nth) = self.find(name) else { return Ok(None) };
+        let wrong_kind = |source| PassedError::WrongKind { name, source };
+        let Some(listener) = self.sockets.take_tcp_listener(nth).map_err(wrong_kind)? else {
+            return Ok(None);
+        };
+        listener.set_nonblocking(true).map_err(wrong_kind)?;
+        let found = listener.local_addr().map_err(wrong_kind)?;
+        if found == expected {
+            return Ok(Some(listener));
+        }
+        let (found, expected) = (found.to_string(), expected.to_string());
+        Err(PassedError::WrongAddress { name, found, expected })
+    }
+
+    fn unix(&mut self, name: &'static str, expected: &Path) -> Result<Option<UnixListener>, PassedError> {
+        let Some(nth) = self.find(name) else { return Ok(None) };
+        let wrong_kind = |source| PassedError::WrongKind { name, source };
+        let Some(listener) = self.sockets.take_unix_listener(nth).map_err(wrong_kind)? else {
+            return Ok(None);
+        };
+        listener.set_nonblocking(true).map_err(wrong_kind)?;
+        let found = listener.local_addr().map_err(wrong_kind)?;
+        if found.as_pathname() == Some(expected) {
+            return Ok(Some(listener));
+        }
+        let found =
+            found.as_pathname().map_or_else(|| "no path".to_owned(), |path| path.display().to_string());
+        Err(PassedError::WrongAddress { name, found, expected: expected.display().to_string() })
+    }
+
+    /// Nothing may be left: what was passed for a listener that is not there would be a port that nobody answers.
+    fn refuse_rest(self) -> Result<(), PassedError> {
+        match self.names.into_iter().flatten().next() {
+            Some(name) => Err(PassedError::Uncalled { key: name.replace('-', "_"), name }),
+            None => Ok(()),
+        }
+    }
 }
 
 fn next_step(error: &std::io::Error) -> &'static str {
@@ -62,21 +164,31 @@ pub(crate) struct Ready {
 }
 
 impl Listeners {
-    /// Binds what the configuration names.
-    pub(crate) fn bind(config: &NodeConfig) -> Result<Self, BindError> {
+    /// Takes from `passed` and binds what the configuration names.
+    pub(crate) fn open(config: &NodeConfig, mut passed: Passed) -> Result<Self, ListenError> {
         let listen = &config.listen;
+        let mut tcp = |name: &'static str, address: SocketAddr| -> Result<TcpListener, ListenError> {
+            match passed.tcp(name, address)? {
+                Some(listener) => Ok(listener),
+                None => Ok(bind(name, address)?),
+            }
+        };
+        let (key, admin) = (tcp("key", listen.key)?, tcp("admin", listen.admin)?);
+        let metrics = tcp("metrics", listen.metrics)?;
+        let nbd = listen.nbd.map(|address| tcp("nbd", address)).transpose()?;
+        let s3 = listen.s3.map(|address| tcp("s3", address)).transpose()?;
         let nbd_unix = match &listen.nbd_unix {
-            Some(path) => Some((bind_unix(path)?, path.clone())),
+            Some(path) => {
+                let listener = match passed.unix("nbd-unix", path)? {
+                    Some(listener) => listener,
+                    None => bind_unix(path)?,
+                };
+                Some((listener, path.clone()))
+            }
             None => None,
         };
-        Ok(Self {
-            key: bind("key", listen.key)?,
-            admin: bind("admin", listen.admin)?,
-            metrics: bind("metrics", listen.metrics)?,
-            nbd: listen.nbd.map(|address| bind("nbd", address)).transpose()?,
-            nbd_unix,
-            s3: listen.s3.map(|address| bind("s3", address)).transpose()?,
-        })
+        passed.refuse_rest()?;
+        Ok(Self { key, admin, metrics, nbd, nbd_unix, s3 })
     }
 
     /// What was bound.

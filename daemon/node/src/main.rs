@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use config::NodeConfig;
+use node::Passed;
 
 /// Freed memory is zeroed: what clients sent and received does not stay behind in the heap.
 #[global_allocator]
@@ -66,8 +67,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check_config {
         return Ok(());
     }
+    // Before there is a second thread.
+    let passed = Passed::from_environment();
     harden()?;
-    let node = node::prepare(config)?;
+    let node = node::prepare(config, passed)?;
     // Whatever the network brings is met without the rights that the start took.
     node.confine()?;
     let runtime = node::runtime().context("the runtime could not be started")?;

@@ -1,6 +1,6 @@
 //! The node's own metrics; the heads register theirs beside them.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -44,10 +44,16 @@ pub(crate) struct NodeMetrics {
     scrub_done: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     scrub_damaged: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     scrub_last_end: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    snapshots_locked: Gauge<i64, AtomicI64>,
+    schedules_failing: Gauge<i64, AtomicI64>,
+    rewrite_anomalies: Gauge<i64, AtomicI64>,
+    rewritten_ratio: Gauge<f64, AtomicU64>,
+    refused_full: Gauge<i64, AtomicI64>,
     source_up: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_active: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_fired: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_refused: Family<SourceLabel, Gauge<i64, AtomicI64>>,
+    notifications_lost: Gauge<i64, AtomicI64>,
     build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
 }
 
@@ -75,6 +81,11 @@ impl NodeMetrics {
             Unit::Seconds,
             metrics.last_wipe_seconds.clone(),
         );
+        node.register(
+            "notifications_lost",
+            "Events of buckets since the last push that nobody is told of: the pool was full, or too many waited",
+            metrics.notifications_lost.clone(),
+        );
         wipe_stages.register(node);
         let pool = node.sub_registry_with_prefix("pool");
         pool.register_with_unit(
@@ -96,6 +107,7 @@ impl NodeMetrics {
         );
         pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
         metrics.register_scrub(pool);
+        metrics.register_snapshots(node);
         metrics.register_sources(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
         metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
@@ -123,6 +135,30 @@ impl NodeMetrics {
         );
     }
 
+    fn register_snapshots(&self, node: &mut Registry) {
+        node.register("snapshots_locked", "Snapshots whose lock is not over", self.snapshots_locked.clone());
+        node.register(
+            "snapshot_schedules_failing",
+            "Snapshot schedules that do not do what they should",
+            self.schedules_failing.clone(),
+        );
+        node.register(
+            "snapshot_rewrite_anomalies",
+            "Volumes of which an unusual part was rewritten from one snapshot to the next, and nobody has acknowledged it",
+            self.rewrite_anomalies.clone(),
+        );
+        node.register(
+            "snapshot_rewritten_ratio",
+            "Largest part of what a schedule's last snapshot but one shows that the last shows otherwise",
+            self.rewritten_ratio.clone(),
+        );
+        node.register(
+            "replica_portions_refused_full",
+            "Parts of snapshots that were not taken in for want of space, since the start",
+            self.refused_full.clone(),
+        );
+    }
+
     fn register_sources(&self, node: &mut Registry) {
         let source = node.sub_registry_with_prefix("source");
         source.register("up", "1 while the source of triggers is heard", self.source_up.clone());
@@ -143,6 +179,7 @@ impl NodeMetrics {
             self.source_fired.get_or_create(&label).set(count(source.fired()));
             self.source_refused.get_or_create(&label).set(count(source.refused()));
         }
+        self.refresh_snapshots(node);
         let keyring = node.keyring.status();
         self.sealed.set(i64::from(node.is_sealed()));
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));
@@ -153,6 +190,7 @@ impl NodeMetrics {
         if let Some(wipe) = node.wiper.last() {
             self.last_wipe_seconds.set(seconds(wipe.stages.keys_ns, 1e9));
         }
+        self.notifications_lost.set(node.store().map_or(0, |store| count(store.events_lost())));
         for open in &node.pools {
             let info = open.pool.info();
             let label = PoolLabel { pool: info.id.to_string() };
@@ -168,6 +206,20 @@ impl NodeMetrics {
             self.scrub_damaged.get_or_create(&label).set(count(damaged.unwrap_or(0)));
             self.scrub_last_end.get_or_create(&label).set(count(last.map_or(0, |last| last.ended_unix_s)));
         }
+    }
+}
+
+impl NodeMetrics {
+    fn refresh_snapshots(&self, node: &Node) {
+        let schedules = node.schedules.status(node.retention.run_s());
+        let troubled = schedules.iter().filter(|schedule| schedule.trouble.is_some());
+        let unusual = schedules.iter().filter(|schedule| schedule.anomaly.is_some());
+        let rewritten = schedules.iter().filter_map(|schedule| schedule.rewritten_percent).max();
+        self.snapshots_locked.set(count(node.locked_snapshots()));
+        self.schedules_failing.set(count(troubled.count()));
+        self.rewrite_anomalies.set(count(unusual.count()));
+        self.rewritten_ratio.set(f64::from(rewritten.unwrap_or(0)) / 100.0);
+        self.refused_full.set(count(node.refused_full.load(Ordering::Relaxed)));
     }
 }
 

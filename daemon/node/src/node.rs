@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,23 +16,31 @@ use admin::api::Listening;
 use hygiene::Subject;
 use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
 use lease::GrantRefusal;
-use lease::message::{OnSeal, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages};
+use lease::message::{
+    OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages,
+};
 use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
 use memory_overwrite::MemoryOverwrite;
-use nbd_server::{Export, NbdServer};
+use nbd_server::{Access, Export, NbdServer};
 use objects::Store;
-use pool::{Pool, PoolErrorKind, PoolVolume};
+use pool::{Pool, PoolErrorKind, PoolVolume, StateHead};
 use s3_server::S3Server;
-use sealing::Volume;
+use sealing::{Bound, KeyWitness, Snapshots, Volume};
 use sources::SourceState;
 use tokio::sync::broadcast;
 use tokio_util::task::TaskTracker;
 use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
+use crate::attestor::Attestor;
 use crate::boot_clock;
+use crate::claims::Claims;
+use crate::exports::ExportAccess;
 use crate::hygiene_watch::HygieneWatch;
+use crate::retention::Retention;
+use crate::schedule::Schedules;
 use crate::scrub::Scrubber;
 use crate::sources::cause;
+use crate::trail::NodeTrail;
 use crate::wiper::{Wipe, Wiper};
 
 /// Sessions and waiting wipes are few; a session that lags behind this many wipes has been void for long.
@@ -43,6 +52,15 @@ pub(crate) struct OpenPool {
     pub(crate) path: String,
     pub(crate) pool: Arc<Pool>,
     pub(crate) scrubber: Arc<Scrubber>,
+}
+
+/// A volume, or a snapshot of it, that can be decrypted.
+#[derive(Debug)]
+pub(crate) struct Unsealed {
+    pub(crate) volume: Volume,
+    pub(crate) sealed: Arc<PoolVolume>,
+    /// What came next in the volume's life, and shows in part the same sectors.
+    pub(crate) newer: Option<Arc<PoolVolume>>,
 }
 
 /// A volume whose key is held.
@@ -99,7 +117,48 @@ pub(crate) struct Parts {
     pub(crate) lease: NodeLease,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
+    pub(crate) exports: ExportAccess,
     pub(crate) s3: S3Server,
+    pub(crate) trail: NodeTrail,
+    pub(crate) attestor: Option<Attestor>,
+    pub(crate) retention: Retention,
+    pub(crate) schedules: Schedules,
+}
+
+/// The firmware's memory-overwrite request, and how many keys are on their way in.
+struct OverwriteRequest {
+    variable: MemoryOverwrite,
+    arriving: usize,
+}
+
+impl OverwriteRequest {
+    fn set(&self, clear: bool) {
+        if let Err(error) = self.variable.request(clear) {
+            tracing::error!(%error, clear, "the firmware's memory-overwrite request could not be changed");
+        }
+    }
+}
+
+/// A key on its way in: until it is served or refused nobody takes the request back.
+struct Arriving<'a>(Option<&'a Mutex<OverwriteRequest>>);
+
+impl<'a> Arriving<'a> {
+    fn announce(request: Option<&'a Mutex<OverwriteRequest>>) -> Self {
+        if let Some(request) = request {
+            let mut request = lock(request);
+            request.arriving += 1;
+            request.set(true);
+        }
+        Self(request)
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.0 {
+            lock(request).arriving -= 1;
+        }
+    }
 }
 
 /// The running node.
@@ -114,14 +173,25 @@ pub(crate) struct Node {
     pub(crate) sources: Vec<Arc<SourceState>>,
     pub(crate) subject: Subject,
     hygiene_watch: Arc<HygieneWatch>,
-    memory_overwrite: Option<MemoryOverwrite>,
+    memory_overwrite: Option<Mutex<OverwriteRequest>>,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
+    pub(crate) exports: ExportAccess,
     pub(crate) s3: S3Server,
+    pub(crate) trail: NodeTrail,
+    pub(crate) attestor: Option<Attestor>,
+    pub(crate) retention: Retention,
+    pub(crate) schedules: Arc<Schedules>,
+    /// Portions of snapshots that were not taken in for want of space, since the start.
+    pub(crate) refused_full: AtomicU64,
     lease: Mutex<NodeLease>,
     served: Mutex<BTreeMap<VolumeId, Served>>,
+    /// From before one looks whether a volume is served until one has made it so, or it is gone.
+    pub(crate) claims: Claims,
     store: Mutex<Option<Arc<Store>>>,
     seal_change: Mutex<SealChange>,
+    /// Pools whose state a key has found good in this run, with its count then: this program alone has changed them since.
+    judged: Mutex<BTreeMap<PoolId, u64>>,
     wipes: broadcast::Sender<WipeNotice>,
 }
 
@@ -153,7 +223,12 @@ impl Node {
             lease,
             pools,
             nbd,
+            exports,
             s3,
+            trail,
+            attestor,
+            retention,
+            schedules,
         } = parts;
         let (wipes, _) = broadcast::channel(WIPE_BACKLOG);
         Arc::new(Self {
@@ -167,14 +242,23 @@ impl Node {
             sources,
             subject,
             hygiene_watch,
-            memory_overwrite,
+            memory_overwrite: memory_overwrite
+                .map(|variable| Mutex::new(OverwriteRequest { variable, arriving: 0 })),
             pools,
             nbd,
+            exports,
             s3,
+            trail,
+            attestor,
+            retention,
+            schedules: Arc::new(schedules),
+            refused_full: AtomicU64::new(0),
             lease: Mutex::new(lease),
             served: Mutex::new(BTreeMap::new()),
+            claims: Claims::default(),
             store: Mutex::new(None),
             seal_change: Mutex::new(SealChange::now(None)),
+            judged: Mutex::default(),
             wipes,
         })
     }
@@ -223,15 +307,25 @@ impl Node {
         self.pools.iter().find_map(|open| open.pool.volume(volume).ok().map(|found| (open, found)))
     }
 
-    /// The volumes of a pool whose keys are held.
-    pub(crate) fn unsealed_volumes(&self, pool: usize) -> Vec<Volume> {
+    /// What of a pool can be decrypted: the volumes whose keys are held and, behind each, its snapshots from the newest to the
+    /// oldest.
+    pub(crate) fn unsealed(&self, pool: usize) -> Vec<Unsealed> {
         let Some(open) = self.pools.get(pool) else { return Vec::new() };
         let held: Vec<_> = self.served().iter().map(|(id, served)| (*id, served.key)).collect();
-        let volume = |(id, key)| {
-            let found = open.pool.volume(id).ok()?;
-            Some(Volume::open(found, Arc::clone(&self.keyring), key))
-        };
-        held.into_iter().filter_map(volume).collect()
+        let snapshots = open.pool.snapshots();
+        let mut unsealed = Vec::new();
+        for (id, key) in held {
+            let Ok(volume) = open.pool.volume(id) else { continue };
+            let of_volume = snapshots.iter().rev().filter(|snapshot| snapshot.volume == id);
+            let snapshots = of_volume.filter_map(|snapshot| open.pool.snapshot(snapshot.id).ok());
+            let mut newer = None;
+            for sealed in std::iter::once(volume).chain(snapshots) {
+                let volume = Volume::open(Arc::clone(&sealed), Arc::clone(&self.keyring), key);
+                let newer = newer.replace(Arc::clone(&sealed));
+                unsealed.push(Unsealed { volume, sealed, newer });
+            }
+        }
+        unsealed
     }
 
     /// The pool with this id.
@@ -249,8 +343,12 @@ impl Node {
     /// Brings the keyring's deadline in line with the lease machine's.
     pub(crate) fn apply_deadline(&self) {
         let lease = self.lease();
-        if let Err(errno) = self.wiper.set_deadline(lease.deadline()) {
-            tracing::error!(%errno, "the lease's timer could not be set; each use of a key still checks the deadline");
+        let set = self.wiper.set_deadline(lease.deadline());
+        drop(lease);
+        if let Err(errno) = set {
+            // Each use of a key still checks the deadline; but nothing would take the keys away at it.
+            self.wiper.wipe(WipeCause::Fault);
+            tracing::error!(%errno, "the lease's timer could not be set; wiped");
         }
     }
 
@@ -280,18 +378,22 @@ impl Node {
             self.hygiene_watch.accept();
         }
         let hygiene = serde_json::to_string(&self.subject.report()).unwrap_or_default();
-        Ok(EvidenceInput { hygiene, envelope_key })
+        Ok(EvidenceInput { hygiene, envelope_key, attests: self.attestor.is_some() })
     }
 
     /// Takes a key in and serves its volume. Blocks on the pool.
-    pub(crate) fn admit(&self, grant: &GrantToAdmit) -> Result<(), GrantRefusal> {
+    pub(crate) fn admit(&self, grant: &GrantToAdmit) -> Result<StateVerdict, GrantRefusal> {
+        let _claim = self.claims.for_grant(grant.volume).ok_or_else(|| {
+            tracing::warn!(volume = %grant.volume, "a key came while the volume was being deleted or rolled back");
+            GrantRefusal::VolumeFailed
+        })?;
         let (open, volume) = self.find_volume(grant.volume).ok_or(GrantRefusal::WrongVolume)?;
         // What fires from here on wipes the envelope key too, and the grant then does not open.
         if let Some(condition) = self.sources.iter().find_map(|source| source.standing()) {
             return Err(GrantRefusal::TriggerStanding(cause(condition)));
         }
         // Before the key is there: a reset from here on makes the firmware clear memory.
-        self.ask_for_memory_overwrite(true);
+        let _arriving = Arriving::announce(self.memory_overwrite.as_ref());
         // 1. The fence is durable before the key is opened: after a crash no older grant can come in.
         raise_fence(&open.pool, grant.volume, grant.fence)?;
         // 2. The key is checked against the volume's check value and kept.
@@ -304,17 +406,20 @@ impl Node {
             envelope: &grant.envelope,
         };
         let key = self.keyring.admit(&sealed).map_err(|error| refusal(&error))?.handle;
-        // 3. The heads serve it.
+        // 3. What the device holds is what it was last known to hold, or came of it.
+        let verdict =
+            self.judge_state(open, &volume, grant, key).inspect_err(|_| self.keyring.drop_key(key))?;
+        // 4. The heads serve it.
         let on_seal = match grant.on_seal {
             OnSeal::Hold => nbd_server::OnSeal::Hold,
             OnSeal::Fail => nbd_server::OnSeal::Fail,
         };
         let served =
             Served { label: grant.label.clone(), kind: grant.kind, grant: grant.grant, key, on_seal };
-        let result = self.open(&served, Volume::open(volume, Arc::clone(&self.keyring), key));
-        if result.is_err() {
+        let result = self.open(&open.pool, &served, Volume::open(volume, Arc::clone(&self.keyring), key));
+        if let Err(reason) = result {
             self.keyring.drop_key(key);
-            return result;
+            return Err(reason);
         }
         for snapshot in open.pool.snapshots().iter().filter(|snapshot| snapshot.volume == grant.volume) {
             self.export_snapshot(&open.pool, &served, snapshot.id);
@@ -325,16 +430,86 @@ impl Node {
         }
         all.insert(grant.volume, served);
         drop(all);
-        tracing::info!(label = grant.label, volume = %grant.volume, grant = %grant.grant, fence = %grant.fence, "unsealed");
-        Ok(())
+        tracing::info!(
+            label = grant.label, volume = %grant.volume, grant = %grant.grant, fence = %grant.fence, state = %verdict, "unsealed"
+        );
+        Ok(verdict)
     }
 
-    fn open(&self, served: &Served, volume: Volume) -> Result<(), GrantRefusal> {
+    /// Compares the pool's state with the one in the grant, and has the key vouch for it and for what comes.
+    fn judge_state(
+        &self,
+        open: &OpenPool,
+        volume: &PoolVolume,
+        grant: &GrantToAdmit,
+        key: KeyHandle,
+    ) -> Result<StateVerdict, GrantRefusal> {
+        let bound = Bound { domain: grant.domain, epoch: grant.epoch };
+        let witness = KeyWitness::new(Arc::clone(&self.keyring), key, bound);
+        let pool = open.pool.info().id;
+        let verdict = match grant.known_state {
+            Some(known) if known.pool != pool => StateVerdict::OtherPool,
+            known => {
+                let told = known.map(|known| StateHead { count: known.count, chain: known.chain });
+                state_verdict(volume.judge_state(told, |state, word| witness.is_word(state, word)))
+            }
+        };
+        // What was on its way when the keys went is written without one.
+        let is_our_own =
+            |known: PoolState| lock(&self.judged).get(&pool).is_some_and(|count| *count <= known.count);
+        let verdict = match verdict {
+            StateVerdict::Unvouched { .. } | StateVerdict::Unconnected
+                if grant.known_state.is_some_and(is_our_own) =>
+            {
+                StateVerdict::Continues
+            }
+            verdict => verdict,
+        };
+        if !verdict.is_good() {
+            tracing::error!(label = grant.label, %pool, state = %verdict, known = ?grant.known_state, "the pool's state");
+            if verdict.is_rollback() && grant.on_rollback == OnRollback::Refuse {
+                return Err(GrantRefusal::RolledBack(verdict));
+            }
+        }
+        volume.set_witness(Arc::new(witness)).map_err(|error| {
+            tracing::error!(label = grant.label, %error, "the pool's state could not be vouched for");
+            GrantRefusal::VolumeFailed
+        })?;
+        if let Some(state) = open.pool.tell_state() {
+            lock(&self.judged).entry(pool).or_insert(state.count);
+        }
+        Ok(verdict)
+    }
+
+    /// The lease machine, with the pools' states as they are now for what it may send.
+    pub(crate) fn lease_to_tell(&self) -> MutexGuard<'_, NodeLease> {
+        let states = self.pool_states();
+        let mut lease = self.lease();
+        lease.set_states(states);
+        lease
+    }
+
+    /// The durable states of the pools that a key has found good in this run, also while they are sealed again: what changes
+    /// them then, this program does.
+    fn pool_states(&self) -> Vec<PoolState> {
+        let judged = lock(&self.judged).clone();
+        let state = |open: &OpenPool| {
+            let pool = open.pool.info().id;
+            let StateHead { count, chain } =
+                judged.contains_key(&pool).then(|| open.pool.tell_state()).flatten()?;
+            Some(PoolState { pool, count, chain })
+        };
+        self.pools.iter().filter_map(state).take(lease::limits::POOLS_MAX).collect()
+    }
+
+    fn open(&self, pool: &Arc<Pool>, served: &Served, volume: Volume) -> Result<(), GrantRefusal> {
         let Served { label, kind, on_seal, .. } = served;
         match kind {
             VolumeKind::Block => {
-                let export = Export { volume, read_only: false, on_seal: *on_seal };
-                self.nbd.insert(label, export).map_err(|error| {
+                let snapshots = Snapshots::of(Arc::clone(pool), volume.id());
+                let (on_seal, access) = (*on_seal, Access::default());
+                let export = Export { volume, snapshots, read_only: false, on_seal, access };
+                self.exports.insert(&self.nbd, label, export).map_err(|error| {
                     tracing::error!(label, %error, "a volume cannot be exported under its label");
                     GrantRefusal::VolumeFailed
                 })
@@ -352,28 +527,60 @@ impl Node {
     }
 
     /// Serves a snapshot of a disk that is served, to read.
-    pub(crate) fn export_snapshot(&self, pool: &Pool, served: &Served, snapshot: VolumeId) {
+    pub(crate) fn export_snapshot(&self, pool: &Arc<Pool>, served: &Served, snapshot: VolumeId) {
         if served.kind != VolumeKind::Block {
             return;
         }
         // It may have been deleted meanwhile.
         let Ok(found) = pool.snapshot(snapshot) else { return };
+        let Some(of) = found.origin() else { return };
+        let snapshots = Snapshots::of(Arc::clone(pool), of);
         let volume = Volume::open(found, Arc::clone(&self.keyring), served.key);
         let label = snapshot_label(&served.label, snapshot);
-        let export = Export { volume, read_only: true, on_seal: served.on_seal };
-        if let Err(error) = self.nbd.insert(&label, export) {
+        let (on_seal, access) = (served.on_seal, Access::default());
+        let export = Export { volume, snapshots, read_only: true, on_seal, access };
+        if let Err(error) = self.exports.insert(&self.nbd, &label, export) {
             tracing::error!(label, %error, "a snapshot cannot be exported");
         }
     }
 
-    /// Takes back one volume's key and stops serving it. Blocks shortly.
-    pub(crate) fn drop_volume(&self, volume: VolumeId, grant: GrantId, cause: WipeCause) -> WipeReport {
+    /// Writes down what became of a grant. Blocks until that is durable.
+    pub(crate) fn note_grant(&self, grant: &GrantToAdmit, refused: Option<&GrantRefusal>) {
+        let event = if refused.is_none() { "key-taken" } else { "key-refused" };
+        let fields = [
+            ("volume", grant.volume.to_string().into()),
+            ("grant", grant.grant.to_string().into()),
+            ("fence", grant.fence.0.into()),
+            ("why", refused.map(ToString::to_string).into()),
+        ];
+        self.trail.note(event, fields);
+    }
+
+    /// Writes down a grant that the protocol refused: replayed, old, or made for something else. Blocks until that is durable.
+    pub(crate) fn note_refused_grant(&self, volume: VolumeId, grant: GrantId, reason: GrantRefusal) {
+        let fields = [
+            ("volume", volume.to_string().into()),
+            ("grant", grant.to_string().into()),
+            ("why", reason.to_string().into()),
+        ];
+        self.trail.note_refusal("key-refused", fields);
+    }
+
+    /// Takes back one volume's key and stops serving it; `true` where it was held. Blocks shortly, and for no disk:
+    /// [`Self::note_drop`] writes it down.
+    pub(crate) fn drop_volume(
+        &self,
+        volume: VolumeId,
+        grant: GrantId,
+        cause: WipeCause,
+    ) -> (WipeReport, bool) {
         let started = boot_clock::now();
         let mut all = self.served();
         let dropped =
             all.get(&volume).is_some_and(|served| served.grant == grant).then(|| all.remove(&volume));
         let left = all.len();
         drop(all);
+        let was_held = matches!(dropped, Some(Some(_)));
         if let Some(Some(served)) = dropped {
             self.keyring.drop_key(served.key);
             self.stop_serving(volume, &served);
@@ -385,14 +592,28 @@ impl Node {
         let at = boot_clock::now();
         let generation = self.keyring.status().generation;
         let record = WipeRecord { cause, at, generation };
-        WipeReport { record, stages: WipeStages::keys(at.0.saturating_sub(started.0)), more: false }
+        let stages = WipeStages::keys(at.0.saturating_sub(started.0));
+        (WipeReport { record, stages, more: false }, was_held)
     }
 
-    /// Asks the firmware to clear memory after a sudden reset, or takes that back.
-    fn ask_for_memory_overwrite(&self, clear: bool) {
-        let Some(variable) = &self.memory_overwrite else { return };
-        if let Err(error) = variable.request(clear) {
-            tracing::error!(%error, clear, "the firmware's memory-overwrite request could not be changed");
+    /// Writes down that one volume's key was taken back. Blocks until that is durable.
+    pub(crate) fn note_drop(&self, volume: VolumeId, grant: GrantId, cause: WipeCause) {
+        let fields = [
+            ("volume", volume.to_string().into()),
+            ("grant", grant.to_string().into()),
+            ("cause", cause.name().into()),
+        ];
+        self.trail.note("key-dropped", fields);
+    }
+
+    /// Memory is clear: the firmware need not do it. Only after the last stage of the last wipe, and only where no push has
+    /// come in since. Blocks shortly: the variable is a file.
+    pub(crate) fn take_back_overwrite_request(&self, wipe: &Wipe) {
+        let Some(request) = &self.memory_overwrite else { return };
+        let request = lock(request);
+        let is_last = self.wiper.last().is_some_and(|last| last.record == wipe.record);
+        if is_last && self.wiper.stages_of(wipe).reached() == 3 && request.arriving == 0 && self.is_sealed() {
+            request.set(false);
         }
     }
 
@@ -441,16 +662,23 @@ impl Node {
         let wipe_ns = wipe.stages.keys_ns;
         tracing::warn!(%cause, keys = wipe.keys, wipe_ns, volumes = served.len(), "wiped: the node is sealed");
         self.tell(wipe, &ended, true);
-        Leaving { connections, store, ended }
+        let scrubbers = self.pools.iter().map(|open| Arc::clone(&open.scrubber)).collect();
+        Leaving { connections, store, scrubbers, ended }
     }
 
     /// The last word on a wipe: how far it came. Blocks shortly.
     pub(crate) fn after_wipe(&self, wipe: &Wipe, ended: &[GrantId]) {
-        // Only now, and only where no push has come in between.
-        if self.is_sealed() {
-            self.ask_for_memory_overwrite(false);
-        }
         self.tell(wipe, ended, false);
+        let stages = self.wiper.stages_of(wipe);
+        let fields = [
+            ("cause", wipe.record.cause.name().into()),
+            ("at_boot_ns", wipe.record.at.0.into()),
+            ("generation", wipe.record.generation.into()),
+            ("keys", wipe.keys.into()),
+            ("stage", stages.reached().into()),
+            ("wipe_ns", stages.keys_ns.into()),
+        ];
+        self.trail.note("wiped", fields);
     }
 
     fn tell(&self, wipe: &Wipe, ended: &[GrantId], more: bool) {
@@ -465,6 +693,7 @@ impl Node {
 pub(crate) struct Leaving {
     connections: Vec<TaskTracker>,
     store: Option<Arc<Store>>,
+    scrubbers: Vec<Arc<Scrubber>>,
     /// The grants that the wipe ended.
     pub(crate) ended: Vec<GrantId>,
 }
@@ -474,6 +703,9 @@ impl Leaving {
     /// freed is zeroed by the allocator.
     pub(crate) async fn gone(self) {
         let store = self.store.map(|store| tokio::task::spawn_blocking(move || store.close()));
+        // Each lets go as soon as it wakes, and then its thread is wiped, for which the others wait. Its lock may wait for a disk.
+        let woken =
+            tokio::task::spawn_blocking(move || self.scrubbers.iter().for_each(|scrubber| scrubber.wake()));
         for connections in &self.connections {
             connections.wait().await;
         }
@@ -481,16 +713,22 @@ impl Leaving {
             // A panic in there has ended the process.
             let _ = store.await;
         }
+        let _ = woken.await;
     }
 }
 
 /// The volumes of all pools, as the lease machine wants them.
 pub(crate) fn volumes_present(pools: &[OpenPool]) -> Vec<VolumePresent> {
-    let volumes = pools.iter().flat_map(|open| open.pool.volumes());
+    let of_pool = |open: &OpenPool| {
+        let pool_id = open.pool.info().id;
+        open.pool.volumes().into_iter().map(move |info| (pool_id, info))
+    };
+    let volumes = pools.iter().flat_map(of_pool);
     volumes
-        .filter_map(|info| {
+        .filter_map(|(pool_id, info)| {
             Some(VolumePresent {
                 volume: info.id,
+                pool: pool_id,
                 domain: info.domain,
                 epoch: info.epoch,
                 check: info.check,
@@ -499,6 +737,19 @@ pub(crate) fn volumes_present(pools: &[OpenPool]) -> Vec<VolumePresent> {
             })
         })
         .collect()
+}
+
+fn state_verdict(verdict: pool::Verdict) -> StateVerdict {
+    match verdict {
+        pool::Verdict::NotKept => StateVerdict::NotKept,
+        pool::Verdict::First => StateVerdict::First,
+        pool::Verdict::Continues => StateVerdict::Continues,
+        pool::Verdict::Unvouched { batches } => StateVerdict::Unvouched { batches },
+        pool::Verdict::Unconnected => StateVerdict::Unconnected,
+        pool::Verdict::Older => StateVerdict::Older,
+        pool::Verdict::Other => StateVerdict::Other,
+        pool::Verdict::Altered => StateVerdict::Altered,
+    }
 }
 
 fn raise_fence(pool: &Pool, volume: VolumeId, fence: Fence) -> Result<(), GrantRefusal> {

@@ -20,6 +20,9 @@ pub struct Rehearsal {
     events: mpsc::UnboundedReceiver<Event>,
 }
 
+/// How often the second stage's end is looked for.
+const LOOK: std::time::Duration = std::time::Duration::from_micros(20);
+
 /// A wipe that has happened.
 #[derive(Clone, Copy, Debug)]
 pub struct Rehearsed(Wipe);
@@ -52,7 +55,7 @@ impl Rehearsal {
         Ok(Self { wiper: Wiper::start(Arc::clone(keyring), opened.fast, events_in)?, events })
     }
 
-    /// An administrator's wipe, in this thread.
+    /// An administrator's wipe, as the control port orders it.
     pub fn wipe(&self) {
         self.wiper.wipe(WipeCause::Admin);
     }
@@ -86,7 +89,7 @@ impl Rehearsal {
             if stages.threads_ns.is_some() {
                 return stages;
             }
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! A pass takes a share of its own thread's time, so that it makes way when the device is busy, and no more than so many
 //! bytes a second. How far it is stands in a file in the state directory: a pass survives a restart of the node.
+//!
+//! What it verifies is clear in its thread's memory. So a wipe ends its rest (`wake`): it lets go of everything, wipes its thread
+//! (`threads.rs`), and goes on with what needs no key.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,13 +14,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use admin::api::{DamagedSector, ScrubAction, ScrubPass, ScrubPhase, ScrubReport, ScrubStatus, ShownBy};
 use config::ScrubConfig;
-use pool::{Pool, PoolError, Scrub};
-use sealing::{ErrorKind, Presence, Volume};
+use pool::{Change, Pool, PoolError, Scrub};
+use sealing::{ErrorKind, Volume};
 use serde::{Deserialize, Serialize};
-use units::{ByteLen, ByteOffset, SECTOR_BYTES, VolumeId};
+use units::{ByteLen, ByteOffset, Lba, SECTOR_BYTES, SectorCount, VolumeId};
 use zeroize::Zeroizing;
 
-use crate::node::Node;
+use crate::node::{Node, Unsealed};
+use crate::threads::{self, OfItsOwn};
 
 /// Most damaged sectors that a report names; the others are counted, and in the log.
 const NAMED_MAX: usize = 100;
@@ -50,6 +54,20 @@ struct Saved {
     /// The last of them.
     #[serde(default)]
     last: Option<ScrubReport>,
+    /// Damaged sectors of the pass that its first phase found, once that is over: the second may begin more than once.
+    #[serde(default)]
+    compared_damaged: Option<u64>,
+}
+
+impl Saved {
+    /// Forgets what an earlier try of verifying has found and counted.
+    fn begin_verifying(&mut self) {
+        let Some(pass) = &mut self.pass else { return };
+        pass.bytes_verified = 0;
+        pass.damaged_sectors = *self.compared_damaged.get_or_insert(pass.damaged_sectors);
+        // What a key finds has no place on the device.
+        pass.damaged.retain(|damaged| damaged.device_offset.is_some());
+    }
 }
 
 #[derive(Debug)]
@@ -77,6 +95,8 @@ pub(crate) struct Scrubber {
 enum Halt {
     Stopped,
     Restarted,
+    /// The node was wiped: this thread is to be, before it goes on.
+    Wiped,
     NodeGone,
     Failed(PoolError),
 }
@@ -128,6 +148,37 @@ impl Scrubber {
         }
     }
 
+    /// Where on the device damaged sectors were found, by the pass on its way and by the last.
+    pub(crate) fn damaged_places(&self) -> BTreeSet<u64> {
+        let state = self.state();
+        let pass = state.saved.pass.iter().flat_map(|pass| &pass.damaged);
+        let last = state.saved.last.iter().flat_map(|last| &last.damaged);
+        pass.chain(last).filter_map(|damaged| damaged.device_offset).collect()
+    }
+
+    /// The sector there holds again what was written: no report tells of it any more.
+    pub(crate) fn note_healed(&self, device_offset: u64) {
+        let mut state = self.state();
+        let Saved { pass, last, compared_damaged, .. } = &mut state.saved;
+        let forget = |named: &mut Vec<DamagedSector>, counted: &mut u64| {
+            let before = named.len();
+            named.retain(|damaged| damaged.device_offset != Some(device_offset));
+            let healed = u64::try_from(before - named.len()).unwrap_or(0);
+            *counted = counted.saturating_sub(healed);
+            healed
+        };
+        if let Some(pass) = pass {
+            let healed = forget(&mut pass.damaged, &mut pass.damaged_sectors);
+            if let Some(compared) = compared_damaged {
+                *compared = compared.saturating_sub(healed);
+            }
+        }
+        if let Some(last) = last {
+            forget(&mut last.damaged, &mut last.damaged_sectors);
+        }
+        self.save(&state.saved);
+    }
+
     /// When the next pass begins by itself.
     fn next(&self, state: &State) -> Option<u64> {
         let every = u64::from(self.config.every_days) * 86_400;
@@ -149,13 +200,14 @@ impl Scrubber {
     pub(crate) fn start(number: usize, node: &Arc<Node>) -> std::io::Result<()> {
         let node = Arc::downgrade(node);
         std::thread::Builder::new().name(format!("scrub-{number}")).spawn(move || {
+            let _own = OfItsOwn::begin();
             while let Some(scrubber) = wait_for_work(number, &node) {
                 match scrubber.pass(number, &node) {
-                    Ok(()) | Err(Halt::Stopped | Halt::Restarted) => {}
+                    Ok(()) | Err(Halt::Stopped | Halt::Restarted | Halt::Wiped) => {}
                     Err(Halt::NodeGone) => return,
                     Err(Halt::Failed(error)) => {
                         tracing::error!(%error, "scrubbing stopped before its end");
-                        scrubber.rest(AFTER_AN_ERROR);
+                        scrubber.rest(AFTER_AN_ERROR, &node);
                     }
                 }
             }
@@ -163,9 +215,19 @@ impl Scrubber {
         Ok(())
     }
 
-    fn rest(&self, time: Duration) {
+    /// A wipe has happened: whoever rests wakes and looks.
+    pub(crate) fn wake(&self) {
+        // Under the lock, so that nobody is between looking and resting.
+        drop(self.state());
+        self.changed.notify_all();
+    }
+
+    /// Rests until the time is over or somebody wakes it.
+    fn rest(&self, time: Duration, node: &Weak<Node>) {
         let state = self.state();
-        drop(self.changed.wait_timeout(state, time));
+        if wiped_since(node).is_none() {
+            drop(self.changed.wait_timeout(state, time));
+        }
     }
 
     /// One pass, from where it stopped.
@@ -177,6 +239,7 @@ impl Scrubber {
             state.ordered = false;
             if std::mem::take(&mut state.restart) {
                 state.saved.pass = None;
+                state.saved.compared_damaged = None;
             }
             let pass = state.saved.pass.get_or_insert_with(|| ScrubPass {
                 started_unix_s: now(),
@@ -196,6 +259,7 @@ impl Scrubber {
         self.compare(&pool, node)?;
         self.verify(number, node)?;
         let mut state = self.state();
+        state.saved.compared_damaged = None;
         let Some(pass) = state.saved.pass.take() else { return Ok(()) };
         tracing::info!(pool = %info.id, bytes = pass.bytes_done, verified = pass.bytes_verified, damaged = pass.damaged_sectors, "scrubbed");
         state.saved.passes += 1;
@@ -240,18 +304,24 @@ impl Scrubber {
 
     /// What can be decrypted now, with its tags. Begins anew after a restart.
     fn verify(&self, number: usize, node: &Weak<Node>) -> Result<(), Halt> {
+        self.state().saved.begin_verifying();
         let mut throttle = Throttle::new(self, node);
-        throttle.done(ByteLen(0), |pass| pass.bytes_verified = 0)?;
         let mut verified = BTreeSet::new();
         loop {
-            // Volumes come and go meanwhile.
-            let unsealed = node.upgrade().ok_or(Halt::NodeGone)?.unsealed_volumes(number);
-            let Some(volume) = unsealed.into_iter().find(|volume| verified.insert(volume.id())) else {
+            // Volumes and snapshots come and go meanwhile.
+            let unsealed = node.upgrade().ok_or(Halt::NodeGone)?.unsealed(number);
+            let Some(next) = unsealed.into_iter().find(|next| verified.insert(next.volume.id())) else {
                 return Ok(());
             };
-            verify_volume(&volume, &mut throttle)?;
+            verify_sectors(&next, &mut throttle)?;
         }
     }
+}
+
+/// The generation of a wipe that this thread has not been wiped after. Asked under the lock: see [`Scrubber::wake`].
+fn wiped_since(node: &Weak<Node>) -> Option<u64> {
+    let generation = node.upgrade()?.keyring.status().generation;
+    threads::is_late(generation).then_some(generation)
 }
 
 /// Waits until a pass is due, ordered, or was interrupted. `None` when the node is gone.
@@ -259,6 +329,11 @@ fn wait_for_work(number: usize, node: &Weak<Node>) -> Option<Arc<Scrubber>> {
     loop {
         let scrubber = Arc::clone(&node.upgrade()?.pools[number].scrubber);
         let state = scrubber.state();
+        if let Some(generation) = wiped_since(node) {
+            drop(state);
+            threads::visit(generation);
+            continue;
+        }
         let is_due = scrubber.next(&state).is_some_and(|due| due <= now());
         if state.ordered || is_due || (state.saved.pass.is_some() && !state.saved.stopped) {
             drop(state);
@@ -268,18 +343,21 @@ fn wait_for_work(number: usize, node: &Weak<Node>) -> Option<Arc<Scrubber>> {
     }
 }
 
-/// Reads what there is of a volume; what is not what was written is counted, sector by sector.
-fn verify_volume(volume: &Volume, throttle: &mut Throttle<'_>) -> Result<(), Halt> {
+/// Reads what there is of a volume, or of a snapshot what the one after it does not show as well; what is not what was
+/// written is counted, sector by sector.
+fn verify_sectors(unsealed: &Unsealed, throttle: &mut Throttle<'_>) -> Result<(), Halt> {
+    let Unsealed { volume, sealed, newer } = unsealed;
     let mut clear = Zeroizing::new(vec![0; usize::try_from(KEYED_READ).unwrap_or_default()]);
     let mut at = 0;
     // It may be resized meanwhile.
     while at < volume.len().0 {
         let len = KEYED_MAP.min(volume.len().0 - at);
         // Sealed again, or deleted: the next pass has its turn.
-        let Ok(map) = volume.status(ByteOffset(at), ByteLen(len)) else { return Ok(()) };
-        for (run, presence) in map {
-            let end = at + run.0;
-            while presence == Presence::Data && at < end {
+        let (first, count) = (Lba(at / SECTOR_BYTES as u64), SectorCount(len / SECTOR_BYTES as u64));
+        let Ok(map) = sealed.changes_since(newer.as_deref(), first, count) else { return Ok(()) };
+        for (run, change) in map {
+            let end = at + run.0 * SECTOR_BYTES as u64;
+            while change == Change::Written && at < end {
                 let part = &mut clear[..usize::try_from(KEYED_READ.min(end - at)).unwrap_or_default()];
                 let mut damaged = Vec::new();
                 match volume.verify(ByteOffset(at), part) {
@@ -392,6 +470,9 @@ impl<'a> Throttle<'a> {
             }
             if self.node.strong_count() == 0 {
                 return Err(Halt::NodeGone);
+            }
+            if wiped_since(self.node).is_some() {
+                return Err(Halt::Wiped);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -10,17 +10,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use config::{
-    ApcupsdConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig, KernelEventConfig,
-    LineBias, LineLevel, LogindConfig, NutConfig, PowerSupplyConfig, Reaction, ReactionKind, SourcesConfig,
-    WatchdogConfig,
+    ApcupsdConfig, BmcConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig,
+    KernelEventConfig, LineBias, LineLevel, LogindConfig, NutConfig, PowerSupplyConfig, Reaction,
+    ReactionKind, SourcesConfig, WatchdogConfig,
 };
 use keyring::Keyring;
 use lease::message::WipeCause;
 use sandbox::{Access, FileRules};
 use sources::{
-    Action, ActiveLevel, Apcupsd, ApcupsdSpec, Bias, Chassis, ClockWatch, Condition, Fast, Gate, GpioLine,
-    KernelEvents, LineSpec, Logind, Monitor, Nut, NutLogin, NutSpec, Pattern, Policy, PowerButton, Slow,
-    SourceError, SourceState, Stop, SupplyEvents, SupplyFiles, Vital, Watchdog,
+    Action, ActiveLevel, Apcupsd, ApcupsdSpec, Bias, Bmc, Chassis, ClockWatch, Condition, Fast, Gate,
+    GpioLine, KernelEvents, LineSpec, Logind, Monitor, Nut, NutLogin, NutSpec, Pattern, Policy, PowerButton,
+    Slow, SourceError, SourceState, Stop, SupplyEvents, SupplyFiles, Vital, Watchdog,
 };
 use units::BootInstant;
 
@@ -43,9 +43,9 @@ pub(crate) struct Asked {
     reach: Reach,
 }
 
-/// What a source's thread may reach once it is confined.
+/// What a thread that dials or asks may reach once it is confined.
 #[derive(Clone, Debug, Default)]
-struct Reach {
+pub(crate) struct Reach {
     files: Vec<PathBuf>,
     port: Option<u16>,
 }
@@ -67,13 +67,13 @@ impl Reach {
     }
 
     /// A server by its `host:port`.
-    fn server(server: &str) -> Self {
+    pub(crate) fn server(server: &str) -> Self {
         let port = server.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
         Self { files: NAME_FILES.map(PathBuf::from).to_vec(), port }
     }
 
     /// Gives up in this thread what the source does not need.
-    fn confine(self) -> anyhow::Result<()> {
+    pub(crate) fn confine(self) -> anyhow::Result<()> {
         sandbox::drop_capabilities()?;
         // What is not there now cannot be allowed; the source then says that it cannot read it.
         let there = self.files.into_iter().filter(|file| file.exists());
@@ -129,6 +129,7 @@ impl Sources {
         let mut sources = Self::default();
         config.gpio.iter().for_each(|gpio| sources.add_gpio(gpio));
         config.button.iter().for_each(|button| sources.add_button(button));
+        config.bmc.iter().for_each(|bmc| sources.add_bmc(bmc));
         config.kernel_event.iter().for_each(|event| sources.add_kernel_event(event));
         config.power_supply.iter().for_each(|supply| sources.add_power_supply(supply));
         config.nut.iter().for_each(|nut| sources.add_nut(nut));
@@ -174,6 +175,18 @@ impl Sources {
             } else {
                 PowerButton::open(&button.device).map(boxed)
             }
+        });
+    }
+
+    fn add_bmc(&mut self, bmc: &BmcConfig) {
+        let policies = [
+            (Condition::BmcPower, policy(&bmc.on_power)),
+            (Condition::Intrusion, policy(&bmc.on_intrusion)),
+            (Condition::Lost, policy(&bmc.on_lost)),
+        ];
+        let open = if bmc.recorded { Bmc::recorded } else { Bmc::open };
+        self.add_fast(Monitor::new("bmc", "bmc", bmc.recorded, &policies), |_| {
+            open(&bmc.device, bmc.single_supply).map(boxed)
         });
     }
 

@@ -23,9 +23,9 @@ use lease::node::{NodeLease, NodeParams};
 use locked_memory::Policy;
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::NbdServer;
-use pool::Pool;
+use pool::{DamageHook, Pool};
 use prometheus_client::registry::Registry;
-use s3_server::S3Server;
+use s3_server::{Rates, S3Options, S3Server, Webhook};
 use sandbox::{Access, Enforcement, FileRules};
 use sources::{Action, SourceState, Stop};
 use tokio::net::{TcpListener, UnixListener};
@@ -35,15 +35,21 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use units::BootId;
 
+use crate::attestor::Attestor;
 use crate::control::Handle;
+use crate::damage::{Findings, findings};
+use crate::exports::{self, ExportAccess, Porter, Refusals};
 use crate::hygiene_watch::HygieneWatch;
-use crate::listeners::{Listeners, Ready};
+use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::retention::Retention;
+use crate::schedule::Schedules;
 use crate::scrub::Scrubber;
 use crate::sources::{Feeder, Sources};
+use crate::trail::NodeTrail;
 use crate::wiper::{Event, Notice, Wipe, Wiper};
-use crate::{boot_clock, key_port};
+use crate::{attestor, boot_clock, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,8 +57,14 @@ const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The third stage of a wipe is over by then, or reported as not reached.
 const MEMORY_CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A TPM extends a register within this.
+const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What clients wrote and never flushed is made durable after this long, as an operating system's write-back would.
 const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What was not what it claimed to be is in the trail after this long.
+const FORGERIES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What little waits for its place in a pool at rest is put there after this long.
 const TENDING_PATIENCE: Duration = Duration::from_secs(1);
@@ -62,6 +74,9 @@ const TENDING_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Prepared {
     config: NodeConfig,
     node: Arc<Node>,
+    /// Speaks with the TPM once it runs.
+    tpm: Option<attestor::Worker>,
+    findings: Findings,
     events: mpsc::UnboundedReceiver<Event>,
     stop_sources: Arc<Stop>,
     /// Disarms the watchdog when the node ends in order, or could not begin.
@@ -71,11 +86,15 @@ pub struct Prepared {
     heads: Heads,
     registry: Registry,
     metrics: NodeMetrics,
+    refusals: Refusals,
+    /// Each has its thread, and nobody sends anything yet.
+    webhooks: Vec<Webhook>,
 }
 
-/// Takes everything that can be refused: memory for keys, pools, certificates, ports. Starts the wiper's thread and those of
+/// Takes everything that can be refused: memory for keys, pools, certificates, ports, those of which that the service manager
+/// has bound from `passed`. Starts the wiper's thread and those of
 /// the sources of triggers; each confines itself.
-pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
+pub fn prepare(config: NodeConfig, passed: Passed) -> anyhow::Result<Prepared> {
     boot_clock::check().context("this kernel has no CLOCK_BOOTTIME; Nightlatch needs Linux 5.14 or later")?;
     prepare_state_dir(&config.state_dir)?;
     crate::wiper::allow_priorities();
@@ -90,10 +109,16 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     let hygiene_watch = HygieneWatch::new(&config.sources.hygiene.root, live);
     let Hearing { wiper, sources, stop: stop_sources } =
         start_hearing(&config, &keyring, &hygiene_watch, events_in)?;
-    let pools = open_pools(&config)?;
+    let (on_damage, findings) = findings();
+    let pools = open_pools(&config, &on_damage)?;
     let heads = Heads::from_config(&config)?;
-    let lease = open_lease(&config, &pools)?;
-    let listeners = Listeners::bind(&config)?;
+    let identity = open_identity(&config)?;
+    let trail = NodeTrail::open(&config.state_dir, config.node_id, boot_id()?, Arc::clone(&identity) as _)
+        .context("the node's audit trail cannot be opened")?;
+    let lease = open_lease(&config, &pools, identity)?;
+    let boot = boot_id()?;
+    let (attestor, tpm) = config.tpm.as_ref().map(|tpm| Attestor::open(tpm, &config.state_dir, boot)).unzip();
+    let listeners = Listeners::open(&config, passed)?;
     let ready = listeners.ready().context("the bound addresses could not be read")?;
 
     let watchdog = config.watchdog.as_ref().map(crate::sources::watchdog_monitor);
@@ -101,19 +126,24 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
     sources.extend(watchdog.iter().map(|monitor| Arc::clone(monitor.state())));
 
     let mut registry = Registry::default();
-    let nbd = NbdServer::new(nbd_server::Limits::default());
-    let region = config.listen.s3_region.clone();
-    let s3 = match config.listen.s3_signature_v2 {
-        true => S3Server::with_signature_v2(region),
-        false => S3Server::new(region),
-    };
+    let (porter, refusals) = Porter::new(config.tls.trust_domain.clone());
+    let nbd = NbdServer::with_doorkeeper(nbd_server::Limits::default(), porter);
+    let volumes = pools
+        .iter()
+        .flat_map(|open| open.pool.volumes())
+        .filter(|volume| !volume.replica && volume.kind == pool::VolumeKind::Block);
+    let volumes: Vec<_> = volumes.map(|volume| volume.id).collect();
+    let exports =
+        ExportAccess::open(&config.state_dir, &volumes).context("who may use which disk is not known")?;
+    let s3 = open_s3(&config)?;
+    let webhooks = crate::webhooks::open(&config.s3.webhooks)?;
     nbd.register(&mut registry);
     s3.register(&mut registry);
     let metrics = NodeMetrics::register(&mut registry, wiper.times());
     let parts = Parts {
         id: config.node_id,
         name: config.name.to_string(),
-        boot: boot_id()?,
+        boot,
         listening: ready.listening(&config),
         keyholder_key_file: config.keyholder_key_file(),
         keyring,
@@ -125,7 +155,12 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
         lease,
         pools,
         nbd,
+        exports,
         s3,
+        trail,
+        attestor,
+        retention: Retention::open(&config.state_dir),
+        schedules: Schedules::open(&config.state_dir).context("which snapshots are due is not known")?,
     };
     let node = Node::new(parts);
     let armed = config.watchdog.as_ref().zip(watchdog);
@@ -133,7 +168,22 @@ pub fn prepare(config: NodeConfig) -> anyhow::Result<Prepared> {
         .map(|(config, monitor)| crate::sources::start_watchdog(config, monitor, &node.wiper))
         .transpose()
         .context("the watchdog's thread could not be started")?;
-    Ok(Prepared { config, node, events, stop_sources, feeder, listeners, ready, heads, registry, metrics })
+    Ok(Prepared {
+        config,
+        node,
+        tpm,
+        findings,
+        events,
+        stop_sources,
+        feeder,
+        listeners,
+        ready,
+        heads,
+        registry,
+        metrics,
+        refusals,
+        webhooks,
+    })
 }
 
 impl Prepared {
@@ -169,15 +219,25 @@ impl Prepared {
 
     /// Serves until the node is told to stop.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, node, events, stop_sources, feeder, listeners, ready, heads, registry, metrics } =
-            self;
+        let Self { config, node, tpm, findings, events, stop_sources, feeder, .. } = self;
+        let Self { listeners, ready, heads, registry, metrics, refusals, webhooks, .. } = self;
         let stop = CancellationToken::new();
+        tpm.map_or(Ok(()), attestor::Worker::start).context("the TPM's thread could not be started")?;
+        tokio::spawn(
+            stop.clone().run_until_cancelled_owned(exports::keep_account(Arc::clone(&node), refusals)),
+        );
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
+        for webhook in webhooks {
+            let s3 = node.s3.clone();
+            tokio::spawn(async move { s3.keep_webhook(webhook).await });
+        }
         start_tending(&node).context("the thread that tends a pool could not be started")?;
         (0..node.pools.len())
             .try_for_each(|number| Scrubber::start(number, &node))
             .context("the thread that scrubs a pool could not be started")?;
+        Schedules::start(&node).context("the thread that takes snapshots could not be started")?;
+        findings.start(&node).context("the thread that writes down damage could not be started")?;
         announce(&ready, &config)?;
         keep_running(&node, events, Duration::from_secs(config.drain_s)).await;
         tracing::info!("stopped");
@@ -247,6 +307,22 @@ fn prepare_state_dir(dir: &Path) -> anyhow::Result<()> {
     })
 }
 
+fn open_s3(config: &NodeConfig) -> anyhow::Result<S3Server> {
+    S3Server::with_options(S3Options {
+        region: config.listen.s3_region.clone(),
+        signature_v2: config.listen.s3_signature_v2,
+        domains: config.s3.domains.clone(),
+        rates: Rates {
+            per_address: config.s3.requests_per_address,
+            per_key: config.s3.requests_per_key,
+            operations: config.s3.requests_per_operation.clone(),
+        },
+        connections_per_address: config.s3.connections_per_address,
+        webhooks: config.s3.webhooks.iter().map(|webhook| webhook.name.clone()).collect(),
+    })
+    .context("the [s3] table of the configuration cannot be used")
+}
+
 fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     let policy = if config.allow_mlock { Policy::AllowMlock } else { Policy::RequireMemfdSecret };
     locked_memory::check_budget(keyring::LOCKED_BYTES).context("no memory for keys")?;
@@ -258,7 +334,7 @@ fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     Ok(keyring)
 }
 
-fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
+fn open_pools(config: &NodeConfig, on_damage: &DamageHook) -> anyhow::Result<Vec<OpenPool>> {
     config
         .pools
         .iter()
@@ -268,7 +344,9 @@ fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
                 FileDevice::open(&pool.path, OpenOptions::default())
                     .with_context(|| format!("pool {path} cannot be opened"))?,
             );
-            let pool = Pool::open(device).with_context(|| format!("pool {path} cannot be opened"))?;
+            let options =
+                pool::OpenOptions { on_damage: Some(Arc::clone(on_damage)), ..pool::OpenOptions::default() };
+            let pool = Pool::open_with(device, options).with_context(|| format!("pool {path} cannot be opened"))?;
             let info = pool.info();
             if let Some(repaired) = &info.repaired {
                 let sector = repaired.sector;
@@ -281,17 +359,25 @@ fn open_pools(config: &NodeConfig) -> anyhow::Result<Vec<OpenPool>> {
         .collect()
 }
 
-fn open_lease(config: &NodeConfig, pools: &[OpenPool]) -> anyhow::Result<NodeLease> {
+fn open_identity(config: &NodeConfig) -> anyhow::Result<Arc<LocalSigner>> {
     let identity = NodeKey::load(&config.identity_key_file())?;
     // What a security officer compares before approving the node.
     let fingerprint = lease::KeyFingerprint::of(&identity.public());
     tracing::info!(node = %config.node_id, name = %config.name, %fingerprint, "this node's identity key");
+    Ok(Arc::new(LocalSigner::from_seed(identity.signing_key().as_bytes())))
+}
+
+fn open_lease(
+    config: &NodeConfig,
+    pools: &[OpenPool],
+    identity: Arc<LocalSigner>,
+) -> anyhow::Result<NodeLease> {
     let limits = LeaseLimits { max_ms: config.lease_ms_max, ..LeaseLimits::PROTOCOL };
     let mut lease = NodeLease::new(NodeParams {
         node: config.node_id,
         boot: boot_id()?,
         image: None,
-        identity: Arc::new(LocalSigner::from_seed(identity.signing_key().as_bytes())),
+        identity,
         limits,
         pin: None,
     });
@@ -326,7 +412,7 @@ impl Heads {
         let (credentials, trust, servers) = (tls.credentials()?, tls.trust()?, tls.server_credentials()?);
         let listen = &config.listen;
         let nbd = (listen.nbd.is_some() && !listen.nbd_plain)
-            .then(|| identity::nbd_server(&servers, &trust))
+            .then(|| identity::nbd_server(&servers, &trust, tls.nbd_min))
             .transpose()?;
         let floor: TlsFloor = tls.s3_min;
         let s3 = (listen.s3.is_some() && !listen.s3_plain)
@@ -353,6 +439,7 @@ fn serve(
     let mut servers = JoinSet::new();
     let control = Arc::new(Handle(Arc::clone(node)));
     servers.spawn(write_back(Arc::clone(node), stop.clone()));
+    servers.spawn(note_forgeries(Arc::clone(node), stop.clone()));
     let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
     servers.spawn(key_port::serve(
         Arc::clone(node),
@@ -383,10 +470,12 @@ fn serve(
         servers.spawn(async move { nbd.serve_unix(listener, None).await });
     }
     if let Some(listener) = listeners.s3.map(TcpListener::from_std).transpose()? {
-        let (s3, lifecycles) = (node.s3.clone(), node.s3.clone());
+        let (s3, lifecycles, logs) = (node.s3.clone(), node.s3.clone(), node.s3.clone());
         servers.spawn(async move { s3.serve(listener, heads.s3).await });
         let day = Duration::from_secs(config.listen.s3_day_s.max(1));
         servers.spawn(async move { lifecycles.keep_lifecycles(day).await });
+        let interval = Duration::from_secs(config.s3.access_log_s);
+        servers.spawn(async move { logs.keep_access_logs(interval).await });
     }
     Ok(servers)
 }
@@ -411,7 +500,11 @@ async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Even
                 Some(Event::Stop) | None => break,
             },
             () = tick(&mut watchdog) => {
-                let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+                // A node whose wiper hangs is as good as dead: the service manager ends it.
+                let wiper = Arc::clone(&node.wiper);
+                if tokio::task::spawn_blocking(move || wiper.answers()).await.unwrap_or(false) {
+                    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+                }
             }
         }
     }
@@ -451,6 +544,8 @@ fn on_fired(node: &Arc<Node>, notice: &Notice) {
 
 /// Carries a wipe through its third stage, and tells the sessions how far it came.
 async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
+    // Before anybody can begin a session in which the TPM says that there was none.
+    let measured = node.attestor.as_ref().map(|attestor| attestor.measure(wipe.record));
     let leaving = node.seal(&wipe);
     let ended = leaving.ended.clone();
     let worker = Arc::clone(node);
@@ -458,6 +553,7 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
         tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
         crate::threads::wipe_all(wipe.record.generation).await;
         worker.wiper.on_memory_clear(&wipe);
+        let _ = tokio::task::spawn_blocking(move || worker.take_back_overwrite_request(&wipe)).await;
     });
     // It goes on where it takes longer: status tells when it is done.
     if tokio::time::timeout(MEMORY_CLEAR_TIMEOUT, clearing).await.is_err() {
@@ -466,8 +562,14 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
         );
     }
     let node = Arc::clone(node);
-    // The firmware's variable is a file.
+    // The trail is a file.
     let _ = tokio::task::spawn_blocking(move || node.after_wipe(&wipe, &ended)).await;
+    // A program that ends takes what it has not measured with it.
+    if let Some(measured) = measured
+        && tokio::time::timeout(MEASUREMENT_TIMEOUT, measured).await.is_err()
+    {
+        tracing::warn!("the TPM takes long over measuring the wipe; until it has, it attests nothing");
+    }
 }
 
 async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {
@@ -511,6 +613,28 @@ fn start_tending(node: &Node) -> std::io::Result<()> {
 async fn write_back(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(WRITE_BACK_INTERVAL)).await.is_some() {
         flush_pools(&node).await;
+    }
+}
+
+/// Writes down what sources refused. They only count it: nothing of a source's thread waits for a disk.
+async fn note_forgeries(node: Arc<Node>, stop: CancellationToken) {
+    let mut noted = vec![0; node.sources.len()];
+    while stop.run_until_cancelled(tokio::time::sleep(FORGERIES_INTERVAL)).await.is_some() {
+        for (source, noted) in node.sources.iter().zip(&mut noted) {
+            let refused = source.refused();
+            let more = refused - *noted;
+            if more == 0 {
+                continue;
+            }
+            *noted = refused;
+            let (node, source) = (Arc::clone(&node), source.name().to_owned());
+            let note = move || {
+                let fields = [("source", source.into()), ("messages", more.into())];
+                node.trail.note_refusal("source-refused", fields);
+            };
+            // A panic in there has ended the process.
+            let _ = tokio::task::spawn_blocking(note).await;
+        }
     }
 }
 

@@ -1,13 +1,15 @@
-//! The runtime's threads: clients' data passes through all of them, and the third stage of a wipe ends with a wipe of each.
+//! The threads that clients' data passes through, the runtime's and those that scrub: the third stage of a wipe ends with a wipe
+//! of each.
 //!
 //! What they worked with stays on their stacks and in their registers, while they wait for the next connection: parts of an
 //! object, a signing key, a TLS session's round keys. The allocator's zeros do not reach it.
 //!
 //! Invariants:
-//! - Every thread of the runtime notes the generation that it was wiped at. One that begins has nothing of the thread that
+//! - Every such thread notes the generation that it was wiped at. One that begins has nothing of the thread that
 //!   started it; one that ends wipes itself first.
 //! - A runtime gives work to whichever thread it likes. So each that has come waits for the others, shortly, and the next
 //!   piece of work finds one that has not.
+//! - A thread of its own comes by itself: it looks whether it is [`is_late`] while it holds the lock under which it is woken.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +24,7 @@ const COMPANY_WAIT: Duration = Duration::from_millis(5);
 /// Time between two calls to those that have not come.
 const CALL_EVERY: Duration = Duration::from_millis(1);
 
-/// The generation that each thread of the runtime was last wiped at.
+/// The generation that each thread was last wiped at.
 static THREADS: Mutex<Vec<Arc<AtomicU64>>> = Mutex::new(Vec::new());
 
 /// A thread has been wiped.
@@ -66,13 +68,35 @@ fn end() {
     WIPED.notify_all();
 }
 
+/// A thread of its own that clients' data passes through, from here on until this is dropped at its end.
+#[derive(Debug)]
+pub(crate) struct OfItsOwn(());
+
+impl OfItsOwn {
+    pub(crate) fn begin() -> Self {
+        begin();
+        Self(())
+    }
+}
+
+impl Drop for OfItsOwn {
+    fn drop(&mut self) {
+        end();
+    }
+}
+
+/// Whether this thread has not been wiped since `generation`.
+pub(crate) fn is_late(generation: u64) -> bool {
+    MINE.with(|mine| mine.get().is_some_and(|mine| mine.load(Ordering::SeqCst) < generation))
+}
+
 /// Threads that have not been wiped since `generation`.
 fn late(threads: &[Arc<AtomicU64>], generation: u64) -> usize {
     threads.iter().filter(|noted| noted.load(Ordering::SeqCst) < generation).count()
 }
 
 /// Wipes this thread, then keeps it busy for a moment, so that the runtime turns to another.
-fn visit(generation: u64) {
+pub(crate) fn visit(generation: u64) {
     thread_wipe::this_thread();
     let threads = threads();
     MINE.with(|mine| {
@@ -84,14 +108,15 @@ fn visit(generation: u64) {
     drop(WIPED.wait_timeout_while(threads, COMPANY_WAIT, |threads| late(threads, generation) > 0));
 }
 
-/// Wipes every thread of this runtime, its blocking ones too. Returns once all are: one that is held up by a device is waited
-/// for.
+/// Wipes every thread of this runtime, its blocking ones too, and waits for those of their own. Returns once all are wiped: one
+/// that is held up by a device is waited for.
 pub(crate) async fn wipe_all(generation: u64) {
     loop {
         let late = late(&threads(), generation);
         if late == 0 {
             return;
         }
+        // Some of them may be threads of their own, which come by themselves.
         for _ in 0..late {
             drop(tokio::spawn(async move { visit(generation) }));
             drop(tokio::task::spawn_blocking(move || visit(generation)));
@@ -134,5 +159,30 @@ mod tests {
         assert_eq!(late(&threads(), 1), 0);
         drop(runtime);
         assert_eq!(threads().len(), 0, "threads that have ended are forgotten");
+        a_thread_of_its_own_is_waited_for_until_it_has_come();
+    }
+
+    /// Part of the test above: all tests of this process share the list.
+    fn a_thread_of_its_own_is_waited_for_until_it_has_come() {
+        let (go_on, may_go_on) = channel::<()>();
+        let (began, has_begun) = channel();
+        let thread = std::thread::spawn(move || {
+            let _own = OfItsOwn::begin();
+            began.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            assert!(is_late(2));
+            visit(2);
+            assert!(!is_late(2) && is_late(3));
+        });
+        has_begun.recv().unwrap();
+        let runtime = runtime().unwrap();
+        let wiping = runtime.spawn(wipe_all(2));
+        std::thread::sleep(COMPANY_WAIT * 4);
+        assert!(!wiping.is_finished(), "it has not come");
+        go_on.send(()).unwrap();
+        runtime.block_on(wiping).unwrap();
+        thread.join().unwrap();
+        drop(runtime);
+        assert_eq!(threads().len(), 0);
     }
 }

@@ -1,10 +1,13 @@
-//! Snapshots on their way between nodes: what the administrative port asks of the pools.
+//! Ciphertext on its way between nodes, snapshots and single sectors: what the administrative port asks of the pools.
+
+use std::sync::atomic::Ordering;
 
 use admin::{ControlError, ErrorKind, api};
-use pool::{Manifest, PoolError};
-use units::{ByteLen, Lba, SectorCount, VolumeId};
+use device::SectorRecord;
+use pool::{Manifest, PoolError, PoolErrorKind};
+use units::{ByteLen, ByteOffset, Lba, PoolId, SectorCount, VolumeId};
 
-use crate::control::{pool_error, snapshot_status, unknown_volume};
+use crate::control::{pool_error, unknown_volume};
 use crate::node::{Node, OpenPool};
 
 fn refused(error: &PoolError) -> ControlError {
@@ -65,7 +68,69 @@ fn from_json(manifest: &api::SnapshotManifest) -> Result<Manifest, ControlError>
     })
 }
 
+fn record_in_json(record: &SectorRecord) -> api::SectorRecord {
+    let SectorRecord { sequence, checksum, tag } = *record;
+    api::SectorRecord { sequence, checksum, tag: hex::encode(tag) }
+}
+
+fn record_from_json(record: &api::SectorRecord) -> Result<SectorRecord, ControlError> {
+    let mut tag = [0; 16];
+    hex::decode_to_slice(&record.tag, &mut tag).map_err(|_| {
+        let message = "the record's tag is not 32 hexadecimal digits";
+        ControlError::new(ErrorKind::Invalid, message, "send the record as the other node gave it")
+    })?;
+    Ok(SectorRecord { sequence: record.sequence, checksum: record.checksum, tag })
+}
+
 impl Node {
+    /// What the last scrub, or the one on its way, found damaged and another node may have.
+    pub(crate) fn wanted_sectors(&self, pool: PoolId) -> Result<Vec<api::WantedSector>, ControlError> {
+        let open = self.pool_or_refuse(pool)?;
+        let mut wanted = Vec::new();
+        for at in open.scrubber.damaged_places() {
+            let found = open.pool.wanted(ByteOffset(at)).map_err(|error| pool_error(&error))?;
+            wanted.extend(found.map(|found| {
+                api::WantedSector {
+                    device_offset: at,
+                    volumes: found
+                        .volumes
+                        .iter()
+                        .map(|(volume, sector)| api::ShownBy { volume: *volume, sector: sector.0 })
+                        .collect(),
+                    record: record_in_json(&found.record),
+                }
+            }));
+        }
+        Ok(wanted)
+    }
+
+    pub(crate) fn find_sector(&self, request: &api::FindSector) -> Result<Vec<u8>, ControlError> {
+        let record = record_from_json(&request.record)?;
+        for open in &self.pools {
+            let found = open.pool.find_sector(request.volume, Lba(request.sector), &record);
+            if let Some(found) = found.map_err(|error| pool_error(&error))? {
+                return Ok(found.as_bytes().to_vec());
+            }
+        }
+        let message = "no volume or snapshot on this node holds what the sector's record says";
+        Err(ControlError::new(ErrorKind::NotFound, message, "ask another node, or restore it from a backup"))
+    }
+
+    pub(crate) fn heal_sector(
+        &self,
+        pool: PoolId,
+        device_offset: u64,
+        ciphertext: &[u8],
+    ) -> Result<api::Healed, ControlError> {
+        let open = self.pool_or_refuse(pool)?;
+        let healed =
+            open.pool.heal(ByteOffset(device_offset), ciphertext).map_err(|error| pool_error(&error))?;
+        if healed {
+            open.scrubber.note_healed(device_offset);
+        }
+        Ok(api::Healed { healed })
+    }
+
     pub(crate) fn snapshot_manifest(
         &self,
         snapshot: VolumeId,
@@ -110,7 +175,11 @@ impl Node {
         portion: &[u8],
     ) -> Result<api::Received, ControlError> {
         let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
-        let next = open.pool.receive(volume, snapshot, portion).map_err(|error| refused(&error))?;
+        let received = open.pool.receive(volume, snapshot, portion);
+        if received.as_ref().is_err_and(|error| error.kind() == PoolErrorKind::NoSpace) {
+            self.refused_full.fetch_add(1, Ordering::Relaxed);
+        }
+        let next = received.map_err(|error| refused(&error))?;
         Ok(api::Received { next_sector: next.0 })
     }
 
@@ -122,7 +191,8 @@ impl Node {
         let (open, _) = self.find_volume(manifest.volume).ok_or_else(|| unknown_volume(manifest.volume))?;
         let info = open.pool.end_receiving(&manifest).map_err(|error| refused(&error))?;
         tracing::info!(volume = %manifest.volume, snapshot = %info.id, "a snapshot has arrived");
-        Ok(snapshot_status(open.pool.info().id, &info, open.pool.usage().of.get(&info.id).copied()))
+        self.schedules.wake();
+        Ok(self.snapshot_status(open.pool.info().id, &info, open.pool.usage().of.get(&info.id).copied()))
     }
 
     pub(crate) fn promote(&self, volume: VolumeId) -> Result<api::Promoted, ControlError> {

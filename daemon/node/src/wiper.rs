@@ -2,8 +2,8 @@
 //!
 //! One thread waits on a signal descriptor, on two CLOCK_BOOTTIME timers (the lease's deadline and the end of a drain) and
 //! on every fast source of triggers, and wipes in place: no executor, no allocation and no lock stands between the event
-//! and the zeroed arena. Whoever else has to wipe (a slow source, a revoke, a lockdown, an administrator) calls
-//! [`Wiper::wipe`] in its own thread, which is as direct.
+//! and the zeroed arena. Whoever else has to wipe (a slow source, a revoke, a lockdown, an administrator) orders it from
+//! this thread, which runs before all normal ones, by [`Wiper::wipe`].
 //!
 //! Invariants:
 //! - The keys are gone before anyone is told. What follows a wipe (closing heads, dropping caches, saving the cause)
@@ -11,12 +11,13 @@
 //! - Every signal the node reacts to is blocked in every thread, so no handler ever runs and no signal frame can hold
 //!   a cipher thread's registers. [`block_signals`] must run before any thread is started.
 //! - The timer is a second enforcement: each use of a key checks the deadline by itself.
+//! - An order that this thread does not carry out at once is carried out by whoever gave it.
 //! - A drain that a source began ends in a wipe at its time, by this thread's timer, whatever the executor does. The
 //!   earliest end of several holds; a wipe for another reason ends them all.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -47,13 +48,20 @@ const PRIORITY: u8 = 10;
 /// How long the thread may take to show that it lives: it runs before all others.
 const ANSWER_MS: u16 = 1_000;
 
+/// How long whoever orders a wipe waits for the thread: some hundred times what it takes.
+const ORDER_PATIENCE: Duration = Duration::from_millis(1);
+
+/// How long for a wipe that it has taken up, on a machine that stands still.
+const WIPE_PATIENCE: Duration = Duration::from_millis(20);
+
 /// What a descriptor of the wait is, before the sources' own numbers.
 mod token {
     pub(super) const SIGNALS: u64 = 0;
     pub(super) const DEADLINE: u64 = 1;
     pub(super) const DRAIN: u64 = 2;
     pub(super) const QUESTION: u64 = 3;
-    pub(super) const SOURCES: u64 = 4;
+    pub(super) const ORDERS: u64 = 4;
+    pub(super) const SOURCES: u64 = 5;
 }
 
 /// What the rest of the node has to know of, in the order it happened.
@@ -98,12 +106,16 @@ pub(crate) struct Wiper {
     /// Somebody asks whether the thread lives, and its answer.
     question: EventFd,
     answer: EventFd,
-    /// When the drain that was begun ends, CLOCK_BOOTTIME in nanoseconds; the end of time where there is none.
-    drain_end: AtomicU64,
-    /// Its cause, by its place in [`WipeCause::ALL`].
-    drain_cause: AtomicUsize,
+    /// One asker at a time.
+    asking: Mutex<()>,
+    /// Somebody orders a wipe; for which causes, as bits by their places in [`WipeCause::ALL`].
+    order: EventFd,
+    ordered: AtomicU64,
+    /// The drain that was begun, as [`Drain`] packs it.
+    drain: AtomicU64,
     events: mpsc::UnboundedSender<Event>,
     last: Mutex<Option<Wipe>>,
+    wiped: Condvar,
     watching: AtomicBool,
     /// To the thread of the second stage.
     second_stage: std::sync::mpsc::Sender<Wipe>,
@@ -111,6 +123,38 @@ pub(crate) struct Wiper {
     threads_clear: watch::Sender<u64>,
     times: StageTimes,
 }
+
+/// When a drain ends and why, in one word: the earlier of two is the smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Drain {
+    /// CLOCK_BOOTTIME in nanoseconds, a quarter of a microsecond early at most.
+    end: u64,
+    cause: WipeCause,
+}
+
+impl Drain {
+    /// None stands.
+    const NONE: u64 = u64::MAX;
+
+    fn pack(end: u64, cause: WipeCause) -> u64 {
+        // The end of time is none.
+        (end.min(Self::NONE - 0x100) & !0xff) | place(cause)
+    }
+
+    fn unpack(word: u64) -> Option<Self> {
+        let at = usize::try_from(word & 0xff).ok()?;
+        let cause = WipeCause::ALL.get(at).copied()?;
+        Some(Self { end: word & !0xff, cause })
+    }
+}
+
+/// A cause's place in [`WipeCause::ALL`].
+fn place(cause: WipeCause) -> u64 {
+    WipeCause::ALL.iter().zip(0..).find(|(known, _)| **known == cause).map_or(0, |(_, place)| place)
+}
+
+// Places are bits of a word, and the last byte of a drain's is none of them.
+const _: () = assert!(WipeCause::ALL.len() < 64);
 
 impl Wipe {
     fn nanos_so_far(&self) -> u64 {
@@ -156,10 +200,13 @@ impl Wiper {
             drain_timer: timer()?,
             question: EventFd::from_value_and_flags(0, flags)?,
             answer: EventFd::from_value_and_flags(0, flags)?,
-            drain_end: AtomicU64::new(u64::MAX),
-            drain_cause: AtomicUsize::new(0),
+            asking: Mutex::new(()),
+            order: EventFd::from_value_and_flags(0, flags)?,
+            ordered: AtomicU64::new(0),
+            drain: AtomicU64::new(Drain::NONE),
             events,
             last: Mutex::new(None),
+            wiped: Condvar::new(),
             watching: AtomicBool::new(true),
             second_stage,
             threads_clear: watch::Sender::new(0),
@@ -186,14 +233,39 @@ impl Wiper {
         Ok(wiper)
     }
 
-    /// Takes all keys back, now, in this thread; then tells the node.
+    /// Has all keys taken back, now, by the wiper's thread: this one may be kept from running. Returns once they are gone.
     pub(crate) fn wipe(&self, cause: WipeCause) -> Wipe {
+        let before = self.keyring.status().generation;
+        let order = 1 << place(cause);
+        let carried_out = |patience| {
+            let is_ours = |wipe: &Wipe| wipe.record.cause == cause && wipe.record.generation > before;
+            let unserved = |last: &mut Option<Wipe>| !last.as_ref().is_some_and(is_ours);
+            let waited = self.wiped.wait_timeout_while(self.lock_last(), patience, unserved);
+            waited.unwrap_or_else(PoisonError::into_inner).0.filter(is_ours)
+        };
+        self.ordered.fetch_or(order, Ordering::SeqCst);
+        if self.order.write(1).is_ok() {
+            if let Some(wipe) = carried_out(ORDER_PATIENCE) {
+                return wipe;
+            }
+            // Taken back, so that it is carried out once; where the thread has taken it up, its wipe is the one.
+            let is_under_way = self.ordered.fetch_and(!order, Ordering::SeqCst) & order == 0;
+            if is_under_way && let Some(wipe) = carried_out(WIPE_PATIENCE) {
+                return wipe;
+            }
+        }
+        self.wipe_here(cause)
+    }
+
+    /// Takes all keys back in this thread; then tells the node.
+    fn wipe_here(&self, cause: WipeCause) -> Wipe {
         let began = Instant::now();
         let report = self.keyring.wipe(cause);
         let stages = WipeStages::keys(report.nanos);
         let wipe = Wipe { record: report.record(), stages, keys: report.keys, began };
-        self.drain_end.store(u64::MAX, Ordering::SeqCst);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(wipe);
+        self.drain.store(Drain::NONE, Ordering::SeqCst);
+        *self.lock_last() = Some(wipe);
+        self.wiped.notify_all();
         // That thread lives as long as this does.
         let _ = self.second_stage.send(wipe);
         // The receiver is gone only when the node has ended.
@@ -218,7 +290,7 @@ impl Wiper {
     }
 
     fn note(&self, wipe: &Wipe, change: impl FnOnce(&mut WipeStages)) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.lock_last();
         // A later wipe has stages of its own.
         if let Some(last) = last.as_mut().filter(|last| last.record == wipe.record) {
             change(&mut last.stages);
@@ -246,8 +318,9 @@ impl Wiper {
         self.watching.load(Ordering::SeqCst)
     }
 
-    /// Asks the thread for a sign of life; for one asker.
+    /// Asks the thread for a sign of life. Blocks for a second at most.
     pub(crate) fn answers(&self) -> bool {
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         // An answer that came too late for the last question is none to this one.
         let _ = self.answer.read();
         if self.question.write(1).is_err() {
@@ -259,7 +332,11 @@ impl Wiper {
 
     /// The last wipe of this run.
     pub(crate) fn last(&self) -> Option<Wipe> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.lock_last()
+    }
+
+    fn lock_last(&self) -> MutexGuard<'_, Option<Wipe>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves the lease's end; `None` where nothing is held. The keyring learns it first: from then on no use of a key
@@ -274,13 +351,24 @@ impl Wiper {
         self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
     }
 
-    /// Does what a source's policy asks for, in this thread; then tells the node.
+    /// Does what the policy of a source asks for that another thread listens to; then tells the node.
     pub(crate) fn on_fired(&self, source: &SourceState, fired: Fired) {
+        self.react(source, fired, Self::wipe);
+    }
+
+    fn react(&self, source: &SourceState, fired: Fired, wipe: fn(&Self, WipeCause) -> Wipe) {
+        let cause = cause(fired.condition);
         match fired.action {
             Action::Wipe => {
-                self.wipe(cause(fired.condition));
+                wipe(self, cause);
             }
-            Action::Drain(limit) => self.begin_drain(cause(fired.condition), limit),
+            Action::Drain(limit) => {
+                if let Err(errno) = self.begin_drain(cause, limit) {
+                    // Without its timer a drain would have no end.
+                    wipe(self, cause);
+                    tracing::error!(%errno, "the end of a drain could not be set; wiped at once");
+                }
+            }
             Action::Report => {}
         }
         let notice = Notice {
@@ -293,21 +381,20 @@ impl Wiper {
     }
 
     /// Wipes after `limit` at the latest, unless an earlier end stands.
-    fn begin_drain(&self, cause: WipeCause, limit: Duration) {
+    fn begin_drain(&self, cause: WipeCause, limit: Duration) -> Result<(), Errno> {
         let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        let end = boot_clock::now().0.saturating_add(nanos);
-        if self.drain_end.fetch_min(end, Ordering::SeqCst) <= end {
-            return;
-        }
-        let place = WipeCause::ALL.iter().position(|known| *known == cause).unwrap_or_default();
-        self.drain_cause.store(place, Ordering::SeqCst);
-        let at = TimeSpec::from_duration(Duration::from_nanos(end));
-        if let Err(errno) =
-            self.drain_timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
-        {
-            // Without its timer a drain would have no end.
-            self.wipe(cause);
-            tracing::error!(%errno, "the end of a drain could not be set; wiped at once");
+        let drain = Drain::pack(boot_clock::now().0.saturating_add(nanos), cause);
+        self.drain.fetch_min(drain, Ordering::SeqCst);
+        // Two threads may begin one: whoever sets the timer last sets it to what then stands.
+        let mut set = Drain::NONE;
+        loop {
+            let standing = self.drain.load(Ordering::SeqCst);
+            let Some(Drain { end, .. }) = Drain::unpack(standing).filter(|_| standing != set) else {
+                return Ok(());
+            };
+            let at = TimeSpec::from_duration(Duration::from_nanos(end));
+            self.drain_timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+            set = standing;
         }
     }
 
@@ -322,7 +409,7 @@ impl Wiper {
                 Err(Errno::EINTR) => 0,
                 Err(errno) => {
                     // Without this thread nothing would wipe at power loss: better sealed than unwatched.
-                    self.wipe(WipeCause::Fault);
+                    self.wipe_here(WipeCause::Fault);
                     tracing::error!(%errno, "the wiper cannot wait for its events; wiped, and stopping");
                     let _ = self.events.send(Event::Stop);
                     return;
@@ -342,6 +429,7 @@ impl Wiper {
                         let _ = self.question.read();
                         let _ = self.answer.write(1);
                     }
+                    token::ORDERS => self.on_orders(),
                     source => ears.read(source, now),
                 }
             }
@@ -352,15 +440,23 @@ impl Wiper {
     fn act_on(&self, ears: &mut Ears, now: BootInstant) {
         for watched in &mut ears.sources {
             while let Some(fired) = watched.monitor.next_fired(now) {
-                self.on_fired(watched.monitor.state(), fired);
+                self.react(watched.monitor.state(), fired, Self::wipe_here);
             }
+        }
+    }
+
+    fn on_orders(&self) {
+        let _ = self.order.read();
+        let ordered = self.ordered.swap(0, Ordering::SeqCst);
+        for cause in WipeCause::ALL.iter().filter(|cause| ordered & 1 << place(**cause) != 0) {
+            self.wipe_here(*cause);
         }
     }
 
     fn on_signal(&self, number: u32) {
         match i32::try_from(number).map(Signal::try_from) {
             Ok(Ok(Signal::SIGPWR)) => {
-                self.wipe(WipeCause::PowerLoss);
+                self.wipe_here(WipeCause::PowerLoss);
             }
             _ => {
                 let _ = self.events.send(Event::Stop);
@@ -372,16 +468,16 @@ impl Wiper {
         // Reading disarms the wait; a renewal may have moved the deadline between expiry and here.
         let _ = self.timer.wait();
         if self.keyring.deadline().is_some_and(|deadline| deadline <= boot_clock::now()) {
-            self.wipe(WipeCause::LeaseExpired);
+            self.wipe_here(WipeCause::LeaseExpired);
         }
     }
 
     fn on_drain_end(&self) {
         // A wipe may have come between; then the end has moved out of reach.
         let _ = self.drain_timer.wait();
-        if self.drain_end.load(Ordering::SeqCst) <= boot_clock::now().0 {
-            let place = self.drain_cause.load(Ordering::SeqCst);
-            self.wipe(WipeCause::ALL.get(place).copied().unwrap_or(WipeCause::Fault));
+        let drain = Drain::unpack(self.drain.load(Ordering::SeqCst));
+        if let Some(drain) = drain.filter(|drain| drain.end <= boot_clock::now().0) {
+            self.wipe_here(drain.cause);
         }
     }
 }
@@ -402,6 +498,7 @@ impl Ears {
         epoll.add(wiper.timer.as_fd(), readable(token::DEADLINE))?;
         epoll.add(wiper.drain_timer.as_fd(), readable(token::DRAIN))?;
         epoll.add(wiper.question.as_fd(), readable(token::QUESTION))?;
+        epoll.add(wiper.order.as_fd(), readable(token::ORDERS))?;
         for (watched, token) in sources.iter().zip(token::SOURCES..) {
             if let Some(fast) = &watched.fast {
                 epoll.add(fast.fd(), readable(token))?;
@@ -482,5 +579,30 @@ fn prefer_this_thread() {
             ?error,
             "the wiper runs at normal priority; grant LimitRTPRIO=10 for a bounded wipe under load"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_drains_the_earlier_is_the_smaller_word_and_keeps_its_cause() {
+        let early = Drain::pack(5_000_000, WipeCause::MachineShutdown);
+        for later in WipeCause::ALL {
+            assert!(early < Drain::pack(5_000_256, *later), "{later}");
+            assert!(Drain::pack(u64::MAX, *later) < Drain::NONE, "{later}");
+        }
+        let drain = Drain::unpack(early).unwrap();
+        assert_eq!(drain.cause, WipeCause::MachineShutdown);
+        assert!((4_999_744..=5_000_000).contains(&drain.end), "{drain:?}");
+        assert_eq!(Drain::unpack(Drain::NONE), None);
+    }
+
+    #[test]
+    fn every_cause_has_a_place_of_its_own() {
+        let places: std::collections::BTreeSet<_> =
+            WipeCause::ALL.iter().map(|cause| place(*cause)).collect();
+        assert_eq!(places.len(), WipeCause::ALL.len());
     }
 }

@@ -286,6 +286,29 @@ pub(crate) fn describe(status: &KeyholderStatus) -> String {
             latch.by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default()
         ));
     }
+    match (status.state, status.policy_serial) {
+        (SealState::Unsealed, Some(serial)) => lines.push(format!("  policy {serial}")),
+        (SealState::Unsealed, None) => lines.push(
+            "  no policy: one person decides everything (`nightlatch policy show --example` prints one to begin with)"
+                .to_owned(),
+        ),
+        _ => {}
+    }
+    if status.approvals_wanted > 0 {
+        lines.push(format!(
+            "  {} requests wait for another person (`nightlatch approval list`)",
+            status.approvals_wanted
+        ));
+    }
+    if let Some(broken) = &status.last_break_glass {
+        lines.push(format!(
+            "  GLASS BROKEN {} by {}: {} ({})",
+            crate::output::moment(broken.at_unix_s),
+            broken.by,
+            broken.act,
+            broken.reason
+        ));
+    }
     if let Some(ms) = status.grants_wait_ms {
         lines.push(format!(
             "  nothing is granted for another {}: earlier leases may still run",

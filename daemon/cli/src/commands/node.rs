@@ -6,17 +6,21 @@ use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
 use config::{
-    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ScrubConfig, ServerCertificate, SourcesConfig,
-    memory_overwrite_default,
+    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, S3Config, ScrubConfig, ServerCertificate,
+    SourcesConfig, TpmConfig, memory_overwrite_default,
 };
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
-use keyholder::api::{AddNode, ApproveNode, ChangeNode, Connection, Done as Removed, NodeEntry, PushPolicy};
+use keyholder::api::{
+    AddNode, ApproveNode, ChangeNode, Compromised, Connection, Done as Removed, NodeEntry, PushPolicy,
+    TpmState,
+};
 use lease::KeyFingerprint;
 use units::{ByteLen, NodeId};
 
 use crate::args::{NodeAdd, NodeChange, NodeCommand, NodeInit, PushArg};
-use crate::commands::wait;
+use crate::commands::schedule::troubles;
+use crate::commands::{keys_out, wait};
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
 use crate::output::{Output, duration_ms, moment, table};
@@ -37,8 +41,13 @@ pub(crate) fn run(
         NodeCommand::Init(init) => initialise(init, output),
         NodeCommand::Add(add) => enrol(add, &connections()?, output),
         NodeCommand::List => list(&connections()?, output),
-        NodeCommand::Approve { name, fingerprint } => approve(name, fingerprint, &connections()?, output),
+        NodeCommand::Approve { name, fingerprint, tpm } => {
+            approve(name, fingerprint, tpm.as_deref(), &connections()?, output)
+        }
         NodeCommand::Change(change) => change_node(change, &connections()?, output),
+        NodeCommand::Revoke { name, compromised, yes } => {
+            revoke(name, *compromised, *yes, &connections()?, output)
+        }
         NodeCommand::Remove { name, yes } => remove(name, *yes, &connections()?, output),
         NodeCommand::Status { name } => status(name.as_ref(), &connections()?, output),
         NodeCommand::Wipe { name } => wipe(name.as_ref(), &connections()?, output),
@@ -55,6 +64,8 @@ pub(crate) struct PlannedNode<'a> {
     pub(crate) pools: &'a [PathBuf],
     pub(crate) listen: NodeListen,
     pub(crate) drain_s: u64,
+    /// The machine's TPM.
+    pub(crate) tpm: Option<PathBuf>,
 }
 
 /// Where a node's files are.
@@ -86,6 +97,7 @@ impl PlannedNode<'_> {
                 people_issuer: trust.people,
                 machines_issuer: trust.machines,
                 clients_issuer: trust.clients,
+                nbd_min: TlsFloor::default(),
                 s3_min: TlsFloor::Tls13,
                 server: vec![server(heads.ecdsa), server(heads.rsa)],
             },
@@ -94,6 +106,8 @@ impl PlannedNode<'_> {
             sources: SourcesConfig::default(),
             watchdog: None,
             scrub: ScrubConfig::default(),
+            s3: S3Config::default(),
+            tpm: self.tpm.clone().map(TpmConfig::with_device),
             memory_overwrite: memory_overwrite_default(),
         }
     }
@@ -173,6 +187,7 @@ fn initialise(init: &NodeInit, output: Output) -> Done {
         pools: &pools,
         listen: listen_on(init.listen),
         drain_s: 10,
+        tpm: init.tpm.clone(),
     };
     // Refused before anything is made: a node without certificates could not start.
     let config = planned.config();
@@ -239,8 +254,8 @@ fn enrol(add: &NodeAdd, connections: &Connections, output: Output) -> Done {
     if let Some(key) = &add.identity_key {
         check_public_key(key)?;
     }
-    // Naming the key approves the node, which is a security officer's to do.
-    let ask = if add.identity_key.is_some() { Ask::Decide } else { Ask::Either };
+    // Naming the key approves the node, and pushing without approval decides about every push: a security officer's to do.
+    let ask = if add.identity_key.is_some() || add.auto_push { Ask::Decide } else { Ask::Either };
     let request = AddNode {
         name: add.name.to_string(),
         node: add.id,
@@ -302,18 +317,37 @@ fn node_remark(node: &NodeEntry) -> String {
     if !node.approved && node.fingerprint.is_some() {
         return "compare the fingerprint, then `nightlatch node approve`".to_owned();
     }
+    if let Some(problem) = node.tpm.as_ref().and_then(|tpm| tpm.problem.as_ref()) {
+        return problem.clone();
+    }
+    if node.approved && node.tpm.as_ref().is_some_and(|tpm| tpm.state == TpmState::Claimed) {
+        return "has a TPM that is not approved: `nightlatch node approve` again".to_owned();
+    }
     if node.awaits_push {
         return format!("waits for a push: `nightlatch push --node {}`", node.name);
     }
     node.last_error.clone().unwrap_or_default()
 }
 
-fn approve(name: &PeerName, fingerprint: &str, connections: &Connections, output: Output) -> Done {
-    let request = ApproveNode { fingerprint: fingerprint.to_owned() };
+fn approve(
+    name: &PeerName,
+    fingerprint: &str,
+    tpm: Option<&str>,
+    connections: &Connections,
+    output: Output,
+) -> Done {
+    let request = ApproveNode { fingerprint: fingerprint.to_owned(), tpm: tpm.map(str::to_owned) };
     let keyholder = connections.keyholder(Ask::Decide)?;
     let entry: NodeEntry = wait(keyholder.post(&format!("/v1/nodes/{name}/approve"), &request))??;
-    output
-        .show(&entry, || format!("Pinned the key of {name}. Give it its keys: nightlatch push --node {name}"))
+    output.show(&entry, || {
+        let tpm = entry.tpm.as_ref().and_then(|tpm| tpm.fingerprint.as_ref()).map(|tpm| {
+            format!(
+                "Pinned its TPM {tpm} and the state that its machine is in; the machine's console shows the same fingerprint.\n"
+            )
+        });
+        let tpm = tpm.unwrap_or_default();
+        format!("Pinned the key of {name}.\n{tpm}Give it its keys: nightlatch push --node {name}")
+    })
 }
 
 fn change_node(change: &NodeChange, connections: &Connections, output: Output) -> Done {
@@ -341,6 +375,38 @@ fn change_node(change: &NodeChange, connections: &Connections, output: Output) -
             entry.key_address,
             entry.admin_address,
             duration_ms(entry.lease_ms)
+        )
+    })
+}
+
+/// Takes a node's keys away. A compromised one loses its identity with them.
+fn revoke(name: &PeerName, compromised: bool, yes: bool, connections: &Connections, output: Output) -> Done {
+    if !compromised {
+        let target = crate::args::TargetArgs { volume: None, node: Some(name.to_string()), all: false };
+        return keys_out::revoke(&target, connections, output);
+    }
+    output.confirm(yes, &format!("Forbid the identity of {name} for good and take its keys away?"))?;
+    let keyholder = connections.keyholder(Ask::Either)?;
+    let path = format!("/v1/nodes/{name}/compromised");
+    let marked: Compromised = wait(keyholder.post(&path, &serde_json::json!({})))??;
+    output.show(&marked, || {
+        let exposed = &marked.compromise.exposed;
+        let rows: Vec<_> = exposed
+            .iter()
+            .map(|exposed| {
+                let when = |unix_s: Option<u64>| unix_s.map(crate::output::moment).unwrap_or_default();
+                let (first, last) = (when(exposed.first_unix_s), when(exposed.last_unix_s));
+                vec![exposed.label.clone(), exposed.epoch.to_string(), first, last]
+            })
+            .collect();
+        let told = marked.outcome.nodes.iter().map(|node| match &node.detail {
+            None => format!("{} has confirmed that it holds nothing.\n", node.node),
+            Some(detail) => format!("{}: {detail}\n", node.node),
+        });
+        let table = table(&["EXPOSED", "EPOCH", "FROM", "TO"], &rows, "it never held a key");
+        format!(
+            "{}{table}Its identity is forbidden; give the machine a new one before it is enrolled again.\n",
+            told.collect::<String>()
         )
     })
 }
@@ -407,6 +473,7 @@ pub(crate) fn describe(status: &NodeStatus) -> String {
     text.push_str(&source_lines(status));
     text.push_str(&pool_lines(status));
     text.push_str(&volume_lines(status));
+    status.schedules.iter().for_each(|schedule| text.push_str(&troubles(schedule)));
     for finding in status.hygiene.iter().filter(|finding| finding.verdict == "broken") {
         text.push_str(&format!("  BROKEN {}: {}. {}\n", finding.probe, finding.found, finding.advice));
     }

@@ -59,6 +59,7 @@ fn init(
         keyholder,
         identities,
         nodes: Vec::new(),
+        file: PathBuf::new(),
     };
     let path = dir.join(PROFILE_FILE);
     profile.create(&path)?;

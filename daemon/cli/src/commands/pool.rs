@@ -9,8 +9,8 @@ use pool::{CreateOptions, Pool, PoolInfo, VolumeInfo};
 use units::{ByteLen, PoolId, SectorCount};
 
 use crate::args::PoolCommand;
-use crate::commands::scrub;
 use crate::commands::wait;
+use crate::commands::{heal, scrub};
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
 use crate::output::{Output, table};
@@ -21,7 +21,9 @@ pub(crate) fn run(
     output: Output,
 ) -> Done {
     match command {
-        PoolCommand::Create { path, size, extent, force } => create(path, *size, *extent, *force, output),
+        PoolCommand::Create { path, size, extent, force, destroy_locked_snapshots } => {
+            create(path, *size, *extent, (*force, *destroy_locked_snapshots), output)
+        }
         PoolCommand::Check { path: Some(path), .. } => check(&device_report(path)?, output),
         PoolCommand::Check { path: None, pool: Some(pool), node } => {
             let connections = connections()?;
@@ -41,6 +43,9 @@ pub(crate) fn run(
             let action = actions.into_iter().find_map(|(given, action)| given.then_some(action));
             scrub::run((*pool, node.node.as_deref()), action, *wait, &connections()?, output)
         }
+        PoolCommand::Heal { pool, from, node } => {
+            heal::run(*pool, (from, node.node.as_deref()), &connections()?, output)
+        }
         PoolCommand::List(node) => list(node.node.as_deref(), &connections()?, output),
         PoolCommand::Grow { device: Some(device), .. } => grow_device(device, output),
         PoolCommand::Grow { pool: Some(pool), node, .. } => {
@@ -56,10 +61,16 @@ fn open(path: &Path) -> Done<Arc<dyn Device>> {
     Ok(Arc::new(FileDevice::open(path, OpenOptions::default())?))
 }
 
-fn create(path: &Path, size: Option<ByteLen>, extent: ByteLen, force: bool, output: Output) -> Done {
-    let device: Arc<dyn Device> =
-        Arc::new(FileDevice::open(path, OpenOptions { create_len: size, ..OpenOptions::default() })?);
-    let options = CreateOptions { extent_len: extent, force, ..CreateOptions::default() };
+fn create(
+    path: &Path,
+    size: Option<ByteLen>,
+    extent: ByteLen,
+    (force, destroy_locked): (bool, bool),
+    output: Output,
+) -> Done {
+    let open = OpenOptions { create_len: size, behind_loop: force, ..OpenOptions::default() };
+    let device: Arc<dyn Device> = Arc::new(FileDevice::open(path, open)?);
+    let options = CreateOptions { extent_len: extent, force, destroy_locked, ..CreateOptions::default() };
     let pool = Pool::create(device, options)?;
     show(&pool.info(), &[], output, "Made a pool")
 }

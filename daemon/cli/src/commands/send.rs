@@ -146,7 +146,7 @@ async fn common_snapshot(
     }
 }
 
-async fn manifest_of(
+pub(crate) async fn manifest_of(
     source: &HttpsClient,
     snapshot: VolumeId,
     since: Option<VolumeId>,
@@ -154,7 +154,7 @@ async fn manifest_of(
     source.get(&format!("/v1/snapshots/{snapshot}/manifest{}", since_query(since, '?'))).await
 }
 
-async fn portion_of(
+pub(crate) async fn portion_of(
     source: &HttpsClient,
     manifest: &SnapshotManifest,
     from: u64,
@@ -168,19 +168,19 @@ fn since_query(since: Option<VolumeId>, before: char) -> String {
     since.map_or_else(String::new, |since| format!("{before}since={since}"))
 }
 
-fn replica_path(manifest: &SnapshotManifest) -> String {
+pub(crate) fn replica_path(manifest: &SnapshotManifest) -> String {
     format!("/v1/replicas/{}/{}", manifest.volume, manifest.snapshot)
 }
 
-fn sectors(manifest: &SnapshotManifest) -> u64 {
+pub(crate) fn sectors(manifest: &SnapshotManifest) -> u64 {
     ByteLen(manifest.size_bytes).whole_sectors().0
 }
 
-fn progress(manifest: &SnapshotManifest, output: Output) -> ProgressBar {
+pub(crate) fn progress(manifest: &SnapshotManifest, output: Output) -> ProgressBar {
     output.progress(manifest.size_bytes, if manifest.since.is_some() { "what differs" } else { "snapshot" })
 }
 
-fn end_of(portion: &[u8]) -> Option<u64> {
+pub(crate) fn end_of(portion: &[u8]) -> Option<u64> {
     Portion::next_after(portion).map(|next| next.0)
 }
 

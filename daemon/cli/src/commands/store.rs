@@ -1,8 +1,9 @@
-//! `nightlatch bucket` and `nightlatch user`: a node's object store, while its key is held.
+//! `nightlatch bucket` and `nightlatch quota`: the buckets of a node's object store, while its key is held.
 
-use admin::api::{AccessKey, Bucket, CreateBucket, CreateUser, CreatedAccessKey, Done as Removed};
+use admin::api::{Bucket, CreateBucket, Done as Removed, Identities, IdentityChange, Quota, QuotaOf};
+use units::ByteLen;
 
-use crate::args::{BucketCommand, UserCommand};
+use crate::args::{BucketCommand, QuotaCommand};
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
@@ -22,9 +23,24 @@ pub(crate) fn buckets(command: &BucketCommand, connections: &Connections, output
             output.show(&buckets, || {
                 let rows: Vec<_> = buckets
                     .iter()
-                    .map(|bucket| vec![bucket.name.clone(), moment(bucket.created_unix_s)])
+                    .map(|bucket| {
+                        let owner = if bucket.owner.is_empty() { "all users" } else { &bucket.owner };
+                        let size = ByteLen(bucket.bytes).to_string();
+                        let objects = bucket.objects.to_string();
+                        vec![
+                            bucket.name.clone(),
+                            owner.to_owned(),
+                            objects,
+                            size,
+                            moment(bucket.created_unix_s),
+                        ]
+                    })
                     .collect();
-                table(&["BUCKET", "MADE"], &rows, "no buckets yet: make one with `nightlatch bucket create`")
+                table(
+                    &["BUCKET", "OWNER", "OBJECTS", "SIZE", "MADE"],
+                    &rows,
+                    "no buckets yet: make one with `nightlatch bucket create`",
+                )
             })
         }
         BucketCommand::Delete { name, node } => {
@@ -35,51 +51,53 @@ pub(crate) fn buckets(command: &BucketCommand, connections: &Connections, output
     }
 }
 
-pub(crate) fn users(command: &UserCommand, connections: &Connections, output: Output) -> Done {
+pub(crate) fn quotas(command: &QuotaCommand, connections: &Connections, output: Output) -> Done {
     match command {
-        UserCommand::Create { name, node } => {
-            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
-            let request = CreateUser { name: name.clone() };
-            let created: CreatedAccessKey = wait(client.post("/v1/users", &request))??;
-            output.show(&created, || {
-                format!(
-                    "Access key of {}; the secret is shown here and never again:\n  access key  {}\n  secret key  {}",
-                    created.user, created.access_key, created.secret_key
-                )
-            })
-        }
-        UserCommand::List(node) => {
-            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
-            let keys: Vec<AccessKey> = wait(client.get("/v1/users"))??;
-            output.show(&keys, || {
-                let rows: Vec<_> = keys
-                    .iter()
-                    .map(|key| vec![key.user.clone(), key.access_key.clone(), moment(key.created_unix_s)])
-                    .collect();
-                table(
-                    &["USER", "ACCESS KEY", "MADE"],
-                    &rows,
-                    "no users yet: make one with `nightlatch user create`",
-                )
-            })
-        }
-        UserCommand::Delete { name, access_key, node } => {
-            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
-            let (path, what) = match (name, access_key) {
-                (Some(name), _) => (format!("/v1/users/{}", segment(name)?), name),
-                (None, Some(key)) => (format!("/v1/access-keys/{}", segment(key)?), key),
-                (None, None) => {
-                    return Err(Failure::usage("nobody is named", "give a user or --access-key KEY"));
-                }
+        QuotaCommand::Set { of, size, objects, none: _, node } => {
+            let (of, whose) = match (&of.bucket, &of.user) {
+                (Some(bucket), None) => (QuotaOf::Bucket(bucket.clone()), format!("the bucket {bucket}")),
+                (None, Some(user)) => (QuotaOf::User(user.clone()), format!("the user {user}")),
+                _ => return Err(Failure::usage("nothing is named", "give --bucket NAME or --user NAME")),
             };
-            let _: Removed = wait(client.delete(&path))??;
-            output.show(&serde_json::json!({ "removed": what }), || format!("Removed {what}."))
+            let bytes = size.map(|size| size.0);
+            let change = IdentityChange::SetQuota { of, bytes, objects: *objects };
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
+            let _: Removed = wait(client.post("/v1/identities", &change))??;
+            output.show(&change, || match (bytes, objects) {
+                (None, None) => format!("There is no quota for {whose} any more."),
+                _ => format!("Set the quota of {whose}."),
+            })
+        }
+        QuotaCommand::List(node) => {
+            let client = wait(connections.node(node.node.as_deref(), Ask::Operate))??;
+            let all: Identities = wait(client.get("/v1/identities"))??;
+            output.show(&all.quotas, || {
+                let row = |quota: &Quota| {
+                    let (kind, name) = match &quota.of {
+                        QuotaOf::Bucket(name) => ("bucket", name),
+                        QuotaOf::User(name) => ("user", name),
+                    };
+                    let limit = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+                    vec![
+                        kind.to_owned(),
+                        name.clone(),
+                        limit(quota.bytes.map(|bytes| ByteLen(bytes).to_string())),
+                        limit(quota.objects.map(|objects| objects.to_string())),
+                    ]
+                };
+                let rows: Vec<_> = all.quotas.iter().map(row).collect();
+                table(
+                    &["OF", "NAME", "SIZE", "OBJECTS"],
+                    &rows,
+                    "no quotas: set one with `nightlatch quota set`",
+                )
+            })
         }
     }
 }
 
 /// A name as one segment of a path: refused where it would need escaping.
-fn segment(name: &str) -> Done<&str> {
+pub(super) fn segment(name: &str) -> Done<&str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
         return Err(Failure::usage(format!("`{name}` is not a name"), "list what there is first"));

@@ -1,13 +1,13 @@
 //! `nightlatch volume`: made and erased through the keyholder, which keeps their names and keys.
 
-use admin::api::{SnapshotStatus, VolumeStatus};
+use admin::api::{SnapshotStatus, VolumeAccess, VolumeStatus};
 use keyholder::api::{
     CloneVolume, CreateVolume, Erasure, KeyState, OnSeal, PromoteVolume, ResizeVolume, RollBackVolume,
-    VolumeEntry, VolumeErased, VolumeKind, VolumeLimits,
+    VolumeEntry, VolumeErased, VolumeIntegrity, VolumeKind, VolumeLimits,
 };
 use units::ByteLen;
 
-use crate::args::{KindArg, LimitArgs, OnSealArg, VolumeCommand};
+use crate::args::{AccessArgs, IntegrityArg, KindArg, LimitArgs, OnSealArg, VolumeCommand};
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
@@ -15,7 +15,7 @@ use crate::output::{Output, duration_ms, table};
 
 pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Output) -> Done {
     match command {
-        VolumeCommand::Create { label, node, pool, size, kind, on_seal, limits } => {
+        VolumeCommand::Create { label, node, pool, size, kind, on_seal, integrity, limits } => {
             let node = match &node.node {
                 Some(node) => node.clone(),
                 None => wait(connections.find_node(None))??.name,
@@ -30,6 +30,10 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
                 },
                 size_bytes: whole_sectors(*size)?,
                 on_seal: on_seal_of(*on_seal),
+                integrity: match integrity {
+                    IntegrityArg::Tag => VolumeIntegrity::Tag,
+                    IntegrityArg::Checksum => VolumeIntegrity::Checksum,
+                },
                 limits: limits_of(*limits),
             };
             create(&request, connections, output)
@@ -75,6 +79,21 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
                 None => format!("{label} is on {node} now."),
             })
         }
+        VolumeCommand::AcceptState { label, yes } => {
+            let path = format!("{}/accept-state", path(label)?);
+            output.confirm(
+                *yes,
+                &format!("Serve {label} from what is on the device now, although it is not what was known to be there?"),
+            )?;
+            let entry: VolumeEntry =
+                wait(connections.keyholder(Ask::Decide)?.post(&path, &serde_json::json!({})))??;
+            output.show(&entry, || {
+                format!(
+                    "What the pool of {label} was known to hold is forgotten, for every volume in it. Push it: nightlatch push \
+                     --volume {label}"
+                )
+            })
+        }
         VolumeCommand::Limit { label, limits } => {
             let entry = entry_of(label, connections)?;
             let path = format!("/v1/volumes/{}/limits", entry.volume);
@@ -97,8 +116,48 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
                 format!("{label} has {quota}, {reserve} is kept for it, and it is served {pace}.")
             })
         }
+        VolumeCommand::Access { label, access } => set_access(label, access, connections, output),
         VolumeCommand::Delete { label, yes } => delete(label, *yes, connections, output),
     }
+}
+
+fn set_access(label: &str, given: &AccessArgs, connections: &Connections, output: Output) -> Done {
+    let AccessArgs { clients, addresses, local, anyone, read_only } = given.clone();
+    let asks = clients.is_empty() && addresses.is_empty() && !local && !anyone && !read_only;
+    if local && clients.is_empty() && addresses.is_empty() {
+        return Err(Failure::usage(
+            "--local says that the unix socket may too, and nothing says who else may not",
+            "name clients or addresses, or leave it out: without them everybody may",
+        ));
+    }
+    let entry = entry_of(label, connections)?;
+    let path = format!("/v1/volumes/{}/access", entry.volume);
+    let access: VolumeAccess = wait(async {
+        let node = connections.node(Some(&entry.node), if asks { Ask::Read } else { Ask::Operate }).await?;
+        if asks {
+            return Done::Ok(node.get(&path).await?);
+        }
+        Ok(node.post(&path, &VolumeAccess { clients, addresses, local, read_only, nobody: false }).await?)
+    })??;
+    output.show(&access, || access_text(label, &access))
+}
+
+fn access_text(label: &str, access: &VolumeAccess) -> String {
+    let VolumeAccess { clients, addresses, local, read_only, nobody } = access;
+    if *nobody {
+        return format!(
+            "{label}: nobody may use it. It was promoted on its node, or the node's lists are lost: say who may, or --anyone."
+        );
+    }
+    let who = match (&clients[..], &addresses[..]) {
+        ([], []) => "every client that the node lets in".to_owned(),
+        (clients, []) => clients.join(", "),
+        ([], addresses) => format!("whoever connects from {}", addresses.join(", ")),
+        (clients, addresses) => format!("{}, from {}", clients.join(", "), addresses.join(", ")),
+    };
+    let socket = if *local { ", and whoever reaches the node's unix socket" } else { "" };
+    let what = if *read_only { "read it; nobody may change anything" } else { "use it" };
+    format!("{label}: {who}{socket} may {what}.")
 }
 
 fn on_seal_of(given: OnSealArg) -> OnSeal {

@@ -14,7 +14,7 @@ use crate::demo::site::{BUCKET, REGION, Site};
 use crate::demo::traffic::{self, PIECE};
 use crate::failure::Done;
 use crate::loopback::at;
-use crate::loopback::s3::{Refusal, S3};
+use crate::s3::{Refusal, S3};
 
 /// The S3 head's URL.
 pub(super) fn endpoint(site: &Site) -> String {

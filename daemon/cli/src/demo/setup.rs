@@ -195,6 +195,7 @@ async fn start_node(site: &mut Site, authority: &Authority) -> Done {
         pools: &pools,
         listen: site.listen(),
         drain_s: 2,
+        tpm: None,
     };
     let pin = grant_signing_key(&connections(site)?.keyholder(Ask::Read)?).await?;
     install::start_node(&mut site.processes, &planned, &pin).await
@@ -240,6 +241,7 @@ async fn make_volumes(site: &Site, output: Output) -> Done {
             kind,
             size_bytes,
             on_seal: OnSeal::Hold,
+            integrity: keyholder::api::VolumeIntegrity::default(),
             limits: keyholder::api::VolumeLimits::default(),
         };
         let _: VolumeEntry = client.post("/v1/volumes", &request).await?;
@@ -345,7 +347,7 @@ async fn make_user(site: &mut Site, output: Output) -> Done {
         Err(ClientError::Refused { problem, .. }) if problem.kind == "conflict" => {}
         Err(error) => return Err(error.into()),
     }
-    let key: CreatedAccessKey = client.post("/v1/users", &CreateUser { name: USER.to_owned() }).await?;
+    let key: CreatedAccessKey = client.post("/v1/users", &CreateUser::new(USER)).await?;
     let text = serde_json::to_string_pretty(&key)
         .map_err(|error| Failure::local(format!("the access key cannot be written: {error}"), ""))?;
     replace(&path, &text)

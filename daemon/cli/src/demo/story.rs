@@ -13,8 +13,8 @@ use crate::demo::traffic::{self, PIECE};
 use crate::demo::{disk, setup};
 use crate::failure::{Done, Failure};
 use crate::loopback::processes::POLL;
-use crate::loopback::s3::S3;
 use crate::output::{Output, duration_ms};
+use crate::s3::S3;
 
 /// Written to the volume; less where the volume is smaller.
 const VOLUME_PIECES: u64 = 64;

@@ -3,18 +3,20 @@
 use std::path::Path;
 use std::time::Duration;
 
-use admin::api::{Bucket, CreateUser, CreatedAccessKey};
+use admin::api::{Bucket, CreateUser, CreatedAccessKey, VolumeAccess};
 use indicatif::ProgressBar;
 use keyholder::api::{DrilledVolume, VolumeKind};
 use md5::{Digest, Md5};
 use nbd_server::client::{Client, ClientError, Endpoint};
+use units::VolumeId;
 
 use crate::connect::Ask;
+use crate::drill::file_system::{self, Found};
 use crate::drill::site::{Opened, REGION, Site};
 use crate::failure::{Done, Failure};
 use crate::loopback::at;
-use crate::loopback::s3::{Listed, S3};
 use crate::output::Output;
+use crate::s3::{Listed, S3};
 
 /// Read at once.
 const PIECE: u64 = 4 << 20;
@@ -36,6 +38,7 @@ const USER: &str = "nightlatch-drill";
 struct Read {
     bytes: u64,
     objects: Option<u64>,
+    file_system: Option<String>,
 }
 
 /// Reads one volume. What goes wrong with it is in the answer.
@@ -46,9 +49,13 @@ pub(super) async fn volume(site: &Site, opened: Opened, quick: bool, output: Out
         (Some(failure), _) => Some(failure),
         (None, VolumeKind::Block) => {
             let bar = output.progress(opened.volume.size_bytes, &label);
+            open_to_all(site, opened.volume.volume).await?;
             let result = blocks(&site.nbd_socket(), &label, quick, bar.clone(), &mut read).await;
             bar.finish();
-            result.err().map(|error| error.to_string())
+            match result {
+                Ok(()) => file_system(site, &label, &mut read).await,
+                Err(error) => Some(error.to_string()),
+            }
         }
         (None, VolumeKind::Objects) => {
             let bar = output.progress(0, &label);
@@ -58,7 +65,36 @@ pub(super) async fn volume(site: &Site, opened: Opened, quick: bool, output: Out
             result.err().map(|error| error.to_string())
         }
     };
-    Ok(DrilledVolume { label, bytes_read: read.bytes, objects_read: read.objects, error })
+    let Read { bytes: bytes_read, objects: objects_read, file_system } = read;
+    Ok(DrilledVolume { label, bytes_read, objects_read, file_system, error })
+}
+
+/// Lets the drill read a disk of its own node, which knows of no client that may: its head is a socket in the drill's directory.
+async fn open_to_all(site: &Site, volume: VolumeId) -> Done {
+    let node = site.node_client(Ask::Operate).await?;
+    let _: VolumeAccess =
+        node.post(&format!("/v1/volumes/{volume}/access"), &VolumeAccess::default()).await?;
+    Ok(())
+}
+
+/// Has a disk's file system checked: what is wrong with it, if anything.
+async fn file_system(site: &Site, label: &str, read: &mut Read) -> Option<String> {
+    let (socket, dir, of) = (site.nbd_socket(), site.dir().to_path_buf(), label.to_owned());
+    let checked = tokio::task::spawn_blocking(move || file_system::check(&socket, &of, &dir)).await;
+    match checked {
+        Ok(Ok(Found::None)) => None,
+        Ok(Ok(Found::Sound(how) | Found::Unchecked(how))) => {
+            read.file_system = Some(how);
+            None
+        }
+        Ok(Ok(Found::Broken(how))) => Some(how),
+        // It was read; that it could not be checked here is no fault of its.
+        Ok(Err(failure)) => {
+            read.file_system = Some(format!("not checked: {failure}"));
+            None
+        }
+        Err(error) => Some(format!("the check of its file system failed: {error}")),
+    }
 }
 
 /// Reads what is allocated of a block volume; holes are passed over.
@@ -102,7 +138,7 @@ async fn blocks(socket: &Path, label: &str, quick: bool, bar: ProgressBar, read:
 async fn objects(site: &Site, quick: bool, bar: &ProgressBar, read: &mut Read) -> Done {
     let node = site.node_client(Ask::Operate).await?;
     let buckets: Vec<Bucket> = node.get("/v1/buckets").await?;
-    let key: CreatedAccessKey = node.post("/v1/users", &CreateUser { name: USER.to_owned() }).await?;
+    let key: CreatedAccessKey = node.post("/v1/users", &CreateUser::new(USER)).await?;
     for bucket in buckets {
         let s3 = S3::new(at(site.s3_port()), None, &bucket.name, REGION, &key)?;
         let limit = if quick { read.bytes.saturating_add(QUICK_BYTES) } else { u64::MAX };

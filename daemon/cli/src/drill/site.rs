@@ -1,10 +1,10 @@
 //! The drill's installation: a directory that goes away, a keyholder from the backup, a node on the copied disks.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use config::NodeListen;
-use identity::pki::Authority;
+use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
 use identity::{ClientError, Endpoint, HttpsClient, NodeKey, Role};
 use keyholder::api::{
     ApproveNode, ChangeNode, KeyState, KeyholderStatus, LedgerBackup, NodeEntry, Outcome, PushPolicy,
@@ -14,7 +14,7 @@ use keyholder::shares::SealedShare;
 use tokio::time::{Duration, Instant};
 
 use crate::args::KeyDrill;
-use crate::commands::{OfficerKey, PlannedNode, open_share, read_json};
+use crate::commands::{OfficerKey, PlannedNode, open_share, random_id, read_json};
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
 use crate::loopback::install::{self, PlannedKeyholder, grant_signing_key};
@@ -43,6 +43,10 @@ pub(super) struct Site {
     dir: PathBuf,
     ports: Ports,
     processes: Processes,
+    /// What the drill's people are called: nobody in the ledger is.
+    people: String,
+    /// Which of its officers acts.
+    officer: usize,
     _ports: Reservation,
 }
 
@@ -61,7 +65,8 @@ impl Site {
         let dir = temporary_dir()?;
         let (ports, reservation) = Ports::take()?;
         let processes = Processes::new(&dir.join("logs"))?;
-        Ok(Self { dir, ports, processes, _ports: reservation })
+        let people = format!("drill-{}", &hex::encode(random_id()?)[..8]);
+        Ok(Self { dir, ports, processes, people, officer: 0, _ports: reservation })
     }
 
     /// Stops both programs and removes everything that was made.
@@ -80,8 +85,33 @@ impl Site {
         self.ports.s3
     }
 
+    /// A directory for what the drill makes beside its programs.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn connections(&self) -> Done<Connections> {
-        Ok(Connections::of(Profile::load(Some(&self.dir))?))
+        self.officer(self.officer)
+    }
+
+    /// With the certificate of one of the drill's officers, which is made when it is first wanted.
+    pub(super) fn officer(&self, number: usize) -> Done<Connections> {
+        let mut profile = Profile::load(Some(&self.dir))?;
+        let authority = Authority::open(&self.dir.join("pki"))?;
+        let name = install::name(&format!("{}-{number}", self.people))?;
+        let files = authority.leaf_files(Role::SecurityOfficer, &name);
+        if !files.cert.exists() {
+            authority.issue(Role::SecurityOfficer, &name, LEAF_DAYS_DEFAULT)?;
+        }
+        let officers = profile.identities.iter_mut().filter(|own| own.role == Role::SecurityOfficer);
+        officers.for_each(|own| (own.cert, own.key) = (files.cert.clone(), files.key.clone()));
+        Ok(Connections::of(profile))
+    }
+
+    /// From now on this officer acts.
+    pub(super) fn use_officer(&mut self, number: usize) -> Done {
+        self.officer = number;
+        self.officer(number).map(drop)
     }
 
     fn keyholder(&self, ask: Ask) -> Done<HttpsClient> {
@@ -170,17 +200,11 @@ impl Site {
     }
 
     /// Starts a node in the place of the real one: its name and id, the drill's address and identity key.
-    pub(super) async fn start_node(
-        &mut self,
-        entry: &NodeEntry,
-        arguments: &KeyDrill,
-        output: Output,
-    ) -> Done {
+    pub(super) async fn start_node(&mut self, entry: &NodeEntry, disks: &[PathBuf], output: Output) -> Done {
         output.note(&format!("Starting a node in the place of {}, on the copied disks.", entry.name));
         let node = install::name(&entry.name)?;
         let authority = self.authority_for(&entry.name)?;
-        let disks = arguments
-            .disks
+        let disks = disks
             .iter()
             .map(|disk| std::path::absolute(disk).map_err(|error| Failure::file("find", disk, &error)))
             .collect::<Done<Vec<_>>>()?;
@@ -193,6 +217,7 @@ impl Site {
             pools: &disks,
             listen: self.listen(),
             drain_s: 2,
+            tpm: None,
         };
         let pin = grant_signing_key(&self.keyholder(Ask::Read)?).await?;
         install::start_node(&mut self.processes, &planned, &pin).await?;
@@ -205,7 +230,7 @@ impl Site {
             lease_ms: Some(LEASE_MS),
         };
         let _: NodeEntry = officer.patch(&format!("/v1/nodes/{}", entry.name), &change).await?;
-        let approve = ApproveNode { fingerprint: hex::encode(key.public()) };
+        let approve = ApproveNode { fingerprint: hex::encode(key.public()), tpm: None };
         let _: NodeEntry = officer.post(&format!("/v1/nodes/{}/approve", entry.name), &approve).await?;
         Ok(())
     }
@@ -246,7 +271,8 @@ impl Site {
     /// Lifts what was latched when the backup was made, and waits until each of the node's volumes is open or refused.
     pub(super) async fn push(&mut self, node: &NodeEntry, output: Output) -> Done<Vec<Opened>> {
         let _: Outcome = self.keyholder(Ask::Decide)?.post("/v1/unlatch", &Target::All).await?;
-        let client = self.keyholder(Ask::Either)?;
+        // An officer of the drill's own: an operator of the ledger's may be of the same name as the drill's.
+        let client = self.keyholder(Ask::Decide)?;
         let _: Outcome = client.post("/v1/push", &Target::All).await?;
         let status: KeyholderStatus = client.get("/v1/status").await?;
         let wait = Duration::from_millis(status.grants_wait_ms.unwrap_or_default());

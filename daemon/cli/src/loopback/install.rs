@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use config::{ControlTls, KeyholderConfig, KeyholderListen};
 use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
@@ -92,6 +92,7 @@ pub(crate) fn write_profile(path: &Path, authority: &Authority, ports: &Ports, n
         keyholder: Some(Endpoint::from(at(ports.keyholder))),
         identities,
         nodes: vec![ProfileNode { name: node.to_owned(), admin: Endpoint::from(at(ports.admin)) }],
+        file: PathBuf::new(),
     };
     replace(path, &profile.to_text()?)
 }
@@ -109,8 +110,10 @@ pub(crate) async fn start_keyholder(
         name: name(planned.name)?,
         state_dir: planned.dir.join("state"),
         lease_ms: planned.lease_ms,
+        lease_ms_max: planned.lease_ms,
         allow_mlock: false,
         dial_loopback_only: true,
+        etcd: None,
         listen: KeyholderListen { admin: planned.admin },
         tls: ControlTls {
             trust_domain: trust.trust_domain,
@@ -120,6 +123,8 @@ pub(crate) async fn start_keyholder(
             machines_issuer: trust.machines,
             clients_issuer: trust.clients,
         },
+        oidc: None,
+        webhooks: Vec::new(),
     };
     let path = planned.dir.join("keyholder.toml");
     replace(&path, &to_toml(&config)?)?;

@@ -7,7 +7,6 @@
 pub(crate) mod install;
 pub(crate) mod ports;
 pub(crate) mod processes;
-pub(crate) mod s3;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! A small S3 client: presigned URLs, streamed bodies, one request a connection.
+//! A small S3 client: presigned URLs, streamed bodies, one request a connection. Also for servers that are not Nightlatch.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin::api::CreatedAccessKey;
+use base64::Engine;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use md5::{Digest, Md5};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use rusty_s3::actions::{ListObjectsV2, S3Action};
@@ -48,7 +50,6 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A client of one bucket.
 pub(crate) struct S3 {
-    address: SocketAddr,
     tls: Option<Arc<rustls::ClientConfig>>,
     bucket: Bucket,
     credentials: Credentials,
@@ -63,14 +64,31 @@ pub(crate) struct Refusal {
 }
 
 fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Unreachable, "s3", format!("S3: {what}: {error}"), "see the node's log")
+    Failure::new(Exit::Unreachable, "s3", format!("S3: {what}: {error}"), "see the server's log")
 }
+
+/// Where systems keep the certificates that they trust: Debian and its kin, Red Hat and its kin.
+const SYSTEM_ROOTS: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 /// The certificates that clients of the heads trust.
 fn roots(bundle: &Path) -> Done<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_file_iter(bundle)
         .and_then(Iterator::collect)
         .map_err(|error| Failure::local(format!("cannot read {}: {error}", bundle.display()), ""))
+}
+
+/// Those of the system, as far as they are of use.
+fn system_roots() -> Done<Vec<CertificateDer<'static>>> {
+    let given = std::env::var_os("SSL_CERT_FILE").map(std::path::PathBuf::from);
+    let known = SYSTEM_ROOTS.iter().map(std::path::PathBuf::from);
+    let bundle = given.into_iter().chain(known).find(|path| path.exists()).ok_or_else(|| {
+        Failure::usage(
+            "this system has no file of trusted certificates",
+            "name one that the S3 server's is trusted by with --ca",
+        )
+    })?;
+    let is_of_use = |root: &CertificateDer<'static>| rustls::RootCertStore::empty().add(root.clone()).is_ok();
+    Ok(roots(&bundle)?.into_iter().filter(is_of_use).collect())
 }
 
 impl S3 {
@@ -88,20 +106,54 @@ impl S3 {
             .map_err(|error| failed("its bucket", error))?;
         let tls = trusted.map(|path| Ok::<_, Failure>(identity::s3_client(&roots(path)?)?)).transpose()?;
         let credentials = Credentials::new(key.access_key.clone(), key.secret_key.clone());
-        Ok(Self { address, tls, bucket, credentials })
+        Ok(Self { tls, bucket, credentials })
+    }
+
+    /// A client of a bucket of any server, with the access key that the environment has. Trusts the certificates in `ca`, or
+    /// those of the system.
+    pub(crate) fn of_environment(bucket: Bucket, ca: Option<&Path>) -> Done<Self> {
+        let credentials = Credentials::from_env().ok_or_else(|| {
+            Failure::usage(
+                "there is no access key for the S3 server",
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where the key needs it",
+            )
+        })?;
+        let tls = match (bucket.base_url().scheme(), ca) {
+            ("http", _) => None,
+            (_, Some(ca)) => Some(identity::s3_client(&roots(ca)?)?),
+            (_, None) => Some(identity::s3_client(&system_roots()?)?),
+        };
+        Ok(Self { tls, bucket, credentials })
+    }
+
+    /// Puts an object, which the server takes only if it arrives whole.
+    pub(crate) async fn put_whole(&self, key: &str, content: Bytes) -> Done<Result<(), Refusal>> {
+        let url = self.bucket.put_object(Some(&self.credentials), key).sign(URL_LIFETIME);
+        let md5 = base64::engine::general_purpose::STANDARD.encode(Md5::digest(&content));
+        let len = content.len() as u64;
+        let body = http_body_util::Full::new(content).map_err(|never| match never {}).boxed();
+        let answer = self.send(Method::PUT, &url, Some((len, body)), Some(md5)).await?;
+        if answer.status().is_success() { Ok(Ok(())) } else { Ok(Err(Self::refusal(answer).await)) }
+    }
+
+    /// Deletes an object. One that is not there is none the less deleted.
+    pub(crate) async fn delete(&self, key: &str) -> Done<Result<(), Refusal>> {
+        let url = self.bucket.delete_object(Some(&self.credentials), key).sign(URL_LIFETIME);
+        let answer = self.send(Method::DELETE, &url, None, None).await?;
+        if answer.status().is_success() { Ok(Ok(())) } else { Ok(Err(Self::refusal(answer).await)) }
     }
 
     /// Streams `len` bytes into an object.
     pub(crate) async fn put(&self, key: &str, len: u64, body: Body) -> Done {
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(URL_LIFETIME);
-        let answer = self.send(Method::PUT, &url, Some((len, body))).await?;
+        let answer = self.send(Method::PUT, &url, Some((len, body)), None).await?;
         if answer.status().is_success() { Ok(()) } else { Err(Self::refusal(answer).await.into()) }
     }
 
     /// Streams an object out, piece by piece into `each`; or the refusal.
     pub(crate) async fn get(&self, key: &str, mut each: impl FnMut(&[u8])) -> Done<Result<(), Refusal>> {
         let url = self.bucket.get_object(Some(&self.credentials), key).sign(URL_LIFETIME);
-        let answer = self.send(Method::GET, &url, None).await?;
+        let answer = self.send(Method::GET, &url, None, None).await?;
         if !answer.status().is_success() {
             return Ok(Err(Self::refusal(answer).await));
         }
@@ -117,14 +169,26 @@ impl S3 {
 
     /// A page of the bucket's objects in order, and where the next one begins.
     pub(crate) async fn list(&self, from: Option<String>) -> Done<(Vec<Listed>, Option<String>)> {
+        self.list_under("", from).await?.map_err(Failure::from)
+    }
+
+    /// As [`Self::list`], of keys that begin with `prefix`; or the refusal.
+    pub(crate) async fn list_under(
+        &self,
+        prefix: &str,
+        from: Option<String>,
+    ) -> Done<Result<(Vec<Listed>, Option<String>), Refusal>> {
         let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+        if !prefix.is_empty() {
+            action.with_prefix(prefix);
+        }
         if let Some(token) = &from {
             action.with_continuation_token(token.clone());
         }
         let url = action.sign(URL_LIFETIME);
-        let answer = self.send(Method::GET, &url, None).await?;
+        let answer = self.send(Method::GET, &url, None, None).await?;
         if !answer.status().is_success() {
-            return Err(Self::refusal(answer).await.into());
+            return Ok(Err(Self::refusal(answer).await));
         }
         let body = http_body_util::Limited::new(answer.into_body(), LIST_BYTES_MAX).collect().await;
         let body = body.map_err(|error| failed("the list", error))?.to_bytes();
@@ -135,7 +199,7 @@ impl S3 {
             bytes: entry.size.unwrap_or_default(),
             etag: entry.etag.unwrap_or_default().trim_matches('"').to_owned(),
         });
-        Ok((listed.collect(), parsed.next_continuation_token))
+        Ok(Ok((listed.collect(), parsed.next_continuation_token)))
     }
 
     async fn refusal(answer: Response<Incoming>) -> Refusal {
@@ -156,6 +220,7 @@ impl S3 {
         method: Method,
         url: &url::Url,
         body: Option<(u64, Body)>,
+        content_md5: Option<String>,
     ) -> Done<Response<Incoming>> {
         let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
         let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
@@ -164,6 +229,9 @@ impl S3 {
             .uri(target)
             .header(header::HOST, host)
             .header(header::CONNECTION, "close");
+        if let Some(md5) = content_md5 {
+            request = request.header("content-md5", md5);
+        }
         let body = match body {
             Some((len, body)) => {
                 request = request.header(header::CONTENT_LENGTH, len);
@@ -172,7 +240,7 @@ impl S3 {
             None => Empty::new().map_err(|never| match never {}).boxed(),
         };
         let request = request.body(body).map_err(|error| failed("the request", error))?;
-        let stream = self.connect().await?;
+        let stream = self.connect(url).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed("the connection", error))?;
@@ -181,27 +249,40 @@ impl S3 {
         sender.send_request(request).await.map_err(|error| failed("the request", error))
     }
 
-    async fn connect(&self) -> Done<Box<dyn Stream>> {
-        let stream =
-            TcpStream::connect(self.address).await.map_err(|error| failed("cannot connect", error))?;
+    async fn connect(&self, url: &url::Url) -> Done<Box<dyn Stream>> {
+        let host = url.host().ok_or_else(|| failed("its URL", "it names no host"))?.to_owned();
+        let port = url.port_or_known_default().unwrap_or(443);
+        let connected = match &host {
+            url::Host::Domain(name) => TcpStream::connect((name.as_str(), port)).await,
+            url::Host::Ipv4(address) => TcpStream::connect((*address, port)).await,
+            url::Host::Ipv6(address) => TcpStream::connect((*address, port)).await,
+        };
+        let stream = connected.map_err(|error| failed("cannot connect", error))?;
         stream.set_nodelay(true).map_err(|error| failed("cannot connect", error))?;
-        match &self.tls {
-            None => Ok(Box::new(stream)),
-            Some(tls) => {
-                let name = ServerName::IpAddress(self.address.ip().into());
-                let stream = TlsConnector::from(Arc::clone(tls))
-                    .connect(name, stream)
-                    .await
-                    .map_err(|error| failed("no trusted connection", error))?;
-                Ok(Box::new(stream))
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = match host {
+            url::Host::Domain(name) => {
+                ServerName::try_from(name).map_err(|error| failed("its host name", error))?
             }
-        }
+            url::Host::Ipv4(address) => ServerName::IpAddress(std::net::IpAddr::V4(address).into()),
+            url::Host::Ipv6(address) => ServerName::IpAddress(std::net::IpAddr::V6(address).into()),
+        };
+        let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
+        Ok(Box::new(stream.map_err(|error| failed("no trusted connection", error))?))
+    }
+}
+
+impl Refusal {
+    /// Whether it may be otherwise the next time.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.status.is_server_error()
+            || matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
     }
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let message = format!("S3 answered {}: {}", refusal.status, refusal.body.trim());
-        Self::new(Exit::Refused, "s3", message, "see the node's log")
+        Self::new(Exit::Refused, "s3", message, "see the server's log")
     }
 }
