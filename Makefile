@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd
+.PHONY: help demo build test image image-test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd bench-s3
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -15,6 +15,8 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # Extra arguments, as in `make demo DEMO="--json"` or `make test TEST="-E 'package(pool)'"`.
 DEMO ?=
 TEST ?=
+# The image that `make image` builds.
+PROFILE ?= server
 # Seconds that each way of fuzzing takes under `make fuzz`.
 FUZZ_SECONDS ?= 60
 # A toolchain with the component miri, which no stable one has.
@@ -32,14 +34,22 @@ demo: ## Build the release programs and show a node being unlocked, serving, los
 build: ## Build every program as the tests use it
 	cargo build --locked --workspace --bins
 
-test: clients build ## Install the test clients and run every test
+# The programs are built with the tests: each has tests of its own that run it.
+test: clients ## Install the test clients and run every test
 	cargo nextest run --locked --workspace $(TEST)
 	cargo test --locked --workspace --doc --quiet
+
+image: ## Build the appliance's image for PROFILE (server) from this tree, unsigned, into target/image/PROFILE
+	rm -rf target/image/$(PROFILE)
+	cargo run --locked --release -p cli --bin nightlatch -- image build $(PROFILE) target/image/$(PROFILE)
+
+image-test: clients build ## Boot the image every way there is, in emulated machines: power cuts, tampering, Secure Boot (minutes)
+	cargo nextest run --locked --workspace --profile image $(TEST)
 
 conformance: build ## The public S3 suite against the demonstration: what passed and failed, by name (fetches the suite)
 	tests/conformance/run.sh
 
-soak: clients build ## Every test, the randomised and crash suites for as long as SOAK_SECONDS each (half an hour)
+soak: clients ## Every test, the randomised and crash suites for as long as SOAK_SECONDS each (half an hour)
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
 		cargo nextest run --locked --workspace --profile soak $(TEST)
 
@@ -71,7 +81,7 @@ advisories: ## Known vulnerabilities in what the lock file names (fetches the ad
 	tests/clients.sh lint
 	cargo deny --locked check advisories
 
-bench: bench-cipher bench-index bench-pool bench-wipe bench-nbd ## Every bench; each writes target/bench/NAME.json
+bench: bench-cipher bench-index bench-pool bench-wipe bench-nbd bench-s3 ## Every bench; each writes target/bench/NAME.json
 
 bench-cipher: ## Every cipher kernel beside AWS-LC, OpenSSL (the system's and the newest), GCM, hashes and the bound
 	cargo run --locked --release -p benches --features rivals --bin cipher
@@ -89,3 +99,7 @@ bench-wipe: ## From power loss, lease end, line, kernel event or order to keys g
 bench-nbd: ## Our NBD head, encrypted, beside nbdkit, qemu-nbd and nbd-server, in clear and LUKS: unix, TCP, TLS; memory and disk (root)
 	tests/clients.sh bench
 	cargo run --locked --release -p benches --features network-block --bin nbd
+
+bench-s3: ## Our S3 head and store, encrypted and durable, beside garage, SeaweedFS and s3s-fs: 4K, 1M, 64M; 1, 8, 32 clients
+	tests/clients.sh bench-s3
+	cargo run --locked --release -p benches --features object-store --bin s3

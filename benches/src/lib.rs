@@ -4,7 +4,7 @@
 //! - Subjects take turns, round by round, so that a busy neighbour slows all of them alike; a figure is the
 //!   median over the rounds.
 //! - Results go to `target/bench/NAME.json` as one array of [`Figure`]s, and to standard output for people.
-//! - A figure with a target says whether it was met; a bench reports and never judges by its exit code.
+//! - A figure with a target says whether it was met; a missed target is no failure. A run that cannot be trusted is one.
 //!
 //! No figure here belongs into a document without the command that made it.
 

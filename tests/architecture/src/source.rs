@@ -243,7 +243,7 @@ pub fn workspace_sources() -> Vec<Source> {
             }
         }
     }
-    packages.push(root.join("benches"));
+    packages.extend(["benches", "image-build", "image-build/init"].map(|folder| root.join(folder)));
     packages.sort();
     let mut sources = Vec::new();
     for package in packages {
@@ -270,8 +270,10 @@ fn rust_files(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // Deliberately wrong programs that a test shows to the compiler are read by that test.
+        // Deliberately wrong programs that a test shows to the compiler are read by that test; a package inside another is one
+        // of its own.
         if path.is_dir()
+            && !path.join("Cargo.toml").is_file()
             && !matches!(name.as_str(), "target" | "compile-fail" | "compile_fail" | "ui" | "fuzz")
         {
             rust_files(&path, out);

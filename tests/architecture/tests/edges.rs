@@ -3,7 +3,7 @@
 use architecture_tests::graph::{Graph, Rule};
 
 /// Crates that work on a sealed node: they move, check and store ciphertext.
-const CIPHERTEXT_SIDE: &[&str] = &["device", "pool"];
+const CIPHERTEXT_SIDE: &[&str] = &["device", "pool", "audit-log"];
 
 /// Crates that can hold, derive or receive a key.
 const KEY_SIDE: &[&str] =
@@ -13,7 +13,7 @@ const KEY_SIDE: &[&str] =
 const HEADS: &[&str] = &["nbd-server", "objects", "s3-server"];
 
 /// Crates whose state machines get bytes, time and randomness handed in.
-const SANS_IO: &[&str] = &["units", "lease", "key-hierarchy", "aes-xts"];
+const SANS_IO: &[&str] = &["units", "lease", "key-hierarchy", "aes-xts", "attestation"];
 
 /// Each rule beside an edge that breaks it.
 const RULES: &[(Rule, (&str, &str))] = &[
@@ -51,7 +51,7 @@ const RULES: &[(Rule, (&str, &str))] = &[
     ),
     (
         Rule::Unreachable {
-            from: &["admin", "config", "identity", "units", "hygiene", "sources"],
+            from: &["admin", "config", "identity", "units", "hygiene", "sources", "attestation", "tpm"],
             to: KEY_SIDE,
             why: "state, configuration and identity are told about keys and never see one",
         },
@@ -68,8 +68,18 @@ const RULES: &[(Rule, (&str, &str))] = &[
     (
         Rule::Unreachable {
             from: &["keyholder"],
-            to: &["device", "pool", "sealing", "keyring", "aes-xts", "objects", "nbd-server", "s3-server"],
-            why: "the compute tier derives keys and serves no disk",
+            to: &[
+                "device",
+                "pool",
+                "sealing",
+                "keyring",
+                "aes-xts",
+                "objects",
+                "nbd-server",
+                "s3-server",
+                "tpm",
+            ],
+            why: "the compute tier derives keys, serves no disk, and verifies what another machine's TPM signed",
         },
         ("lease", "pool"),
     ),

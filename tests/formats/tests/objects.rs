@@ -1,16 +1,18 @@
-//! What object store format 2 added opens, byte for byte: versions, delete markers, tags, locks, documents of a bucket, parts
-//! with checksums. `installation.rs` opens stores of format 1, which is their migration.
+//! What object store formats 2 to 4 added opens, byte for byte. Format 2: versions, delete markers, tags, locks, documents of a
+//! bucket, parts with checksums. Format 3: keys that end, groups, policies. Format 4: events that wait. `installation.rs` opens stores
+//! of format 1.
 //!
 //! `NIGHTLATCH_WRITE_GOLDEN=1` makes the file where there is none; it never replaces one.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use device::SimulatedDevice;
 use formats_tests::{decode, encode, golden};
 use objects::{
     Acl, Attributes, BucketOptions, ChecksumAlgorithm, ChecksumKind, CompleteOptions, CompletedPart,
-    Declared, DeleteRequest, Grant, Grantee, ListRequest, LockMode, ObjectLock, Permission, PutOptions,
-    Retention, Store, StoreError, UploadOptions, Versioning,
+    Declared, DeleteRequest, Grant, Grantee, Happened, ListRequest, LockMode, Notice, Notices, ObjectLock,
+    Permission, Principal, PutOptions, Retention, Store, StoreError, UploadOptions, Versioning,
 };
 use simulation_tests::node::SimulatedNode;
 
@@ -56,12 +58,57 @@ fn write() -> Arc<SimulatedDevice> {
     store.complete_upload(BUCKET, KEY, &upload, listed, CompleteOptions::default()).expect("an object");
     store.delete_object(BUCKET, DeleteRequest::of(KEY)).expect("a delete marker");
     store.set_bucket_document(BUCKET, "policy", Some(b"{}".to_vec())).expect("a document");
+    let key = store.create_user("alice").expect("a user");
+    store.set_access_key_expiry(&key.id, Some(UNIX_EPOCH + Duration::from_millis(FAR))).expect("an expiry");
+    store.create_group("staff").expect("a group");
+    store.put_policy("reads", "{}").expect("a policy");
+    store.set_attached("reads", Principal::Group("staff".into()), true).expect("an attached policy");
+    store.set_membership("alice", "staff", true).expect("a member");
+    let notice = |destination: &str| Notice {
+        happened: Happened::Changed,
+        event: "ObjectTagging:Put",
+        destination: destination.to_owned(),
+        configuration: "rule".to_owned(),
+    };
+    let to = vec![notice("hook"), notice("gone")];
+    let notices = Notices { to, user: "alice".into(), address: "::1".into(), request: "R1".into() };
+    store.note(BUCKET, notices).expect("events");
+    let place = store.waiting_events("gone", 1).expect("events")[0].0;
+    store.settle_events("gone", vec![place], true).expect("a dead letter");
     node.power_cut(1)
 }
 
-fn check(device: Arc<SimulatedDevice>) {
+/// What format 3 added.
+fn check_identities(store: &Store) {
+    let users = store.users().expect("users");
+    let expiries: Vec<_> = users[0].access_keys.iter().map(|key| key.expires).collect();
+    assert_eq!(expiries, [Some(UNIX_EPOCH + Duration::from_millis(FAR))]);
+    assert!(users[0].limited && users[0].groups == ["staff"]);
+    let credential = store.credential(&users[0].access_keys[0].id).expect("a read").expect("the key");
+    assert_eq!((credential.user.as_str(), credential.policies), ("alice", vec!["{}".to_owned()]));
+}
+
+/// What format 4 added.
+fn check_events(store: &Store) {
+    let waiting = store.waiting_events("hook", 10).expect("events");
+    let dead = store.dead_events("gone", 10).expect("dead letters");
+    let (_, event) = &waiting[0];
+    assert_eq!((waiting.len(), dead.len()), (1, 1));
+    assert_eq!((event.name.as_str(), event.bucket.as_str()), ("ObjectTagging:Put", BUCKET));
+    let asked = (event.user.as_str(), event.address.as_str(), event.request.as_str());
+    assert_eq!((asked, event.owner.as_str()), (("alice", "::1", "R1"), "alice"));
+}
+
+fn check(device: Arc<SimulatedDevice>, format: u32) {
     let node = SimulatedNode::open(device, None).unwrap_or_else(|error| panic!("it does not open: {error}"));
     let store = node.store();
+    if format >= 3 {
+        check_identities(store);
+    }
+    match format {
+        4.. => check_events(store),
+        _ => assert!(store.event_counts().expect("events").is_empty()),
+    }
     let (bucket, documents) = store.bucket_with_documents(BUCKET).expect("the bucket");
     assert_eq!((bucket.owner.as_str(), bucket.versioning), ("alice", Versioning::Enabled));
     assert!(bucket.lock.enabled && documents == [("policy".to_owned(), b"{}".to_vec())]);
@@ -72,7 +119,10 @@ fn check(device: Arc<SimulatedDevice>) {
     assert_eq!(shapes, [(0, true, true), (5000, false, false), (9000, false, false), (15, false, false)]);
     let parts = store.object(BUCKET, KEY, Some(versions[1].version)).expect("the parts");
     assert_eq!((parts.parts()[0].number, parts.parts()[0].checksum.is_some()), (3, true));
-    assert_eq!(versions[2].info.attributes, attributes());
+    assert_eq!(
+        store.head_object(BUCKET, KEY, Some(versions[2].version)).expect("the head").attributes,
+        attributes()
+    );
     for (entry, byte) in versions[1..3].iter().zip([8_u8, 7]) {
         let object = store.object(BUCKET, KEY, Some(entry.version)).expect("the version");
         let mut reader = object.reader(&(0..entry.info.bytes));
@@ -86,16 +136,18 @@ fn check(device: Arc<SimulatedDevice>) {
 }
 
 #[test]
-fn a_store_of_version_2_opens() {
-    let path = golden("objects-2.bin");
-    if std::env::var_os("NIGHTLATCH_WRITE_GOLDEN").is_some() && !path.exists() {
-        std::fs::write(&path, encode(&write())).expect("a writable golden folder");
+fn stores_of_versions_2_to_4_open() {
+    for format in 2..=4 {
+        let path = golden(&format!("objects-{format}.bin"));
+        if std::env::var_os("NIGHTLATCH_WRITE_GOLDEN").is_some() && !path.exists() {
+            std::fs::write(&path, encode(&write())).expect("a writable golden folder");
+        }
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        check(decode(&bytes).expect("a golden device"), format);
     }
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    check(decode(&bytes).expect("a golden device"));
 }
 
 #[test]
 fn a_store_of_today_passes() {
-    check(write());
+    check(write(), 4);
 }

@@ -16,12 +16,14 @@
 //!
 //! [`node`] puts a node of a test's installation into such a machine, while its keyholder and its clients stay outside.
 
+pub mod appliance;
 pub mod archive;
 mod control;
 pub mod kernel;
 mod machine;
 pub mod node;
 mod qmp;
+pub mod tpm;
 
 pub use control::Output;
 pub use machine::{Builder, Format, Guest};

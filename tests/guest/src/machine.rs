@@ -220,7 +220,7 @@ impl Builder {
 }
 
 /// QEMU as `make clients` unpacked it, or the machine's own where that was there already.
-fn qemu() -> Command {
+pub(crate) fn qemu() -> Command {
     let root = tools();
     let own = root.join("usr/bin/qemu-system-x86_64");
     if !own.is_file() {

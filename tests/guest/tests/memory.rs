@@ -49,7 +49,7 @@ fn work(node: &GuestNode, folder: &Path, needles: &mut Needles) -> Reading {
     let file = folder.join("body");
     std::fs::write(&file, body.repeat(BODY_BYTES / PAGE_BYTES)).expect("a file");
     let access = (key.access_key.as_str(), key.secret_key.as_str());
-    let url = |method: &Method| presigned(&site.s3_endpoint(), "bucket", access, method, &object);
+    let url = |method: &Method| presigned(&site.s3_endpoint(), "bucket", access, method, &object, &[]);
     let curl = || {
         let mut curl = client("curl");
         curl.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(site.ca_bundle());
@@ -93,8 +93,9 @@ fn the_machines_whole_memory_holds_keys_before_a_wipe_and_nothing_after_it_in_th
     let mut needles = needles(&recovered(&node.site));
     let reading = work(&node, folder.path(), &mut needles);
     let before = search(&mut node, &needles);
-    let data_keys = ["data key of objects", "tweak key of objects"];
-    for kind in data_keys.iter().chain(&["object body", "object name", "S3 secret", TLS_SECRET]) {
+    let in_the_arena =
+        ["data key of objects", "tweak key of objects", "tag hash key of objects", "tag PRF key of objects"];
+    for kind in in_the_arena.iter().chain(&["object body", "object name", "S3 secret", TLS_SECRET]) {
         println!("before: {} windows of {kind}", count(&before, kind));
         assert!(
             count(&before, kind) > 0,

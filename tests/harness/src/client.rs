@@ -1,7 +1,7 @@
 //! Real clients as child processes. A missing one fails the test and names what installs it.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,33 @@ pub fn client(name: &str) -> Command {
     Command::new(found)
 }
 
+/// A program of the system that is in no user's PATH.
+///
+/// # Panics
+/// Where it is not there.
+pub fn system_program(paths: &[&str]) -> Command {
+    let found = paths.iter().find(|path| Path::new(path).is_file());
+    Command::new(found.unwrap_or_else(|| panic!("none of {paths:?} is there: run `make clients`")))
+}
+
 /// A program of the Python environment that `make clients` makes: `python` or `aws`.
 ///
 /// # Panics
 /// Where the environment is missing.
 pub fn python_client(name: &str) -> Command {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let root = root.ancestors().nth(2).expect("this crate lies two folders below the workspace root");
-    let found = root.join("target/tools/python/bin").join(name);
+    let found = tools().join("python/bin").join(name);
     assert!(found.is_file(), "{} is missing: run `make clients`", found.display());
     Command::new(found)
+}
+
+/// Where `make clients` puts what it unpacks.
+///
+/// # Panics
+/// Never: the workspace has a root.
+pub fn tools() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root.ancestors().nth(2).expect("this crate lies two folders below the workspace root");
+    root.join("target/tools")
 }
 
 /// What a client said and how long it took.

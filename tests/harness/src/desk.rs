@@ -100,6 +100,7 @@ pub fn write_keyholder_config(desk: &Desk, admin: SocketAddr) {
         r#"name = "keyholder-1"
 state_dir = "keyholder"
 lease_ms = 10000
+lease_ms_max = 20000
 [listen]
 admin = "{admin}"
 [tls]

@@ -84,14 +84,32 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After SIGSTOP every thread has stopped: the kernel lets each run on until it notices.
     ///
     /// # Panics
-    /// Where the process has ended.
+    /// Where the process has ended, or a thread does not stop.
     pub fn signal(&self, signal: Signal) {
         assert!(self.ended.is_none(), "{} has ended already\n{}", self.name, self.tail());
         let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a process id is a positive i32"));
         kill(pid, signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+        if signal == Signal::SIGSTOP {
+            wait_for("a stopped process", Duration::from_secs(10), || self.every_thread_has_stopped());
+        }
+    }
+
+    fn every_thread_has_stopped(&self) -> Result<(), String> {
+        let tasks =
+            std::fs::read_dir(format!("/proc/{}/task", self.pid())).map_err(|error| error.to_string())?;
+        for task in tasks.flatten() {
+            // A thread that has ended meanwhile has no file, and does not run.
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // The state follows the name, which stands in parentheses and may hold some of its own.
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('X');
+            if !matches!(state, 'T' | 't' | 'X' | 'Z') {
+                return Err(format!("thread {} is in state {state}", task.file_name().display()));
+            }
+        }
+        Ok(())
     }
 
     /// The status with which it has ended, if it has.

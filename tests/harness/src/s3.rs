@@ -43,21 +43,35 @@ impl fmt::Display for S3Error {
 /// An answer's body.
 pub type Answer = Result<Bytes, S3Error>;
 
-/// The URL of a request that is signed already, for clients that sign nothing.
+/// The URL of a request that is signed already, for clients that sign nothing: with `headers`, which they then have to send.
 ///
 /// # Panics
-/// Where a name is none of S3's, or the request is neither GET nor PUT.
-pub fn presigned(endpoint: &str, bucket: &str, access: (&str, &str), method: &Method, key: &str) -> String {
+/// Where a name is none of S3's, or the request is none of GET, PUT and POST, which begins an upload in parts.
+pub fn presigned(
+    endpoint: &str,
+    bucket: &str,
+    access: (&str, &str),
+    method: &Method,
+    key: &str,
+    headers: &[(&str, &str)],
+) -> String {
     let endpoint = endpoint.parse().expect("an endpoint is a URL");
     let bucket =
         Bucket::new(endpoint, UrlStyle::Path, bucket.to_owned(), "us-east-1").expect("a bucket name");
     let credentials = Credentials::new(access.0, access.1);
-    let url = match *method {
-        Method::GET => bucket.get_object(Some(&credentials), key).sign(SIGNED_FOR),
-        Method::PUT => bucket.put_object(Some(&credentials), key).sign(SIGNED_FOR),
-        _ => panic!("{method}: only GET and PUT are signed here"),
-    };
-    url.to_string()
+    match *method {
+        Method::GET => sign(bucket.get_object(Some(&credentials), key), headers),
+        Method::PUT => sign(bucket.put_object(Some(&credentials), key), headers),
+        Method::POST => sign(bucket.create_multipart_upload(Some(&credentials), key), headers),
+        _ => panic!("{method}: only GET, PUT and POST are signed here"),
+    }
+}
+
+fn sign<'a>(mut action: impl S3Action<'a>, headers: &[(&'a str, &'a str)]) -> String {
+    for (name, value) in headers {
+        action.headers_mut().insert(*name, *value);
+    }
+    action.sign(SIGNED_FOR).to_string()
 }
 
 /// A client of one bucket.

@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use config::{
     ControlTls, KeyholderConfig, KeyholderListen, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig,
-    ScrubConfig, ServerCertificate, SourcesConfig,
+    S3Config, ScrubConfig, ServerCertificate, SourcesConfig, TpmConfig,
 };
 use device::{FileDevice, OpenOptions};
 use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
@@ -25,10 +25,11 @@ use identity::{
     control_client,
 };
 use keyholder::api::{
-    AddNode, CeremonyRequest, CeremonyResult, Connection, CreateVolume, Done, KeyState, KeyholderStatus,
-    LedgerBackup, Lockdown, NodeEntry, Officer, Outcome, Target, UnsealProgress, UnsealRequest, VolumeEntry,
+    AddNode, ApproveNode, CeremonyRequest, CeremonyResult, Connection, CreateVolume, Done, KeyState,
+    KeyholderStatus, LedgerBackup, Lockdown, NewPolicy, NodeEntry, Officer, Outcome, PolicyPreview, Target,
+    TpmEntry, UnsealProgress, UnsealRequest, VolumeEntry,
 };
-pub use keyholder::api::{OnSeal, PushPolicy, VolumeKind};
+pub use keyholder::api::{OnSeal, PushPolicy, TpmState, VolumeKind};
 use keyholder::shares::SealedShare;
 use lease::envelope;
 use nix::sys::signal::Signal;
@@ -67,6 +68,8 @@ pub struct SiteSpec {
     pub threshold: u8,
     /// NBD over TCP and S3 without TLS.
     pub plain: bool,
+    /// The socket of the node's TPM.
+    pub tpm: Option<PathBuf>,
 }
 
 impl Default for SiteSpec {
@@ -81,6 +84,7 @@ impl Default for SiteSpec {
             officers: 3,
             threshold: 2,
             plain: false,
+            tpm: None,
         }
     }
 }
@@ -162,6 +166,7 @@ impl Site {
         let authority = Authority::create(&dir.path().join("pki"), &trust_domain).expect("an authority");
         let roles = [
             (Role::Operator, "op"),
+            (Role::StorageAdmin, "storage"),
             (Role::SecurityOfficer, "officer"),
             (Role::Auditor, "auditor"),
             (Role::Monitor, "monitor"),
@@ -240,6 +245,17 @@ impl Site {
     /// Changes the node's configuration for its next start.
     pub fn change_node_config(&mut self, change: impl FnOnce(&mut NodeConfig)) {
         change(&mut self.node_config);
+        self.write_configs();
+    }
+
+    /// The keyholder's configuration; [`Self::change_keyholder_config`] changes it.
+    pub fn keyholder_config(&self) -> &KeyholderConfig {
+        &self.keyholder_config
+    }
+
+    /// Changes the keyholder's configuration for its next start.
+    pub fn change_keyholder_config(&mut self, change: impl FnOnce(&mut KeyholderConfig)) {
+        change(&mut self.keyholder_config);
         self.write_configs();
     }
 
@@ -392,7 +408,8 @@ impl Site {
         self.control(Role::Operator, "op", self.node_config.listen.admin, Role::Node)
     }
 
-    fn keyholder_as(&self, role: Role, holder: &str) -> HttpsClient {
+    /// The keyholder under one of the site's certificates.
+    pub fn keyholder_as(&self, role: Role, holder: &str) -> HttpsClient {
         self.control(role, holder, self.keyholder_config.listen.admin, Role::Keyholder)
     }
 
@@ -446,7 +463,14 @@ impl Site {
     /// # Panics
     /// Where a share is refused, or the threshold does not unseal.
     pub fn unseal_keyholder(&self) {
-        let client = self.keyholder_as(Role::SecurityOfficer, "officer");
+        self.unseal_by_shares(&self.keyholder_as(Role::SecurityOfficer, "officer"));
+    }
+
+    /// The same with the keyholder that `client` speaks to as a security officer.
+    ///
+    /// # Panics
+    /// As [`Self::unseal_keyholder`].
+    pub fn unseal_by_shares(&self, client: &HttpsClient) {
         let mut last = None;
         for officer in self.officers.iter().take(usize::from(self.spec.threshold)) {
             let sealed = officer.share.as_ref().expect("a ceremony was held");
@@ -464,11 +488,19 @@ impl Site {
     /// # Panics
     /// Where the keyholder refuses.
     pub fn enrol_node(&self) {
+        self.enrol_node_at(self.node_config.listen.key);
+    }
+
+    /// As [`Self::enrol_node`], with a key port that the keyholder is to dial elsewhere.
+    ///
+    /// # Panics
+    /// Where the keyholder refuses.
+    pub fn enrol_node_at(&self, key_port: SocketAddr) {
         let key = NodeKey::load(&self.node_config.identity_key_file()).expect("the node's key");
         let request = AddNode {
             name: "node".to_owned(),
             node: self.node_config.node_id,
-            key_address: Endpoint::from(self.node_config.listen.key),
+            key_address: Endpoint::from(key_port),
             admin_address: Endpoint::from(self.node_config.listen.admin),
             identity_key: Some(hex::encode(key.public())),
             push: self.spec.push,
@@ -476,6 +508,46 @@ impl Site {
         };
         let client = self.keyholder_as(Role::SecurityOfficer, "officer");
         let _: NodeEntry = self.wait(client.post("/v1/nodes", &request)).expect("an enrolled node");
+    }
+
+    /// What the keyholder knows of the node's TPM.
+    pub fn tpm(&self) -> Option<TpmEntry> {
+        self.keyholder_status().nodes.into_iter().next().and_then(|node| node.tpm)
+    }
+
+    /// Approves the node with the TPM that speaks for it, whose fingerprint a person has read from the machine.
+    ///
+    /// # Panics
+    /// Where the keyholder refuses.
+    pub fn approve_node(&self, tpm: Option<String>) -> NodeEntry {
+        let key = NodeKey::load(&self.node_config.identity_key_file()).expect("the node's key");
+        let request = ApproveNode { fingerprint: hex::encode(key.public()), tpm };
+        let officer = self.keyholder_as(Role::SecurityOfficer, "officer");
+        self.wait(officer.post("/v1/nodes/node/approve", &request)).expect("an approved node")
+    }
+
+    /// Puts a policy in force.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub fn apply_policy(&self, text: &str) -> PolicyPreview {
+        let officer = self.keyholder_as(Role::SecurityOfficer, "officer");
+        self.wait(officer.post("/v1/policy", &NewPolicy { text: text.to_owned() })).expect("a policy")
+    }
+
+    /// Waits until a volume's key is kept back for a reason with these words, which also says what would be needed.
+    ///
+    /// # Panics
+    /// Where that takes too long.
+    pub fn wait_refused(&self, words: &str) {
+        wait_for(words, PATIENCE, || {
+            let volumes = self.keyholder_status().volumes;
+            let is_reason = |reason: &String| reason.contains(words) && reason.contains("; would need ");
+            let refused = volumes.iter().any(|volume| {
+                volume.key == KeyState::Refused && volume.reason.as_ref().is_some_and(is_reason)
+            });
+            if refused { Ok(()) } else { Err(format!("{volumes:?}")) }
+        });
     }
 
     /// Makes a volume through the keyholder.
@@ -502,6 +574,7 @@ impl Site {
             kind,
             size_bytes,
             on_seal: self.spec.on_seal,
+            integrity: keyholder::api::VolumeIntegrity::default(),
             limits: keyholder::api::VolumeLimits::default(),
             pool: None,
         };
@@ -648,9 +721,15 @@ impl Site {
     /// # Panics
     /// Where a line is no JSON.
     pub fn keyholder_trail(&self) -> Vec<serde_json::Value> {
-        let path = self.keyholder_state_dir().join("audit.jsonl");
-        let text = std::fs::read_to_string(path).expect("a keyholder keeps a trail");
-        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+        trail_in(self.keyholder_state_dir())
+    }
+
+    /// The node's trail, line by line.
+    ///
+    /// # Panics
+    /// Where a line is no JSON.
+    pub fn node_trail(&self) -> Vec<serde_json::Value> {
+        trail_in(&self.node_config.state_dir)
     }
 
     // ---- clients ----
@@ -660,8 +739,7 @@ impl Site {
     /// # Panics
     /// Where the node refuses.
     pub fn create_user(&self, user: &str) -> CreatedAccessKey {
-        self.wait(self.node_admin().post("/v1/users", &CreateUser { name: user.to_owned() }))
-            .expect("a new user")
+        self.wait(self.node_admin().post("/v1/users", &CreateUser::new(user))).expect("a new user")
     }
 
     /// A new bucket.
@@ -743,7 +821,15 @@ impl Drop for Site {
     }
 }
 
-fn control_tls(authority: &Authority, role: Role, holder: &str) -> ControlTls {
+/// The whole lines of a trail: the last may be in the middle of being written.
+fn trail_in(state_dir: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(state_dir.join("audit.jsonl")).expect("a trail");
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    whole.map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+/// The `[tls]` table of one of the site's machines.
+pub(crate) fn control_tls(authority: &Authority, role: Role, holder: &str) -> ControlTls {
     let leaf = authority.leaf_files(role, &name(holder));
     let trust = authority.trust_files();
     ControlTls {
@@ -790,6 +876,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
             people_issuer: control.people_issuer,
             machines_issuer: control.machines_issuer,
             clients_issuer: control.clients_issuer,
+            nbd_min: identity::TlsFloor::default(),
             s3_min: identity::TlsFloor::default(),
             server: server.to_vec(),
         },
@@ -798,6 +885,11 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         sources: SourcesConfig::default(),
         watchdog: None,
         scrub: ScrubConfig::default(),
+        s3: S3Config::default(),
+        tpm: spec
+            .tpm
+            .as_ref()
+            .map(|socket| TpmConfig { device: socket.clone(), event_log: dir.join("event-log") }),
         memory_overwrite: dir.join("memory-overwrite"),
     }
 }
@@ -805,12 +897,16 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
 fn keyholder_config(dir: &Path, authority: &Authority, spec: &SiteSpec) -> KeyholderConfig {
     KeyholderConfig {
         dial_loopback_only: false,
+        etcd: None,
         name: name("keyholder"),
         state_dir: dir.join("keyholder"),
         lease_ms: spec.lease_ms,
+        lease_ms_max: spec.lease_ms,
         allow_mlock: false,
         listen: KeyholderListen { admin: free_port() },
         tls: control_tls(authority, Role::Keyholder, "keyholder"),
+        oidc: None,
+        webhooks: Vec::new(),
     }
 }
 

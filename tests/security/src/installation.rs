@@ -39,6 +39,8 @@ pub fn needles(recovered: &Recovered) -> Needles {
         needles.add_secret(&name("PRK"), &volume.prk);
         needles.add_aes_key(&name("data key"), &volume.data_key);
         needles.add_aes_key(&name("tweak key"), &volume.tweak_key);
+        needles.add_hash_key(&name("tag hash key"), &volume.tag_hash_key);
+        needles.add_aes_key(&name("tag PRF key"), &volume.tag_prf_key);
     }
     needles
 }

@@ -13,6 +13,12 @@ use crate::needles::{Label, Needles, WINDOW_BYTES};
 /// Bytes read at once; consecutive reads overlap by a window less one byte.
 const READ_BYTES: usize = 1 << 20;
 
+/// Mappings of secret memory that a node has: the arena, the key stack and the promotion stack.
+pub const OF_A_NODE: usize = 3;
+
+/// Mappings of secret memory that a keyholder has: the arena and the key stack.
+pub const OF_A_KEYHOLDER: usize = 2;
+
 /// A place where a secret's window was found.
 #[derive(Clone, Debug)]
 pub struct Finding {
@@ -34,11 +40,32 @@ impl fmt::Display for Finding {
 pub struct Scan {
     pub findings: Vec<Finding>,
     pub bytes_read: u64,
-    /// Mappings whose pages the kernel shows to nobody: secret memory.
-    pub unreadable: Vec<String>,
+    /// Mappings whose pages the kernel shows to nobody. All are secret memory; a scan that could not read anything else fails.
+    pub secret: Vec<String>,
 }
 
 impl Scan {
+    /// That nothing was found, that something was looked at, and that no more was out of sight than there should be.
+    ///
+    /// # Panics
+    /// Otherwise.
+    pub fn assert_clean(&self, when: &str, secret_mappings: usize) {
+        println!(
+            "{when}: {} MiB read, {} windows, {:?}",
+            self.bytes_read >> 20,
+            self.findings.len(),
+            self.secret
+        );
+        assert!(self.bytes_read > 1 << 20, "{when}: only {} bytes were read", self.bytes_read);
+        assert_eq!(
+            self.secret.len(),
+            secret_mappings,
+            "{when}: mappings of secret memory: {:?}",
+            self.secret
+        );
+        assert!(self.findings.is_empty(), "{when}: {}", self.describe(30));
+    }
+
     /// A line a secret, form and mapping, with how often and where first; at most `most` of them.
     pub fn describe(&self, most: usize) -> String {
         let mut groups: BTreeMap<(&str, &str, &str), (usize, &Finding)> = BTreeMap::new();
@@ -56,7 +83,7 @@ impl Scan {
 ///
 /// # Errors
 /// Where `/proc/PID` denies access (run as root, or as the process's own user with ptrace allowed), where the process
-/// is this one, or where next to nothing could be read.
+/// is this one, or where a mapping that is no secret memory could not be read to its end.
 pub fn scan(pid: u32, needles: &Needles) -> Result<Scan> {
     ensure!(pid != std::process::id(), "the scanner holds the needles: it cannot scan itself");
     ensure!(!needles.is_empty(), "nothing to look for");
@@ -68,9 +95,17 @@ pub fn scan(pid: u32, needles: &Needles) -> Result<Scan> {
     let mut buffer = vec![0_u8; READ_BYTES];
     for line in maps.lines() {
         let mapping = Mapping::parse(line).with_context(|| format!("a line of maps: `{line}`"))?;
-        if mapping.is_worth_reading() {
-            read_mapping(&memory, &mapping, needles, &mut buffer, &mut scan)
-                .with_context(|| format!("reading {line}"))?;
+        if !mapping.is_worth_reading() {
+            continue;
+        }
+        match read_mapping(&memory, &mapping, needles, &mut buffer, &mut scan) {
+            Ok(()) => {}
+            Err(error) if mapping.is_secret() && error.raw_os_error() == Some(libc::EIO) => {
+                scan.secret.push(mapping.rest);
+            }
+            // A process that runs on gives memory back; what is not mapped any more holds nothing.
+            Err(_) if !is_mapped(pid, line)? => {}
+            Err(error) => return Err(error).with_context(|| format!("reading {line}")),
         }
     }
     ensure!(scan.bytes_read > 0, "not one byte of process {pid} could be read: the scan proves nothing");
@@ -97,6 +132,17 @@ impl Mapping {
     fn is_worth_reading(&self) -> bool {
         self.rest.starts_with('r') && !self.rest.contains("[vvar") && !self.rest.ends_with("[vsyscall]")
     }
+
+    fn is_secret(&self) -> bool {
+        self.rest.contains("/secretmem")
+    }
+}
+
+/// Whether a line of `maps` still stands there.
+fn is_mapped(pid: u32, line: &str) -> Result<bool> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
+        .with_context(|| format!("reading the mappings of process {pid} again"))?;
+    Ok(maps.lines().any(|now| now == line))
 }
 
 fn read_mapping(
@@ -109,16 +155,10 @@ fn read_mapping(
     let mut at = mapping.start;
     while at < mapping.end {
         let wanted = usize::try_from(mapping.end - at).unwrap_or(usize::MAX).min(buffer.len());
-        let read = match memory.read_at(&mut buffer[..wanted], at) {
-            Ok(0) => break,
-            Ok(read) => read,
-            // Secret memory gives EIO; a mapping that went away since `maps` was read does too, and holds nothing.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EFAULT)) => {
-                scan.unreadable.push(mapping.rest.clone());
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
+        let read = memory.read_at(&mut buffer[..wanted], at)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         needles.search(&buffer[..read], |position, label| {
             scan.findings.push(Finding {
                 label: label.clone(),

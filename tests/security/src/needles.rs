@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::schedule;
+use crate::{polyval, schedule};
 
 /// Bytes in a window: half a vector register, the smallest piece in which keys have been seen to linger.
 pub const WINDOW_BYTES: usize = 8;
@@ -59,6 +59,15 @@ impl Needles {
         let mut reversed = schedules.decryption;
         reversed.reverse();
         self.add_orders(name, "decryption round keys, stored last first", &reversed.concat());
+    }
+
+    /// Adds a POLYVAL key and its powers, whole and as the sums of their halves.
+    pub fn add_hash_key(&mut self, name: &str, key: &[u8; 16]) {
+        self.add_secret(name, key);
+        for (power, sum) in polyval::powers(key) {
+            self.add_orders(name, "powers of a hash key", &power);
+            self.add_orders(name, "sums of the halves of powers", &sum);
+        }
     }
 
     /// How many windows are looked for.

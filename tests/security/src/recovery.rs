@@ -25,10 +25,14 @@ const CHECKSUM_BYTES: usize = 32;
 #[expect(missing_debug_implementations, reason = "holds keys")]
 pub struct VolumeKeys {
     pub label: String,
+    pub domain: [u8; 16],
+    pub epoch: u32,
     pub domain_secret: Secret,
     pub prk: Secret,
     pub data_key: Secret,
     pub tweak_key: Secret,
+    pub tag_hash_key: [u8; 16],
+    pub tag_prf_key: Secret,
 }
 
 /// Everything secret about an installation.
@@ -148,6 +152,7 @@ struct Volume {
     _size: ByteLen,
     _kind: keyholder::api::VolumeKind,
     _on_seal: keyholder::api::OnSeal,
+    _integrity: keyholder::api::VolumeIntegrity,
     _node: NodeId,
     _life: Life,
     _latch: Option<Never>,
@@ -188,7 +193,7 @@ pub fn recover(root: Secret, ledger: &[u8]) -> Result<Recovered> {
     ensure!(Sha256::digest(content).as_slice() == checksum, "the ledger's checksum does not match");
     let rest = content.strip_prefix(MAGIC).context("a ledger begins with its magic")?;
     let (version, rest) = rest.split_first_chunk().context("a version follows")?;
-    ensure!(u32::from_le_bytes(*version) == 1, "an unknown version");
+    ensure!(u32::from_le_bytes(*version) == 3, "an unknown version");
     let (length, rest) = rest.split_first_chunk().context("the header's length follows")?;
     let (header_bytes, registry) =
         rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length))?).context("the header fits")?;
@@ -221,9 +226,13 @@ fn volume_keys(root: &Secret, ledger_key: &Secret, volume: Volume) -> Result<Vol
     let (data_key, tweak_key) = xts.split_at(32);
     Ok(VolumeKeys {
         label: volume.label,
+        domain: volume.domain.0,
+        epoch,
         domain_secret,
         prk: prk.into(),
         data_key: data_key.try_into()?,
         tweak_key: tweak_key.try_into()?,
+        tag_hash_key: expand(&of_volume, &info("tag-hash", &volume.domain.0, epoch)),
+        tag_prf_key: expand(&of_volume, &info("tag-prf", &volume.domain.0, epoch)),
     })
 }

@@ -10,7 +10,7 @@ use crate::needles::Needles;
 pub const TLS_SECRET: &str = "TLS secret";
 
 /// Bytes of a secret of a session with SHA-384: TLS_AES_256_GCM_SHA384, which everything here speaks first.
-const SECRET_BYTES: usize = 48;
+pub const SECRET_BYTES: usize = 48;
 
 /// The labels of secrets that protect application data, whose keys are looked for too.
 const TRAFFIC: [&str; 2] = ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"];
@@ -37,15 +37,23 @@ pub fn add_key_log(needles: &mut Needles, log: &str) -> Result<usize> {
     Ok(sessions)
 }
 
-/// `HKDF-Expand-Label(secret, "key", "", 32)`, RFC 8446, section 7.3.
 fn traffic_key(secret: &[u8]) -> Result<[u8; 32]> {
-    const LABEL: &[u8] = b"tls13 key";
-    let mut info = vec![0, 32, 9];
-    info.extend_from_slice(LABEL);
+    expand_label(secret, "key")
+}
+
+/// `HKDF-Expand-Label(secret, label, "", N)`, RFC 8446, section 7.3.
+///
+/// # Errors
+/// Where the secret is too short.
+pub fn expand_label<const N: usize>(secret: &[u8], label: &str) -> Result<[u8; N]> {
+    let label = format!("tls13 {label}");
+    let mut info = u16::try_from(N)?.to_be_bytes().to_vec();
+    info.push(u8::try_from(label.len())?);
+    info.extend_from_slice(label.as_bytes());
     info.push(0);
-    let mut key = [0; 32];
+    let mut out = [0; N];
     let prk =
         Hkdf::<Sha384>::from_prk(secret).map_err(|error| anyhow::anyhow!("a traffic secret: {error}"))?;
-    prk.expand(&info, &mut key).map_err(|error| anyhow::anyhow!("a traffic key: {error}"))?;
-    Ok(key)
+    prk.expand(&info, &mut out).map_err(|error| anyhow::anyhow!("a traffic key: {error}"))?;
+    Ok(out)
 }

@@ -1,19 +1,28 @@
 //! Programs on the node's own machine that want its keys. Each way is tried on a process that protects itself from
 //! nothing as well, where it must succeed: what fails on the node fails because of the node.
 //!
-//! A program of the node's own user is refused everything by the kernel. Root is not: it may trace the node and read
+//! A program of the node's own user is refused everything by the kernel, whose audit writes it down by the rules that come with
+//! the units (systemd/nightlatch.rules): the node sees nothing of it. Root is not: it may trace the node and read
 //! its ordinary memory (SECURITY.md says so), but not the arena, of which no descriptor is open either.
 
 use std::collections::BTreeMap;
+use std::env::consts::ARCH;
 use std::io::{BufRead, BufReader};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use harness::client::{run, system_program, tools};
 use harness::process::{Process, wait_for};
 use harness::site::{DISK, PATIENCE, Site, SiteSpec, create_pool};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::TimeVal;
 use nix::unistd::{Gid, Pid, Uid, chown};
 use security_tests::memory::scan;
 use security_tests::needles::Needles;
@@ -105,8 +114,95 @@ fn find(pid: u32, known: &[u8]) -> u64 {
     first.unwrap_or_else(|| panic!("not found among {}", found.len())).address
 }
 
+// ---- the kernel's audit ----
+
+/// The key by which the rules' records are found.
+const AUDIT_KEY: &str = "key=\"nightlatch-memory\"";
+
+/// A record of a system call (AUDIT_SYSCALL of linux/audit.h).
+const AUDIT_SYSCALL: u16 = 1300;
+
+fn auditctl(arguments: &[&str]) -> harness::client::Answer {
+    let unpacked = tools().join("auditd");
+    let program = unpacked.join("sbin/auditctl");
+    let mut command =
+        system_program(&["/sbin/auditctl", "/usr/sbin/auditctl", program.to_str().expect("UTF-8")]);
+    let libraries = ["usr/lib", "lib"].map(|lib| format!("{}/{lib}/{ARCH}-linux-gnu", unpacked.display()));
+    run(command.env("LD_LIBRARY_PATH", libraries.join(":")).args(arguments))
+}
+
+/// The shipped rules, in force for [`USER`] alone until this is dropped: other tests trace programs, too.
+struct KernelAudit {
+    records: OwnedFd,
+    enabled: String,
+}
+
+impl KernelAudit {
+    /// `None` where this kernel has no audit, or shows it to nobody in here.
+    fn start(folder: &Path) -> Option<Self> {
+        /// AUDIT_NLGRP_READLOG of linux/audit.h: a copy of every record, beside what a daemon gets.
+        const READERS: u32 = 1;
+        let protocol = SockProtocol::NetlinkAudit;
+        let opened = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+            .and_then(|records| bind(records.as_raw_fd(), &NetlinkAddr::new(0, READERS)).map(|()| records));
+        let records = match opened {
+            Ok(records) => records,
+            Err(errno) => {
+                println!("NOT TRIED: the kernel's audit is not to be had here ({errno})");
+                return None;
+            }
+        };
+        setsockopt(&records, sockopt::ReceiveTimeout, &TimeVal::new(1, 0)).expect("a socket");
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace root");
+        let rules = std::fs::read_to_string(rules.join("systemd/nightlatch.rules")).expect("the rules");
+        let narrowed = rules.lines().map(|line| match line.strip_prefix("-a ") {
+            Some(_) => format!("{line} -F uid={USER}\n"),
+            None => format!("{line}\n"),
+        });
+        let file = folder.join("audit.rules");
+        std::fs::write(&file, narrowed.collect::<String>()).expect("a file");
+        let status = auditctl(&["-s"]).expect_success();
+        let enabled =
+            status.lines().find_map(|line| line.strip_prefix("enabled ")).expect("a status").to_owned();
+        let audit = Self { records, enabled };
+        auditctl(&["-R", file.to_str().expect("UTF-8")]).expect_success();
+        let loaded = auditctl(&["-l"]).expect_success();
+        let wanted = rules.lines().filter(|line| line.starts_with("-a ")).count();
+        assert_eq!(loaded.matches("nightlatch-memory").count(), wanted, "{loaded}");
+        if audit.enabled == "0" {
+            auditctl(&["-e", "1"]).expect_success();
+        }
+        Some(audit)
+    }
+
+    /// Waits for a record of a refused call of [`USER`]'s with this number.
+    fn expect_refused(&self, call: libc::c_long) {
+        let wanted = [AUDIT_KEY, "success=no", &format!(" syscall={call} "), &format!(" uid={USER} ")];
+        let mut buffer = vec![0; 16 * 1024];
+        wait_for(&format!("the kernel's record of call {call}"), PATIENCE, || {
+            let count = recv(self.records.as_raw_fd(), &mut buffer, MsgFlags::empty())
+                .map_err(|errno| errno.to_string())?;
+            // struct nlmsghdr: length, type, flags, sequence, port; then the record's text.
+            let kind = u16::from_ne_bytes([buffer[4], buffer[5]]);
+            let text = String::from_utf8_lossy(&buffer[16..count]);
+            if kind == AUDIT_SYSCALL && wanted.iter().all(|part| text.contains(part)) {
+                println!("on record: {text}");
+                return Ok(());
+            }
+            Err(text.into_owned())
+        });
+    }
+}
+
+impl Drop for KernelAudit {
+    fn drop(&mut self) {
+        auditctl(&["-D", "-k", "nightlatch-memory"]);
+        auditctl(&["-e", &self.enabled]);
+    }
+}
+
 #[test]
-fn no_way_into_the_node_is_open_to_another_program_of_its_user() {
+fn no_way_into_the_node_is_open_to_another_program_of_its_user_and_each_attempt_is_on_record() {
     let mut site = node_of_user();
     let folder = open_folder();
     let control = planted(Some(USER), folder.path());
@@ -114,14 +210,15 @@ fn no_way_into_the_node_is_open_to_another_program_of_its_user() {
     let known = site.pool_file().as_os_str().as_encoded_bytes().to_vec();
     let address = find(pid, &known);
     let ways = [
-        ("ptrace", "EPERM"),
-        ("process-vm-readv", "EPERM"),
-        ("proc-mem", "EACCES"),
-        ("pidfd-getfd", "EPERM"),
-        ("proc-maps", "EACCES"),
-        ("proc-environ", "EACCES"),
+        ("ptrace", "EPERM", libc::SYS_ptrace),
+        ("process-vm-readv", "EPERM", libc::SYS_process_vm_readv),
+        ("proc-mem", "EACCES", libc::SYS_openat),
+        ("pidfd-getfd", "EPERM", libc::SYS_pidfd_getfd),
+        ("proc-maps", "EACCES", libc::SYS_openat),
+        ("proc-environ", "EACCES", libc::SYS_openat),
     ];
-    for (way, errno) in ways {
+    let audit = KernelAudit::start(folder.path());
+    for (way, errno, call) in ways {
         let place = |address: u64, descriptor: i32| match way {
             "pidfd-getfd" => descriptor.to_string(),
             _ => format!("{address:x}"),
@@ -132,6 +229,9 @@ fn no_way_into_the_node_is_open_to_another_program_of_its_user() {
             _ => assert_eq!(of_control, got(&SECRET), "{way} must work on a process that is not protected"),
         }
         assert_eq!(attack(USER, way, pid, &place(address, 0)), format!("refused {errno}"), "{way}");
+        if let Some(audit) = &audit {
+            audit.expect_refused(call);
+        }
     }
     assert!(!site.status().seal.sealed, "what was refused disturbed nothing");
     drop(control);
@@ -219,15 +319,24 @@ fn an_aborted_node_leaves_no_core() {
     assert!(core_in(own.path()).is_none());
     let said = "fault: SIGABRT; the last act is done";
     assert!(site.node().log().iter().any(|line| line.contains(said)), "{}", site.node().tail());
+    // Nobody was left to sign a receipt: that is what the keyholder writes down when the node is back.
+    let vanished = |site: &Site| {
+        let trail = site.keyholder_trail();
+        trail.iter().filter(|line| line["event"] == "node-vanished").count()
+    };
+    assert_eq!(vanished(&site), 0, "{:?}", site.keyholder_trail());
+    site.start_node();
+    site.push_until_serving();
+    assert_eq!(vanished(&site), 1, "{:?}", site.keyholder_trail());
 }
 
 /// An attacker that stays attached until it is dropped.
 struct Holding(Child);
 
 impl Holding {
-    fn attach(pid: u32) -> Self {
+    fn attach(thread: u32) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_attacker"))
-            .args(["0", "hold", &pid.to_string(), "0"])
+            .args(["0", "hold", &thread.to_string(), "0"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -246,8 +355,18 @@ impl Drop for Holding {
     }
 }
 
+/// The thread of this name.
+fn thread_of(pid: u32, name: &str) -> u32 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running node");
+    let found = threads
+        .map(|thread| thread.expect("a thread").path())
+        .find(|thread| std::fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim() == name));
+    let found = found.unwrap_or_else(|| panic!("no thread {name}"));
+    found.file_name().and_then(|id| id.to_str()?.parse().ok()).expect("a number")
+}
+
 #[test]
-fn a_debugger_that_root_attaches_makes_the_node_forget_and_is_on_record() {
+fn a_debugger_that_root_attaches_to_any_thread_makes_the_node_forget_and_is_on_record() {
     let mut site = Site::serving(SiteSpec { pool_bytes: 1 << 30, ..SiteSpec::default() });
     site.stop_node();
     site.expect_log("memory hygiene got worse");
@@ -256,18 +375,26 @@ fn a_debugger_that_root_attaches_makes_the_node_forget_and_is_on_record() {
     site.change_node_config(|config| config.sources.hygiene.interval_ms = 100);
     site.start_node();
     site.push_until_serving();
-    let debugger = Holding::attach(site.node().pid());
-    site.wait_sealed("hygiene");
-    site.expect_latched();
-    drop(debugger);
-    let record = wait_for("the keyholder's record", PATIENCE, || {
-        let trail = site.keyholder_trail();
-        let found = trail.iter().find(|line| line["event"] == "latched-by-wipe").cloned();
-        found.ok_or_else(|| format!("{} lines", trail.len()))
-    });
-    assert_eq!(record["cause"], "hygiene");
-    site.act("/v1/unlatch");
-    site.push_until_serving();
+    let pid = site.node().pid();
+    for (times, thread) in [pid, thread_of(pid, "wiper")].into_iter().enumerate() {
+        let debugger = Holding::attach(thread);
+        site.wait_sealed("hygiene");
+        site.expect_latched();
+        drop(debugger);
+        wait_for("the keyholder's record", PATIENCE, || {
+            let trail = site.keyholder_trail();
+            let is_it =
+                |line: &&serde_json::Value| line["event"] == "latched-by-wipe" && line["cause"] == "hygiene";
+            let found = trail.iter().filter(is_it).count();
+            if found > times { Ok(()) } else { Err(format!("{found} in {} lines", trail.len())) }
+        });
+        site.act("/v1/unlatch");
+        site.push_until_serving();
+        // What counts as before is what was there when the node was last judged without a key: without the debugger.
+        site.lose_power();
+        site.wait_sealed("power-loss");
+        site.wait_serving();
+    }
 }
 
 /// A library whose constructor leaves a file behind: whoever loads it, it ran in.

@@ -2,31 +2,25 @@
 //! everything that was ever said on the wire. Only the grant-signing key is not theirs; where a test uses it, it plays
 //! the true keyholder, from whose sessions the attacker has recorded.
 //!
-//! Each attempt is refused, leaves the keys that are held in force and none other, and a line in the node's log.
+//! Each attempt is refused, leaves the keys that are held in force and none other, and an entry in the node's audit trail.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use harness::process::wait_for;
 use harness::site::{DISK, PATIENCE, Site, SiteSpec, VolumeKind};
 use identity::{Credentials, ExpectedPeer, NodeKey, Role, Trust, control_client};
 use keyholder::api::VolumeEntry;
-use lease::envelope::PublicEnvelopeKey;
 use lease::frame::FrameBuffer;
 use lease::keyholder::{GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
-use lease::message::{Evidence, OnSeal};
+use lease::message::{Evidence, OnRollback, OnSeal};
 use lease::{
     EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, LocalSigner, SessionRefusal, Signer, SignerGone, envelope,
 };
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use security_tests::installation::{keys_of, recovered};
-use security_tests::locked::Locked;
-use security_tests::memory::scan;
-use security_tests::needles::Needles;
 use security_tests::recovery::Recovered;
 use units::{BootInstant, Fence, GrantId, RootEpoch, VolumeEpoch, VolumeId};
 
@@ -105,7 +99,7 @@ impl Wire {
         loop {
             while let Some(frame) = self.incoming.next_frame().expect("whole frames") {
                 match self.machine.on_frame(NOW, &frame).expect("the node speaks the protocol") {
-                    Some(KeyholderEvent::Challenged(_)) | None => {}
+                    Some(KeyholderEvent::Challenged(..)) | None => {}
                     Some(event) => return Some(event),
                 }
             }
@@ -121,7 +115,7 @@ impl Wire {
         let hello = self.machine.start().expect("a hello");
         self.send(&hello);
         match self.hear() {
-            Some(KeyholderEvent::Evidence(evidence)) => (hello, *evidence),
+            Some(KeyholderEvent::Evidence(evidence, None)) => (hello, *evidence),
             other => panic!("no evidence but {other:?}"),
         }
     }
@@ -147,6 +141,8 @@ fn order(volume: &VolumeEntry, check: [u8; 16], grant: u8, fence: Fence) -> Gran
         label: DISK.to_owned(),
         kind: lease::message::VolumeKind::Block,
         on_seal: OnSeal::Hold,
+        known_state: None,
+        on_rollback: OnRollback::Refuse,
         check,
     }
 }
@@ -188,12 +184,15 @@ impl Scene {
         Wire::dial(&self.site, self.true_signer())
     }
 
-    /// Waits until the node has warned of it.
-    fn wait_logged(&mut self, text: &str) {
-        let node = self.site.node();
-        wait_for(text, PATIENCE, || {
-            let found = node.log().iter().any(|line| line.contains(" WARN ") && line.contains(text));
-            if found { Ok(()) } else { Err(node.tail()) }
+    /// Waits until the node's trail has so many entries of this event whose reason contains `why`.
+    fn wait_recorded(&self, event: &str, why: &str, times: usize) {
+        wait_for(&format!("{event} in the trail: {why}"), PATIENCE, || {
+            let trail = self.site.node_trail();
+            let is_it = |entry: &&serde_json::Value| {
+                entry["event"] == event && entry["why"].as_str().is_some_and(|text| text.contains(why))
+            };
+            let count = trail.iter().filter(is_it).count();
+            if count == times { Ok(()) } else { Err(format!("{count} times in {trail:#?}")) }
         });
     }
 
@@ -223,7 +222,8 @@ fn a_stolen_certificate_alone_opens_no_session_and_disturbs_none() {
         wire.send(&hello);
         scene.assert_refused(wire, &refusal);
     }
-    scene.wait_logged("a keyholder's session ended");
+    scene.wait_recorded("session-refused", "the keyholder signs grants with", 1);
+    scene.wait_recorded("session-refused", "the signature on the hello does not verify", 1);
     let status = scene.site.status();
     assert!(!status.seal.sealed && status.last_wipe == before, "the true session goes on");
     // What a push shows: the key port serves the true keyholder as before.
@@ -256,7 +256,7 @@ fn recorded_hellos_and_grants_are_void_and_forged_ones_refused() {
     assert!(matches!(wire.hear(), Some(KeyholderEvent::Receipt(receipt)) if receipt.fence == fence));
     assert!(!scene.site.status().seal.sealed, "a true grant unseals: what follows fails for its own reasons");
     wire.send(&grant);
-    scene.wait_logged(&GrantRefusal::Replayed.to_string());
+    scene.wait_recorded("key-refused", &GrantRefusal::Replayed.to_string(), 1);
     scene.site.lose_power();
     assert!(
         matches!(wire.hear(), Some(KeyholderEvent::Wiped(receipt)) if receipt.grants == [GrantId([1; 16])])
@@ -266,12 +266,14 @@ fn recorded_hellos_and_grants_are_void_and_forged_ones_refused() {
     let mut wire = scene.dial();
     wire.send(&hello);
     scene.assert_refused(wire, &SessionRefusal::OtherSession);
+    scene.wait_recorded("session-refused", "the hello belongs to another session", 1);
 
     // The recorded grant inside a later session of the true keyholder.
     let mut wire = scene.dial();
     wire.establish();
     wire.send(&grant);
     scene.assert_refused(wire, &SessionRefusal::OtherSession);
+    scene.wait_recorded("session-refused", "the grant belongs to another session", 1);
     assert!(scene.site.status().seal.sealed, "nothing that was recorded unseals");
 
     // Grants that only claim to be good, in sessions that are.
@@ -294,7 +296,7 @@ fn recorded_hellos_and_grants_are_void_and_forged_ones_refused() {
             Some(KeyholderEvent::GrantRefused(refused)) => assert_eq!(refused.reason, expected),
             other => panic!("{expected:?} was expected, not {other:?}"),
         }
-        scene.wait_logged(&expected.to_string());
+        scene.wait_recorded("key-refused", &expected.to_string(), 1);
         assert!(scene.site.status().seal.sealed, "{expected:?}");
     }
 
@@ -306,85 +308,9 @@ fn recorded_hellos_and_grants_are_void_and_forged_ones_refused() {
     bytes[last] ^= 1;
     wire.send(&bytes);
     scene.assert_refused(wire, &SessionRefusal::BadSignature);
+    scene.wait_recorded("session-refused", "the signature on the grant does not verify", 1);
 
     scene.site.start_keyholder();
     scene.site.unseal_keyholder();
     scene.site.wait_serving();
-}
-
-/// Whether any 32 bytes at an even place of what `pid` has in writable memory are the secret half of `public`.
-fn holds_secret_of(pid: u32, public: &PublicEnvelopeKey) -> (bool, usize) {
-    /// Random bytes repeat themselves seldom: 32 with fewer different ones than this are no secret.
-    const DIFFERENT_MIN: usize = 22;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("root reads maps");
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("root reads memory");
-    let mut tried = std::collections::HashSet::new();
-    for line in maps.lines().filter(|line| line.contains(" rw")) {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
-        let [start, end] = [range.0, range.1].map(|text| u64::from_str_radix(text, 16).expect("an address"));
-        let mut bytes = vec![0; usize::try_from(end - start).expect("a mapping")];
-        if memory.read_exact_at(&mut bytes, start).is_err() {
-            // Secret memory is shown to nobody.
-            continue;
-        }
-        for window in bytes.windows(envelope::SECRET_BYTES).step_by(8) {
-            let different = window.iter().fold([false; 256], |mut seen, byte| {
-                seen[usize::from(*byte)] = true;
-                seen
-            });
-            if different.iter().filter(|seen| **seen).count() < DIFFERENT_MIN {
-                continue;
-            }
-            let secret: [u8; envelope::SECRET_BYTES] = window.try_into().expect("a window");
-            if tried.insert(secret)
-                && envelope::keypair(&secret).is_ok_and(|found| found.as_bytes() == public.as_bytes())
-            {
-                return (true, tried.len());
-            }
-        }
-    }
-    (false, tried.len())
-}
-
-/// The recorder is given more than it could have: TLS is no obstacle to it at all. What it then holds of a push is the grant's
-/// envelope, sealed to a public key that is in the recording too; the secret half is all that it lacks.
-#[test]
-fn the_recorded_traffic_and_the_nodes_memory_after_the_push_do_not_give_the_key() {
-    let mut scene = Scene::new();
-    scene.site.stop_keyholder();
-    scene.site.lose_power();
-    scene.site.wait_sealed("power-loss");
-    let prk = keys_of(&scene.recovered, DISK).prk;
-    let mut wire = scene.dial();
-    let (_, evidence) = wire.establish();
-    let public = &evidence.envelope_key;
-    let check = check_of(&evidence, scene.volume.volume);
-    let grant = wire.grant(order(&scene.volume, check, 1, scene.volume.fence.next().expect("a fence")), &prk);
-    wire.send(&grant);
-    match wire.hear() {
-        Some(KeyholderEvent::Receipt(_)) => {}
-        other => panic!("a receipt was expected, not {other:?}"),
-    }
-    // The envelope does open with the secret half: the search below looks for the right thing, and finds it elsewhere.
-    let program = Path::new(env!("CARGO_BIN_EXE_locked"));
-    let own = [0x2B, 0x71, 0xC3].repeat(11);
-    let own: [u8; 32] = std::array::from_fn(|at| own[at] ^ u8::try_from(at * 7).expect("small"));
-    let planted = Locked::start(program, "ordinary", &own);
-    let own_public = envelope::keypair(&own).expect("a key");
-    let (found, tried) = holds_secret_of(planted.pid(), &own_public);
-    assert!(found, "the search is blind: {tried} tried");
-    let pid = scene.site.node().pid();
-    let (found, tried) = holds_secret_of(pid, public);
-    println!("{tried} places of the node's memory were tried");
-    assert!(!found, "the one-time secret of a push lies in ordinary memory");
-    assert!(tried > 1_000, "only {tried} were tried");
-    let mut needles = Needles::new();
-    needles.add_secret("PRK", &prk);
-    let scan = scan(pid, &needles).expect("root can scan");
-    assert!(scan.findings.is_empty(), "{}", scan.describe(5));
-    let mut found = 0;
-    needles.search(&grant, |_, _| found += 1);
-    assert_eq!(found, 0, "the grant on the wire is sealed");
-    drop(wire);
-    scene.site.stop_node();
 }

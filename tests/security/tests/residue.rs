@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aes::Aes256;
-use aes::cipher::KeyInit;
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use harness::random::Random;
 use harness::s3::S3Client;
 use harness::site::{DISK, OBJECTS, PATIENCE, PushPolicy, Site, SiteSpec};
@@ -17,15 +17,19 @@ use keyholder::api::Connection;
 use nbd_server::client::{Client, Endpoint};
 use nix::sys::signal::Signal;
 use security_tests::installation::{keys_of, needles, recovered};
-use security_tests::memory::{Scan, scan};
+use security_tests::memory::{OF_A_KEYHOLDER, OF_A_NODE, Scan, scan};
 use security_tests::needles::Needles;
-use security_tests::recovery::Recovered;
+use security_tests::recovery::{Recovered, VolumeKeys};
+use security_tests::{image, polyval};
 use xts_mode::{Xts128, get_tweak_default};
 
 const SECTOR: usize = 4096;
 
 /// A sector of the volume that the test knows.
 const KNOWN_SECTOR: u64 = 12_345;
+
+/// Sequences that the known sector's record may have: every sector that was written to the pool before took one.
+const SEQUENCES: u64 = 1 << 14;
 
 /// Short, so that expiry is one of the ways.
 const LEASE_MS: u64 = 2_000;
@@ -51,6 +55,20 @@ fn is_on_disk(pool: &Path, ciphertext: &[u8]) -> bool {
     false
 }
 
+/// A sector's tag by TAG.md.
+fn tag(keys: &VolumeKeys, address: u64, sequence: u64, ciphertext: &[u8]) -> [u8; 16] {
+    let mut header = [0; 64];
+    header[..8].copy_from_slice(b"nl-tag 1");
+    header[8..16].copy_from_slice(&(ciphertext.len() as u64).to_le_bytes());
+    header[16..32].copy_from_slice(&keys.domain);
+    header[32..40].copy_from_slice(&address.to_le_bytes());
+    header[48..56].copy_from_slice(&sequence.to_le_bytes());
+    header[56..60].copy_from_slice(&keys.epoch.to_le_bytes());
+    let mut block = polyval::hash(&keys.tag_hash_key, &[&header, ciphertext].concat()).into();
+    Aes256::new_from_slice(&keys.tag_prf_key).expect("a key of 32 bytes").encrypt_block(&mut block);
+    block.into()
+}
+
 /// The recovered keys are those that the node works with.
 fn prove_keys(site: &Site, recovered: &Recovered) {
     let keys = keys_of(recovered, DISK);
@@ -63,6 +81,12 @@ fn prove_keys(site: &Site, recovered: &Recovered) {
         is_on_disk(site.pool_file(), &sector),
         "the disk does not hold what the recovered key encrypts to"
     );
+    let mut tags = Needles::new();
+    for sequence in 0..SEQUENCES {
+        tags.add_text("tag", &tag(keys, KNOWN_SECTOR, sequence, &sector)[..8]);
+    }
+    let found = image::search(site.pool_file(), &tags).expect("the pool's file").findings;
+    assert!(!found.is_empty(), "the disk does not hold the sector's tag by the recovered keys");
 }
 
 /// Scans the stopped node, so that nothing moves meanwhile.
@@ -71,12 +95,6 @@ fn scan_node(site: &mut Site, needles: &Needles) -> Scan {
     let scan = scan(site.node().pid(), needles).expect("the node can be scanned");
     site.node().signal(Signal::SIGCONT);
     scan
-}
-
-fn assert_clean(when: &str, scan: &Scan) {
-    println!("{when}: {} MiB read, {} mappings unreadable", scan.bytes_read >> 20, scan.unreadable.len());
-    assert!(scan.bytes_read > 1 << 20, "{when}: only {} bytes were read", scan.bytes_read);
-    assert!(scan.findings.is_empty(), "{when}: {}", scan.describe(20));
 }
 
 /// Reads and writes on both heads until they are gone, so that keys are in use at the moment of the event.
@@ -130,7 +148,7 @@ fn nothing_is_left_after_each_way_of_forgetting() {
     let mut known = Needles::new();
     known.add_secret("the pool's path", site.pool_file().as_os_str().as_encoded_bytes());
     assert!(!scan_node(&mut site, &known).findings.is_empty(), "the scanner is blind to the node's memory");
-    assert_clean("while serving, outside the arena", &scan_node(&mut site, &needles));
+    scan_node(&mut site, &needles).assert_clean("while serving, outside the arena", OF_A_NODE);
 
     type Event = fn(&Site);
     let ways: [(&str, Event); 5] = [
@@ -150,7 +168,7 @@ fn nothing_is_left_after_each_way_of_forgetting() {
         with_load(&site, &access, || event(&site));
         let status = site.wait_sealed(cause);
         assert_eq!(status.key_memory.keys, 0);
-        assert_clean(&format!("after {cause}"), &scan_node(&mut site, &needles));
+        scan_node(&mut site, &needles).assert_clean(&format!("after {cause}"), OF_A_NODE);
         site.signal_keyholder(Signal::SIGCONT);
         harness::process::wait_for("the node's evidence", PATIENCE, || {
             let node = site.keyholder_status().nodes.remove(0);
@@ -164,7 +182,7 @@ fn nothing_is_left_after_each_way_of_forgetting() {
     // A planned stop leaves no process to scan: what the kernel frees it zeroes before it gives it out again.
     site.stop_node();
     site.start_node();
-    assert_clean("after a restart, sealed", &scan_node(&mut site, &needles));
+    scan_node(&mut site, &needles).assert_clean("after a restart, sealed", OF_A_NODE);
 }
 
 /// The compute tier is held to the same: the root is in its arena and nowhere else.
@@ -172,18 +190,14 @@ fn nothing_is_left_after_each_way_of_forgetting() {
 fn the_keyholders_root_is_in_locked_memory_only() {
     let mut site = Site::serving(SiteSpec::default());
     let needles = needles(&recovered(&site));
-    let pid = site.keyholder().pid();
-    assert_clean(
-        "a keyholder after its ceremony",
-        &scan(pid, &needles).expect("the keyholder can be scanned"),
-    );
+    let scan_keyholder = |site: &mut Site, when: &str| {
+        let scan = scan(site.keyholder().pid(), &needles).expect("the keyholder can be scanned");
+        scan.assert_clean(when, OF_A_KEYHOLDER);
+    };
+    scan_keyholder(&mut site, "a keyholder after its ceremony");
     site.stop_keyholder();
     site.start_keyholder();
     site.unseal_keyholder();
     site.wait_serving();
-    let pid = site.keyholder().pid();
-    assert_clean(
-        "a keyholder that was unsealed",
-        &scan(pid, &needles).expect("the keyholder can be scanned"),
-    );
+    scan_keyholder(&mut site, "a keyholder that was unsealed");
 }

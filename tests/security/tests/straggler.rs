@@ -1,7 +1,7 @@
 //! The second stage's last word: a thread that does not answer within 10 ms takes the process with it.
 //!
 //! A real node encrypts; a tracer stops one of its threads in the middle of the cipher, where its registers are full of round
-//! keys, and keeps it there. Then power fails.
+//! keys, and keeps it there. Then power fails. What is left of the process as it ends holds no key.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,9 @@ use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use security_tests::at_exit::AtExit;
+use security_tests::installation::{needles, recovered};
+use security_tests::memory::{OF_A_NODE, scan};
 
 /// After a panic, and the last act before it.
 const PANICKED: i32 = 134;
@@ -50,6 +53,10 @@ fn stop_within(pid: u32, code: &[Range<u64>]) -> Pid {
         for entry in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running node") {
             let thread = entry.expect("a thread").file_name().to_string_lossy().parse().expect("a number");
             let thread = Pid::from_raw(thread);
+            // Its end is waited for.
+            if thread == leader(pid) {
+                continue;
+            }
             match ptrace::seize(thread, ptrace::Options::empty()) {
                 Ok(()) => {}
                 // It has ended meanwhile.
@@ -67,6 +74,10 @@ fn stop_within(pid: u32, code: &[Range<u64>]) -> Pid {
         }
     }
     panic!("no thread was ever stopped in the cipher");
+}
+
+fn leader(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).expect("a process id"))
 }
 
 fn is_stopped(thread: Pid) -> bool {
@@ -99,6 +110,7 @@ fn a_node_whose_cipher_thread_does_not_answer_ends_and_comes_back_sealed() {
     site.expect_log("stages.rs");
     let pid = site.node().pid();
     let code = cipher_code(pid);
+    let needles = needles(&recovered(&site));
     let started = AtomicBool::new(false);
     let socket = site.nbd_socket().to_path_buf();
     std::thread::scope(|scope| {
@@ -113,9 +125,13 @@ fn a_node_whose_cipher_thread_does_not_answer_ends_and_comes_back_sealed() {
             assert!(!load.is_finished(), "the load ended before the event");
             std::thread::yield_now();
         }
+        let end = AtExit::of(pid);
         let thread = stop_within(pid, &code);
         let begun = Instant::now();
         site.signal_node(Signal::SIGPWR);
+        // What the thread worked with is in its registers, in the arena, or nowhere.
+        let left = end.look(|| scan(pid, &needles).expect("it can be scanned"));
+        left.assert_clean("at the end, a thread in mid-cipher", OF_A_NODE);
         // The kernel tells of the process's end when its tracer has heard of the thread's.
         while !matches!(
             waitpid(thread, Some(WaitPidFlag::__WALL)),

@@ -4,29 +4,36 @@
 //! All of it is found before, in the same places by the same scanner, while a client is in the middle of reading an object
 //! over TLS and another works on a volume: in the live node's memory and in a core of it that leaves nothing out.
 
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use config::{GpioConfig, LineBias, LineLevel, Reaction};
+use admin::api::{OrderScrub, ScrubAction, ScrubPhase};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use config::{
+    BmcConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig, KernelEventConfig,
+    LineBias, LineLevel, Reaction, ScrubConfig, SourcesConfig,
+};
+use harness::battery_clock::BatteryClock;
 use harness::client::{client, run};
+use harness::nut::Nut;
 use harness::process::wait_for;
 use harness::random::Random;
 use harness::s3::{Method, presigned};
-use harness::site::{DISK, PATIENCE, PushPolicy, Site, SiteSpec};
+use harness::site::{DISK, PATIENCE, PushPolicy, Site, SiteSpec, VolumeKind};
 use hmac::{Hmac, KeyInit, Mac};
 use keyholder::api::Connection;
 use nbd_server::client::{Client, Endpoint};
-use nix::sys::ptrace;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use security_tests::at_exit::AtExit;
 use security_tests::core_file::{self, Extent};
 use security_tests::image;
 use security_tests::installation::{needles, recovered};
-use security_tests::memory::{Scan, scan};
-use security_tests::needles::Needles;
+use security_tests::memory::{OF_A_NODE, Scan, scan};
+use security_tests::needles::{Label, Needles};
 use security_tests::recovery::Recovered;
 use security_tests::tls::{TLS_SECRET, add_key_log};
 use sha2::Sha256;
@@ -42,11 +49,24 @@ const BODY_BYTES: usize = 32 << 20;
 /// Objects beside the one that is looked for, so that the index has pages in its cache.
 const OTHER_OBJECTS: usize = 100;
 
+/// Uploads that are begun, and bytes of headers that the index keeps of each: more than its cache holds.
+const UPLOADS: usize = 6_600;
+const UPLOAD_HEADER_BYTES: [usize; 2] = [2_000, 5_800];
+const _: () =
+    assert!(UPLOADS * (UPLOAD_HEADER_BYTES[0] + UPLOAD_HEADER_BYTES[1]) > objects::limits::INDEX_CACHE_BYTES);
+
+/// The key that a customer sends along with the object (SSE-C), and its MD5 as S3 wants it.
+const CUSTOMER_KEY: [u8; 32] = [
+    0x8d, 0x03, 0xf1, 0x62, 0x4b, 0xc7, 0x19, 0xee, 0x50, 0xa8, 0x3d, 0x91, 0x76, 0x2f, 0xd4, 0x0b, 0xe9,
+    0x5c, 0xb2, 0x17, 0x88, 0x44, 0xfd, 0x6a, 0x31, 0x9f, 0xc0, 0x25, 0x7e, 0xd8, 0x13, 0xba,
+];
+const CUSTOMER_KEY_MD5: &str = "2ue9H7EQzbzOoeUYR7lqkA==";
+
 /// Longer than the node stands still for a core, and short enough to wait for its end.
 const LEASE_MS: u64 = 20_000;
 
 /// What has to be found while it is in use.
-const IN_USE: [&str; 5] = ["object body", "object name", "block", "S3 secret", TLS_SECRET];
+const IN_USE: [&str; 6] = ["object body", "object name", "block", "S3 secret", "customer key", TLS_SECRET];
 
 fn page(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
@@ -61,10 +81,139 @@ struct Prepared {
     object: String,
     body: Vec<u8>,
     block: Vec<u8>,
-    line: UnixListener,
+    /// What begun uploads are called.
+    upload: String,
+    ends: Ends,
     folder: tempfile::TempDir,
     readings: usize,
 }
+
+/// The other ends of the node's sources, as twins or as the real thing.
+struct Ends {
+    line: UnixStream,
+    line_records: u32,
+    button: UnixStream,
+    controller: UnixStream,
+    clock: BatteryClock,
+    ups: Nut,
+    alarm: PathBuf,
+    swaps: PathBuf,
+}
+
+/// As [`Ends`], before the node has dialled the twins.
+struct Listening {
+    line: UnixListener,
+    button: UnixListener,
+    controller: UnixListener,
+    clock: BatteryClock,
+    ups: Nut,
+    alarm: PathBuf,
+    swaps: PathBuf,
+}
+
+impl Listening {
+    fn accept(self) -> Ends {
+        let accept = |listener: UnixListener| listener.accept().expect("the node dials at its start").0;
+        Ends {
+            line: accept(self.line),
+            line_records: 0,
+            button: accept(self.button),
+            controller: accept(self.controller),
+            clock: self.clock,
+            ups: self.ups,
+            alarm: self.alarm,
+            swaps: self.swaps,
+        }
+    }
+}
+
+impl Ends {
+    /// Everything that a source reads, below `dir`, and the sources' tables.
+    fn prepare(dir: &Path) -> (SourcesConfig, Listening) {
+        let write = |path: PathBuf, text: &str| {
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a recorded tree");
+            std::fs::write(&path, text).expect("a recorded tree");
+            path
+        };
+        let alarm = write(dir.join("hwmon/hwmon2/intrusion0_alarm"), "0\n");
+        let swaps = write(dir.join("root/proc/swaps"), NO_SWAP);
+        std::fs::create_dir_all(dir.join("root/sys")).expect("a recorded tree");
+        let (line, button, controller, rtc) =
+            (dir.join("line.sock"), dir.join("button.sock"), dir.join("bmc.sock"), dir.join("since_epoch"));
+        let listen = |path: &Path| UnixListener::bind(path).expect("a socket");
+        let listening = Listening {
+            line: listen(&line),
+            button: listen(&button),
+            controller: listen(&controller),
+            clock: BatteryClock::start(rtc.clone()),
+            ups: Nut::start(dir),
+            alarm,
+            swaps,
+        };
+        let pairs = [("ACTION", "change"), ("SUBSYSTEM", "mem"), ("DEVNAME", "zero")];
+        let (wipe, report) = (Reaction::wipe(), Reaction::report());
+        let sources = SourcesConfig {
+            gpio: vec![GpioConfig {
+                name: "line".into(),
+                chip: line,
+                line: 4,
+                active: LineLevel::Low,
+                bias: LineBias::AsIs,
+                recorded: true,
+                on_active: wipe,
+                on_lost: report,
+            }],
+            kernel_event: vec![KernelEventConfig {
+                name: "device".into(),
+                synthetic: true,
+                pairs: pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+                on_event: wipe,
+                on_lost: report,
+            }],
+            nut: vec![listening.ups.config()],
+            chassis: Some(ChassisConfig {
+                directory: dir.join("hwmon"),
+                interval_ms: 100,
+                on_intrusion: wipe,
+                on_lost: report,
+            }),
+            clock: Some(ClockConfig {
+                rtc,
+                interval_ms: 100,
+                tolerance_ms: 10_000,
+                on_disagreement: wipe,
+                on_lost: report,
+            }),
+            button: vec![ButtonConfig {
+                name: "power-button".into(),
+                device: button,
+                recorded: true,
+                on_press: wipe,
+                on_lost: report,
+            }],
+            bmc: Some(BmcConfig {
+                device: controller,
+                recorded: true,
+                single_supply: false,
+                on_power: wipe,
+                on_intrusion: wipe,
+                on_lost: report,
+            }),
+            // A recorded tree: on the machine itself a debugger is attached on purpose.
+            hygiene: HygieneConfig { interval_ms: 100, root: dir.join("root"), on_regression: wipe },
+            ..SourcesConfig::default()
+        };
+        (sources, listening)
+    }
+
+    fn set_line(&mut self, active: bool) {
+        self.line_records += 1;
+        let record = sources::event_record(active, self.line_records, 0);
+        self.line.write_all(&record).expect("the node listens");
+    }
+}
+
+const NO_SWAP: &str = "Filename\tType\n";
 
 impl Prepared {
     /// A connection over which the volume's block has just been written and read.
@@ -87,35 +236,24 @@ impl Prepared {
         site.expect_log("a source fired");
         site.expect_log("still stands");
         site.expect_log("the peer has been silent");
+        site.expect_log("memory hygiene got worse");
         site.stop_node();
-        let socket = site.dir().join("line.sock");
-        let line = UnixListener::bind(&socket).expect("a socket");
-        site.change_node_config(|config| {
-            config.sources.gpio = vec![GpioConfig {
-                name: "line".into(),
-                chip: socket,
-                line: 4,
-                active: LineLevel::Low,
-                bias: LineBias::AsIs,
-                recorded: true,
-                on_active: Reaction::wipe(),
-                on_lost: Reaction::report(),
-            }];
-            // A debugger is attached on purpose.
-            config.sources.hygiene.interval_ms = 60_000;
-        });
+        let (sources, listening) = Ends::prepare(site.dir());
+        site.change_node_config(|config| config.sources = sources);
         site.start_node();
+        let ends = listening.accept();
         site.push_until_serving();
         let key = site.create_user("tester");
         site.create_bucket(BUCKET);
         let mut random = Random::new(4);
         let prepared = Self {
             object: format!("{:016x}{:016x}", random.bits(), random.bits()),
+            upload: format!("{:016x}{:016x}", random.bits(), random.bits()),
             site,
             access: (key.access_key, key.secret_key),
             body: page(5).repeat(BODY_BYTES / PAGE_BYTES),
             block: page(6),
-            line,
+            ends,
             folder: tempfile::tempdir().expect("a temporary directory"),
             readings: 0,
         };
@@ -123,8 +261,19 @@ impl Prepared {
         prepared
     }
 
-    fn url(&self, method: &Method, object: &str) -> String {
-        presigned(&self.site.s3_endpoint(), BUCKET, (&self.access.0, &self.access.1), method, object)
+    fn url(&self, method: &Method, object: &str, headers: &[(&str, &str)]) -> String {
+        let access = (self.access.0.as_str(), self.access.1.as_str());
+        presigned(&self.site.s3_endpoint(), BUCKET, access, method, object, headers)
+    }
+
+    /// Sends a request with these headers, which its signature covers.
+    fn signed(&self, method: &Method, object: &str, headers: &[(&str, &str)]) -> std::process::Command {
+        let mut curl = self.curl();
+        for (name, value) in headers {
+            curl.arg("--header").arg(format!("{name}: {value}"));
+        }
+        curl.arg(self.url(method, object, headers));
+        curl
     }
 
     fn curl(&self) -> std::process::Command {
@@ -136,12 +285,12 @@ impl Prepared {
     fn store(&self) {
         let file = self.folder.path().join("body");
         std::fs::write(&file, &self.body).expect("a file");
-        let put = |object: &str, file: &Path| {
-            let mut curl = self.curl();
-            curl.arg("--upload-file").arg(file).arg(self.url(&Method::PUT, object));
-            run(&mut curl).expect_success();
-        };
-        put(&self.object, &file);
+        let customer_key = BASE64.encode(CUSTOMER_KEY);
+        run(self
+            .signed(&Method::PUT, &self.object, &customer_headers(&customer_key))
+            .arg("--upload-file")
+            .arg(&file))
+        .expect_success();
         let small = self.folder.path().join("small");
         std::fs::write(&small, b"one of many").expect("a file");
         // One process for all of them, each under its own name.
@@ -150,10 +299,22 @@ impl Prepared {
             if number > 0 {
                 curl.args(["--next", "--silent", "--fail", "--cacert"]).arg(self.site.ca_bundle());
             }
-            let url = self.url(&Method::PUT, &format!("other-{number:04}"));
+            let url = self.url(&Method::PUT, &format!("other-{number:04}"), &[]);
             curl.arg("--upload-file").arg(&small).arg(url);
         }
         run(&mut curl).expect_success();
+    }
+
+    /// Fills the index beyond its cache: with uploads that are begun, each with all the headers that one may have.
+    fn fill_the_index(&self) {
+        let [user, system] = UPLOAD_HEADER_BYTES.map(|bytes| "x".repeat(bytes));
+        let headers = [("x-amz-meta-a", user.as_str()), ("content-disposition", system.as_str())];
+        let mut curl = self.signed(&Method::POST, &self.upload, &headers);
+        curl.args(["--parallel", "--parallel-max", "16", "--request", "POST"]);
+        // The same request so often: what stands behind the `#` counts, and is not sent.
+        let url = self.url(&Method::POST, &self.upload, &headers);
+        let begun = run(curl.arg(format!("{url}#[2-{UPLOADS}]"))).expect_success();
+        assert_eq!(begun.matches("<UploadId>").count(), UPLOADS, "some were not begun");
     }
 
     /// Starts a client that reads the object, slowly, over a TLS session of its own; returns it once it has some.
@@ -161,8 +322,9 @@ impl Prepared {
         self.readings += 1;
         let file = |what: &str| self.folder.path().join(format!("{what}-{}", self.readings));
         let (log, out) = (file("tls"), file("read"));
-        let mut curl = self.curl();
-        curl.args(["--limit-rate", "64k", "--output"]).arg(&out).arg(self.url(&Method::GET, &self.object));
+        let customer_key = BASE64.encode(CUSTOMER_KEY);
+        let mut curl = self.signed(&Method::GET, &self.object, &customer_headers(&customer_key));
+        curl.args(["--limit-rate", "64k", "--output"]).arg(&out);
         let child = curl.env("SSLKEYLOGFILE", &log).stderr(Stdio::null()).spawn().expect("curl starts");
         let reading = Reading(child);
         wait_for("a client in the middle of an object", PATIENCE, || {
@@ -193,7 +355,10 @@ impl Prepared {
         needles.add_text("object body", &self.body[..PAGE_BYTES + 8]);
         needles.add_text("block", &self.block.repeat(2)[..PAGE_BYTES + 8]);
         needles.add_text("object name", self.object.as_bytes());
+        needles.add_text("upload name", self.upload.as_bytes());
         needles.add_secret("S3 secret", self.access.1.as_bytes());
+        needles.add_secret("customer key", &CUSTOMER_KEY);
+        needles.add_text("customer key", BASE64.encode(CUSTOMER_KEY).as_bytes());
         for reading in 1..=self.readings {
             let log = self.folder.path().join(format!("tls-{reading}"));
             let text = std::fs::read_to_string(log).expect("a key log");
@@ -201,6 +366,14 @@ impl Prepared {
         }
         add_signing_keys(needles, &self.access.1);
     }
+}
+
+fn customer_headers(key: &str) -> [(&'static str, &str); 3] {
+    [
+        ("x-amz-server-side-encryption-customer-algorithm", "AES256"),
+        ("x-amz-server-side-encryption-customer-key", key),
+        ("x-amz-server-side-encryption-customer-key-md5", CUSTOMER_KEY_MD5),
+    ]
 }
 
 /// The keys that signatures of today and tomorrow are made with.
@@ -257,21 +430,14 @@ fn assert_finds_what_is_in_use(place: &str, scan: &Scan) {
     }
 }
 
-fn assert_clean(when: &str, scan: &Scan) {
-    println!("{when}: {} MiB read, {} windows", scan.bytes_read >> 20, scan.findings.len());
-    assert!(scan.bytes_read > 1 << 20, "{when}: only {} bytes were read", scan.bytes_read);
-    assert!(scan.findings.is_empty(), "{when}: {}", scan.describe(30));
-}
-
 /// Writes and reads the volume until it is gone.
-fn with_load(prepared: &Prepared, event: impl FnOnce()) {
-    let site = &prepared.site;
+fn with_load(site: &Site, block: &[u8], event: impl FnOnce()) {
     let started = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let mut client =
                 Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
-            let mut block = prepared.block.repeat(64);
+            let mut block = block.repeat(64);
             while client.write(0, &block, false).and_then(|()| client.read(0, &mut block)).is_ok() {
                 started.store(true, Ordering::SeqCst);
             }
@@ -293,6 +459,11 @@ fn wait_third_stage(site: &Site, cause: &str) {
 }
 
 fn push_again(site: &Site) {
+    wait_for("calm sources", PATIENCE, || {
+        let sources = site.status().sources;
+        let calm = sources.iter().all(|source| source.active.is_empty());
+        if calm { Ok(()) } else { Err(format!("{sources:?}")) }
+    });
     wait_for("the node's evidence", PATIENCE, || {
         let node = site.keyholder_status().nodes.remove(0);
         if node.connection == Connection::Connected { Ok(()) } else { Err(format!("{node:?}")) }
@@ -302,69 +473,149 @@ fn push_again(site: &Site) {
     site.push_until_serving();
 }
 
-/// The line's other end: the node dials at its start.
-struct Line(UnixStream, u32);
-
-impl Line {
-    fn set(&mut self, active: bool) {
-        use std::io::Write;
-        self.1 += 1;
-        self.0.write_all(&sources::event_record(active, self.1, 0)).expect("the node listens");
-    }
+/// A way in which keys go: the event, and what calms its source again.
+struct Way {
+    cause: &'static str,
+    event: fn(&Site, &mut Ends),
+    calm: fn(&Site, &mut Ends),
 }
+
+fn calm(_: &Site, _: &mut Ends) {}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("a recorded tree");
+}
+
+/// By signal, by a person, by the keyholder, by time; and one by a source that the wiper's own thread reads. Before each of them
+/// everything is found, and afterwards nothing, in a core too.
+const WAYS: [Way; 6] = [
+    Way { cause: "power-loss", event: |site, _| site.signal_node(Signal::SIGPWR), calm },
+    Way { cause: "power-line", event: |_, ends| ends.set_line(true), calm: |_, ends| ends.set_line(false) },
+    Way {
+        cause: "admin",
+        event: |site, _| {
+            site.wipe();
+        },
+        calm,
+    },
+    Way {
+        cause: "revoked",
+        event: |site, _| {
+            site.act("/v1/revoke");
+        },
+        calm,
+    },
+    Way {
+        cause: "lockdown",
+        event: |site, _| {
+            site.act("/v1/lockdown");
+        },
+        calm,
+    },
+    Way {
+        cause: "lease-expired",
+        event: |site, _| site.signal_keyholder(Signal::SIGSTOP),
+        calm: |site, _| site.signal_keyholder(Signal::SIGCONT),
+    },
+];
+
+/// The other sources. What they share with those above is not looked at again: a scan of the live process has to do.
+const FURTHER_WAYS: [Way; 7] = [
+    Way {
+        cause: "ups-low-battery",
+        event: |_, ends| ends.ups.set("OB DISCHRG LB"),
+        calm: |_, ends| ends.ups.set("OL CHRG"),
+    },
+    Way {
+        cause: "kernel-event",
+        event: |_, _| write(Path::new("/sys/class/mem/zero/uevent"), "change"),
+        calm,
+    },
+    Way {
+        cause: "bmc-power",
+        event: |_, ends| ends.controller.write_all(&sources::sel_record(0x09, 4)).expect("the node listens"),
+        calm,
+    },
+    Way {
+        cause: "machine-shutdown",
+        event: |_, ends| ends.button.write_all(&sources::power_key_record(true)).expect("the node listens"),
+        calm: |_, ends| ends.button.write_all(&sources::power_key_record(false)).expect("the node listens"),
+    },
+    Way {
+        cause: "intrusion",
+        event: |_, ends| write(&ends.alarm, "1\n"),
+        calm: |_, ends| write(&ends.alarm, "0\n"),
+    },
+    Way {
+        cause: "hygiene",
+        event: |_, ends| write(&ends.swaps, "Filename\tType\n/dev/sda2\tpartition\n"),
+        calm: |_, ends| write(&ends.swaps, NO_SWAP),
+    },
+    Way { cause: "clock", event: |_, ends| ends.clock.go_ahead(60), calm },
+];
 
 #[test]
 fn after_the_third_stage_of_each_trigger_nothing_of_the_clients_is_left() {
     let mut prepared = Prepared::new();
     let recovered = recovered(&prepared.site);
     let keys = needles(&recovered);
-    let mut line = Line(prepared.line.accept().expect("the node dialled").0, 0);
     let folder = prepared.folder.path().to_path_buf();
-    type Event = fn(&Site, &mut Line);
-    let ways: [(&str, Event); 6] = [
-        ("power-loss", |site, _| site.signal_node(Signal::SIGPWR)),
-        ("power-line", |_, line| line.set(true)),
-        ("admin", |site, _| {
-            site.wipe();
-        }),
-        ("revoked", |site, _| {
-            site.act("/v1/revoke");
-        }),
-        ("lockdown", |site, _| {
-            site.act("/v1/lockdown");
-        }),
-        ("lease-expired", |site, _| site.signal_keyholder(Signal::SIGSTOP)),
-    ];
-    for (cause, event) in ways {
+    prepared.fill_the_index();
+    for way in WAYS {
+        let cause = way.cause;
         let reading = prepared.read_slowly();
-        let (in_use, all) = (prepared.needles(), prepared.all_needles(&recovered));
+        let in_use = prepared.needles();
         // The volume's block is looked for between two requests of the load below.
         let client = prepared.use_the_volume();
         let site = &mut prepared.site;
-        assert_finds_what_is_in_use("the node's memory", &scan_node(site, &in_use));
-        assert_clean("keys outside the arena, before", &scan_node(site, &keys));
+        let before = scan_node(site, &in_use);
+        assert_finds_what_is_in_use("the node's memory", &before);
+        scan_node(site, &keys).assert_clean("keys outside the arena, before", OF_A_NODE);
         if cause == "power-loss" {
+            let begins = |label: &Label| label.secret == "upload name" && label.offset == 0;
+            let rows = before.findings.iter().filter(|finding| begins(&finding.label)).count();
+            let cached = rows * UPLOAD_HEADER_BYTES.iter().sum::<usize>();
+            println!("the index's cache shows {rows} names of uploads, {} MiB of rows", cached >> 20);
+            assert!(
+                cached > objects::limits::INDEX_CACHE_BYTES / 2,
+                "the index's cache is not full: {cached} bytes"
+            );
             let core = search_core(site, &in_use, &folder);
             assert_finds_what_is_in_use("a core", &core);
-            assert_clean("keys in a core, before", &search_core(site, &keys, &folder));
+            search_core(site, &keys, &folder).assert_clean("keys in a core, before", 0);
         }
-        with_load(&prepared, || event(&prepared.site, &mut line));
+        let all = forget(&mut prepared, &recovered, &way);
         let site = &mut prepared.site;
-        wait_third_stage(site, cause);
-        assert_clean(&format!("after {cause}"), &scan_node(site, &all));
-        assert_clean(&format!("after {cause}, a core"), &search_core(site, &all, &folder));
+        search_core(site, &all, &folder).assert_clean(&format!("after {cause}, a core"), 0);
         drop((reading, client));
-        site.signal_keyholder(Signal::SIGCONT);
-        if cause == "power-line" {
-            line.set(false);
-        }
-        push_again(site);
+        come_back(&mut prepared, &way);
+    }
+    for way in FURTHER_WAYS {
+        let reading = prepared.read_slowly();
+        let client = prepared.use_the_volume();
+        forget(&mut prepared, &recovered, &way);
+        drop((reading, client));
+        come_back(&mut prepared, &way);
     }
 }
 
-/// The process is stopped as it ends, when its memory is still there and none of its code runs any more.
+/// Makes the node forget under load, and scans it; returns what was looked for.
+fn forget(prepared: &mut Prepared, recovered: &Recovered, way: &Way) -> Needles {
+    let all = prepared.all_needles(recovered);
+    let Prepared { site, ends, block, .. } = prepared;
+    with_load(site, block, || (way.event)(site, ends));
+    wait_third_stage(site, way.cause);
+    scan_node(site, &all).assert_clean(&format!("after {}", way.cause), OF_A_NODE);
+    all
+}
+
+fn come_back(prepared: &mut Prepared, way: &Way) {
+    (way.calm)(&prepared.site, &mut prepared.ends);
+    push_again(&prepared.site);
+}
+
 #[test]
-fn a_planned_stop_ends_in_a_process_that_holds_nothing_of_the_clients_nor_a_key() {
+fn a_planned_stop_ends_in_a_process_that_holds_nothing_of_the_clients_and_a_fault_in_one_without_a_key() {
     let mut prepared = Prepared::new();
     let recovered = recovered(&prepared.site);
     let reading = prepared.read_slowly();
@@ -372,20 +623,75 @@ fn a_planned_stop_ends_in_a_process_that_holds_nothing_of_the_clients_nor_a_key(
     let client = prepared.use_the_volume();
     let site = &mut prepared.site;
     assert_finds_what_is_in_use("the node's memory", &scan_node(site, &in_use));
-    let pid = Pid::from_raw(i32::try_from(site.node().pid()).expect("a process id"));
-    ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACEEXIT).expect("run the tests as root");
+    let pid = site.node().pid();
+    let end = AtExit::of(pid);
     site.signal_node(Signal::SIGTERM);
-    loop {
-        match waitpid(pid, None).expect("the node is this test's child") {
-            WaitStatus::PtraceEvent(_, _, event) if event == libc::PTRACE_EVENT_EXIT => break,
-            WaitStatus::Stopped(_, signal) => ptrace::cont(pid, signal).expect("it goes on"),
-            WaitStatus::PtraceEvent(..) => ptrace::cont(pid, None).expect("it goes on"),
-            other => panic!("the node ended unseen: {other:?}"),
-        }
-    }
-    let left = scan(site.node().pid(), &all).expect("it can be scanned");
-    ptrace::cont(pid, None).expect("it goes on to its end");
-    assert_clean("at the end of a planned stop", &left);
+    let left = end.look(|| scan(pid, &all).expect("it can be scanned"));
+    left.assert_clean("at the end of a planned stop", OF_A_NODE);
     site.stop_node();
     drop((reading, client));
+
+    site.change_node_config(|config| config.sources = SourcesConfig::default());
+    site.start_node();
+    site.push_until_serving();
+    let pid = site.node().pid();
+    let keys = needles(&recovered);
+    let block = prepared.block.clone();
+    let mut left = None;
+    with_load(site, &block, || {
+        let end = AtExit::of(pid);
+        site.signal_node(Signal::SIGSEGV);
+        left = Some(end.look(|| scan(pid, &keys).expect("it can be scanned")));
+    });
+    left.expect("it was scanned").assert_clean("at the end by a fault", OF_A_NODE);
+    let ended = site.node().wait_end(PATIENCE);
+    assert_eq!(ended.code(), Some(128 + Signal::SIGSEGV as i32), "{ended}");
+}
+
+/// Scrubbing reads what there is of a volume under its key, piece by piece, and rests between two pieces with the last in hand.
+#[test]
+fn a_scrub_in_the_middle_of_a_volume_lets_go_of_what_it_read() {
+    const DATA_BYTES: usize = 2 << 20;
+    let mut site = Site::installed(SiteSpec { pool_bytes: 1 << 30, ..SiteSpec::default() });
+    // A piece of 256 KiB lasts a quarter of a second.
+    let scrub = ScrubConfig { every_days: 0, share_percent: 100, mib_per_s: 1 };
+    site.change_node_config(|config| config.scrub = scrub);
+    site.start_keyholder();
+    site.hold_ceremony();
+    site.start_node();
+    site.enrol_node();
+    site.create_volume(DISK, VolumeKind::Block, 64 << 20);
+    site.wait_serving();
+    let block = page(7);
+    let mut client = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
+    client.write(0, &block.repeat(DATA_BYTES / PAGE_BYTES), true).expect("a durable write");
+    drop(client);
+    let mut needles = Needles::new();
+    needles.add_text("block", &block.repeat(2)[..PAGE_BYTES + 8]);
+    // What the client's connection left goes with a wipe of its own.
+    site.lose_power();
+    wait_third_stage(&site, "power-loss");
+    site.wait_serving();
+    scan_node(&mut site, &needles).assert_clean("before the scrub", OF_A_NODE);
+
+    let pool = site.status().pools[0].pool;
+    let order = OrderScrub { action: ScrubAction::Start };
+    let _: serde_json::Value = site
+        .wait(site.node_admin().post(&format!("/v1/pools/{pool}/scrub"), &order))
+        .expect("a scrub may be ordered");
+    wait_for("a scrub that verifies", PATIENCE, || {
+        let scrub = site.status().pools.remove(0).scrub;
+        match &scrub.pass {
+            Some(pass) if pass.phase == ScrubPhase::Tags && pass.bytes_verified > 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let reading = scan_node(&mut site, &needles);
+    assert!(!reading.findings.is_empty(), "the scrub holds nothing: it proves nothing");
+    site.lose_power();
+    wait_third_stage(&site, "power-loss");
+    scan_node(&mut site, &needles).assert_clean("after a wipe in the middle of a scrub", OF_A_NODE);
+    let scrub = site.status().pools.remove(0).scrub;
+    assert!(scrub.pass.is_none_or(|pass| pass.damaged_sectors == 0), "what was taken away is not damaged");
+    site.wait_serving();
 }

@@ -227,6 +227,7 @@ impl NodeObjects {
                 delimiter: String::new(),
                 after: after.take(),
                 limit: 5,
+                tags: false,
             };
             let page = self.0.list_objects(BUCKET, &request)?;
             keys.extend(page.objects.into_iter().map(|(key, _)| key));

@@ -306,9 +306,31 @@ class Repeated:
         return bytes(out)
 
 
+def case_crowd(s3, bucket):
+    """32 clients at once, each with an object of 64 MiB in one piece, up and then down."""
+    body = os.urandom(MIB) * 64
+
+    def up(number):
+        s3.put_object(Bucket=bucket, Key=str(number), Body=body)
+
+    def down(number):
+        read = 0
+        for piece in s3.get_object(Bucket=bucket, Key=str(number))["Body"].iter_chunks(MIB):
+            assert piece == body[read:read + len(piece)], f"{number} differs in the {len(piece)} bytes from {read}"
+            read += len(piece)
+        assert read == len(body), read
+
+    for way in (up, down):
+        began = time.monotonic()
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(way, range(32)))
+        print(f"{way.__name__} {32 * 64 / (time.monotonic() - began):.0f} MiB/s")
+    s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": str(number)} for number in range(32)]})
+
+
 def case_large(s3, bucket):
-    """One object of LARGE_BYTES (5 GiB unless said otherwise) in parts of 16 MiB, up and down, as a stream."""
-    size = int(os.environ.get("LARGE_BYTES", 5 << 30))
+    """One object of LARGE_BYTES, more than 32 bits can count, in parts of 16 MiB, up and down, as a stream."""
+    size = int(os.environ.get("LARGE_BYTES", (4 << 30) + 33 * MIB))
     transfer = TransferConfig(multipart_threshold=8 * MIB, multipart_chunksize=16 * MIB, max_concurrency=4)
     began = time.monotonic()
     s3.upload_fileobj(Repeated(size), bucket, "large", Config=transfer)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use admin::api::{OrderScrub, PoolStatus, ScrubAction, ScrubReport, ScrubStatus, ShownBy};
@@ -12,7 +13,9 @@ use harness::client::{client, run};
 use harness::process::wait_for;
 use harness::random::{Random, seed};
 use harness::s3::S3Client;
-use harness::site::{DISK, Site, SiteSpec};
+use harness::site::{DISK, OBJECTS, Site, SiteSpec};
+use identity::{ClientError as HttpsError, Role};
+use keyholder::api::{KeyState, VolumeEntry};
 use nbd_server::Errno;
 use nbd_server::client::{Client, ClientError, Endpoint};
 use nix::unistd::{Whence, lseek64};
@@ -67,6 +70,17 @@ fn damaged_sectors(site: &Site) -> u64 {
     let line = metrics.lines().find(|line| line.starts_with("nightlatch_pool_damaged_sectors{"));
     let line = line.unwrap_or_else(|| panic!("no such metric in\n{metrics}"));
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+/// The entries of the node's trail that are about damage, as soon as there are some.
+fn damage_in_trail(site: &Site) -> Vec<serde_json::Value> {
+    let path = site.node_config().state_dir.join("audit.jsonl");
+    wait_for("damage in the node's trail", PATIENCE, || {
+        let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+        let entries = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let damaged: Vec<_> = entries.filter(|entry| entry["event"] == "damaged").collect();
+        if damaged.is_empty() { Err("there is none".to_owned()) } else { Ok(damaged) }
+    })
 }
 
 /// Has the site's pool scrubbed: an order, and what comes of it.
@@ -133,6 +147,11 @@ fn a_bit_flipped_on_the_disk_is_an_io_error_over_nbd_until_the_sector_is_written
     assert!(is_eio(&answer), "a write of a part of it gave {answer:?}");
     assert!(damaged_sectors(&site) > 0);
     assert!(site.status().pools[0].damaged_sectors > 0);
+    // The node's trail says which sector it was, once however often it was read.
+    let entries = damage_in_trail(&site);
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    assert_eq!(entries[0]["sector"], 3);
+    assert!(entries[0]["fault"].as_str().is_some_and(|fault| !fault.is_empty()), "{entries:?}");
 
     // It is as damaged after a restart, and whole once it is written.
     drop(disk);
@@ -248,4 +267,87 @@ fn a_pass_of_scrubbing_stops_when_told_and_goes_on_where_it_was_after_a_restart(
     let report = wait_for_pass(&site, 1);
     assert_eq!((report.started_unix_s, report.damaged_sectors), (started, 0));
     assert!(report.bytes_compared >= 8 << 20, "{report:?}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("--sparse=always").args([from, to])).expect_success();
+}
+
+/// What the keyholder says about the disk's key.
+fn disk_entry(site: &Site) -> VolumeEntry {
+    let volumes = site.keyholder_status().volumes;
+    volumes.into_iter().find(|volume| volume.label == DISK).expect("the disk")
+}
+
+/// Everything on the disk was true once: no checksum and no tag is wrong.
+#[test]
+fn a_disk_that_was_put_back_gets_no_key_until_a_security_officer_says_so() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    site.expect_log("the pool's state");
+    site.expect_log("was refused");
+    site.expect_log("grant refused");
+    let endpoint = Endpoint::unix(site.nbd_socket());
+    let write = |byte: u8| {
+        let mut disk = Client::connect(&endpoint, DISK).expect("an unsealed export");
+        disk.write(0, &[byte; BLOCK_BYTES], true).expect("a write");
+    };
+    let read = || {
+        let mut disk = Client::connect(&endpoint, DISK).expect("an unsealed export");
+        let mut block = [0; BLOCK_BYTES];
+        disk.read(0, &mut block).expect("a read");
+        assert!(block.iter().all(|byte| *byte == block[0]), "one write");
+        block[0]
+    };
+    let file = site.pool_file().to_path_buf();
+    let kept = file.with_extension("kept");
+    write(1);
+    site.stop_node();
+    copy(&file, &kept);
+    site.start_node();
+    site.push_until_serving();
+    assert_eq!(read(), 1, "a stop and a start are no attack");
+    write(2);
+    site.kill_node();
+    site.start_node();
+    site.push_until_serving();
+    assert_eq!(read(), 2, "nor is a kill");
+    site.stop_node();
+
+    copy(&kept, &file);
+    site.start_node();
+    let reason = wait_for("a refusal", PATIENCE, || {
+        if site.keyholder_status().nodes.iter().any(|node| node.awaits_push) {
+            let _ = site.try_act("/v1/push");
+        }
+        let entry = disk_entry(&site);
+        match (entry.key, entry.reason) {
+            (KeyState::Refused, Some(reason)) => Ok(reason),
+            (KeyState::Unlocked, _) => panic!("the node has taken a key for last week's disk"),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert!(
+        reason.contains("older than the last state known") && reason.contains("accept-state"),
+        "{reason}"
+    );
+    assert!(site.status().seal.sealed);
+
+    let officer = site.keyholder_as(Role::SecurityOfficer, "officer");
+    for label in [DISK, OBJECTS] {
+        let path = format!("/v1/volumes/{label}/accept-state");
+        let operator = site.keyholder_as(Role::Operator, "op");
+        let denied: Result<VolumeEntry, HttpsError> = site.wait(operator.post(&path, &serde_json::json!({})));
+        assert!(matches!(denied, Err(HttpsError::Refused { status: 403, .. })), "{denied:?}");
+        let entry: VolumeEntry =
+            site.wait(officer.post(&path, &serde_json::json!({}))).expect("an officer's word");
+        assert_eq!(entry.label, label);
+    }
+    site.act("/v1/push");
+    site.wait_serving();
+    assert_eq!(read(), 1, "what is there");
+    write(3);
+    site.stop_node();
+    site.start_node();
+    site.push_until_serving();
+    assert_eq!(read(), 3, "and it goes on from there");
 }

@@ -5,9 +5,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use harness::client::{client, run};
+use harness::client::{Answer, client, run};
 use harness::random::Random;
 use harness::site::{DISK, Site, SiteSpec, VolumeKind};
+use identity::TlsFloor;
 
 const MIB: u64 = 1 << 20;
 
@@ -207,6 +208,34 @@ fn libnbd_sees_what_the_head_offers() {
     assert!(map.contains("hole"), "a new volume is one hole: {map}");
 }
 
+/// A libnbd that speaks extended headers, which the distribution's own may not yet.
+#[test]
+fn a_newer_libnbd_speaks_extended_headers() {
+    let site = Site::serving(SiteSpec::default());
+    const BYTES: u64 = 6 << 30;
+    site.create_volume("large", VolumeKind::Block, BYTES);
+    site.create_volume("copy", VolumeKind::Block, 32 * MIB);
+    site.wait_serving();
+    for uri in [site.nbd_unix_uri("large"), site.nbd_tls_uri("large")] {
+        let said = run(client("nbdinfo-extended").arg(&uri)).expect_success();
+        assert!(said.contains("using extended packets"), "{said}");
+        // More than compact headers can name, in one run.
+        let map = run(client("nbdinfo-extended").args(["--map", &uri])).expect_success();
+        let words: Vec<&str> = map.split_whitespace().collect();
+        assert_eq!(words[..3], ["0", BYTES.to_string().as_str(), "3"], "{map}");
+    }
+    let (source, target) = (site.dir().join("source"), site.dir().join("target"));
+    half_sparse(&source, 32 * MIB, 5);
+    for (there, back) in
+        [(site.nbd_unix_uri(DISK), site.nbd_tls_uri(DISK)), (site.nbd_tls_uri(DISK), site.nbd_unix_uri(DISK))]
+    {
+        run(client("nbdcopy-extended").arg("--flush").arg(&source).arg(&there)).expect_success();
+        run(client("nbdcopy-extended").arg(&back).arg(&target)).expect_success();
+        let length = (32 * MIB).to_string();
+        run(Command::new("cmp").args(["--bytes", &length]).arg(&source).arg(&target)).expect_success();
+    }
+}
+
 #[test]
 fn tls_wants_a_certificate_of_the_clients_issuer() {
     let mut site = Site::serving(SiteSpec::default());
@@ -234,4 +263,37 @@ fn tls_wants_a_certificate_of_the_clients_issuer() {
     run(client("nbdinfo").arg(with(&operator))).expect_failure();
     // The right one still gets in.
     run(client("nbdinfo").arg(with(&site.nbd_certificates()))).expect_success();
+}
+
+/// A site whose NBD head takes TLS from a version on.
+fn site_with_floor(floor: TlsFloor) -> Site {
+    let mut site = Site::installed(SiteSpec::default());
+    site.change_node_config(|config| config.tls.nbd_min = floor);
+    site.start_keyholder();
+    site.hold_ceremony();
+    site.start_node();
+    site.enrol_node();
+    site.create_volume(DISK, VolumeKind::Block, 64 << 20);
+    site.push_until_serving();
+    site
+}
+
+/// It needs no device to list what there is.
+fn nbd_client_lists(site: &Site) -> Answer {
+    let certificates = site.nbd_certificates();
+    let file = |name: &str| certificates.join(name).display().to_string();
+    let mut nbd_client = client("nbd-client");
+    nbd_client.args(["-l", "localhost", &site.nbd_address().port().to_string(), "-tlshostname", "localhost"]);
+    nbd_client.args(["-cacertfile", &file("ca-cert.pem"), "-certfile", &file("client-cert.pem")]);
+    nbd_client.args(["-keyfile", &file("client-key.pem")]);
+    run(&mut nbd_client)
+}
+
+#[test]
+fn the_kernels_client_which_has_tls_1_2_only_gets_in_where_that_is_let_in() {
+    let strict = nbd_client_lists(&site_with_floor(TlsFloor::Tls13));
+    // It reads on after the connection has ended, and says what lay in memory.
+    assert!(!strict.stdout.contains(DISK), "{}", strict.describe());
+    let lenient = nbd_client_lists(&site_with_floor(TlsFloor::Tls12)).expect_success();
+    assert!(lenient.contains(DISK), "{lenient}");
 }

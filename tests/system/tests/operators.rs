@@ -41,13 +41,23 @@ fn prove_by_drill(desk: &Desk) {
     assert!(desk.run(&["key", "status"]).contains("FAILED: repeat it"));
 
     let before = std::fs::read(desk.dir.join("ledger.backup")).expect("the backup");
+    let began = unix_s();
     let report = desk.json(&words(&drill("copy.img", &["anna", "clara"])));
     assert_eq!(find(&report, "objects_read").and_then(Value::as_u64), Some(1), "{report}");
     assert_eq!(report["volumes"].as_array().map(Vec::len), Some(2), "{report}");
     assert_eq!(std::fs::read(desk.dir.join("ledger.backup")).expect("the backup"), before);
     let status = desk.json(&["key", "status"]);
     assert_eq!(status["last_drill"]["passed"], true, "{status}");
-    assert!(desk.run(&["key", "status"]).contains("passed"));
+    let at = status["last_drill"]["at_unix_s"].as_u64().expect("a time");
+    assert!((began..=unix_s()).contains(&at), "{at} is no time of this drill");
+    let date = run(client("date").args(["--utc", "+%Y-%m-%d %H:%M:%S UTC", "--date"]).arg(format!("@{at}")));
+    let shown = format!("last drill {}", date.expect_success().trim());
+    let text = desk.run(&["key", "status"]);
+    assert!(text.contains(&shown) && text.contains("passed"), "no `{shown}` in\n{text}");
+}
+
+fn unix_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
 #[test]
@@ -230,6 +240,20 @@ fn the_guide_leads_from_nothing_to_a_served_volume_and_bucket() {
     assert_eq!((&checked["sound"], &checked["volumes"]), (&true.into(), &3.into()), "{checked}");
     let limited = desk.run(&["volume", "limit", "db", "--iops", "5000", "--bandwidth", "1G"]);
     assert!(limited.contains("5000 requests and 1 GiB a second"), "{limited}");
+
+    // Who may use a disk.
+    assert!(desk.run(&["volume", "access", "db"]).contains("every client that the node lets in"));
+    let said = desk.run(&["volume", "access", "db", "--client", "web-4", "--address", "127.0.0.0/8"]);
+    assert!(said.contains("web-4, from 127.0.0.0/8"), "{said}");
+    run(client("nbdinfo").args(["--size", &nbd])).expect_failure();
+    let meaningless = desk.refused(&["volume", "access", "db", "--local"]);
+    assert!(meaningless.contains("without them everybody may"), "{meaningless}");
+    let inside = desk.refused(&["volume", "access", "db", "--address", "127.0.0.1/8"]);
+    assert!(inside.contains("127.0.0.0/8"), "{inside}");
+    desk.run(&["volume", "access", "db", "--client", "web-3"]);
+    holds("db", 0x22);
+    let anyone = desk.json(&["volume", "access", "db", "--anyone"]);
+    assert_eq!(anyone["clients"], Value::Array(Vec::new()), "{anyone}");
 
     // The day's work.
     desk.run(&["volume", "resize", "db", "2G"]);

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use device::{Device, FileDevice, OpenOptions};
 use keyring::simulated::Keyholder;
-use nbd_server::{Export, Limits, NbdServer, OnSeal};
+use nbd_server::{Access, Export, Limits, NbdServer, OnSeal};
 use pool::{CreateOptions, Pool, VolumeKind, VolumeSpec};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use sealing::Volume;
+use sealing::{Snapshots, Volume};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 use units::{ByteLen, DomainId, VolumeEpoch, VolumeId};
@@ -32,10 +32,10 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let [pool, how @ ..] = words.as_slice() else { bail!("which pool?") };
     let server = NbdServer::new(Limits::default());
-    server.insert(
-        "disk",
-        Export { volume: volume(Path::new(pool))?, read_only: false, on_seal: OnSeal::Hold },
-    )?;
+    let (pool, volume) = volume(Path::new(pool))?;
+    let snapshots = Snapshots::of(pool, volume.id());
+    let (on_seal, access) = (OnSeal::Hold, Access::default());
+    server.insert("disk", Export { volume, snapshots, read_only: false, on_seal, access })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match how {
@@ -55,7 +55,7 @@ async fn listen(port: &str) -> Result<TcpListener> {
     Ok(TcpListener::bind(("127.0.0.1", port.parse()?)).await?)
 }
 
-fn volume(path: &Path) -> Result<Volume> {
+fn volume(path: &Path) -> Result<(Arc<Pool>, Volume)> {
     let options = OpenOptions { create_len: Some(ByteLen(POOL_BYTES)), ..OpenOptions::default() };
     let device: Arc<dyn Device> = Arc::new(FileDevice::open(path, options)?);
     let pool = Pool::create(device, CreateOptions::default())?;
@@ -72,7 +72,8 @@ fn volume(path: &Path) -> Result<Volume> {
     })?;
     let keyring = keyring::simulated::keyring();
     let key = keyholder.push(&keyring)?.handle;
-    Ok(Volume::open(pool.volume(id)?, keyring, key))
+    let volume = Volume::open(pool.volume(id)?, keyring, key);
+    Ok((pool, volume))
 }
 
 fn tls(folder: &Path) -> Result<Arc<ServerConfig>> {

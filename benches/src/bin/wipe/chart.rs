@@ -78,6 +78,9 @@ text {{ font: 13px system-ui, sans-serif; fill: #24292f }}
 
 fn row(body: &mut String, y: f64, source: Source, times: &Times) {
     let sorted = times.filtered();
+    if sorted.is_empty() {
+        return;
+    }
     let [from, to, longest] = [0.5, 0.999, 1.0].map(|share| x(percentile(&sorted, share)));
     let (text, middle, width) = (y + 14.0, y + 9.0, (to - from).max(2.0));
     let name = source.name();

@@ -23,6 +23,7 @@ pub(crate) struct Gap {
 pub(crate) struct Control {
     seen: Arc<AtomicU64>,
     gaps: Receiver<Gap>,
+    late: Arc<Lateness>,
     known: Vec<Gap>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -32,12 +33,13 @@ impl Control {
     pub(crate) fn start() -> anyhow::Result<Self> {
         let (sender, gaps) = channel();
         let (seen, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (seen_there, stop_there) = (Arc::clone(&seen), Arc::clone(&stop));
+        let late = Arc::new(Lateness::default());
+        let (seen_there, stop_there, late_there) = (Arc::clone(&seen), Arc::clone(&stop), Arc::clone(&late));
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             real_time(crate::rounds::PRIORITY);
-            watch(&seen_there, &sender, &stop_there);
+            watch(&seen_there, &sender, &late_there, &stop_there);
         })?;
-        Ok(Self { seen, gaps, known: Vec::new(), stop, thread: Some(thread) })
+        Ok(Self { seen, gaps, late, known: Vec::new(), stop, thread: Some(thread) })
     }
 
     /// Whether there was a gap between two moments. Waits until the thread has passed the later one.
@@ -50,6 +52,33 @@ impl Control {
         self.known.retain(|gap| gap.to > to);
         had
     }
+
+    /// How late the thread woke each time, sorted, in microseconds: what the machine gives to whoever has the wiper's priority.
+    pub(crate) fn wakes(&self) -> Vec<f64> {
+        let counts = self.late.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        (0u32..)
+            .zip(counts)
+            .flat_map(|(us, count)| std::iter::repeat_n(f64::from(us), usize::try_from(count).unwrap_or(0)))
+            .collect()
+    }
+}
+
+/// How often it woke how many whole microseconds late; the last counts whatever is later.
+struct Lateness {
+    counts: Box<[AtomicU64]>,
+}
+
+impl Default for Lateness {
+    fn default() -> Self {
+        Self { counts: (0..10_000).map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+impl Lateness {
+    fn note(&self, ns: u64) {
+        let at = usize::try_from(ns / 1_000).unwrap_or(usize::MAX).min(self.counts.len() - 1);
+        self.counts[at].fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Control {
@@ -61,12 +90,13 @@ impl Drop for Control {
     }
 }
 
-fn watch(seen: &AtomicU64, gaps: &Sender<Gap>, stop: &AtomicBool) {
+fn watch(seen: &AtomicU64, gaps: &Sender<Gap>, late: &Lateness, stop: &AtomicBool) {
     let period = u64::try_from(PERIOD.as_nanos()).unwrap_or(u64::MAX);
     let mut last = Clock::Boot.now().0;
     while !stop.load(Ordering::SeqCst) {
         std::thread::sleep(PERIOD);
         let now = Clock::Boot.now().0;
+        late.note(now.saturating_sub(last + period));
         if now.saturating_sub(last) > period + GAP_NS_MAX {
             // Told before it is seen: whoever sees this moment knows of the gap before it.
             let _ = gaps.send(Gap { from: last + period, to: now });

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aes_xts::{Direction, Sectors};
 use anyhow::{Context, Result, ensure};
@@ -19,8 +20,12 @@ use crate::control::{Control, real_time};
 /// The wiper's priority, and the control thread's.
 pub(crate) const PRIORITY: u8 = 10;
 
-/// Below the wiper's: who causes an event is not to be stopped between looking at the clock and causing it.
+/// Below the wiper's: who causes an event is not to be stopped between looking at the clock and causing it, and plays the next
+/// round when one is over, not when the load lets it.
 const CAUSE_PRIORITY: u8 = 5;
+
+/// How often it looks whether something has happened that it waits for.
+const LOOK: Duration = Duration::from_micros(50);
 
 pub(crate) const P999_US_MAX: f64 = 100.0;
 pub(crate) const US_MAX: f64 = 1_000.0;
@@ -72,7 +77,10 @@ impl Source {
 struct Round {
     keys: f64,
     threads: f64,
-    had_gap: bool,
+    /// The machine stood still between the event and keys gone.
+    gap_in_keys: bool,
+    /// It did before the second stage was through.
+    gap_in_threads: bool,
 }
 
 #[derive(Debug, Default)]
@@ -90,16 +98,20 @@ impl Times {
     }
 
     pub(crate) fn filtered(&self) -> Vec<f64> {
-        Self::sorted(self.0.iter().filter(|round| !round.had_gap).map(|round| round.keys))
+        Self::sorted(self.0.iter().filter(|round| !round.gap_in_keys).map(|round| round.keys))
     }
 
-    pub(crate) fn threads(&self) -> Vec<f64> {
+    pub(crate) fn all_threads(&self) -> Vec<f64> {
         Self::sorted(self.0.iter().map(|round| round.threads))
+    }
+
+    pub(crate) fn filtered_threads(&self) -> Vec<f64> {
+        Self::sorted(self.0.iter().filter(|round| !round.gap_in_threads).map(|round| round.threads))
     }
 
     #[expect(clippy::cast_precision_loss, reason = "ten thousand rounds")]
     pub(crate) fn dropped_share(&self) -> f64 {
-        self.0.iter().filter(|round| round.had_gap).count() as f64 / self.0.len().max(1) as f64
+        self.0.iter().filter(|round| round.gap_in_keys).count() as f64 / self.0.len().max(1) as f64
     }
 }
 
@@ -115,8 +127,15 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::INFINITY)
 }
 
+/// What the rounds came to.
+pub(crate) struct Measured {
+    pub(crate) sources: Vec<(Source, Times)>,
+    /// How late the control thread was each time, sorted, in microseconds.
+    pub(crate) wakes: Vec<f64>,
+}
+
 /// Runs `rounds` of every source, in turns.
-pub(crate) fn run(rounds: usize) -> Result<Vec<(Source, Times)>> {
+pub(crate) fn run(rounds: usize) -> Result<Measured> {
     let keyring = Keyring::new(Policy::AllowMlock, Clock::Boot, Kernel::fastest())?;
     let dir = tempfile::tempdir()?;
     let line = dir.path().join("line");
@@ -156,9 +175,11 @@ pub(crate) fn run(rounds: usize) -> Result<Vec<(Source, Times)>> {
             }
             Ok(())
         };
+        real_time(CAUSE_PRIORITY);
         let played = play();
+        real_time(0);
         stop.store(true, Ordering::SeqCst);
-        played.map(|()| all)
+        played.map(|()| Measured { sources: all, wakes: stage.control.wakes() })
     })
 }
 
@@ -185,22 +206,22 @@ impl Stage {
         *key.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
         let before = uses.load(Ordering::SeqCst);
         while uses.load(Ordering::SeqCst) == before {
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
-        real_time(CAUSE_PRIORITY);
-        let caused = self.cause(source);
-        real_time(0);
-        let caused = caused?;
+        let caused = self.cause(source)?;
         let wipe = self.rehearsal.next_wipe()?;
         let gone = wipe.keys_gone_at().0;
         ensure!(wipe.cause() == source.cause(), "{source:?}: wiped for {}", wipe.cause());
         ensure!(self.keyring.check(lent).is_err(), "{source:?}: the key is still there");
         let stages = self.rehearsal.second_stage(wipe);
         self.calm(source)?;
+        let threads_ns = stages.threads_ns.context("the second stage was not timed")?;
+        let gap_in_keys = self.control.had_gap(caused, gone);
         Ok(Round {
             keys: us(gone.saturating_sub(caused)),
-            threads: us(stages.threads_ns.unwrap_or(u64::MAX)),
-            had_gap: self.control.had_gap(caused, gone),
+            threads: us(threads_ns),
+            gap_in_keys,
+            gap_in_threads: gap_in_keys || self.control.had_gap(gone, gone + threads_ns),
         })
     }
 

@@ -15,6 +15,9 @@ use nbd_server::fuzzing::{EXPORT_BYTES, READ_BYTES_ANSWERED, Transmission, speak
 
 const PAYLOAD_MAX: u64 = 32 << 20;
 
+/// The context of the one snapshot that there is.
+const DIRTY: &str = "nightlatch:dirty:05050505050505050505050505050505";
+
 fn planted() -> bool {
     static PLANTED: OnceLock<bool> = OnceLock::new();
     *PLANTED.get_or_init(|| std::env::var_os("NIGHTLATCH_FUZZ_PLANT").is_some())
@@ -53,8 +56,11 @@ fn stream(input: &mut Unstructured<'_>) -> Result<(Vec<u8>, bool)> {
         1 => stream.extend(option(8, &[])),
         _ => stream.extend(option(11, &[])),
     }
-    if input.arbitrary()? {
-        stream.extend(option(10, &queries("disk", &["base:allocation"])));
+    match input.int_in_range(0..=3_u8)? {
+        0 => {}
+        1 => stream.extend(option(10, &queries("disk", &["base:allocation"]))),
+        2 => stream.extend(option(10, &queries("disk", &[DIRTY]))),
+        _ => stream.extend(option(10, &queries("disk", &[DIRTY, "base:allocation", DIRTY]))),
     }
     let label = if input.ratio(1, 4_u8)? { "archive" } else { "disk" };
     stream.extend(option(7, &[string(label), vec![0, 0]].concat()));
@@ -80,11 +86,11 @@ fn queries(label: &str, queries: &[&str]) -> Vec<u8> {
 
 /// Right data for the option, bent in one byte, or anything.
 fn option_data(code: u32, input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    let label = *input.choose(&["disk", "archive", "asleep", "dusk", ""])?;
+    let label = *input.choose(&["disk", "archive", "asleep", "barred", "dusk", ""])?;
     let mut data = match code {
         1 => label.as_bytes().to_vec(),
         6 | 7 => [string(label), vec![0, 2, 0, 3, 0, 1]].concat(),
-        9 | 10 => queries(label, &["base:", "base:allocation", "x-other:thing"]),
+        9 | 10 => queries(label, &["base:", "base:allocation", "nightlatch:", DIRTY, "x-other:thing"]),
         _ => Vec::new(),
     };
     match input.int_in_range(0..=3_u8)? {
@@ -115,7 +121,7 @@ fn request(style: u8, input: &mut Unstructured<'_>, stream: &mut Vec<u8>) -> Res
     let length = match input.int_in_range(0..=7_u8)? {
         0 => input.arbitrary()?,
         1 => PAYLOAD_MAX + input.int_in_range(0..=1_u64)?,
-        2 => 12,
+        2 => 8 + 4 * input.int_in_range(1..=17_u64)?,
         3 => (4 << 30) + input.int_in_range(0..=1_u64)?,
         _ => input.int_in_range(0..=600_u64)?,
     };
@@ -128,9 +134,11 @@ fn request(style: u8, input: &mut Unstructured<'_>, stream: &mut Vec<u8>) -> Res
     stream.extend(&length.to_be_bytes()[if extended { 0 } else { 4 }..]);
     if command == 1 || (extended && flags & 32 != 0) {
         match length {
-            12 if command == 7 && input.arbitrary()? => {
+            12..=76 if command == 7 && length % 4 == 0 && input.arbitrary()? => {
                 stream.extend(u64::from(input.arbitrary::<u16>()?).to_be_bytes());
-                stream.extend(1_u32.to_be_bytes());
+                for _ in 0..(length - 8) / 4 {
+                    stream.extend(input.int_in_range(0..=3_u32)?.to_be_bytes());
+                }
             }
             0..=1000 => stream.extend(vec![0x77; usize::try_from(length).expect("short")]),
             // Cut, or taken for something else.
@@ -202,11 +210,27 @@ fn check_transmission(stream: &[u8], transmission: &Transmission) {
         assert!(command != 2, "a disconnect takes nothing with it");
         let payload = asked.bytes(if has_payload { length } else { 0 });
         let wanted = wanted(transmission, (flags, command, offset, length), payload);
-        let errno = reply(&mut said, transmission.style, (command, cookie, offset, length));
+        let contexts = asked_contexts(transmission, flags, payload);
+        let errno = reply(&mut said, transmission.style, (command, cookie, offset, length), &contexts);
         let expected = if planted() { wanted.wrapping_add(1) } else { wanted };
         assert_eq!(errno, expected, "command {command} flags {flags:#x} at {offset:#x} of {length:#x}");
     }
     assert!(said.0.is_empty(), "replies to nothing");
+}
+
+/// The contexts that a block status is about, in the order of their ids.
+fn asked_contexts(transmission: &Transmission, flags: u64, payload: &[u8]) -> Vec<u64> {
+    if transmission.style != 2 || flags & 32 == 0 {
+        return transmission.contexts.iter().copied().map(u64::from).collect();
+    }
+    let mut ids: Vec<u64> = payload
+        .get(8..)
+        .unwrap_or_default()
+        .chunks(4)
+        .map(|id| Reader(id).number(4.min(id.len() as u64)))
+        .collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// The error that the document wants, 0 for none.
@@ -250,22 +274,30 @@ fn wanted(
         6 if flags & 18 == 18 => ENOTSUP,
         6 if outside(length) => ENOSPC,
         6 if flags & 2 != 0 && length > 4 << 30 => EOVERFLOW,
-        7 if !transmission.block_status => EINVAL,
+        7 if transmission.contexts.is_empty() => EINVAL,
         7 if flags & 32 != 0 => {
-            let mut payload = Reader(payload);
-            if length != 12 {
+            if !(12..=72).contains(&length) || length % 4 != 0 {
                 return EINVAL;
             }
-            let (effect, context) = (payload.number(8), payload.number(4));
-            if context != 1 || effect == 0 || outside(effect) { EINVAL } else { 0 }
+            let effect = Reader(payload).number(8);
+            let ids = asked_contexts(transmission, flags, payload);
+            let twice = ids.windows(2).any(|pair| pair[0] == pair[1]);
+            let unknown =
+                ids.iter().any(|id| !transmission.contexts.iter().any(|known| u64::from(*known) == *id));
+            if twice || unknown || effect == 0 || outside(effect) { EINVAL } else { 0 }
         }
         7 if length == 0 || outside(length) => EINVAL,
         _ => 0,
     }
 }
 
-/// Reads one reply; its error, 0 for none.
-fn reply(said: &mut Reader<'_>, style: u8, (command, cookie, offset, length): (u64, u64, u64, u64)) -> u64 {
+/// Reads one reply; its error, 0 for none. A block status has a chunk for each of `contexts`.
+fn reply(
+    said: &mut Reader<'_>,
+    style: u8,
+    (command, cookie, offset, length): (u64, u64, u64, u64),
+    contexts: &[u64],
+) -> u64 {
     if style == 0 {
         assert_eq!(said.number(4), 0x6744_6698, "simple reply magic");
         let errno = said.number(4);
@@ -275,36 +307,46 @@ fn reply(said: &mut Reader<'_>, style: u8, (command, cookie, offset, length): (u
         }
         return errno;
     }
-    assert_eq!(said.number(4), if style == 2 { 0x6e8a_278c } else { 0x668e_33ef }, "chunk magic");
-    let (flags, kind) = (said.number(2), said.number(2));
-    assert_eq!((flags, said.number(8)), (1, cookie), "one chunk is the whole reply");
-    if style == 2 {
-        assert_eq!(said.number(8), offset, "the offset comes back");
-    }
-    let len = said.number(if style == 2 { 8 } else { 4 });
-    let mut body = Reader(said.bytes(len));
-    match (kind, command) {
-        (0, 1..=6) => assert_eq!(len, 0),
-        // A data chunk of no bytes is forbidden.
-        (0, 0) => assert_eq!((len, length), (0, 0)),
-        (1, 0) => assert_eq!((body.number(8), len - 8), (offset, length)),
-        (5, 7) if style == 1 => {
-            assert_eq!((body.number(4), (len - 4) % 8, len > 4), (1, 0, true));
+    for nth in 0.. {
+        assert_eq!(said.number(4), if style == 2 { 0x6e8a_278c } else { 0x668e_33ef }, "chunk magic");
+        let (done, kind) = (said.number(2), said.number(2));
+        assert_eq!(said.number(8), cookie);
+        if style == 2 {
+            assert_eq!(said.number(8), offset, "the offset comes back");
         }
-        (6, 7) if style == 2 => {
-            assert_eq!((body.number(4), body.number(4) * 16 + 8, len > 8), (1, len, true));
-            while !body.0.is_empty() {
-                assert!(body.number(8) > 0, "a run of no bytes");
-                assert!(body.number(8) <= 3);
+        let len = said.number(if style == 2 { 8 } else { 4 });
+        let mut body = Reader(said.bytes(len));
+        let last = match (kind, command) {
+            (5 | 6, 7) => nth + 1 == contexts.len(),
+            _ => true,
+        };
+        assert_eq!(done, u64::from(last), "the last chunk says so");
+        match (kind, command) {
+            (0, 1..=6) => assert_eq!(len, 0),
+            // A data chunk of no bytes is forbidden.
+            (0, 0) => assert_eq!((len, length), (0, 0)),
+            (1, 0) => assert_eq!((body.number(8), len - 8), (offset, length)),
+            (5, 7) if style == 1 => {
+                assert_eq!((body.number(4), (len - 4) % 8, len > 4), (contexts[nth], 0, true));
             }
+            (6, 7) if style == 2 => {
+                assert_eq!((body.number(4), body.number(4) * 16 + 8, len > 8), (contexts[nth], len, true));
+                while !body.0.is_empty() {
+                    assert!(body.number(8) > 0, "a run of no bytes");
+                    assert!(body.number(8) <= 3);
+                }
+            }
+            (0x8001, _) => {
+                let (errno, message) = (body.number(4), body.number(2));
+                assert!(errno != 0 && message + 6 == len && message <= 4096);
+                assert!(std::str::from_utf8(body.bytes(message)).is_ok());
+                return errno;
+            }
+            _ => panic!("chunk {kind} of {len} bytes to command {command}"),
         }
-        (0x8001, _) => {
-            let (errno, message) = (body.number(4), body.number(2));
-            assert!(errno != 0 && message + 6 == len && message <= 4096);
-            assert!(std::str::from_utf8(body.bytes(message)).is_ok());
-            return errno;
+        if last {
+            break;
         }
-        _ => panic!("chunk {kind} of {len} bytes to command {command}"),
     }
     0
 }

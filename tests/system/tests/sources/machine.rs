@@ -1,30 +1,28 @@
-//! The machine itself: shutdown and sleep by logind, the chassis, its clock and its power button.
+//! The machine itself: shutdown and sleep by logind, the chassis, its clock, its power button and its management controller.
 //!
-//! logind is a mock on a private bus (a real dbus-daemon); the chassis is a recorded tree of hardware monitors, clock and button
-//! are twins. The real ones are in tests/guest.
+//! logind is a mock on a private bus (a real dbus-daemon); the chassis is a recorded tree of hardware monitors, clock, button
+//! and controller are twins. The real ones are in tests/guest.
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use config::{
-    ButtonConfig, ChassisConfig, ClockConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind,
+    BmcConfig, ButtonConfig, ChassisConfig, ClockConfig, HygieneConfig, LogindConfig, Reaction, ReactionKind,
     SourcesConfig, WatchdogConfig,
 };
-use harness::client::{client, python_client};
-use harness::process::{Process, wait_for};
+use harness::battery_clock::BatteryClock;
+use harness::bus::Bus;
+use harness::client::python_client;
+use harness::process::wait_for;
 use harness::site::PATIENCE;
 
 use crate::{reaction, site_with, source, wait_source};
 
 /// A private bus, and the mock that owns logind's name on it.
 struct Logind {
-    _bus: Process,
+    _bus: Bus,
     mock: Child,
     orders: ChildStdin,
     said: PathBuf,
@@ -33,20 +31,8 @@ struct Logind {
 
 impl Logind {
     fn start(dir: &Path) -> Self {
-        let dir = dir.join("bus");
-        std::fs::create_dir_all(&dir).expect("a directory");
-        let socket = dir.join("socket");
-        let config = dir.join("bus.conf");
-        let text = format!(
-            "<busconfig><type>custom</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
-             <allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy></busconfig>\n",
-            socket.display()
-        );
-        std::fs::write(&config, text).expect("a configuration");
-        let mut command = client("dbus-daemon");
-        command.args(["--nofork", "--nopidfile", "--config-file"]).arg(&config);
-        let bus = Process::start("dbus-daemon", command);
-        wait_for("a bus", PATIENCE, || socket.exists().then_some(()).ok_or_else(|| bus.tail()));
+        let bus = Bus::start(dir);
+        let (dir, socket) = (bus.folder().to_owned(), bus.socket().to_owned());
         let said = dir.join("said");
         let output = std::fs::File::create(&said).expect("a file");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/logind.py");
@@ -227,44 +213,6 @@ fn a_watchdog_is_fed_while_the_wiper_answers_and_disarmed_when_the_node_stops() 
     assert_eq!(fed().last(), Some(&b'V'));
 }
 
-/// The twin of a battery-backed clock: counts seconds in a file until it is dropped.
-struct BatteryClock {
-    ahead_s: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    ticking: Option<JoinHandle<()>>,
-}
-
-impl BatteryClock {
-    fn start(file: PathBuf) -> Self {
-        let (ahead_s, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (ahead, stopped, begun) = (Arc::clone(&ahead_s), Arc::clone(&stop), Instant::now());
-        let tick = move || {
-            let seconds = 1_700_000_000 + begun.elapsed().as_secs() + ahead.load(Ordering::SeqCst);
-            // Whole at every moment, as the kernel's is.
-            let next = file.with_extension("next");
-            std::fs::write(&next, format!("{seconds}\n")).expect("a recorded file");
-            std::fs::rename(next, &file).expect("a recorded file");
-        };
-        tick();
-        let ticking = std::thread::spawn(move || {
-            while !stopped.load(Ordering::SeqCst) {
-                tick();
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Self { ahead_s, stop, ticking: Some(ticking) }
-    }
-}
-
-impl Drop for BatteryClock {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        if let Some(ticking) = self.ticking.take() {
-            let _ = ticking.join();
-        }
-    }
-}
-
 #[test]
 fn a_simulated_battery_backed_clock_that_went_on_alone_wipes_and_latches() {
     let mut clock = None;
@@ -284,13 +232,48 @@ fn a_simulated_battery_backed_clock_that_went_on_alone_wipes_and_latches() {
     let heard = wait_source(&site, "clock", "a clock that is read", |source| source.heard_boot_ns.is_some());
     assert!(heard.recorded && heard.fired == 0, "{heard:?}");
     // As after a minute in which the machine stood still.
-    clock.ahead_s.store(60, Ordering::SeqCst);
+    clock.go_ahead(60);
     site.wait_sealed("clock");
     site.expect_latched();
     site.act("/v1/unlatch");
     site.push_until_serving();
     assert_eq!(source(&site, "clock").fired, 1, "from there on the two agree again");
     drop(site);
+}
+
+#[test]
+fn a_simulated_management_controller_wipes_as_power_goes_and_latches_as_the_chassis_opens() {
+    let mut listener = None;
+    let mut site = site_with(|dir| {
+        let device = dir.join("bmc.sock");
+        listener = Some(UnixListener::bind(&device).expect("a socket"));
+        let bmc = BmcConfig {
+            device,
+            recorded: true,
+            single_supply: false,
+            on_power: Reaction::wipe(),
+            on_intrusion: Reaction::wipe(),
+            on_lost: Reaction::report(),
+        };
+        SourcesConfig { bmc: Some(bmc), ..SourcesConfig::default() }
+    });
+    let (mut controller, _) = listener.expect("a twin").accept().expect("the node dials at its start");
+    let before = site.status().key_memory.generation;
+    // One supply of several lost its input; then the power unit did.
+    controller.write_all(&sources::sel_record(0x08, 3)).expect("the node listens");
+    controller.write_all(&sources::sel_record(0x09, 4)).expect("the node listens");
+    wait_for("a wipe", PATIENCE, || {
+        let status = site.status();
+        let wiped = status.key_memory.generation > before;
+        if wiped { Ok(()) } else { Err(format!("{:?}", status.seal)) }
+    });
+    assert_eq!(site.status().last_wipe.expect("it was wiped").cause, "bmc-power");
+    site.wait_serving();
+    assert_eq!(source(&site, "bmc").fired, 1, "a supply among several is not the machine's power");
+    controller.write_all(&sources::sel_record(0x05, 0)).expect("the node listens");
+    site.wait_sealed("intrusion");
+    site.expect_latched();
+    site.stop_node();
 }
 
 #[test]

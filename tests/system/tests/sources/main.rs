@@ -262,6 +262,12 @@ fn an_event_of_the_kernel_wipes_and_latches_and_a_spoofed_one_is_refused_and_rec
     assert!(!site.status().seal.sealed, "a spoofed event does nothing");
     let refused = metric(&site, "nightlatch_source_refused");
     assert!(refused.iter().any(|line| line.contains("device") && !line.ends_with(" 0")), "{refused:?}");
+    wait_for("the trail's entry", PATIENCE, || {
+        let trail = site.node_trail();
+        let is_it =
+            |entry: &serde_json::Value| entry["event"] == "source-refused" && entry["source"] == "device";
+        if trail.iter().any(is_it) { Ok(()) } else { Err(format!("{trail:?}")) }
+    });
     std::fs::write("/sys/class/mem/null/uevent", "change").expect("only root may ask for an event");
     site.wait_sealed("kernel-event");
     site.expect_latched();
