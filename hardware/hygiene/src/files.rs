@@ -8,6 +8,7 @@ use crate::{Finding, Verdict};
 const EFI_VARIABLES: &str = "sys/firmware/efi/efivars";
 const SECURE_BOOT: &str = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 const MEMORY_OVERWRITE: &str = "MemoryOverwriteRequestControl-e20939be-32d4-41be-a150-897f85d49829";
+const MEMORY_OVERWRITE_LOCK: &str = "MemoryOverwriteRequestControlLock-bb983ccf-151d-40e1-a07b-4a17be168292";
 
 /// `sources` is how many are configured, where a configuration is known.
 pub(crate) fn findings(tree: &Tree, sources: Option<usize>) -> Vec<Finding> {
@@ -27,6 +28,7 @@ pub(crate) fn findings(tree: &Tree, sources: Option<usize>) -> Vec<Finding> {
         ptrace_scope(tree),
         tracer(tree),
         lockdown(tree),
+        seccomp(tree),
         secure_boot(tree),
         iommu(tree),
         memory_encryption(tree, &cpu),
@@ -184,17 +186,29 @@ fn ptrace_scope(tree: &Tree) -> Finding {
     stated(tree, PtraceScope, "proc/sys/kernel/yama/ptrace_scope", is_good)
 }
 
-/// Whether somebody traces this very process. One that attaches and lets go between two looks is not seen.
+/// Whether somebody traces a thread of this very process: each can be attached to alone. One that attaches and lets go
+/// between two looks is not seen.
 fn tracer(tree: &Tree) -> Finding {
-    const PATH: &str = "proc/self/status";
-    let text = tree.text(PATH);
-    let tracer =
-        text.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("TracerPid:")));
-    match tracer.map(str::trim) {
-        None => unreadable(Tracer, PATH),
-        Some("0") => Finding::good(Tracer, "nobody traces this process"),
-        Some(pid) => Finding::bad(Tracer, format!("process {pid} traces this one")),
+    const THREADS: &str = "proc/self/task";
+    let Some(threads) = tree.names(THREADS).filter(|threads| !threads.is_empty()) else {
+        return unreadable(Tracer, THREADS);
+    };
+    for thread in threads {
+        let path = format!("{THREADS}/{thread}/status");
+        let text = tree.text(&path);
+        let tracer =
+            text.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("TracerPid:")));
+        match tracer.map(str::trim) {
+            Some("0") => {}
+            Some(pid) => {
+                return Finding::bad(Tracer, format!("process {pid} traces thread {thread} of this one"));
+            }
+            // It has ended meanwhile.
+            None if !tree.exists(&path) => {}
+            None => return unreadable(Tracer, &path),
+        }
     }
+    Finding::good(Tracer, "nobody traces this process")
 }
 
 fn lockdown(tree: &Tree) -> Finding {
@@ -206,6 +220,20 @@ fn lockdown(tree: &Tree) -> Finding {
             let chosen = text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
             Finding::bad(Lockdown, chosen.unwrap_or(&text))
         }
+    }
+}
+
+/// What the filters of the sandbox answer with.
+fn seccomp(tree: &Tree) -> Finding {
+    const PATH: &str = "proc/sys/kernel/seccomp/actions_avail";
+    let Some(actions) = tree.text(PATH) else {
+        return Finding::bad(Seccomp, "this kernel has no filters of system calls");
+    };
+    let has = |wanted: &str| actions.split_whitespace().any(|action| action == wanted);
+    if ["allow", "errno", "trap"].into_iter().all(has) {
+        Finding::good(Seccomp, "filters work")
+    } else {
+        Finding::bad(Seccomp, format!("only {actions}"))
     }
 }
 
@@ -258,11 +286,18 @@ fn memory_encryption(tree: &Tree, cpu: &Cpu) -> Finding {
     }
 }
 
+/// Firmware with the lock (MorLock, revisions 1 and 2) lets no one change the request from the moment it is locked to the next
+/// start.
 fn memory_overwrite(tree: &Tree) -> Finding {
-    if tree.exists(&format!("{EFI_VARIABLES}/{MEMORY_OVERWRITE}")) {
-        Finding::good(MemoryOverwrite, "the firmware can be asked")
-    } else {
-        Finding::bad(MemoryOverwrite, "the firmware cannot be asked")
+    let value = |name: &str| tree.bytes(&format!("{EFI_VARIABLES}/{name}"))?.get(4).copied();
+    let is_locked = value(MEMORY_OVERWRITE_LOCK).is_some_and(|lock| lock != 0);
+    match value(MEMORY_OVERWRITE) {
+        None => Finding::bad(MemoryOverwrite, "the firmware cannot be asked"),
+        Some(_) if !is_locked => Finding::good(MemoryOverwrite, "the firmware can be asked"),
+        Some(request) if request & 1 != 0 => {
+            Finding::good(MemoryOverwrite, "the firmware has been asked, and nobody can take it back")
+        }
+        Some(_) => Finding::bad(MemoryOverwrite, "the request is off and locked until the next start"),
     }
 }
 

@@ -4,7 +4,7 @@
 //! is a trigger), and `nightlatch doctor` shows it to people.
 //!
 //! Invariants:
-//! - A probe only reads. It never changes the machine.
+//! - A probe only reads. It never changes the machine. A server that a source asks is dialled, and told nothing.
 //! - What cannot be read is [`Verdict::Unknown`], never good: evidence errs on the side of suspicion.
 //! - Facts that take a system call which a confined node may not make ([`Live`]) and those of the configuration
 //!   ([`Installation`]) are taken once, at the start; files of the kernel are read anew for each report.
@@ -12,7 +12,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "two system calls that no library wraps: memfd_secret and landlock_create_ruleset"
+    reason = "three system calls that no library wraps: memfd_secret, mseal and landlock_create_ruleset"
 )]
 
 mod files;
@@ -21,7 +21,7 @@ mod live;
 mod probe;
 mod tree;
 
-pub use installation::{Installation, SourceCheck};
+pub use installation::{Hearing, Installation, SourceCheck};
 pub use live::{Live, MEMLOCK_BYTES_MIN};
 pub use probe::{Probe, Weight};
 

@@ -18,6 +18,8 @@ const REALTIME_PRIORITY: u64 = 10;
 pub struct Live {
     /// Whether memfd_secret works, or with which error number it does not.
     pub secret_memory: Result<(), i32>,
+    /// Whether mseal works, or with which error number it does not.
+    pub mseal: Result<(), i32>,
     /// Landlock's version, or with which error number it is not there.
     pub landlock: Result<u32, i32>,
     /// Bytes that may be locked; `None` without limit.
@@ -35,6 +37,7 @@ impl Live {
         let memlock = limit(Resource::RLIMIT_MEMLOCK);
         Self {
             secret_memory: memfd_secret(),
+            mseal: mseal(),
             landlock: landlock_version(),
             memlock_bytes: (memlock != RLIM_INFINITY).then_some(memlock),
             realtime_priority: limit(Resource::RLIMIT_RTPRIO),
@@ -43,7 +46,7 @@ impl Live {
     }
 
     pub(crate) fn findings(&self) -> Vec<Finding> {
-        vec![self.secret_memory(), self.locked_memory(), self.priority(), self.landlock()]
+        vec![self.secret_memory(), self.locked_memory(), self.mseal(), self.priority(), self.landlock()]
     }
 
     fn secret_memory(&self) -> Finding {
@@ -69,6 +72,15 @@ impl Live {
                 let needed = MEMLOCK_BYTES_MIN / 1024;
                 let found = format!("{} KiB may be locked, {needed} are needed", bytes / 1024);
                 Finding::bad(Probe::LockedMemory, found)
+            }
+        }
+    }
+
+    fn mseal(&self) -> Finding {
+        match self.mseal {
+            Ok(()) => Finding::good(Probe::Mseal, "mseal works"),
+            Err(errno) => {
+                Finding::bad(Probe::Mseal, format!("mseal fails: {}", io::Error::from_raw_os_error(errno)))
             }
         }
     }
@@ -104,6 +116,15 @@ fn memfd_secret() -> Result<(), i32> {
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
     drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     Ok(())
+}
+
+fn mseal() -> Result<(), i32> {
+    /// Linux 6.10: the same number on every architecture.
+    const SYS_MSEAL: libc::c_long = 462;
+    let nothing: *const libc::c_void = std::ptr::null();
+    // SAFETY: a range without length, of which the call seals nothing.
+    let sealed = unsafe { libc::syscall(SYS_MSEAL, nothing, 0 as libc::size_t, 0 as libc::c_ulong) };
+    if sealed == 0 { Ok(()) } else { Err(errno()) }
 }
 
 fn landlock_version() -> Result<u32, i32> {

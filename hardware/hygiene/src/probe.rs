@@ -71,6 +71,9 @@ probes! {
     LockedMemory = "locked-memory", Required,
         "The arena and the key stack are locked memory; past the limit the node does not start.",
         "Use the shipped unit (LimitMEMLOCK=8M), or `ulimit -l 8192` in this shell.";
+    Mseal = "mseal", Advised,
+        "Sealed mappings keep whoever takes over the program from putting readable memory in the place of the arena.",
+        "Install Linux 6.10 or later, 64 bits.";
     RealtimePriority = "realtime-priority", Advised,
         "At normal priority a busy machine can delay the wipe by tens of milliseconds.",
         "Use the shipped unit (LimitRTPRIO=10), or `ulimit -r 10` in this shell.";
@@ -119,6 +122,9 @@ probes! {
     Landlock = "landlock", Advised,
         "The node gives up all files but its own by it.",
         "Use a kernel with CONFIG_SECURITY_LANDLOCK, and name landlock in lsm=.";
+    Seccomp = "seccomp", Required,
+        "The node gives up every system call that serving does not need, and does not start where it cannot.",
+        "Use a kernel with CONFIG_SECCOMP_FILTER.";
     SecureBoot = "secure-boot", Advised,
         "Whoever can start another kernel can start one that keeps keys.",
         "Turn Secure Boot on in the firmware, and boot a signed image.";
@@ -130,7 +136,7 @@ probes! {
         "Turn on TSME (AMD) or TME (Intel) in the firmware where the processor has it.";
     MemoryOverwrite = "memory-overwrite", Advised,
         "After a sudden reset the firmware can be asked to clear memory before it starts anything.",
-        "Boot by UEFI with a firmware that has MemoryOverwriteRequestControl.";
+        "Boot by UEFI with a firmware that has MemoryOverwriteRequestControl, and lock it nowhere before the node starts.";
     Tpm = "tpm", Advised,
         "Without a TPM 2.0 the node's word about itself is only a claim.",
         "Turn the TPM on in the firmware.";

@@ -8,6 +8,7 @@ use super::*;
 const GOOD_LIVE: Live = Live {
     secret_memory: Ok(()),
     landlock: Ok(6),
+    mseal: Ok(()),
     memlock_bytes: Some(8 << 20),
     realtime_priority: 10,
     root: false,
@@ -28,7 +29,12 @@ const SERVER: &[(&str, &str)] = &[
     ("proc/sys/kernel/core_pattern", "|/bin/false"),
     ("proc/sys/kernel/kexec_load_disabled", "1"),
     ("proc/sys/kernel/yama/ptrace_scope", "3"),
-    ("proc/self/status", "Name:\tnightlatchd\nTracerPid:\t0\nUid:\t0"),
+    ("proc/self/task/300/status", "Name:\tnightlatchd\nTracerPid:\t0\nUid:\t0"),
+    ("proc/self/task/301/status", "Name:\twiper\nTracerPid:\t0\nUid:\t0"),
+    (
+        "proc/sys/kernel/seccomp/actions_avail",
+        "kill_process kill_thread trap errno user_notif trace log allow",
+    ),
     ("proc/sys/fs/suid_dumpable", "0"),
     ("sys/power/disk", "[disabled]"),
     ("sys/block/nvme0n1/size", "1"),
@@ -39,6 +45,10 @@ const SERVER: &[(&str, &str)] = &[
     ("sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", "\u{6}\0\0\0\u{1}"),
     (
         "sys/firmware/efi/efivars/MemoryOverwriteRequestControl-e20939be-32d4-41be-a150-897f85d49829",
+        "\u{7}\0\0\0\0",
+    ),
+    (
+        "sys/firmware/efi/efivars/MemoryOverwriteRequestControlLock-bb983ccf-151d-40e1-a07b-4a17be168292",
         "\u{7}\0\0\0\0",
     ),
     ("sys/class/tpm/tpm0/tpm_version_major", "2"),
@@ -92,6 +102,8 @@ fn each_weakness_is_found_by_its_probe_alone() {
     const EFI: &str = "sys/firmware/efi/efivars";
     let secure_boot = format!("{EFI}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c");
     let overwrite = format!("{EFI}/MemoryOverwriteRequestControl-e20939be-32d4-41be-a150-897f85d49829");
+    let overwrite_lock =
+        format!("{EFI}/MemoryOverwriteRequestControlLock-bb983ccf-151d-40e1-a07b-4a17be168292");
     let cpu = |flags: &str| format!("flags : {flags}");
     let (no_aes, no_vector) = (cpu("sme vaes vpclmulqdq"), cpu("sme aes pclmulqdq avx512f"));
     let guest = cpu("sme aes vaes vpclmulqdq hypervisor");
@@ -114,13 +126,17 @@ fn each_weakness_is_found_by_its_probe_alone() {
         ("proc/cmdline", "init_on_free=0", InitOnFree, Weak),
         ("proc/sys/kernel/yama/ptrace_scope", "1", PtraceScope, Weak),
         ("proc/sys/kernel/yama/ptrace_scope", "-", PtraceScope, Unknown),
-        ("proc/self/status", "Name:\tnightlatchd\nTracerPid:\t4711", Tracer, Broken),
-        ("proc/self/status", "-", Tracer, Unknown),
+        ("proc/self/task/300/status", "Name:\tnightlatchd\nTracerPid:\t4711", Tracer, Broken),
+        ("proc/self/task/301/status", "Name:\twiper\nTracerPid:\t4711", Tracer, Broken),
+        ("proc/self/task/301/status", "Name:\twiper", Tracer, Unknown),
+        ("proc/sys/kernel/seccomp/actions_avail", "-", Seccomp, Broken),
+        ("proc/sys/kernel/seccomp/actions_avail", "kill_thread allow", Seccomp, Broken),
         ("sys/kernel/security/lockdown", "[none] integrity confidentiality", Lockdown, Weak),
         ("sys/kernel/security/lockdown", "none [integrity] confidentiality", Lockdown, Weak),
         (&secure_boot, "\u{6}\0\0\0\0", SecureBoot, Weak),
         (&secure_boot, "-", SecureBoot, Weak),
         (&overwrite, "-", MemoryOverwrite, Weak),
+        (&overwrite_lock, "\u{7}\0\0\0\u{1}", MemoryOverwrite, Weak),
         ("sys/bus/pci/drivers/ccp/0000:22:00.1/tsme_status", "0", MemoryEncryption, Weak),
         ("sys/bus/pci/drivers/ccp/0000:22:00.1/tsme_status", "-", MemoryEncryption, Unknown),
         ("sys/class/tpm/tpm0/tpm_version_major", "1", Tpm, Weak),
@@ -148,6 +164,30 @@ fn compressed_swap_is_no_swap_on_disk_and_an_unused_zram_is_none() {
 }
 
 #[test]
+fn a_thread_that_has_ended_is_traced_by_nobody_and_a_process_without_threads_cannot_be_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let verdict =
+        || Subject::recorded(dir.path(), GOOD_LIVE).report().finding(Probe::Tracer).unwrap().verdict;
+    write(dir.path(), &[("proc/self/task/300/status", "TracerPid:\t0")]);
+    fs::create_dir(dir.path().join("proc/self/task/301")).unwrap();
+    assert_eq!(verdict(), Verdict::Good);
+    fs::remove_dir_all(dir.path().join("proc/self/task")).unwrap();
+    assert_eq!(verdict(), Verdict::Unknown);
+}
+
+#[test]
+fn a_request_that_stands_and_is_locked_is_one_that_nobody_takes_back() {
+    const EFI: &str = "sys/firmware/efi/efivars";
+    let variable = |name: &str, value: char| (format!("{EFI}/{name}"), format!("\u{7}\0\0\0{value}"));
+    let (request, on) =
+        variable("MemoryOverwriteRequestControl-e20939be-32d4-41be-a150-897f85d49829", '\u{1}');
+    let (lock, locked) =
+        variable("MemoryOverwriteRequestControlLock-bb983ccf-151d-40e1-a07b-4a17be168292", '\u{2}');
+    assert_eq!(verdict_with(&[(&request, &on), (&lock, &locked)], Probe::MemoryOverwrite), Verdict::Good);
+    assert_eq!(verdict_with(&[(&lock, "-")], Probe::MemoryOverwrite), Verdict::Good, "an older firmware");
+}
+
+#[test]
 fn nothing_is_called_good_in_an_empty_tree_but_what_a_missing_file_rules_out() {
     let dir = tempfile::tempdir().unwrap();
     let report = Subject::recorded(dir.path(), GOOD_LIVE).report();
@@ -155,7 +195,7 @@ fn nothing_is_called_good_in_an_empty_tree_but_what_a_missing_file_rules_out() {
     let good: Vec<_> =
         report.findings.iter().filter(|f| f.verdict == Verdict::Good).map(|f| f.probe).collect();
     use Probe::*;
-    let expected = [SecretMemory, LockedMemory, RealtimePriority, Hibernation, Kexec, Kdump, Landlock];
+    let expected = [SecretMemory, LockedMemory, Mseal, RealtimePriority, Hibernation, Kexec, Kdump, Landlock];
     assert_eq!(good, expected);
 }
 
@@ -176,6 +216,7 @@ fn what_a_process_may_not_do_is_found() {
         (Live { memlock_bytes: None, ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
         (Live { realtime_priority: 9, ..GOOD_LIVE }, Probe::RealtimePriority, Verdict::Weak),
         (Live { landlock: Err(libc::EOPNOTSUPP), ..GOOD_LIVE }, Probe::Landlock, Verdict::Weak),
+        (Live { mseal: Err(libc::ENOSYS), ..GOOD_LIVE }, Probe::Mseal, Verdict::Weak),
     ];
     for (live, probe, expected) in cases {
         assert_eq!(verdict(live, probe), expected, "{live:?}");
@@ -198,6 +239,30 @@ fn only_what_was_good_and_is_not_any_more_is_a_regression() {
     );
 }
 
+fn check(name: &str, hearing: Hearing) -> SourceCheck {
+    SourceCheck { name: name.into(), hearing }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_a_source_that_is_not_heard() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ups = |server: String| check("ups", Hearing { server: Some(server), ..Hearing::default() });
+    let address = listener.local_addr().unwrap().to_string();
+    let found = |check: SourceCheck| {
+        let installation = Installation { sources: vec![check], ..Installation::default() };
+        installation.findings().into_iter().find(|finding| finding.probe == Probe::Sources).unwrap()
+    };
+    assert_eq!(found(ups(address.clone())).verdict, Verdict::Good);
+    drop(listener);
+    for server in [address, "no such name.invalid:3493".to_owned()] {
+        let silent = found(ups(server.clone()));
+        assert_eq!(silent.verdict, Verdict::Weak, "{silent:?}");
+        assert!(silent.found.contains(&server), "{silent:?}");
+    }
+    let event = check("device", Hearing { kernel_events: true, ..Hearing::default() });
+    assert_eq!(found(event).verdict, Verdict::Good);
+}
+
 #[test]
 fn an_installation_is_looked_at() {
     use std::os::unix::fs::PermissionsExt;
@@ -212,7 +277,7 @@ fn an_installation_is_looked_at() {
         state_dir: dir.path().to_owned(),
         key_files: vec![key.clone()],
         pools: vec![pool.clone()],
-        sources: vec![SourceCheck { name: "line".into(), path: Some(pool.clone()) }],
+        sources: vec![check("line", Hearing { path: Some(pool.clone()), ..Hearing::default() })],
     };
     let verdicts = |installation: &Installation| {
         let report = Subject::recorded(dir.path(), GOOD_LIVE).with_installation(installation).report();
@@ -226,7 +291,7 @@ fn an_installation_is_looked_at() {
     let gone = dir.path().join("gone");
     let wrong = Installation {
         pools: vec![pool, gone.clone()],
-        sources: vec![SourceCheck { name: "line".into(), path: Some(gone) }],
+        sources: vec![check("line", Hearing { path: Some(gone), ..Hearing::default() })],
         ..installation.clone()
     };
     assert_eq!(verdicts(&wrong), [Broken, Broken, Broken, Weak, Good]);

@@ -1,7 +1,7 @@
 //! Where a node hears that power, trust or the machine itself is going: one source a file.
 //!
 //! ```text
-//!   fast: gpio, button, uevent,          a file descriptor each; the wiper's own thread reads them
+//!   fast: gpio, button, bmc, uevent,     a file descriptor each; the wiper's own thread reads them
 //!         power_supply
 //!   slow: power_supply, nut, apcupsd,    asked or listened to on a thread each, by [`watch`]
 //!         logind, chassis, clock
@@ -23,10 +23,11 @@
 
 #![expect(
     unsafe_code,
-    reason = "the ioctls of GPIO lines and watchdogs, and descriptors that the kernel hands over"
+    reason = "the ioctls of GPIO lines, management controllers and watchdogs, and descriptors that the kernel hands over"
 )]
 
 mod apcupsd;
+mod bmc;
 mod button;
 mod chassis;
 mod clock;
@@ -42,6 +43,7 @@ mod uevent;
 mod watchdog;
 
 pub use apcupsd::{Apcupsd, ApcupsdSpec};
+pub use bmc::{Bmc, SEL_RECORD_BYTES, sel_record};
 pub use button::{INPUT_EVENT_BYTES, PowerButton, power_key_record};
 pub use chassis::{Chassis, intrusion_alarms};
 pub use clock::ClockWatch;
