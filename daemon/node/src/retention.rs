@@ -6,7 +6,7 @@
 //! Invariants:
 //! - Time is what this program has run with the pool open, on CLOCK_BOOTTIME, added up over its runs. No wall clock is asked,
 //!   so nobody sets it forward; what a node was off for does not count, so a lock ends late and never early.
-//! - The file is behind by up to a tick: a cut makes locks longer.
+//! - After a cut the file is behind by up to a tick, which makes locks longer. A clean stop writes it.
 //! - A snapshot that the file does not know, or knows with another lock than the pool has, begins its whole time anew, and the
 //!   log and the trail say so. So does everything where the file is lost.
 
@@ -215,6 +215,15 @@ impl Retention {
         // The time of a pool that is elsewhere is not counted here: back again it begins anew.
         saved.counted.retain(|pool, _| there.contains(pool));
         if keep_time || saved.counted.values().any(|counted| !counted.is_empty()) {
+            self.save(&mut saved);
+        }
+    }
+
+    /// At a clean stop: what has run since the last tick counts too.
+    pub(crate) fn keep_time(&self) {
+        let mut saved = self.saved();
+        // A node that never had a lock or a schedule has no such file.
+        if self.file.exists() {
             self.save(&mut saved);
         }
     }

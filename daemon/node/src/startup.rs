@@ -244,6 +244,7 @@ impl Prepared {
         stop.cancel();
         stop_sources.stop();
         let _ = tokio::time::timeout(RECEIPTS_TIMEOUT, servers.join_all()).await;
+        node.retention.keep_time();
         let _ = std::fs::remove_file(config.ready_file());
         drop(feeder);
         Ok(())
