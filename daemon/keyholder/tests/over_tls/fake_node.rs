@@ -33,6 +33,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeId};
 
+use crate::site::PATIENCE;
+
 pub(crate) fn boot_now() -> BootInstant {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
     BootInstant(
@@ -216,7 +218,19 @@ impl FakeNode {
         self.inner.stop.cancel();
     }
 
-    /// Waits until `done`, for at most ten seconds.
+    /// Waits until nothing listens on its ports any more: its listeners end with their tasks, a moment after it was killed.
+    pub(crate) async fn is_away(&self) {
+        let closing = async {
+            for address in [self.key_address, self.admin_address] {
+                while TcpStream::connect(address).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, closing).await.unwrap();
+    }
+
+    /// Waits until `done`.
     pub(crate) async fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let mut changes = self.inner.changed.subscribe();
         let reached = async {
@@ -228,7 +242,7 @@ impl FakeNode {
                 changes.changed().await.unwrap();
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(10), reached).await;
+        let waited = tokio::time::timeout(PATIENCE, reached).await;
         assert!(waited.is_ok(), "waited in vain for {what}; held: {:?}", self.held());
     }
 }
