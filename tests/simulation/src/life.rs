@@ -156,12 +156,14 @@ impl Life {
         let seen = AtomicU64::new(0);
         let arrived = AtomicBool::new(false);
         Arc::new(move |step| {
-            // Other threads pass further steps before the cut's own operation reaches the device.
+            // Other threads pass further steps before the cut's own operation reaches the device. One thread at a time, or one of
+            // those that had not seen the cut coming would be taken for the last.
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
             if arrived.load(Ordering::Relaxed) || !device.has_power() {
                 return;
             }
             count(&coverage.passed, step);
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(step);
+            *last = Some(step);
             if let Cut::At(wanted, nth) = cut
                 && wanted == step
                 && seen.fetch_add(1, Ordering::Relaxed) + 1 == nth
