@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use units::NodeId;
 
-use crate::fake_node::{Disk, FakeNode, Machine, NodeSetup};
+use crate::fake_node::{Disk, FakeNode, Machine, NodeSetup, Ports, reserved_port};
 
 /// Short, so that a test that waits for a lease's end waits briefly. One that wants a key to stay where it is has a longer one.
 pub(crate) const LEASE_MS: u64 = 3_000;
@@ -46,7 +46,7 @@ pub(crate) struct Site {
     authority: Authority,
     running: Option<Running>,
     admin: SocketAddr,
-    /// Bound to the administrative port and not listening: nobody else is given the port while the keyholder is stopped.
+    /// The administrative port, also while the keyholder is stopped.
     _reserved: TcpSocket,
     lease_ms: u64,
     /// For the next start.
@@ -77,9 +77,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let domain = "test.example".parse().unwrap();
         let authority = Authority::create(&dir.path().join("pki"), &domain).unwrap();
-        let reserved = TcpSocket::new_v4().unwrap();
-        reserved.set_reuseaddr(true).unwrap();
-        reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let reserved = reserved_port();
         let admin = reserved.local_addr().unwrap();
         let mut site = Self {
             dir,
@@ -227,7 +225,6 @@ impl Site {
     /// The same, on a certain machine.
     pub(crate) async fn restart_node_in(&self, number: u8, old: &FakeNode, machine: Machine) -> FakeNode {
         old.kill();
-        let ports = Some((old.key_address, old.admin_address));
         // Its listeners are closed by their tasks in a moment.
         tokio::time::timeout(PATIENCE, async {
             while TcpListener::bind(old.key_address).await.is_err()
@@ -238,24 +235,17 @@ impl Site {
         })
         .await
         .unwrap();
-        self.fake_node_on(number, old.disk(), ports, machine).await
+        self.fake_node_on(number, old.disk(), Some(old.ports.clone()), machine).await
     }
 
-    async fn fake_node_on(
-        &self,
-        number: u8,
-        disk: Disk,
-        ports: Option<(SocketAddr, SocketAddr)>,
-        machine: Machine,
-    ) -> FakeNode {
+    async fn fake_node_on(&self, number: u8, disk: Disk, ports: Option<Ports>, machine: Machine) -> FakeNode {
         FakeNode::start(NodeSetup {
             id: NodeId([number; 16]),
             identity_seed: [0x10 + number; 32],
             disk,
             credentials: self.credentials(Role::Node, &node_name(number)),
             trust: self.trust(),
-            key_port: ports.map(|(key, _)| key),
-            admin_port: ports.map(|(_, admin)| admin),
+            ports,
             machine,
         })
         .await
