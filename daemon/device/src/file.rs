@@ -527,20 +527,28 @@ mod tests {
         assert_eq!(open(Path::new("/dev/null")), DeviceErrorKind::NotADevice);
     }
 
-    /// A loop device over `file`, gone when dropped; `None` where this user may not make one.
-    struct LoopDevice(String);
+    /// A loop device, and the file that it is over; gone when dropped.
+    struct LoopDevice(String, std::path::PathBuf);
 
     impl LoopDevice {
+        /// `None` where this user may not make one.
         fn over(file: &Path) -> Option<Self> {
             let made =
                 std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
-            made.status.success().then(|| Self(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
+            let disk = || String::from_utf8(made.stdout).unwrap().trim().to_owned();
+            made.status.success().then(|| Self(disk(), file.to_owned()))
         }
     }
 
     impl Drop for LoopDevice {
         fn drop(&mut self) {
             let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+            // Whoever looks at every new disk may have it open: it goes when he is done.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let is_there = || std::fs::metadata(&self.1).is_ok_and(|file| is_behind_loop(&file));
+            while is_there() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 

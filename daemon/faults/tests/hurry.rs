@@ -1,5 +1,6 @@
 //! What a hurried thread's scheduling is while it is hurried and after.
 
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::thread;
 
@@ -34,6 +35,10 @@ fn a_hurried_thread_goes_before_normal_ones_until_it_is_let_go() {
     assert_eq!(policy(thread), NORMAL);
     drop(end);
     late.join().expect("an end");
+    // The kernel lets go of it a moment after it is joined.
+    while Path::new(&format!("/proc/self/task/{thread}")).exists() {
+        thread::yield_now();
+    }
     assert!(faults::hurry(thread).is_none(), "a thread that has ended");
     assert!(faults::hurry(u64::MAX).is_none());
 }

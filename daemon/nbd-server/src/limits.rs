@@ -131,6 +131,8 @@ pub struct Limits {
     /// An operation that takes this long from its arrival to its answer is counted as slow and named in the log. A second:
     /// clients begin to complain, and no healthy disk takes it.
     pub slow_operation: Duration,
+    /// [`SEAL_ANSWER_TIME`], and no more where it counts that a wipe leaves nothing: longer for tests of what is answered.
+    pub seal_answer_time: Duration,
 }
 
 impl Default for Limits {
@@ -143,6 +145,7 @@ impl Default for Limits {
             negotiation_time_max: Duration::from_secs(15),
             linger_time_max: Duration::from_secs(30),
             slow_operation: Duration::from_secs(1),
+            seal_answer_time: SEAL_ANSWER_TIME,
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::access::Peer;
 use crate::buffers::Buffer;
 use crate::exports::{Guest, LiveExport, OnSeal};
 use crate::lane::Job;
-use crate::limits::{HELD_BACK_PAYLOAD_BYTES_MAX, Limits, PAYLOAD_BYTES_MAX, SEAL_ANSWER_TIME};
+use crate::limits::{HELD_BACK_PAYLOAD_BYTES_MAX, Limits, PAYLOAD_BYTES_MAX};
 use crate::metrics::Ended;
 use crate::negotiation::Features;
 use crate::operation::{execute, refusal_of};
@@ -136,7 +136,7 @@ pub(crate) async fn serve(
     match export.on_seal {
         OnSeal::Fail => tokio::select! {
             biased;
-            () = sealed_for(&export, SEAL_ANSWER_TIME) => Closed::Sealed,
+            () = sealed_for(&export, shared.limits.seal_answer_time) => Closed::Sealed,
             () = export.shut_out(peer) => Closed::ShutOut,
             closed = both => closed,
         },

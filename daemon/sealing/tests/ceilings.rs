@@ -43,9 +43,12 @@ fn bytes_keep_to_the_ceiling_and_holes_cost_none() {
     // 2 MiB at 4 MiB a second, less what was saved up and the last, after which nobody waits.
     assert!(began.elapsed() >= Duration::from_millis(330), "{:?}", began.elapsed());
     volume.trim(ByteOffset(0), ByteLen(8 << 20), Durability::Buffered).unwrap();
-    let began = Instant::now();
-    volume.trim(ByteOffset(0), ByteLen(8 << 20), Durability::Buffered).unwrap();
-    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    // Counted, what is a hole now would have the second of these wait for hours.
+    let ceilings = Ceilings { requests_per_s: None, bytes_per_s: Some(ByteLen(1 << 10)) };
+    node.pool().set_limits(node.pool_volume().id(), Limits { ceilings, ..Limits::default() }).unwrap();
+    for _ in 0..2 {
+        volume.trim(ByteOffset(0), ByteLen(8 << 20), Durability::Buffered).unwrap();
+    }
 }
 
 #[test]
@@ -59,5 +62,5 @@ fn who_waits_for_a_turn_lets_go_when_the_key_goes() {
     let _ = node.wipe();
     let began = Instant::now();
     assert_eq!(waiting.join().unwrap(), ErrorKind::KeyGone);
-    assert!(began.elapsed() < Duration::from_secs(10), "its turn would have been in a quarter of an hour");
+    assert!(began.elapsed() < Duration::from_secs(60), "its turn would have been in a quarter of an hour");
 }

@@ -275,7 +275,7 @@ mod tests {
                 stream.write_all(&messages(&status(flags))).unwrap();
             }
         });
-        let mut apcupsd = Apcupsd::new(ApcupsdSpec { server: server.clone(), interval: Duration::ZERO });
+        let mut apcupsd = Apcupsd::new(ApcupsdSpec { server, interval: Duration::ZERO });
         for expected in [Condition::UpsOnBattery, Condition::UpsLowBattery] {
             apcupsd.poll(BootInstant(1), &mut monitor).unwrap();
             let fired = monitor.next_fired(BootInstant(1)).unwrap();
@@ -284,6 +284,9 @@ mod tests {
         let error = apcupsd.poll(BootInstant(1), &mut monitor).unwrap_err();
         assert!(error.to_string().contains("lost its UPS"), "{error}");
         twin.join().unwrap();
+        // A port that the system gives to nobody.
+        let server = "127.0.0.1:1".to_owned();
+        let mut apcupsd = Apcupsd::new(ApcupsdSpec { server: server.clone(), interval: Duration::ZERO });
         let error = apcupsd.poll(BootInstant(1), &mut monitor).unwrap_err();
         assert!(matches!(&error, SourceError::Unreachable { .. }) && error.to_string().contains(&server));
     }

@@ -1,7 +1,7 @@
 //! Against a software TPM: what one part of it says, the other side verifies; and what must not verify.
 #![expect(clippy::unwrap_used, reason = "tests: a failed unwrap is a failed test")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attestation::{
     CredentialRandom, KeyRole, Name, PublicKey, Quote, QuoteError, Quoted, Register, Registers, WIPES,
@@ -131,12 +131,11 @@ fn keys_that_were_flushed_leave_their_place() {
 fn a_tpm_that_is_gone_is_an_error_and_no_wait() {
     let state = tempfile::tempdir().unwrap();
     let (software, tpm) = started(&state);
-    let mut tpm = tpm.with_patience(Duration::from_secs(2));
+    // A wait would be one for longer than a test may take.
+    let mut tpm = tpm.with_patience(Duration::from_secs(3600));
     drop(software);
-    let begun = Instant::now();
     assert!(tpm.extend(WIPES, &[1; 32]).is_err());
     assert!(matches!(tpm.extend(WIPES, &[1; 32]), Err(TpmError::Lost)));
-    assert!(begun.elapsed() < Duration::from_secs(5));
     let missing = Tpm::open(&state.path().join("nothing")).unwrap_err().to_string();
     assert!(missing.contains("cannot be opened"), "{missing}");
 }

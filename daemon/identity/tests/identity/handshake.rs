@@ -154,7 +154,7 @@ async fn refuses_foreign(installation: &Installation, foreign: &Installation) {
 async fn a_certificate_that_expires_while_loaded_is_refused_with_its_date() {
     let installation = Installation::new();
     let server = installation.serve(&[Role::Operator]).await;
-    let (cert, key) = installation.craft("people", &["spiffe://test.example/operator/alice"], -HOUR..2);
+    let (cert, key) = installation.craft("people", &["spiffe://test.example/operator/alice"], -HOUR..10);
     let credentials = Credentials::load(&cert, &key).unwrap();
     let end = std::time::UNIX_EPOCH
         + std::time::Duration::from_secs(credentials.facts().not_after.unsigned_abs() + 1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::Installation;
+use crate::support::{Installation, PATIENCE};
 use identity::{ClientError, ExpectedPeer, HttpsClient, Role, ServeLimits, control_client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,10 +32,11 @@ async fn nobody_there_silence_and_clear_text_are_told_apart() {
     let tls = control_client(&alice, &installation.trust(), ExpectedPeer::role(Role::Node)).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let client = HttpsClient::new(address.into(), tls).with_timeout(Duration::from_millis(300));
+    let client = HttpsClient::new(address.into(), tls).with_timeout(PATIENCE);
 
     // Accepted by the kernel, never answered.
-    assert!(matches!(client.get::<()>("/").await, Err(ClientError::Timeout { .. })));
+    let hurried = client.clone().with_timeout(Duration::from_millis(300));
+    assert!(matches!(hurried.get::<()>("/").await, Err(ClientError::Timeout { .. })));
 
     let clear = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -70,16 +71,9 @@ async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
 #[tokio::test]
 async fn a_peer_that_says_nothing_is_let_go() {
     let installation = Installation::new();
-    let limits = ServeLimits {
-        head_timeout: Duration::from_millis(200),
-        connections_max: 1,
-        ..ServeLimits::default()
-    };
+    let limits = ServeLimits { head_timeout: Duration::from_millis(200), ..ServeLimits::default() };
     let server = installation.serve_with(&[Role::Operator], limits).await;
-    // It takes the only place there is, and loses it.
     let mut silent = TcpStream::connect(server.address).await.unwrap();
-    let client = installation.client(&installation.issue(Role::Operator, "alice"), &server);
-    assert_eq!(client.get::<String>("/whoami").await.unwrap(), "operator alice");
     assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
 }
 
@@ -98,7 +92,8 @@ async fn a_request_that_takes_too_long_is_answered_so() {
 #[tokio::test]
 async fn stopping_finishes_what_is_under_way_and_takes_nothing_new() {
     let installation = Installation::new();
-    let server = installation.serve(&[Role::Operator]).await;
+    let limits = ServeLimits { drain_timeout: PATIENCE, ..ServeLimits::default() };
+    let server = installation.serve_with(&[Role::Operator], limits).await;
     let client = installation.client(&installation.issue(Role::Operator, "alice"), &server);
     let held = tokio::spawn({
         let client = client.clone();
@@ -130,16 +125,14 @@ async fn stopping_does_not_wait_for_ever() {
 #[tokio::test]
 async fn strangers_who_say_nothing_keep_nobody_with_a_certificate_out() {
     let installation = Installation::new();
-    let limits = ServeLimits { connections_max: 2, ..ServeLimits::default() };
+    let limits = ServeLimits { connections_max: 1, head_timeout: 10 * PATIENCE, ..ServeLimits::default() };
     let server = installation.serve_with(&[Role::Operator], limits).await;
-    // More than there are places for handshakes; each would be kept for fifteen seconds.
+    // More than there are places for handshakes; each would be kept for longer than the client waits.
     let mut silent = Vec::new();
     for _ in 0..200 {
         silent.push(TcpStream::connect(server.address).await.unwrap());
     }
     let client = installation.client(&installation.issue(Role::Operator, "alice"), &server);
-    let begun = std::time::Instant::now();
     assert_eq!(client.get::<String>("/whoami").await.unwrap(), "operator alice");
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0, "the oldest has given way");
 }

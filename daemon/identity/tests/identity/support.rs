@@ -18,6 +18,9 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+/// How long what must come may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) struct Installation {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) authority: Authority,
@@ -91,7 +94,7 @@ impl Installation {
 
     pub(crate) fn client(&self, credentials: &Credentials, server: &Server) -> HttpsClient {
         let tls = control_client(credentials, &self.trust(), ExpectedPeer::role(Role::Node)).unwrap();
-        HttpsClient::new(server.address.into(), tls).with_timeout(Duration::from_secs(10))
+        HttpsClient::new(server.address.into(), tls).with_timeout(PATIENCE)
     }
 }
 

@@ -24,7 +24,7 @@ async fn the_people_issuers_key_makes_nobody_of_whom_more_than_a_certificate_is_
     site.create("db", 1).await;
     let officer = site.officer();
     let secret = enrol(&officer).await;
-    let officer = login(officer, &secret, 0).await;
+    let officer = login(officer, &secret, 1).await;
     apply(&officer, STRICT).await;
 
     let forged = [Role::Operator, Role::StorageAdmin, Role::SecurityOfficer, Role::Auditor]
@@ -72,7 +72,7 @@ async fn the_people_issuers_key_makes_nobody_of_whom_more_than_a_certificate_is_
     assert_eq!(request.act, "enrol a second factor of operator/bob");
     let _: Approval = officer.post(&format!("/v1/approvals/{}/approve", request.id), &Done {}).await.unwrap();
     let secret = enrol(&bob).await;
-    login(bob, &secret, 0).await.get::<LedgerBackup>("/v1/ledger/backup").await.unwrap();
+    login(bob, &secret, 1).await.get::<LedgerBackup>("/v1/ledger/backup").await.unwrap();
 
     // What is left is an outage, which officers lift.
     let outcome: Outcome = forged[0].1.post("/v1/lockdown", &Lockdown {}).await.unwrap();

@@ -26,12 +26,14 @@ use lease::node::{
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, LocalSigner, Signer};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{broadcast, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeId};
+
+use crate::site::PATIENCE;
 
 pub(crate) fn boot_now() -> BootInstant {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
@@ -44,6 +46,25 @@ pub(crate) fn boot_now() -> BootInstant {
 struct WipeNotice {
     report: WipeReport,
     ended: Vec<GrantId>,
+}
+
+/// A port of this machine that nobody else is given for as long as this lives: bound, and not listening. Whoever it is for listens
+/// there all the same.
+pub(crate) fn reserved_port() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket
+}
+
+/// The key port and the administrative port.
+#[derive(Clone)]
+pub(crate) struct Ports(Arc<[TcpSocket; 2]>);
+
+impl Ports {
+    fn new() -> Self {
+        Self(Arc::new([reserved_port(), reserved_port()]))
+    }
 }
 
 /// What the node remembers over a restart of its program: its disk.
@@ -80,6 +101,7 @@ struct Inner {
 #[derive(Clone)]
 pub(crate) struct FakeNode {
     inner: Arc<Inner>,
+    pub(crate) ports: Ports,
     pub(crate) key_address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
 }
@@ -90,8 +112,8 @@ pub(crate) struct NodeSetup {
     pub(crate) disk: Disk,
     pub(crate) credentials: Credentials,
     pub(crate) trust: Trust,
-    pub(crate) key_port: Option<SocketAddr>,
-    pub(crate) admin_port: Option<SocketAddr>,
+    /// Those of the program before; `None` takes new ones.
+    pub(crate) ports: Option<Ports>,
     pub(crate) machine: Machine,
 }
 
@@ -105,10 +127,10 @@ pub(crate) struct Machine {
 
 impl FakeNode {
     pub(crate) async fn start(setup: NodeSetup) -> Self {
-        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-        let keys = TcpListener::bind(setup.key_port.unwrap_or(any)).await.unwrap();
-        let admin = TcpListener::bind(setup.admin_port.unwrap_or(any)).await.unwrap();
-        let (key_address, admin_address) = (keys.local_addr().unwrap(), admin.local_addr().unwrap());
+        let ports = setup.ports.unwrap_or_else(Ports::new);
+        let [key_address, admin_address] = ports.0.each_ref().map(|port| port.local_addr().unwrap());
+        let keys = TcpListener::bind(key_address).await.unwrap();
+        let admin = TcpListener::bind(admin_address).await.unwrap();
         let Machine { boot, tpm } = setup.machine;
         let boot = boot.unwrap_or_else(|| {
             let mut boot = [0; 16];
@@ -156,7 +178,7 @@ impl FakeNode {
             serve_https(admin, admin_tls, domain, router, ServeLimits::default(), stop.cancelled()).await;
         });
         tokio::spawn(watch_deadline(Arc::clone(&inner)));
-        Self { inner, key_address, admin_address }
+        Self { inner, ports, key_address, admin_address }
     }
 
     pub(crate) fn id(&self) -> NodeId {
@@ -216,7 +238,19 @@ impl FakeNode {
         self.inner.stop.cancel();
     }
 
-    /// Waits until `done`, for at most ten seconds.
+    /// Waits until nothing listens on its ports any more: its listeners end with their tasks, a moment after it was killed.
+    pub(crate) async fn is_away(&self) {
+        let closing = async {
+            for address in [self.key_address, self.admin_address] {
+                while TcpStream::connect(address).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, closing).await.unwrap();
+    }
+
+    /// Waits until `done`.
     pub(crate) async fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let mut changes = self.inner.changed.subscribe();
         let reached = async {
@@ -228,7 +262,7 @@ impl FakeNode {
                 changes.changed().await.unwrap();
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(10), reached).await;
+        let waited = tokio::time::timeout(PATIENCE, reached).await;
         assert!(waited.is_ok(), "waited in vain for {what}; held: {:?}", self.held());
     }
 }

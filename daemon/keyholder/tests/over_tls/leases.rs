@@ -9,11 +9,13 @@ use keyholder::api::{
 use lease::KeyFingerprint;
 use lease::message::WipeCause;
 
-use crate::site::{LEASE_MS, Site, add_node, create_volume, node_name, refusal};
+use crate::fake_node::boot_now;
+use crate::site::{Site, add_node, create_volume, node_name, refusal};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_created_volume_is_pushed_renewed_and_comes_back_after_a_power_loss_within_a_second() {
-    let site = Site::new().await;
+async fn a_created_volume_is_pushed_renewed_and_comes_back_after_a_power_loss_before_its_lease_is_over() {
+    const LEASE_MS: u64 = 20_000;
+    let site = Site::with_lease(LEASE_MS).await;
     site.ceremony().await;
     let node = site.node(1).await;
     let volume = site.create("db", 1).await;
@@ -21,8 +23,8 @@ async fn a_created_volume_is_pushed_renewed_and_comes_back_after_a_power_loss_wi
     assert!(volume.lease_remaining_ms.is_some_and(|ms| ms <= LEASE_MS + LEASE_MS / 100));
     let prk = node.keys()[&volume.volume];
 
-    // Twice its length: it can only be there because it was renewed.
-    tokio::time::sleep(Duration::from_millis(2 * LEASE_MS)).await;
+    let granted = node.held()[0].deadline;
+    node.wait("a renewal", |node| node.held().first().is_some_and(|held| held.deadline > granted)).await;
     let held = node.held();
     assert_eq!(held.len(), 1);
     assert_eq!(node.sessions(), 1, "in one session");
@@ -32,14 +34,15 @@ async fn a_created_volume_is_pushed_renewed_and_comes_back_after_a_power_loss_wi
     node.wait("the key to come back", |node| !node.keys().is_empty()).await;
     let took = lost.elapsed();
     println!("sealed to a key in force: {} ms", took.as_millis());
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(boot_now() < held[0].deadline, "{took:?}: its old lease would have been over");
     assert_eq!(node.keys()[&volume.volume], prk);
     assert!(node.held()[0].fence > held[0].fence, "by a new grant");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_its_keyholder_wipes_at_its_deadline_and_one_that_is_back_in_time_goes_on() {
-    let mut site = Site::new().await;
+    // Long enough for the keyholder to be back in time on a busy machine.
+    let mut site = Site::with_lease(12_000).await;
     let shares = site.ceremony().await.shares;
     let node = site.node(1).await;
     site.create("db", 1).await;
@@ -51,15 +54,17 @@ async fn a_node_without_its_keyholder_wipes_at_its_deadline_and_one_that_is_back
     site.unseal(&shares).await;
     site.wait("the node", |status| status.volumes[0].key == KeyState::Unlocked).await;
     assert_eq!(node.held()[0].grant, grant, "the same grant goes on");
-    tokio::time::sleep(Duration::from_millis(LEASE_MS)).await;
+    let before = node.held()[0].deadline;
+    node.wait("a renewal", |node| node.held().first().is_some_and(|held| held.deadline > before)).await;
     assert_eq!(node.held()[0].grant, grant, "renewed by the keyholder that came back");
 
     site.stop().await;
     let deadline = node.held()[0].deadline;
-    node.wait("the deadline", |node| node.keys().is_empty()).await;
-    let late_ms = crate::fake_node::boot_now().ms_since(deadline);
-    println!("wiped {late_ms} ms after the deadline");
-    assert!(late_ms < 1_000, "wiped {late_ms} ms after the deadline");
+    node.wait("the deadline", |node| node.last_wipe().is_some()).await;
+    assert!(node.keys().is_empty());
+    let wipe = node.last_wipe().unwrap();
+    println!("wiped {} ms after the deadline", wipe.at.ms_since(deadline));
+    assert!(wipe.cause == WipeCause::LeaseExpired && wipe.at >= deadline, "{wipe:?}, {deadline:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +175,9 @@ async fn by_default_a_person_approves_each_push_and_one_approval_is_one_push() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_lease_records_make_a_keyholder_wait_the_longest_lease_before_it_grants() {
-    let mut site = Site::new().await;
+    // Long enough for the node to be seen before the wait is over.
+    const LEASE_MS: u64 = 8_000;
+    let mut site = Site::with_lease(LEASE_MS).await;
     let shares = site.ceremony().await.shares;
     let node = site.node(1).await;
     site.create("db", 1).await;
@@ -189,7 +196,7 @@ async fn lost_lease_records_make_a_keyholder_wait_the_longest_lease_before_it_gr
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_moved_is_found_at_its_new_address_and_keeps_its_key_meanwhile() {
-    let site = Site::new().await;
+    let site = Site::with_lease(60_000).await;
     site.ceremony().await;
     let node = site.node(1).await;
     let volume = site.create("db", 1).await;

@@ -24,14 +24,17 @@ use lease::envelope;
 use locked_memory::Policy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use units::NodeId;
 
-use crate::fake_node::{Disk, FakeNode, Machine, NodeSetup};
+use crate::fake_node::{Disk, FakeNode, Machine, NodeSetup, Ports, reserved_port};
 
-/// Short, so that a test that waits for a lease waits briefly.
+/// Short, so that a test that waits for a lease's end waits briefly. One that wants a key to stay where it is has a longer one.
 pub(crate) const LEASE_MS: u64 = 3_000;
+
+/// How long what must come may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The secret of the officer with this number.
 pub(crate) fn officer_secret(number: u8) -> [u8; 32] {
@@ -43,6 +46,9 @@ pub(crate) struct Site {
     authority: Authority,
     running: Option<Running>,
     admin: SocketAddr,
+    /// The administrative port, also while the keyholder is stopped.
+    _reserved: TcpSocket,
+    lease_ms: u64,
     /// For the next start.
     pub(crate) dial_loopback_only: bool,
     pub(crate) lease_ms_max: u64,
@@ -62,18 +68,26 @@ fn name(text: &str) -> PeerName {
 impl Site {
     /// A running keyholder with nothing in it.
     pub(crate) async fn new() -> Self {
+        Self::with_lease(LEASE_MS).await
+    }
+
+    /// The same, whose nodes are given leases of this length.
+    pub(crate) async fn with_lease(lease_ms: u64) -> Self {
         let _ = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::INFO).try_init();
         let dir = tempfile::tempdir().unwrap();
         let domain = "test.example".parse().unwrap();
         let authority = Authority::create(&dir.path().join("pki"), &domain).unwrap();
-        let admin = ([127, 0, 0, 1], 0).into();
+        let reserved = reserved_port();
+        let admin = reserved.local_addr().unwrap();
         let mut site = Self {
             dir,
             authority,
             running: None,
             admin,
+            _reserved: reserved,
+            lease_ms,
             dial_loopback_only: false,
-            lease_ms_max: LEASE_MS + 1_000,
+            lease_ms_max: lease_ms + 1_000,
             oidc: None,
         };
         site.start().await;
@@ -102,7 +116,7 @@ impl Site {
             shared_store: None,
             name: "compute-1".to_owned(),
             state_dir: state_dir.to_owned(),
-            lease_ms: LEASE_MS,
+            lease_ms: self.lease_ms,
             lease_ms_max: self.lease_ms_max,
             oidc: self.oidc.as_ref().map(|config| Provider::load(config).unwrap()),
             webhooks: Vec::new(),
@@ -119,7 +133,6 @@ impl Site {
         let accept = if self.oidc.is_some() { control_server_with_guests } else { control_server };
         let tls = accept(&credentials, &self.trust(), access::ACCEPTED_ROLES).unwrap();
         let listener = TcpListener::bind(self.admin).await.unwrap();
-        self.admin = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let (router, domain, until) = (keyholder.router(), self.trust().trust_domain().clone(), stop.clone());
         let served = tokio::spawn(async move {
@@ -148,7 +161,7 @@ impl Site {
     pub(crate) fn client(&self, role: Role, holder: &str) -> HttpsClient {
         let expected = ExpectedPeer::named(Role::Keyholder, name("compute-1"));
         let tls = control_client(&self.credentials(role, holder), &self.trust(), expected).unwrap();
-        HttpsClient::new(Endpoint::from(self.admin), tls).with_timeout(Duration::from_secs(20))
+        HttpsClient::new(Endpoint::from(self.admin), tls).with_timeout(PATIENCE)
     }
 
     /// Somebody without a certificate of a role, by the key of this name.
@@ -157,7 +170,7 @@ impl Site {
         let credentials = Credentials::load(&files.cert, &files.key).unwrap();
         let expected = ExpectedPeer::named(Role::Keyholder, name("compute-1"));
         let tls = control_client(&credentials, &self.trust(), expected).unwrap();
-        let client = HttpsClient::new(Endpoint::from(self.admin), tls).with_timeout(Duration::from_secs(20));
+        let client = HttpsClient::new(Endpoint::from(self.admin), tls).with_timeout(PATIENCE);
         (client, GuestKey { spki_sha256: credentials.facts().spki_sha256 })
     }
 
@@ -212,9 +225,8 @@ impl Site {
     /// The same, on a certain machine.
     pub(crate) async fn restart_node_in(&self, number: u8, old: &FakeNode, machine: Machine) -> FakeNode {
         old.kill();
-        let ports = Some((old.key_address, old.admin_address));
         // Its listeners are closed by their tasks in a moment.
-        tokio::time::timeout(Duration::from_secs(10), async {
+        tokio::time::timeout(PATIENCE, async {
             while TcpListener::bind(old.key_address).await.is_err()
                 || TcpListener::bind(old.admin_address).await.is_err()
             {
@@ -223,24 +235,17 @@ impl Site {
         })
         .await
         .unwrap();
-        self.fake_node_on(number, old.disk(), ports, machine).await
+        self.fake_node_on(number, old.disk(), Some(old.ports.clone()), machine).await
     }
 
-    async fn fake_node_on(
-        &self,
-        number: u8,
-        disk: Disk,
-        ports: Option<(SocketAddr, SocketAddr)>,
-        machine: Machine,
-    ) -> FakeNode {
+    async fn fake_node_on(&self, number: u8, disk: Disk, ports: Option<Ports>, machine: Machine) -> FakeNode {
         FakeNode::start(NodeSetup {
             id: NodeId([number; 16]),
             identity_seed: [0x10 + number; 32],
             disk,
             credentials: self.credentials(Role::Node, &node_name(number)),
             trust: self.trust(),
-            key_port: ports.map(|(key, _)| key),
-            admin_port: ports.map(|(_, admin)| admin),
+            ports,
             machine,
         })
         .await
@@ -274,7 +279,7 @@ impl Site {
         self.status().await.nodes.into_iter().find(|node| node.name == node_name(number)).unwrap()
     }
 
-    /// Asks for the status until `done`, for at most ten seconds.
+    /// Asks for the status until `done`.
     pub(crate) async fn wait(&self, what: &str, done: impl Fn(&KeyholderStatus) -> bool) -> KeyholderStatus {
         let operator = self.operator();
         let last = std::sync::Mutex::new(None);
@@ -285,9 +290,11 @@ impl Site {
                     return status;
                 }
                 *last.lock().unwrap() = Some(status);
+                // Each question is a handshake: what is waited for needs the processor too.
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        match tokio::time::timeout(Duration::from_secs(10), reached).await {
+        match tokio::time::timeout(PATIENCE, reached).await {
             Ok(status) => status,
             Err(_) => panic!("waited in vain for {what}: {:#?}", last.lock().unwrap()),
         }

@@ -167,6 +167,7 @@ async fn a_volume_on_a_lost_node_is_erased_by_force_only() {
     let node = site.node(1).await;
     site.create("db", 1).await;
     node.kill();
+    node.is_away().await;
     let answer = site.operator().delete::<VolumeErased>("/v1/volumes/db").await;
     let Err(ClientError::Refused { problem, .. }) = answer else { panic!("{answer:?}") };
     assert_eq!(problem.kind, "node-unreachable");

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nbd_server::client::{Client, ClientError, RefusalKind};
-use nbd_server::{Errno, OnSeal};
+use nbd_server::{Errno, Limits, OnSeal};
 use units::BootInstant;
 
 use crate::metrics::counter;
@@ -13,7 +13,9 @@ use crate::raw::*;
 use crate::rig::{MIB, NOT_SMALL, PATIENCE, Random, Rig, Setup, eventually, moved, soak};
 
 fn rig(on_seal: OnSeal) -> Rig {
-    let rig = Rig::with(Setup { on_seal, ..Setup::default() });
+    // What is asked after a seal is answered, however busy the machine is.
+    let limits = Limits { seal_answer_time: PATIENCE, ..Limits::default() };
+    let rig = Rig::with(Setup { on_seal, limits, ..Setup::default() });
     rig.client().write(0, &[5; 256 << 10], true).unwrap();
     rig
 }
@@ -243,6 +245,7 @@ fn late_news_of_a_wipe_does_not_hit_the_next_push() {
 fn acknowledged_writes_survive_any_number_of_seals() {
     const WRITERS: u64 = 4;
     const SLOTS: u64 = 8;
+    const SEALS_MIN: u32 = 6;
     let mut random = Random::seeded("seals under load");
     let rig = Mutex::new(rig(OnSeal::Hold));
     let endpoint = rig.lock().unwrap().endpoint();
@@ -255,7 +258,7 @@ fn acknowledged_writes_survive_any_number_of_seals() {
                 let mut certain = [0_u64; SLOTS as usize];
                 let mut possible: [Vec<u64>; SLOTS as usize] = Default::default();
                 let mut number = 0_u64;
-                while Instant::now() < deadline {
+                while number == 0 || Instant::now() < deadline {
                     let Ok(mut client) = Client::connect(&endpoint, "disk") else { continue };
                     loop {
                         let slot = random.below(SLOTS);
@@ -292,11 +295,10 @@ fn acknowledged_writes_survive_any_number_of_seals() {
                         }
                     }
                 }
-                assert!(number > 0, "writer {writer} never got through");
             });
         }
         let mut seals = 0;
-        while Instant::now() < deadline {
+        while seals < SEALS_MIN || Instant::now() < deadline {
             let until = Instant::now() + Duration::from_micros(500 + random.below(20_000));
             while Instant::now() < until {
                 std::thread::yield_now();
@@ -314,5 +316,4 @@ fn acknowledged_writes_survive_any_number_of_seals() {
         seals
     });
     println!("{seals} seals");
-    assert!(seals > 5 && PATIENCE > soak() / 100);
 }

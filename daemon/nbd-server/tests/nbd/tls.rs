@@ -205,7 +205,7 @@ fn what_is_smuggled_in_behind_starttls_is_not_an_option() {
 #[test]
 fn a_tls_handshake_has_a_time_limit() {
     let pki = Pki::new();
-    let limits = Limits { negotiation_time_max: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits { negotiation_time_max: Duration::from_secs(5), ..Limits::default() };
     let rig = Rig::with(Setup { limits, tls: Some(pki.acceptor()), ..Setup::default() });
     let mut raw = Raw::greeted(&rig.socket);
     raw.option(OPT_STARTTLS, &[]);
@@ -218,7 +218,8 @@ fn a_tls_handshake_has_a_time_limit() {
 fn a_seal_is_the_same_under_tls() {
     let pki = Pki::new();
     for on_seal in [OnSeal::Hold, OnSeal::Fail] {
-        let rig = Rig::with(Setup { tls: Some(pki.acceptor()), on_seal, ..Setup::default() });
+        let limits = Limits { seal_answer_time: PATIENCE, ..Limits::default() };
+        let rig = Rig::with(Setup { tls: Some(pki.acceptor()), on_seal, limits, ..Setup::default() });
         let endpoint = endpoint(&rig, pki.client(Some(&pki.client)));
         let mut client = Client::connect(&endpoint, "disk").unwrap();
         client.write(0, &[1; 4096], false).unwrap();

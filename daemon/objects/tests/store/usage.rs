@@ -52,7 +52,7 @@ fn what_is_counted_is_what_is_there_after_any_history_and_any_opening() {
     store.set_versioning("kept", Versioning::Enabled).unwrap();
     let mut uploads = Vec::new();
     let mut rounds = 0;
-    while std::time::Instant::now() < until {
+    while rounds <= 50 || std::time::Instant::now() < until {
         let bucket = ["plain", "kept"][random.below(2) as usize];
         let key = format!("k{}", random.below(6));
         let len = length(&mut random);
@@ -95,7 +95,6 @@ fn what_is_counted_is_what_is_there_after_any_history_and_any_opening() {
         rounds += 1;
     }
     println!("{rounds} changes");
-    assert!(rounds > 50, "{rounds}");
 }
 
 #[test]

@@ -387,7 +387,8 @@ fn a_retention_that_passes_while_parts_arrive_does_not_refuse_the_whole() {
     let store = Store::open(SimulatedVolume::new(ByteLen(64 << 20))).unwrap();
     store.create_bucket(BUCKET, BucketOptions { lock: true, ..BucketOptions::default() }).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let until_ms = u64::try_from(now.as_millis()).unwrap() + 50;
+    // Long enough to be asked for in time.
+    let until_ms = u64::try_from(now.as_millis()).unwrap() + 3_000;
     let lock =
         ObjectLock { retention: Some(Retention { mode: LockMode::Compliance, until_ms }), legal_hold: None };
     let (upload, parts) = begin(&store, "k", Attributes { lock, ..Attributes::default() });

@@ -174,7 +174,7 @@ fn what_is_written_trimmed_and_deleted_meanwhile_is_not_called_damaged() {
             }
         });
         let until = std::time::Instant::now() + Duration::from_secs(2);
-        while std::time::Instant::now() < until {
+        while checked <= 1000 || std::time::Instant::now() < until {
             let (sectors, damaged) = pass(&pool);
             assert_eq!(damaged, []);
             checked += sectors;
@@ -182,5 +182,4 @@ fn what_is_written_trimmed_and_deleted_meanwhile_is_not_called_damaged() {
         stop.store(true, Ordering::Relaxed);
     });
     println!("{checked} sectors compared");
-    assert!(checked > 1000);
 }

@@ -79,7 +79,7 @@ impl Site {
 
     /// The next message.
     async fn next(&mut self) -> (String, Value) {
-        tokio::time::timeout(Duration::from_secs(20), self.got.recv()).await.expect("a message").unwrap()
+        tokio::time::timeout(Duration::from_secs(60), self.got.recv()).await.expect("a message").unwrap()
     }
 
     /// Names and keys in messages, until there were so many.
@@ -108,7 +108,7 @@ impl Site {
     }
 
     async fn until(&self, expected: EventCounts) {
-        for _ in 0..800 {
+        for _ in 0..2_400 {
             if self.counts() == expected {
                 return;
             }

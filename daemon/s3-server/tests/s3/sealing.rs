@@ -74,7 +74,7 @@ async fn a_client_that_takes_nothing_does_not_hold_the_sealed_store() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the request holds on");
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("the request holds on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,6 +85,9 @@ async fn a_body_being_received_is_answered_with_503_and_leaves_no_object() {
     let asked = Asked::new("PUT", "/bucket/late").header("content-length", body.len()).sign(&running);
     client.send(asked.head().as_bytes()).await;
     client.send(&body[..2 << 20]).await;
+    while running.metrics_text().contains("s3_requests_in_flight 0\n") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     running.seal().await;
     let answer = client.answer("PUT").await;
     assert_eq!(answer.status, 503);
