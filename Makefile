@@ -53,7 +53,7 @@ soak: clients ## Every test, the randomised and crash suites for as long as SOAK
 	NIGHTLATCH_SOAK_SECONDS=$(SOAK_SECONDS) NIGHTLATCH_KILL_ROUNDS=200 \
 		cargo nextest run --locked --workspace --profile soak $(TEST)
 
-fuzz: ## Coverage-guided and random batches on every cipher kernel against other ciphers, FUZZ_SECONDS each (a minute)
+fuzz: ## Coverage-guided fuzzing of cipher and NBD head, and random batches on every cipher kernel, FUZZ_SECONDS each (a minute)
 	tests/fuzz/run.sh $(FUZZ_SECONDS)
 	NIGHTLATCH_SOAK_SECONDS=$(FUZZ_SECONDS) cargo test --locked -p aes-xts --test oracles -- --nocapture every_kernel
 

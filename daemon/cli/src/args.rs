@@ -667,7 +667,7 @@ pub(crate) struct NodeArg {
 /// `volume`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Make a volume, with a key of its own, and push the key
+    /// Make a volume, with a key of its own, which is pushed where the node's pushes take no approval
     #[command(
         after_help = "Examples:\n  nightlatch volume create db --node node-1 --size 100G\n  nightlatch volume create photos --node node-1 --kind objects --size 64T"
     )]

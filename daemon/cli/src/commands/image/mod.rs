@@ -27,7 +27,7 @@ pub(crate) enum ImageCommand {
         /// The profile: server, storage, qemu or debug
         #[arg(value_name = "PROFILE")]
         image_profile: String,
-        /// Counts images: machines refuse to go back to a smaller number
+        /// Counts images: `publish` takes no number that is not higher than what is published
         #[arg(long, value_name = "N", default_value_t = 1)]
         sequence: u64,
         /// The source tree
