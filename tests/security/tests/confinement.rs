@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::bus::Bus;
-use harness::client::client;
+use harness::client::{client, run};
 use harness::nut::Nut;
 use harness::site::{DISK, PATIENCE, Site, SiteSpec};
 use harness::{process::wait_for, s3::S3Client};
@@ -72,6 +72,60 @@ fn idle(rule: &Rule, used: &Calls<'_>) -> Vec<String> {
     let Only::OneOf(index, values) = rule.only else { return Vec::new() };
     let was_used = |value: &&u64| arguments.iter().any(|all| all.get(usize::from(index)) == Some(*value));
     values.iter().filter(|value| !was_used(value)).map(|value| format!("{} {value:#x}", rule.name)).collect()
+}
+
+/// What `systemd-analyze` says that a set of calls, or a set in it, has.
+fn calls_of_set(set: &str) -> BTreeSet<String> {
+    let shown = run(client("systemd-analyze").args(["syscall-filter", "--no-pager", set])).expect_success();
+    let entries =
+        shown.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    entries
+        .flat_map(|entry| match entry.strip_prefix('@') {
+            Some(_) => calls_of_set(entry),
+            None => BTreeSet::from([entry.to_owned()]),
+        })
+        .collect()
+}
+
+/// The lines of a unit with that key, as they stand in it.
+fn settings<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+    unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+}
+
+/// What the unit's filter lets through: later lines add to the earlier, or with `~` take away from them.
+fn let_through_by(unit: &str) -> BTreeSet<String> {
+    settings(unit, "SystemCallFilter").into_iter().fold(BTreeSet::new(), |calls, line| {
+        let named: BTreeSet<String> = line
+            .trim_start_matches('~')
+            .split_whitespace()
+            .flat_map(|word| match word.strip_prefix('@') {
+                Some(_) => calls_of_set(word),
+                None => BTreeSet::from([word.to_owned()]),
+            })
+            .collect();
+        if line.starts_with('~') { &calls - &named } else { &calls | &named }
+    })
+}
+
+/// What the program did, from its first call on, its unit would have let it do.
+fn assert_unit_permits(trace: &str, unit: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root.ancestors().nth(2).expect("this crate lies two folders below the workspace root");
+    let unit = std::fs::read_to_string(root.join("systemd").join(unit)).expect("a unit");
+    let permitted = let_through_by(&unit);
+    let name_of = |line: &'_ str| -> Option<String> {
+        let (_, rest) = line.split_once('>')?;
+        let (call, _) = rest.trim_start().split_once('(')?;
+        (!call.starts_with(['<', '?', '+'])).then(|| call.to_owned())
+    };
+    let called: BTreeSet<String> = trace.lines().filter_map(name_of).collect();
+    assert!(called.contains("capset") && called.contains("seccomp"), "it confines itself: {called:?}");
+    let refused: Vec<_> = called.difference(&permitted).collect();
+    assert!(refused.is_empty(), "the unit's SystemCallFilter refuses {refused:?}");
+    if settings(&unit, "ProcSubset").contains(&"pid") {
+        let beside = trace.lines().find(|line| line.contains("\"/proc/sys"));
+        assert_eq!(beside, None, "the unit hides it");
+    }
 }
 
 /// Filters that a thread lays on itself; the last completes its role.
@@ -207,7 +261,7 @@ fn assert_used(trace: &str, program: Role, roles: &[Role]) {
 }
 
 #[test]
-fn every_rule_of_every_role_of_a_node_is_used() {
+fn every_rule_of_every_role_of_a_node_is_used_and_its_unit_permits_what_it_does() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let trace = dir.path().join("trace");
     let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
@@ -221,11 +275,13 @@ fn every_rule_of_every_role_of_a_node_is_used() {
     live(&mut site);
     fire(&site, ends);
     site.stop_node();
-    assert_used(&ended(&trace), Role::Node, &[Role::Wiper, Role::Source, Role::Node]);
+    let trace = ended(&trace);
+    assert_used(&trace, Role::Node, &[Role::Wiper, Role::Source, Role::Node]);
+    assert_unit_permits(&trace, "nightlatchd.service");
 }
 
 #[test]
-fn every_rule_of_a_keyholder_is_used() {
+fn every_rule_of_a_keyholder_is_used_and_its_unit_permits_what_it_does() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let trace = dir.path().join("trace");
     let mut site = Site::installed(SiteSpec { plain: true, ..SiteSpec::default() });
@@ -236,7 +292,9 @@ fn every_rule_of_a_keyholder_is_used() {
     site.create_volume(DISK, VolumeKind::Block, 64 << 20);
     site.push_until_serving();
     site.stop_keyholder();
-    assert_used(&ended(&trace), Role::Keyholder, &[Role::Keyholder]);
+    let trace = ended(&trace);
+    assert_used(&trace, Role::Keyholder, &[Role::Keyholder]);
+    assert_unit_permits(&trace, "nightlatch-keyholder.service");
 }
 
 fn status_of(pid: u32, thread: &str, field: &str) -> String {
