@@ -515,6 +515,18 @@ impl Node {
                 })
             }
             VolumeKind::Objects => {
+                // The head has one store.
+                let is_another = |(id, other): (&VolumeId, &Served)| {
+                    (*id != volume.id() && other.kind == VolumeKind::Objects).then(|| other.label.clone())
+                };
+                if let Some(other) = self.served().iter().find_map(is_another) {
+                    tracing::error!(
+                        label,
+                        other,
+                        "this node serves another object store already; promote one of them to another node"
+                    );
+                    return Err(GrantRefusal::VolumeFailed);
+                }
                 let store = Store::open(volume).map_err(|error| {
                     tracing::error!(label, %error, "the object store cannot be opened");
                     GrantRefusal::VolumeFailed

@@ -460,3 +460,25 @@ fn a_pool_is_not_made_over_another_by_mistake() {
     assert!(again.is_err(), "a device that holds a pool is refused");
     assert!(keep(&path, 0, 1 << 20) == before);
 }
+
+#[test]
+fn a_second_object_store_on_a_node_is_refused_and_takes_nothing_from_the_first() {
+    let mut site = Site::serving(SiteSpec { plain: true, ..SiteSpec::default() });
+    let key = site.create_user("tester");
+    site.create_bucket("bucket");
+    let address = site.node_config().listen.s3.expect("the site serves S3");
+    let mut s3 = S3Client::new(address, "bucket", &key.access_key, &key.secret_key);
+    s3.put("object", vec![7; 1 << 20]).expect("an object is stored");
+
+    site.expect_log("serves another object store already");
+    site.expect_log("could not open the volume");
+    site.create_volume("more", VolumeKind::Objects, 1 << 30);
+    wait_for("a refusal", PATIENCE, || {
+        let volumes = site.keyholder_status().volumes;
+        let more = volumes.iter().find(|volume| volume.label == "more").expect("it is in the ledger");
+        let is_told = more.reason.as_ref().is_some_and(|reason| reason.contains("could not open the volume"));
+        if is_told { Ok(()) } else { Err(format!("{more:?}")) }
+    });
+    let stored = s3.get("object").expect("the first store answers").expect("the object");
+    assert!(stored.len() == 1 << 20 && stored.iter().all(|byte| *byte == 7));
+}
