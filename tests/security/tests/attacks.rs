@@ -391,8 +391,7 @@ fn a_debugger_that_root_attaches_to_any_thread_makes_the_node_forget_and_is_on_r
         site.act("/v1/unlatch");
         site.push_until_serving();
         // What counts as before is what was there when the node was last judged without a key: without the debugger.
-        site.lose_power();
-        site.wait_sealed("power-loss");
+        site.wiped_by(Site::lose_power);
         site.wait_serving();
     }
 }

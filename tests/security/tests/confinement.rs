@@ -12,7 +12,6 @@ use harness::site::{DISK, PATIENCE, Site, SiteSpec};
 use harness::{process::wait_for, s3::S3Client};
 use keyholder::api::VolumeKind;
 use nbd_server::client::{Client, Endpoint};
-use nix::sys::signal::Signal;
 use sandbox::{Only, Role, Rule};
 
 /// The calls of a role, and the arguments of those that strace leaves undecoded.
@@ -96,8 +95,8 @@ fn live(site: &mut Site) {
     let _: serde_json::Value = site
         .wait(site.node_admin().post(&format!("/v1/pools/{pool}/grow"), &serde_json::json!({})))
         .expect("a pool that may grow");
-    site.signal_node(Signal::SIGPWR);
-    site.wait_sealed("power-loss");
+    let status = site.wiped_by(Site::lose_power);
+    assert_eq!(status.last_wipe.expect("it was wiped").cause, "power-loss");
     site.push_until_serving();
 }
 
@@ -148,11 +147,13 @@ fn fire(site: &Site, ends: Ends) {
     site.push_until_serving();
     std::fs::write("/sys/class/mem/full/uevent", "change").expect("only root may ask for an event");
     site.wait_sealed("kernel-event");
+    site.wait_heard_of_wipe();
     site.act("/v1/unlatch");
     site.push_until_serving();
     std::fs::write(&ends.alarm, "1\n").expect("a recorded tree");
     site.wait_sealed("intrusion");
     std::fs::write(&ends.alarm, "0\n").expect("a recorded tree");
+    site.wait_heard_of_wipe();
     site.act("/v1/unlatch");
     site.push_until_serving();
     ends.ups.set("OB LB");
