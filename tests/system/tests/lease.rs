@@ -110,6 +110,7 @@ fn stopped_past_its_deadline(past_ms: u64) {
     let mut site = Site::serving(SiteSpec { lease_ms: STOPPED_LEASE_MS, plain: true, ..SiteSpec::default() });
     // The keyholder may dial anew before the node goes on, which then finds two sessions and keeps the newer.
     site.expect_log("a newer session took over");
+    site.expect_log("a newer session with the keyholder has taken over");
     let endpoint = Endpoint::unix(site.nbd_socket());
     let mut client = Client::connect(&endpoint, DISK).expect("an unsealed export");
     client.write(0, &[1; 4096], true).expect("a durable write");
