@@ -49,6 +49,7 @@ impl Prepared {
         let mut read = vec![0; 64 * KIB];
         nbd(&self.site).read(0, &mut read).expect("a read");
         assert!(read == block(1), "the volume holds what was flushed");
+        self.s3.hang_up();
         let object = self.s3.get("object").expect("an answer").expect("the object is there");
         assert!(object == block(7), "the object holds what was put");
     }
@@ -66,6 +67,7 @@ impl Prepared {
             Err(ClientError::Refused { kind: RefusalKind::Shutdown, .. }) => {}
             other => panic!("a sealed export was to be refused with ERR_SHUTDOWN: {:?}", other.map(|_| ())),
         }
+        self.s3.hang_up();
         match self.s3.get("object") {
             Err(S3Error::Refused { status: 503, retry_after: Some(seconds), .. }) => {
                 assert!(seconds.parse::<u32>().is_ok_and(|seconds| seconds > 0), "Retry-After: {seconds}");
