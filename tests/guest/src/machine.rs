@@ -80,7 +80,9 @@ ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default
 exec 3<>/dev/ttyS1
 stty raw -echo <&3
 echo GUEST_READY >&3
-while read -r number command <&3; do
+# Not by `read`: where a process ends that was left to this one, that begins anew without what it has read of the line.
+while line=$(head -n 1 <&3) && [ -n "$line" ]; do
+    number=${line%% *} command=${line#* }
     echo "$command" | base64 -d > /run/command
     sh /run/command > /run/stdout 2> /run/stderr < /dev/null
     code=$?

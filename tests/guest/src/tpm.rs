@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use harness::client::client;
-use harness::process::{Process, wait_for};
+use harness::process::{Process, listens, wait_for};
+use harness::site::PATIENCE;
 use tempfile::TempDir;
 
 use crate::appliance::ApplianceBuilder;
@@ -30,9 +31,7 @@ impl Tpm {
             .arg(format!("dir={}", state.display()));
         command.arg("--ctrl").arg(format!("type=unixio,path={}", socket.display()));
         let process = Process::start("swtpm", command);
-        wait_for("the TPM's socket", std::time::Duration::from_secs(20), || {
-            if socket.exists() { Ok(()) } else { Err(process.tail()) }
-        });
+        wait_for("a TPM", PATIENCE, || listens(&socket).then_some(()).ok_or_else(|| process.tail()));
         Self { _process: process, socket, _folder: folder }
     }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use guest::node::GuestNode;
 use harness::process::wait_for;
 use harness::site::{PATIENCE, PushPolicy, SiteSpec};
-use keyholder::api::Connection;
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -36,10 +35,7 @@ fn stand_still(node: &mut GuestNode) -> (Duration, Duration) {
 }
 
 fn push_again(node: &GuestNode) {
-    wait_for("the node's evidence", PATIENCE, || {
-        let state = node.site.keyholder_status().nodes.remove(0);
-        if state.connection == Connection::Connected { Ok(()) } else { Err(format!("{state:?}")) }
-    });
+    node.site.wait_heard_of_wipe();
     node.site.act("/v1/unlatch");
     node.site.push_until_serving();
 }

@@ -38,15 +38,9 @@ fn find_devices(guest: &mut Guest) {
 }
 
 /// Waits for the next wipe, and says what for.
-fn wiped_for(node: &mut GuestNode, event: impl FnOnce(&mut GuestNode)) -> String {
-    let generation = node.site.status().key_memory.generation;
-    event(node);
-    wait_for("a wipe", PATIENCE, || {
-        let status = node.site.status();
-        let wiped = status.key_memory.generation > generation;
-        if wiped { Ok(()) } else { Err(format!("{:?}", status.seal)) }
-    });
-    node.site.status().last_wipe.expect("it was wiped").cause
+fn wiped_for(node: &mut GuestNode, event: impl FnOnce(&mut Guest)) -> String {
+    let GuestNode { guest, site } = node;
+    site.wiped_by(|_| event(guest)).last_wipe.expect("it was wiped").cause
 }
 
 #[test]
@@ -79,12 +73,12 @@ fn the_management_controller_and_the_power_button_are_heard_in_the_guest() {
         let source = source.expect("a source of this name");
         assert!(source.trouble.is_none() && !source.recorded, "{source:?}");
     }
-    let cause = wiped_for(&mut node, |node| {
-        node.guest.run(LOSE_INPUT).expect_success();
+    let cause = wiped_for(&mut node, |guest| {
+        guest.run(LOSE_INPUT).expect_success();
     });
     assert_eq!(cause, "bmc-power");
     node.site.push_until_serving();
-    assert_eq!(wiped_for(&mut node, |node| node.guest.press_power_button()), "machine-shutdown");
+    assert_eq!(wiped_for(&mut node, Guest::press_power_button), "machine-shutdown");
     let log = node.log();
     assert!(log.contains("a source fired: wiping soon"), "a press drains first\n{log}");
 }

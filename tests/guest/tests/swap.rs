@@ -4,8 +4,8 @@ use std::path::Path;
 
 use guest::Format;
 use guest::node::GuestNode;
-use harness::process::program;
-use harness::site::SiteSpec;
+use harness::process::{program, wait_for};
+use harness::site::{PATIENCE, SiteSpec};
 use security_tests::image;
 use security_tests::installation::{needles, recovered};
 use security_tests::needles::Needles;
@@ -15,8 +15,7 @@ const PLANTED: [u8; 32] = *b"in ordinary memory of a program.";
 /// Holds [`PLANTED`], with nothing done to keep it from being swapped.
 const HOLD: &str = "mkdir /sys/fs/cgroup/held && \
                     sh -c 'echo $$ > /sys/fs/cgroup/held/cgroup.procs; \
-                           tail -f /run/held | planted > /run/planted.log 2>&1' > /dev/null 2>&1 & \
-                    sleep 3; cat /run/planted.log";
+                           tail -f /run/held | planted > /run/planted.log 2>&1' > /dev/null 2>&1 &";
 
 #[test]
 fn a_node_put_under_pressure_leaves_no_key_in_swap_in_the_guest() {
@@ -35,8 +34,11 @@ fn a_node_put_under_pressure_leaves_no_key_in_swap_in_the_guest() {
                      echo 1 > /sys/fs/cgroup/node/cgroup.procs";
         guest.run(group).expect_success();
         let held = format!("echo {} > /run/held; {HOLD}", hex::encode(PLANTED));
-        let answer = guest.run(&held).expect_success();
-        assert!(answer.contains("held"), "{answer}");
+        guest.run(&held).expect_success();
+        wait_for("a program that holds it", PATIENCE, || {
+            let said = guest.run("cat /run/planted.log").stdout;
+            if said.contains("held") { Ok(()) } else { Err(said) }
+        });
     };
     let spec = SiteSpec { lease_ms: 120_000, ..SiteSpec::default() };
     let mut node = GuestNode::serving(spec, |_| {}, equip, turn_on);
@@ -57,7 +59,7 @@ fn a_node_put_under_pressure_leaves_no_key_in_swap_in_the_guest() {
     let found = image::search(&swap, &keys).expect("the disk");
     assert!(found.findings.is_empty(), "in swap, keys held: {}", found.describe(20));
     node.guest.run("kill -PWR $(cat /run/node.pid)").expect_success();
-    harness::process::wait_for("the third stage", harness::site::PATIENCE, || {
+    wait_for("the third stage", PATIENCE, || {
         let wipe = node.site.status().last_wipe;
         if wipe.as_ref().is_some_and(|wipe| wipe.memory_ns.is_some()) {
             Ok(())

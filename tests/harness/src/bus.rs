@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::client::client;
-use crate::process::{Process, wait_for};
+use crate::process::{Process, listens, wait_for};
 use crate::site::PATIENCE;
 
 /// The bus; it ends with the value.
@@ -33,7 +33,7 @@ impl Bus {
         let mut command = client("dbus-daemon");
         command.args(["--nofork", "--nopidfile", "--config-file"]).arg(&config);
         let daemon = Process::start("dbus-daemon", command);
-        wait_for("a bus", PATIENCE, || socket.exists().then_some(()).ok_or_else(|| daemon.tail()));
+        wait_for("a bus", PATIENCE, || listens(&socket).then_some(()).ok_or_else(|| daemon.tail()));
         Self { _daemon: daemon, folder, socket }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// What the kernel does at once on an idle machine; a thread that waits for a busy disk stops and ends once that has answered.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(5);
@@ -32,6 +35,17 @@ pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> 
             }
         }
     }
+}
+
+/// Whether somebody listens on the unix socket of this path: its file is there a moment before.
+pub fn listens(socket: &Path) -> bool {
+    /// `__SO_ACCEPTCON` of linux/net.h, among the flags in the fourth column; the eighth is the path.
+    const LISTENS: &str = "00010000";
+    let table = std::fs::read("/proc/net/unix").unwrap_or_default();
+    String::from_utf8_lossy(&table).lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        columns.get(3) == Some(&LISTENS) && columns.get(7).is_some_and(|path| Path::new(path) == socket)
+    })
 }
 
 /// The path of one of the workspace's programs, built beside the test.
@@ -93,7 +107,7 @@ impl Process {
         let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a process id is a positive i32"));
         kill(pid, signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
         if signal == Signal::SIGSTOP {
-            wait_for("a stopped process", Duration::from_secs(10), || self.every_thread_has_stopped());
+            wait_for("a stopped process", KERNEL_PATIENCE, || self.every_thread_has_stopped());
         }
     }
 
@@ -142,7 +156,7 @@ impl Process {
         if self.try_wait().is_none() {
             self.signal(Signal::SIGKILL);
         }
-        let status = self.wait_end(Duration::from_secs(30));
+        let status = self.wait_end(KERNEL_PATIENCE);
         assert!(status.signal().is_some() || status.code().is_some(), "an ended process has a status");
     }
 

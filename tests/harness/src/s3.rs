@@ -98,6 +98,12 @@ impl S3Client {
         Self { address, bucket, credentials, runtime, connection: None }
     }
 
+    /// Ends the connection: the next request begins another one. After a seal the server closes those of before, and what is sent over
+    /// one of them at that moment is not answered.
+    pub fn hang_up(&mut self) {
+        self.connection = None;
+    }
+
     /// Stores an object.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! that a node that was killed comes back where its clients and its keyholder look for it.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,18 +122,40 @@ fn name(text: &str) -> PeerName {
 
 /// A port of the loopback address that nobody has now, and that this process has not been given before.
 ///
+/// It is none that the system gives to outgoing connections: what is to listen there binds it later, and again after each restart,
+/// and one of those may be gone by then.
+///
 /// # Panics
 /// Where there is none.
 pub fn free_port() -> SocketAddr {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    /// Far more than a machine listens on.
+    const TRIES: u32 = 10_000;
+    let outgoing = first_outgoing_port();
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("a bound address");
-        if given.insert(address.port()) {
+    for _ in 0..TRIES {
+        let mut random = [0; 2];
+        getrandom::fill(&mut random).expect("the system's random source");
+        let port = LOWEST_PORT + u16::from_le_bytes(random) % (outgoing - LOWEST_PORT);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if !given.contains(&port) && TcpListener::bind(address).is_ok() {
+            given.insert(port);
             return address;
         }
     }
+    panic!("no free port from {LOWEST_PORT} to {outgoing}")
+}
+
+/// Below are those of common services.
+const LOWEST_PORT: u16 = 12_000;
+
+/// Where the ports of outgoing connections begin; Linux's default where that cannot be read or leaves no room below.
+fn first_outgoing_port() -> u16 {
+    const DEFAULT: u16 = 32_768;
+    const ROOM: u16 = 4_000;
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first = range.split_whitespace().next().and_then(|word| word.parse::<u16>().ok());
+    first.filter(|first| *first >= LOWEST_PORT + ROOM).unwrap_or(DEFAULT)
 }
 
 impl Site {
@@ -586,15 +608,30 @@ impl Site {
     /// # Panics
     /// Where that takes too long.
     pub fn wait_serving(&self) {
-        wait_for("all volumes served", PATIENCE, || {
-            let status = self.keyholder_status();
-            let locked: Vec<_> =
-                status.volumes.iter().filter(|volume| volume.key != KeyState::Unlocked).collect();
-            if !status.volumes.is_empty() && locked.is_empty() && !self.status().seal.sealed {
-                return Ok(());
-            }
-            Err(format!("{locked:?} on {:?}", status.nodes))
-        });
+        wait_for("all volumes served", PATIENCE, || self.all_served());
+    }
+
+    /// Both have to say so: each hears of the other's news a moment later.
+    fn all_served(&self) -> Result<(), String> {
+        let status = self.keyholder_status();
+        let locked: Vec<_> =
+            status.volumes.iter().filter(|volume| volume.key != KeyState::Unlocked).collect();
+        if status.volumes.is_empty() || !locked.is_empty() {
+            return Err(format!("{locked:?} on {:?}", status.nodes));
+        }
+        let node: Result<NodeStatus, ClientError> = self.wait(self.node_admin().get("/v1/status"));
+        let node = node.map_err(|error| error.to_string())?;
+        if node.seal.sealed { Err(format!("the node itself: {:?}", node.seal)) } else { Ok(()) }
+    }
+
+    /// Waits until a push would do something: the keyholder has the node's evidence, and has heard of the wipe. One that still thinks
+    /// that a key is in force approves nothing. `false` where everything is served.
+    fn wait_push_wanted(&self) -> bool {
+        wait_for("a node that waits for a push", PATIENCE, || {
+            let nodes = self.keyholder_status().nodes;
+            let waits = |node: &NodeEntry| node.connection == Connection::Connected && node.awaits_push;
+            if nodes.iter().all(waits) { Ok(true) } else { self.all_served().map(|()| false) }
+        })
     }
 
     /// Approves a push where the policy wants that, and waits until every volume is served.
@@ -602,13 +639,7 @@ impl Site {
     /// # Panics
     /// Where that takes too long.
     pub fn push_until_serving(&self) {
-        if self.spec.push == PushPolicy::Approve {
-            // A push needs the node's evidence first.
-            wait_for("the node's evidence", PATIENCE, || {
-                let nodes = self.keyholder_status().nodes;
-                let ready = nodes.iter().all(|node| node.connection == Connection::Connected);
-                if ready { Ok(()) } else { Err(format!("{nodes:?}")) }
-            });
+        if self.spec.push == PushPolicy::Approve && self.wait_push_wanted() {
             let outcome = self.act("/v1/push");
             assert!(outcome.nodes.iter().all(|node| node.confirmed), "a push was not confirmed: {outcome:?}");
         }
@@ -625,6 +656,36 @@ impl Site {
             let as_expected = status.seal.sealed && status.seal.cause.as_deref() == Some(cause);
             if as_expected { Ok(status) } else { Err(format!("{:?}", status.seal)) }
         })
+    }
+
+    /// Does `event` and waits until the node has been wiped since: its status then. It may have keys again, as a keyholder that pushes
+    /// by itself is back within a fraction of a second.
+    ///
+    /// # Panics
+    /// Where that takes too long.
+    pub fn wiped_by(&self, event: impl FnOnce(&Self)) -> NodeStatus {
+        let since = self.status().now_boot_ns;
+        event(self);
+        wait_for("a wipe", PATIENCE, || {
+            let status = self.status();
+            let wiped = status.last_wipe.as_ref().is_some_and(|wipe| wipe.at_boot_ns >= since);
+            if wiped { Ok(status) } else { Err(format!("{:?}", status.seal)) }
+        })
+    }
+
+    /// Waits until the keyholder, too, knows that the node's keys are gone, and so whether that latches. The node's own status says
+    /// so a moment earlier.
+    ///
+    /// # Panics
+    /// Where that takes too long.
+    pub fn wait_heard_of_wipe(&self) {
+        wait_for("the keyholder to hear of the wipe", PATIENCE, || {
+            let status = self.keyholder_status();
+            let connected = status.nodes.iter().all(|node| node.connection == Connection::Connected);
+            let is_gone = |volume: &VolumeEntry| matches!(volume.key, KeyState::Sealed | KeyState::Refused);
+            let heard = connected && status.volumes.iter().all(is_gone);
+            if heard { Ok(()) } else { Err(format!("{:?} on {:?}", status.volumes, status.nodes)) }
+        });
     }
 
     /// SIGPWR: what a power supply's last message becomes.
@@ -676,6 +737,7 @@ impl Site {
     /// # Panics
     /// Where keys were pushed.
     pub fn expect_latched(&self) {
+        self.wait_heard_of_wipe();
         match self.try_act("/v1/push") {
             Ok(outcome) => {
                 assert!(outcome.nodes.iter().all(|node| !node.confirmed), "not latched: {outcome:?}")

@@ -183,6 +183,9 @@ pub fn two_sites(parent: &Path, second_pool: &str) -> (Sites, Process, Process) 
     let pin = word(&desk.json(&["key", "status"]), "grant_signing_key");
     let (first, first_daemon) = add_node(&desk, "node-1", "2G", &pin);
     let (second, second_daemon) = add_node(&desk, "node-2", second_pool, &pin);
+    // Nobody waits for a daemon that was just started, and the first command of a test may be for either.
+    desk.until(&["node", "status", "node-1"]);
+    desk.until(&["node", "status", "node-2"]);
     desk.until(&["volume", "create", "db", "--node", "node-1", "--size", "64M"]);
     (Sites { desk, first, second, _keyholder: keyholder }, first_daemon, second_daemon)
 }

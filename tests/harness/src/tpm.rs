@@ -2,12 +2,12 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::client::client;
 use crate::process::{Process, wait_for};
+use crate::site::PATIENCE;
 
 /// A running one, just started: its registers are zero. Ends with the value.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl SoftwareTpm {
         command.arg("--tpmstate").arg(format!("dir={}", state.display()));
         command.arg("--server").arg(format!("type=unixio,path={}", socket.display()));
         let process = Process::start("swtpm", command);
-        wait_for("the TPM's socket", Duration::from_secs(20), || {
+        wait_for("the TPM's socket", PATIENCE, || {
             // The file is there a moment before anybody listens.
             UnixStream::connect(&socket).map(drop).map_err(|error| format!("{error}\n{}", process.tail()))
         });

@@ -12,7 +12,6 @@ use harness::site::{DISK, PATIENCE, Site, SiteSpec};
 use harness::{process::wait_for, s3::S3Client};
 use keyholder::api::VolumeKind;
 use nbd_server::client::{Client, Endpoint};
-use nix::sys::signal::Signal;
 use sandbox::{Only, Role, Rule};
 
 /// The calls of a role, and the arguments of those that strace leaves undecoded.
@@ -150,8 +149,8 @@ fn live(site: &mut Site) {
     let _: serde_json::Value = site
         .wait(site.node_admin().post(&format!("/v1/pools/{pool}/grow"), &serde_json::json!({})))
         .expect("a pool that may grow");
-    site.signal_node(Signal::SIGPWR);
-    site.wait_sealed("power-loss");
+    let status = site.wiped_by(Site::lose_power);
+    assert_eq!(status.last_wipe.expect("it was wiped").cause, "power-loss");
     site.push_until_serving();
 }
 
@@ -202,11 +201,13 @@ fn fire(site: &Site, ends: Ends) {
     site.push_until_serving();
     std::fs::write("/sys/class/mem/full/uevent", "change").expect("only root may ask for an event");
     site.wait_sealed("kernel-event");
+    site.wait_heard_of_wipe();
     site.act("/v1/unlatch");
     site.push_until_serving();
     std::fs::write(&ends.alarm, "1\n").expect("a recorded tree");
     site.wait_sealed("intrusion");
     std::fs::write(&ends.alarm, "0\n").expect("a recorded tree");
+    site.wait_heard_of_wipe();
     site.act("/v1/unlatch");
     site.push_until_serving();
     ends.ups.set("OB LB");
@@ -233,11 +234,17 @@ fn traced(command: &Command, trace: &Path) -> Command {
     traced
 }
 
-/// The whole trace, whose last lines are written after the program has ended.
-fn ended(trace: &Path) -> String {
+/// The whole trace of a program that has ended: its last line is written after that, and says so of the program itself, which is its
+/// first thread. Others of its threads ended before.
+fn ended(trace: &Path, pid: u32) -> String {
+    let (pid, says) = (pid.to_string(), "+++ exited with 0 +++");
+    let is_last = |line: &str| {
+        let rest = line.strip_prefix(pid.as_str()).map(str::trim_start);
+        line.ends_with(says) && rest.is_some_and(|rest| rest.starts_with(['<', '+']))
+    };
     wait_for("the end of the trace", PATIENCE, || {
         let text = std::fs::read_to_string(trace).map_err(|error| error.to_string())?;
-        if text.contains("exited with 0") { Ok(text) } else { Err("the trace goes on".to_owned()) }
+        if text.lines().any(is_last) { Ok(text) } else { Err("the trace goes on".to_owned()) }
     })
 }
 
@@ -274,8 +281,9 @@ fn every_rule_of_every_role_of_a_node_is_used_and_its_unit_permits_what_it_does(
     site.push_until_serving();
     live(&mut site);
     fire(&site, ends);
+    let pid = site.node().pid();
     site.stop_node();
-    let trace = ended(&trace);
+    let trace = ended(&trace, pid);
     assert_used(&trace, Role::Node, &[Role::Wiper, Role::Source, Role::Node]);
     assert_unit_permits(&trace, "nightlatchd.service");
 }
@@ -291,16 +299,16 @@ fn every_rule_of_a_keyholder_is_used_and_its_unit_permits_what_it_does() {
     site.enrol_node();
     site.create_volume(DISK, VolumeKind::Block, 64 << 20);
     site.push_until_serving();
+    let pid = site.keyholder().pid();
     site.stop_keyholder();
-    let trace = ended(&trace);
+    let trace = ended(&trace, pid);
     assert_used(&trace, Role::Keyholder, &[Role::Keyholder]);
     assert_unit_permits(&trace, "nightlatch-keyholder.service");
 }
 
-fn status_of(pid: u32, thread: &str, field: &str) -> String {
-    let path = format!("/proc/{pid}/task/{thread}/status");
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default().trim().to_owned()
+/// A field of a thread's `status`.
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim()
 }
 
 #[test]
@@ -309,16 +317,19 @@ fn no_thread_of_a_running_program_has_a_capability_a_core_file_or_an_open_filter
     for pid in [site.node().pid(), site.keyholder().pid()] {
         let mut threads = 0;
         for thread in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running program") {
-            let thread = thread.expect("a thread").file_name().to_string_lossy().into_owned();
-            let name = status_of(pid, &thread, "Name:");
+            // One that has ended meanwhile has no status, and nothing else.
+            let Ok(status) = std::fs::read_to_string(thread.expect("a thread").path().join("status")) else {
+                continue;
+            };
+            let name = field(&status, "Name:");
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-                let held = status_of(pid, &thread, set);
+                let held = field(&status, set);
                 // CAP_SYS_NICE, 1 << 23: started by root and without LimitRTPRIO, it alone may hurry a late thread.
                 let may_hurry = name == "second-stage" && held == "0000000000800000";
                 assert!(may_hurry || held == "0000000000000000", "{set} of {name}: {held}");
             }
-            assert_eq!(status_of(pid, &thread, "NoNewPrivs:"), "1", "{name}");
-            assert_eq!(status_of(pid, &thread, "Seccomp:"), "2", "2 is a filter: {name}");
+            assert_eq!(field(&status, "NoNewPrivs:"), "1", "{name}");
+            assert_eq!(field(&status, "Seccomp:"), "2", "2 is a filter: {name}");
             threads += 1;
         }
         assert!(threads >= 3, "{threads} threads");

@@ -227,8 +227,8 @@ fn a_stolen_certificate_alone_opens_no_session_and_disturbs_none() {
     let status = scene.site.status();
     assert!(!status.seal.sealed && status.last_wipe == before, "the true session goes on");
     // What a push shows: the key port serves the true keyholder as before.
-    scene.site.lose_power();
-    scene.site.wait_sealed("power-loss");
+    let status = scene.site.wiped_by(Site::lose_power);
+    assert_eq!(status.last_wipe.expect("it was wiped").cause, "power-loss");
     scene.site.wait_serving();
     scene.site.stop_node();
 }

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use harness::process::Process;
-use harness::site::{DISK, OBJECTS, PATIENCE, Site, SiteSpec};
+use harness::site::{DISK, OBJECTS, PATIENCE, PushPolicy, Site, SiteSpec};
 use identity::Role;
 use keyholder::api::{Outcome, Target};
 use nbd_server::client::{Client, Endpoint};
@@ -45,7 +45,13 @@ fn count(scan: &Scan, secret: &str, form: &str) -> usize {
 
 #[test]
 fn mlock_has_to_be_allowed_by_name_and_a_wipe_clears_it_all_the_same() {
-    let mut site = Site::serving(SiteSpec { pool_bytes: 1 << 30, plain: true, ..SiteSpec::default() });
+    // Nobody pushes by himself what a scan is not to find.
+    let mut site = Site::serving(SiteSpec {
+        pool_bytes: 1 << 30,
+        push: PushPolicy::Approve,
+        plain: true,
+        ..SiteSpec::default()
+    });
     assert_eq!(site.status().key_memory.memory, "memfd-secret");
     let recovered = recovered(&site);
     let needles = needles(&recovered);

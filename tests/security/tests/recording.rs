@@ -280,10 +280,11 @@ fn the_recorded_traffic_opens_with_the_nodes_memory_and_does_not_give_the_key() 
     let folder = tempfile::tempdir().expect("a temporary directory");
     prove_search(folder.path());
 
-    let core = core_file::take(site.node().pid(), Extent::Everything, folder.path());
-    let memory = core_file::writable(&core).expect("a core");
+    // Of the session before the core: a node that stands still for long is dialled anew.
     let recording =
         recordings.lock().unwrap_or_else(PoisonError::into_inner).last().expect("a session").clone();
+    let core = core_file::take(site.node().pid(), Extent::Everything, folder.path());
+    let memory = core_file::writable(&core).expect("a core");
     let (to_node, from_node) = (protected(&recording.to_node), protected(&recording.from_node));
     let (mut asked, mut answered) = (None, None);
     let tried = windows::<{ tls::SECRET_BYTES }>(&memory, 32, |window| {

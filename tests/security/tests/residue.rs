@@ -12,8 +12,7 @@ use aes::Aes256;
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use harness::random::Random;
 use harness::s3::S3Client;
-use harness::site::{DISK, OBJECTS, PATIENCE, PushPolicy, Site, SiteSpec};
-use keyholder::api::Connection;
+use harness::site::{DISK, OBJECTS, PushPolicy, Site, SiteSpec};
 use nbd_server::client::{Client, Endpoint};
 use nix::sys::signal::Signal;
 use security_tests::installation::{keys_of, needles, recovered};
@@ -31,8 +30,8 @@ const KNOWN_SECTOR: u64 = 12_345;
 /// Sequences that the known sector's record may have: every sector that was written to the pool before took one.
 const SEQUENCES: u64 = 1 << 14;
 
-/// Short, so that expiry is one of the ways.
-const LEASE_MS: u64 = 2_000;
+/// Short, so that expiry is one of the ways, and longer than the node stands still for a scan.
+const LEASE_MS: u64 = 10_000;
 
 fn known_sector() -> Vec<u8> {
     let mut random = Random::new(KNOWN_SECTOR);
@@ -102,7 +101,7 @@ fn with_load(site: &Site, access: &(String, String), event: impl FnOnce()) {
     let started = [AtomicBool::new(false), AtomicBool::new(false)];
     let address = site.node_config().listen.s3.expect("the site serves S3");
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let block = scope.spawn(|| {
             let mut client =
                 Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
             let mut block = vec![0x3C; 256 * 1024];
@@ -110,13 +109,14 @@ fn with_load(site: &Site, access: &(String, String), event: impl FnOnce()) {
                 started[0].store(true, Ordering::SeqCst);
             }
         });
-        scope.spawn(|| {
+        let object = scope.spawn(|| {
             let mut client = S3Client::new(address, "bucket", &access.0, &access.1);
             while client.put("object", vec![0x5A; 300_000]).is_ok() && client.get("object").is_ok() {
                 started[1].store(true, Ordering::SeqCst);
             }
         });
         while !started.iter().all(|started| started.load(Ordering::SeqCst)) {
+            assert!(!block.is_finished() && !object.is_finished(), "the load ended before the event");
             std::thread::yield_now();
         }
         event();
@@ -170,10 +170,7 @@ fn nothing_is_left_after_each_way_of_forgetting() {
         assert_eq!(status.key_memory.keys, 0);
         scan_node(&mut site, &needles).assert_clean(&format!("after {cause}"), OF_A_NODE);
         site.signal_keyholder(Signal::SIGCONT);
-        harness::process::wait_for("the node's evidence", PATIENCE, || {
-            let node = site.keyholder_status().nodes.remove(0);
-            if node.connection == Connection::Connected { Ok(()) } else { Err(format!("{node:?}")) }
-        });
+        site.wait_heard_of_wipe();
         if let Err(error) = site.try_act("/v1/unlatch") {
             println!("nothing to unlatch after {cause}: {error}");
         }

@@ -25,7 +25,6 @@ use harness::random::Random;
 use harness::s3::{Method, presigned};
 use harness::site::{DISK, PATIENCE, PushPolicy, Site, SiteSpec, VolumeKind};
 use hmac::{Hmac, KeyInit, Mac};
-use keyholder::api::Connection;
 use nbd_server::client::{Client, Endpoint};
 use nix::sys::signal::Signal;
 use security_tests::at_exit::AtExit;
@@ -464,10 +463,7 @@ fn push_again(site: &Site) {
         let calm = sources.iter().all(|source| source.active.is_empty());
         if calm { Ok(()) } else { Err(format!("{sources:?}")) }
     });
-    wait_for("the node's evidence", PATIENCE, || {
-        let node = site.keyholder_status().nodes.remove(0);
-        if node.connection == Connection::Connected { Ok(()) } else { Err(format!("{node:?}")) }
-    });
+    site.wait_heard_of_wipe();
     // Not every trigger latches.
     let _ = site.try_act("/v1/unlatch");
     site.push_until_serving();
@@ -651,8 +647,11 @@ fn a_planned_stop_ends_in_a_process_that_holds_nothing_of_the_clients_and_a_faul
 /// Scrubbing reads what there is of a volume under its key, piece by piece, and rests between two pieces with the last in hand.
 #[test]
 fn a_scrub_in_the_middle_of_a_volume_lets_go_of_what_it_read() {
-    const DATA_BYTES: usize = 2 << 20;
-    let mut site = Site::installed(SiteSpec { pool_bytes: 1 << 30, ..SiteSpec::default() });
+    // Six seconds long: the scrub is still in the middle of it when the node is scanned.
+    const DATA_BYTES: usize = 6 << 20;
+    // A key that comes back by itself would be read under again before the node is scanned.
+    let approved = SiteSpec { pool_bytes: 1 << 30, push: PushPolicy::Approve, ..SiteSpec::default() };
+    let mut site = Site::installed(approved);
     // A piece of 256 KiB lasts a quarter of a second.
     let scrub = ScrubConfig { every_days: 0, share_percent: 100, mib_per_s: 1 };
     site.change_node_config(|config| config.scrub = scrub);
@@ -661,7 +660,7 @@ fn a_scrub_in_the_middle_of_a_volume_lets_go_of_what_it_read() {
     site.start_node();
     site.enrol_node();
     site.create_volume(DISK, VolumeKind::Block, 64 << 20);
-    site.wait_serving();
+    site.push_until_serving();
     let block = page(7);
     let mut client = Client::connect(&Endpoint::unix(site.nbd_socket()), DISK).expect("an unsealed export");
     client.write(0, &block.repeat(DATA_BYTES / PAGE_BYTES), true).expect("a durable write");
@@ -671,7 +670,7 @@ fn a_scrub_in_the_middle_of_a_volume_lets_go_of_what_it_read() {
     // What the client's connection left goes with a wipe of its own.
     site.lose_power();
     wait_third_stage(&site, "power-loss");
-    site.wait_serving();
+    site.push_until_serving();
     scan_node(&mut site, &needles).assert_clean("before the scrub", OF_A_NODE);
 
     let pool = site.status().pools[0].pool;
@@ -693,5 +692,5 @@ fn a_scrub_in_the_middle_of_a_volume_lets_go_of_what_it_read() {
     scan_node(&mut site, &needles).assert_clean("after a wipe in the middle of a scrub", OF_A_NODE);
     let scrub = site.status().pools.remove(0).scrub;
     assert!(scrub.pass.is_none_or(|pass| pass.damaged_sectors == 0), "what was taken away is not damaged");
-    site.wait_serving();
+    site.push_until_serving();
 }

@@ -71,7 +71,8 @@ impl Installation {
             vec!["node", "add", "node-1", "--id", &id, "--auto-push", "--identity-key", &identity];
         add.extend(addresses.iter().map(String::as_str));
         desk.run(&add);
-        desk.run(&["volume", "create", "store", "--node", "node-1", "--kind", "objects", "--size", "1G"]);
+        // Nobody has waited for the node yet.
+        desk.until(&["volume", "create", "store", "--node", "node-1", "--kind", "objects", "--size", "1G"]);
         desk.until(&["bucket", "create", BUCKET, "--node", "node-1"]);
         Self { desk, keyholder, node, node_config, _dir: parent }
     }

@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use harness::client::client;
 use harness::process::{Process, wait_for};
@@ -85,7 +84,7 @@ fn a_socket_that_does_not_fit_the_configuration_ends_the_start_with_what_to_do()
     ] {
         let mut process = Process::start("nightlatchd", activated(&site, &[(name, address)]));
         let client = early_silent(connect);
-        let status = process.wait_end(Duration::from_secs(30));
+        let status = process.wait_end(PATIENCE);
         assert!(!status.success(), "{name}: the node started");
         assert!(process.tail().contains(&expected), "{name}: {}", process.tail());
         client.join().expect("a client");

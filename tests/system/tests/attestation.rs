@@ -58,8 +58,10 @@ fn a_node_is_approved_with_its_tpm_which_sees_every_wipe_and_is_missed_in_a_copy
     site.enrol_node();
     let claimed = wait_tpm(&site, TpmState::Claimed);
     let fingerprint = claimed.fingerprint.clone().expect("a fingerprint");
-    let log = site.node().log().join("\n");
-    assert!(log.contains(&fingerprint), "the node's own log shows the fingerprint to compare: {log}");
+    wait_for("the fingerprint to compare, in the node's own log", PATIENCE, || {
+        let log = site.node().log().join("\n");
+        if log.contains(&fingerprint) { Ok(()) } else { Err(log) }
+    });
     site.approve_node(Some(fingerprint));
     site.create_volume(DISK, VolumeKind::Block, 64 << 20);
     site.wait_serving();

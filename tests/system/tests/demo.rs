@@ -89,6 +89,11 @@ fn the_contract_for_scripts_holds_from_start_to_sigterm_and_again() {
     assert!(status.to_string().contains("demo-node"), "{status}");
     nightlatch(&dir, &["node", "wipe"]);
     run(client("nbdinfo").args(["--size", uri])).expect_failure();
+    // The latch is there as soon as the keyholder has heard what the wipe was for.
+    wait_for("the latch of an operator's wipe", PATIENCE, || {
+        let nodes = nightlatch(&dir, &["node", "list"]);
+        if nodes[0]["latch"].is_object() { Ok(()) } else { Err(nodes.to_string()) }
+    });
     nightlatch(&dir, &["unlatch", "--all"]);
     nightlatch(&dir, &["push", "--all"]);
     wait_for("an unsealed volume", PATIENCE, || {

@@ -49,6 +49,7 @@ impl Prepared {
         let mut read = vec![0; 64 * KIB];
         nbd(&self.site).read(0, &mut read).expect("a read");
         assert!(read == block(1), "the volume holds what was flushed");
+        self.s3.hang_up();
         let object = self.s3.get("object").expect("an answer").expect("the object is there");
         assert!(object == block(7), "the object holds what was put");
     }
@@ -66,6 +67,7 @@ impl Prepared {
             Err(ClientError::Refused { kind: RefusalKind::Shutdown, .. }) => {}
             other => panic!("a sealed export was to be refused with ERR_SHUTDOWN: {:?}", other.map(|_| ())),
         }
+        self.s3.hang_up();
         match self.s3.get("object") {
             Err(S3Error::Refused { status: 503, retry_after: Some(seconds), .. }) => {
                 assert!(seconds.parse::<u32>().is_ok_and(|seconds| seconds > 0), "Retry-After: {seconds}");
@@ -186,10 +188,10 @@ fn a_copy_that_power_loss_interrupts_goes_on_after_the_push() {
         "driver=nbd,server.type=unix,server.path={},export={DISK},reconnect-delay=60",
         site.nbd_socket().display()
     );
-    // Slow enough to be interrupted twice.
+    // Slow enough to be interrupted twice: it takes eight seconds.
     let mut convert = client("qemu-img");
     convert
-        .args(["convert", "-n", "-r", "48M", "-f", "raw"])
+        .args(["convert", "-n", "-r", "24M", "-f", "raw"])
         .arg(&source)
         .args(["--target-image-opts", &target]);
     let copying = std::thread::spawn(move || run(&mut convert));
@@ -232,6 +234,7 @@ fn an_operators_wipe_forgets_and_latches() {
     assert_eq!(wiped.keys, 2);
     assert_closed_unanswered(&writer.ended());
     prepared.check_sealed("admin");
+    prepared.site.wait_heard_of_wipe();
     let refused = prepared.site.act("/v1/push");
     assert!(
         refused.nodes.iter().all(|node| !node.confirmed),
@@ -318,7 +321,7 @@ fn an_export_that_fails_on_seal_answers_eshutdown() {
 
 #[test]
 fn a_writer_is_not_disturbed_by_renewals() {
-    let prepared = Prepared::new(&SiteSpec { lease_ms: 1_000, ..SiteSpec::default() });
+    let prepared = Prepared::new(&SiteSpec { lease_ms: 3_000, ..SiteSpec::default() });
     let writer = Writer::start(&prepared.site);
     let first = prepared.site.status().seal.lease_deadline_boot_ns;
     // Several leases long: each renewal moves the deadline.

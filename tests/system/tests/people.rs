@@ -15,6 +15,9 @@ use system_tests::Installation;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a code is the present one.
+const CODE_S: u64 = 30;
+
 fn oathtool(secret: &str, moment: u64) -> String {
     let mut command = client("oathtool");
     command.args(["--totp", "--base32", "--digits=6", "--now", &format!("@{moment}"), secret]);
@@ -57,8 +60,13 @@ fn enrol(site: &Installation, role: &str) -> String {
     said.read_line(&mut line).expect("what the command says");
     let made: Value = serde_json::from_str(&line).expect("JSON");
     let secret = word(&made, "secret");
-    // The code before this one, so that this one is still good for the login.
-    let code = oathtool(&secret, now() - 30);
+    // The code before this one, so that this one is still good for the login. It is believed as long as this one is the present one,
+    // and a busy machine may take some of that time.
+    wait_for("a code with time left", PATIENCE, || {
+        let left_s = CODE_S - now() % CODE_S;
+        if left_s > 10 { Ok(()) } else { Err(format!("{left_s} s")) }
+    });
+    let code = oathtool(&secret, now() - CODE_S);
     writeln!(child.stdin.take().expect("a pipe"), "{code}").expect("the command reads");
     assert!(child.wait().expect("the command ends").success());
     secret
@@ -136,7 +144,7 @@ fn unused_code(secret: &str) -> String {
     let used = oathtool(secret, now());
     // A clock that is half a minute ahead is still believed.
     wait_for("the next code", PATIENCE, || {
-        let next = oathtool(secret, now() + 30);
+        let next = oathtool(secret, now() + CODE_S);
         if next == used { Err(next) } else { Ok(next) }
     })
 }

@@ -19,6 +19,12 @@ use nix::unistd::Pid;
 /// Who runs the database, which refuses to be root.
 const USER: &str = "postgres";
 
+/// So many have to have been answered, or nothing is shown.
+const TRANSACTIONS_MIN: u64 = 100;
+
+/// How many committed.
+const COUNT: &str = "SELECT count(*) FROM pgbench_history";
+
 /// Clients of pgbench: so many commits may have happened without their answer having come.
 const CLIENTS: u64 = 4;
 
@@ -164,6 +170,11 @@ fn what_pgbench_was_told_is_committed_survives_a_killed_node_and_amcheck_finds_n
     pgbench.args([&format!("--client={CLIENTS}"), "--jobs=2", "--time=600", USER]);
     let pgbench = pgbench.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("pgbench");
     std::thread::sleep(Duration::from_secs(seconds));
+    // On a slow disk each takes its time.
+    wait_for("transactions", PATIENCE, || {
+        let there: u64 = cluster.ask(COUNT).parse().expect("a number");
+        if there > 2 * TRANSACTIONS_MIN { Ok(()) } else { Err(format!("{there} are there")) }
+    });
     site.kill_node();
     let output = pgbench.wait_with_output().expect("pgbench ends with its connections");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -172,7 +183,7 @@ fn what_pgbench_was_told_is_committed_survives_a_killed_node_and_amcheck_finds_n
         .find_map(|line| line.strip_prefix("number of transactions actually processed: "))
         .and_then(|number| number.split('/').next()?.trim().parse().ok())
         .unwrap_or_else(|| panic!("pgbench did not say how many it saw: {said}"));
-    assert!(told > 100, "{told} transactions are too few to show anything");
+    assert!(told > TRANSACTIONS_MIN, "{told} transactions are too few to show anything");
     cluster.end_at_once(server);
     mounted.unmount();
 
@@ -180,7 +191,7 @@ fn what_pgbench_was_told_is_committed_survives_a_killed_node_and_amcheck_finds_n
     site.push_until_serving();
     let mounted = Mounted::new(&site, false);
     cluster.start();
-    let there: u64 = cluster.ask("SELECT count(*) FROM pgbench_history").parse().expect("a number");
+    let there: u64 = cluster.ask(COUNT).parse().expect("a number");
     println!("{told} transactions were answered, {there} are there");
     assert!((told..=told + CLIENTS).contains(&there), "{told} were answered, {there} are there");
     let sums = "SELECT count(DISTINCT sum) FROM (SELECT sum(abalance) FROM pgbench_accounts UNION ALL \

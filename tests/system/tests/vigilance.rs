@@ -1,7 +1,6 @@
 //! What a second site does without a key: it keeps what it was told to keep, whoever asks, and says when something is unusual.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use harness::client::run;
 use harness::process::wait_for;
@@ -10,7 +9,6 @@ use serde_json::Value;
 
 /// How long they are locked: longer than a test takes.
 const LOCK_S: u64 = 15 * 60;
-const STOP: Duration = Duration::from_secs(30);
 
 /// How long a snapshot is still locked there.
 fn locked_s(sites: &Sites, node: &Node, snapshot: &str) -> Option<u64> {
@@ -89,7 +87,7 @@ fn what_a_replica_has_locked_outlives_the_primary_the_operator_and_the_count_of_
         left => Err(format!("{left:?}")),
     });
     let before = locked_s(&sites, second, &one).expect("it is locked");
-    assert!(second_daemon.stop(STOP).success());
+    assert!(second_daemon.stop(PATIENCE).success());
     let refused = desk.refused(&["pool", "create", "node-2.img", "--force"]);
     assert!(refused.contains("locked snapshots"), "{refused}");
     let mut second_daemon = desk.start("nightlatchd", &second.config);
@@ -97,7 +95,7 @@ fn what_a_replica_has_locked_outlives_the_primary_the_operator_and_the_count_of_
     let after = locked_s(&sites, second, &one).expect("it is locked");
     assert!(after <= before && after + 600 > before, "{before} s before, {after} s after");
     refuses_to_delete(&sites, &one);
-    assert!(second_daemon.stop(STOP).success());
+    assert!(second_daemon.stop(PATIENCE).success());
     std::fs::remove_file(second.state_dir().join("retention.json")).expect("what was counted");
     let second_daemon = desk.start("nightlatchd", &second.config);
     desk.until(&["node", "status", "node-2"]);
@@ -105,7 +103,9 @@ fn what_a_replica_has_locked_outlives_the_primary_the_operator_and_the_count_of_
         let log = second_daemon.log().join("\n");
         if log.contains("it begins anew") { Ok(()) } else { Err(log) }
     });
-    assert!(locked_s(&sites, second, &one).is_some_and(|left| left > LOCK_S - 60));
+    // All that had run before is given back, and that is more than has run since.
+    let anew = locked_s(&sites, second, &one).expect("it is locked");
+    assert!(anew > after, "{after} s before, {anew} s anew");
     refuses_to_delete(&sites, &one);
 }
 
@@ -213,7 +213,7 @@ fn a_replica_gets_a_damaged_sector_from_its_primary_and_the_primary_from_its_rep
     for (damaged, other) in [(1, 0), (0, 1)] {
         let (node, from) = (nodes[damaged], nodes[other].name);
         // Everything is in its place once the node has ended.
-        assert!(daemons[0].stop(STOP).success() && daemons[1].stop(STOP).success());
+        assert!(daemons[0].stop(PATIENCE).success() && daemons[1].stop(PATIENCE).success());
         let [mine, others] =
             [node, nodes[other]].map(|node| std::fs::read(image(&sites, node)).expect("a disk"));
         let at = common_block(&mine, &others);
@@ -231,7 +231,7 @@ fn a_replica_gets_a_damaged_sector_from_its_primary_and_the_primary_from_its_rep
         assert_eq!(healed["healed"], serde_json::json!([at]), "{healed}");
         assert_eq!(desk.json(&heal)["healed"], serde_json::json!([]), "nothing is left to heal");
         desk.run(&scrub);
-        assert!(daemons[damaged].stop(STOP).success());
+        assert!(daemons[damaged].stop(PATIENCE).success());
         let back = std::fs::read(image(&sites, node)).expect("a disk");
         assert!(back[at..at + 4096] == mine[at..at + 4096], "{} is not what it was", node.name);
         daemons[damaged] = desk.start("nightlatchd", &node.config);

@@ -40,12 +40,16 @@ impl Receiver {
 
     /// What it answers from now on.
     fn answer(&self, status: u16) {
-        std::fs::write(self.log.with_extension("log.status"), status.to_string()).expect("space");
+        // In one step: the receiver never reads half of it.
+        let (next, file) = (self.log.with_extension("log.next"), self.log.with_extension("log.status"));
+        std::fs::write(&next, status.to_string()).and_then(|()| std::fs::rename(next, file)).expect("space");
     }
 
     fn requests(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        // The last may be in the middle of being written.
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     /// Waits for the first request with this event that it took, after so many requests.

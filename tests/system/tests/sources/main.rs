@@ -25,14 +25,19 @@ use nix::sys::socket::{
 
 /// An unsealed node with these sources.
 fn site_with(sources: impl FnOnce(&Path) -> SourcesConfig) -> Site {
-    let mut site = Site::serving(SiteSpec::default());
+    site_of(SiteSpec::default(), sources)
+}
+
+/// The same in another installation than the default one.
+fn site_of(spec: SiteSpec, sources: impl FnOnce(&Path) -> SourcesConfig) -> Site {
+    let mut site = Site::serving(spec);
     site.expect_log("a source fired");
     site.expect_log("still stands");
     site.stop_node();
     let sources = sources(site.dir());
     site.change_node_config(|config| config.sources = sources);
     site.start_node();
-    site.wait_serving();
+    site.push_until_serving();
     site
 }
 
@@ -141,7 +146,8 @@ fn a_drain_ends_in_a_wipe_at_its_time_and_not_before() {
     let status = site.wait_sealed("power-line");
     let wiped = status.last_wipe.expect("a wipe").at_boot_ns;
     let drained_ms = wiped.ms_since(heard.expect("the source was heard"));
-    assert!((1_000..1_500).contains(&drained_ms), "wiped after {drained_ms} ms of a drain of 1 s");
+    // The node's own drain, of 2 s, is another. How soon after its end keys are gone is measured by the bench.
+    assert!((1_000..2_000).contains(&drained_ms), "wiped after {drained_ms} ms of a drain of 1 s");
     line.set(false);
     site.wait_serving();
 }
@@ -210,7 +216,9 @@ fn supplies_that_go_offline_wipe_and_keys_come_back_with_the_mains() {
         };
         SourcesConfig { power_supply: Some(supply), ..SourcesConfig::default() }
     });
-    assert!(source(&site, "power-supply").up && source(&site, "power-supply-files").up);
+    for name in ["power-supply", "power-supply-files"] {
+        wait_source(&site, name, "supplies that are read", |source| source.up);
+    }
     std::fs::write(&online, "0\n").expect("a recorded tree");
     site.wait_sealed("power-supply");
     wait_refused(&site, "power-supply");
