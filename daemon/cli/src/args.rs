@@ -737,7 +737,7 @@ pub(crate) enum VolumeCommand {
     },
     /// Go on from what is on the device, although it is not what was known to be there (security officer)
     #[command(
-        after_help = "A key is not taken where the pool was wound back, or was changed without the key while its node was sealed; `nightlatch volume show` says which. Find out first who could write to the device, and whether a replica has what is missing.\nExample:\n  nightlatch volume accept-state db && nightlatch push --volume db"
+        after_help = "A key is not taken where the pool was wound back, or was changed without the key while its node was sealed; `nightlatch status` says which. Find out first who could write to the device, and whether a replica has what is missing.\nExample:\n  nightlatch volume accept-state db && nightlatch push --volume db"
     )]
     AcceptState {
         /// The volume

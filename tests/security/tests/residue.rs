@@ -151,7 +151,7 @@ fn nothing_is_left_after_each_way_of_forgetting() {
     scan_node(&mut site, &needles).assert_clean("while serving, outside the arena", OF_A_NODE);
 
     type Event = fn(&Site);
-    let ways: [(&str, Event); 5] = [
+    let ways: [(&str, Event); 6] = [
         ("power-loss", |site| site.signal_node(Signal::SIGPWR)),
         ("admin", |site| {
             site.wipe();
@@ -163,7 +163,10 @@ fn nothing_is_left_after_each_way_of_forgetting() {
             site.act("/v1/lockdown");
         }),
         ("lease-expired", |site| site.signal_keyholder(Signal::SIGSTOP)),
+        ("not-renewed", |site| drop(site.apply_policy("version = 1\n[push]\nlisted_nodes_only = true\n"))),
     ];
+    site.expect_log("not renewed");
+    site.expect_log("listed_nodes_only");
     for (cause, event) in ways {
         with_load(&site, &access, || event(&site));
         let status = site.wait_sealed(cause);
@@ -173,6 +176,9 @@ fn nothing_is_left_after_each_way_of_forgetting() {
         site.wait_heard_of_wipe();
         if let Err(error) = site.try_act("/v1/unlatch") {
             println!("nothing to unlatch after {cause}: {error}");
+        }
+        if cause == "not-renewed" {
+            site.apply_policy("version = 1\n");
         }
         site.push_until_serving();
     }
