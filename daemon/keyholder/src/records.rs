@@ -296,6 +296,11 @@ impl LeaseRecords {
         self.body.records.remove(&volume);
     }
 
+    /// Forgets a pool's state. In memory, as [`Self::release`].
+    pub(crate) fn remove_state(&mut self, pool: PoolId) {
+        self.body.states.remove(&pool);
+    }
+
     /// Forgets where a volume was served from, and what that pool and the one it is said to be in now were known to be. Durable
     /// when it returns.
     pub(crate) fn forget_state(

@@ -111,6 +111,14 @@ impl Book {
             self.records.clear();
             self.records_found = Found::Intact;
         }
+        let is_any_gone = !fresh.gone.is_empty();
+        for named in fresh.gone {
+            match named {
+                Named::Lease(volume) => self.records.remove(volume),
+                Named::State(pool) => self.records.remove_state(pool),
+                _ => {}
+            }
+        }
         for (named, item) in fresh.items {
             match named {
                 Named::Lease(volume) => self.observe_lease(volume, &item.value),
@@ -122,7 +130,7 @@ impl Book {
             news.ledger = self.follow_ledger(&bytes)?;
         }
         let joined = self.store.shared().is_some_and(Shared::is_joined);
-        if joined && (news.ledger || !was_joined) {
+        if joined && (news.ledger || is_any_gone || !was_joined) {
             self.account_for_missing()?;
         }
         if joined {

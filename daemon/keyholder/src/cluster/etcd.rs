@@ -66,7 +66,7 @@ struct Header {
 }
 
 /// A 64-bit number, which the gateway writes as text.
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(try_from = "String")]
 struct Number(u64);
 
@@ -82,6 +82,9 @@ struct RangeAnswer {
     header: Header,
     #[serde(default)]
     kvs: Vec<KeyValue>,
+    /// Of all in the range, also of those that are older than was asked for. Left out where it is zero.
+    #[serde(default)]
+    count: Number,
 }
 
 #[derive(Deserialize)]
@@ -229,7 +232,8 @@ impl Kv for Etcd {
             Ok(Item { name: name.to_owned(), value, revision: found.mod_revision.0 })
         };
         let items = answer.kvs.into_iter().map(item).collect::<Result<_, _>>()?;
-        Ok(Seen { items, revision: answer.header.revision.0 })
+        let count = usize::try_from(answer.count.0).map_err(|_| malformed("a count is too large"))?;
+        Ok(Seen { items, revision: answer.header.revision.0, count })
     }
 
     fn write(&self, write: Write) -> Result<Written, KvError> {
@@ -283,7 +287,7 @@ mod tests {
     #[test]
     fn answers_leave_out_what_is_zero_and_write_numbers_as_text() {
         let range: RangeAnswer = serde_json::from_str(r#"{"header":{"revision":"4"}}"#).unwrap();
-        assert_eq!((range.header.revision.0, range.kvs.len()), (4, 0));
+        assert_eq!((range.header.revision.0, range.kvs.len(), range.count.0), (4, 0, 0));
         let txn: TxnAnswer = serde_json::from_str(r#"{"header":{"revision":"9"},"responses":[]}"#).unwrap();
         assert!(!txn.succeeded);
     }

@@ -16,6 +16,8 @@ pub(crate) struct Seen {
     pub(crate) items: Vec<Item>,
     /// The store's revision when it looked.
     pub(crate) revision: u64,
+    /// How many values it had then, whenever they were written: by fewer than are known some were deleted.
+    pub(crate) count: usize,
 }
 
 /// Why the store did not do it.
@@ -99,6 +101,10 @@ pub(crate) mod simulated {
             (seen.items, seen.revision)
         }
 
+        pub(crate) fn names(&self) -> Vec<String> {
+            self.0.lock().unwrap().values.keys().cloned().collect()
+        }
+
         pub(crate) fn values(&self) -> Vec<Vec<u8>> {
             self.0.lock().unwrap().values.values().map(|(value, _)| value.clone()).collect()
         }
@@ -159,7 +165,7 @@ pub(crate) mod simulated {
                 value: value.clone(),
                 revision: *revision,
             });
-            Ok(Seen { items: items.collect(), revision: content.revision })
+            Ok(Seen { items: items.collect(), revision: content.revision, count: content.values.len() })
         }
 
         fn write(&self, write: Write) -> Result<Written, KvError> {

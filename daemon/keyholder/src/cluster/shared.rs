@@ -8,7 +8,7 @@
 //!   that a restart does not take a store that was set back for the right one.
 //! - A write whose answer was lost counts as not done here; the next look shows what became of it, as if somebody else had written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -64,6 +64,8 @@ enum Phase {
 pub(crate) struct Fresh {
     pub(crate) ledger: Option<Vec<u8>>,
     pub(crate) items: Vec<(Named, Item)>,
+    /// What is not there any more.
+    pub(crate) gone: Vec<Named>,
 }
 
 /// The view.
@@ -78,6 +80,8 @@ pub(crate) struct Shared {
     revision: u64,
     /// At which each value was last read or written.
     known: BTreeMap<String, u64>,
+    /// Somebody deleted something: only a look at everything shows what.
+    reread: bool,
     /// The lease records as the store has them.
     stored: Body,
     own: MemberValue,
@@ -118,6 +122,7 @@ impl Shared {
             phase: Phase::Unheard,
             revision: 0,
             known: BTreeMap::new(),
+            reread: false,
             stored: empty,
             own,
             conflicts: 0,
@@ -145,7 +150,7 @@ impl Shared {
 
     /// The store, and from where on it is to be read: both without holding anybody up.
     pub(crate) fn to_read(&self) -> (Arc<dyn Kv>, u64) {
-        (Arc::clone(&self.access.kv), self.revision)
+        (Arc::clone(&self.access.kv), if self.reread { 0 } else { self.revision })
     }
 
     /// Whether a store has been known before: then the records of leases are there, and this keyholder's own file says nothing.
@@ -210,12 +215,20 @@ impl Shared {
     /// left out: the look began before it was written.
     pub(crate) fn take_in(&mut self, since: u64, seen: Seen) -> Result<Fresh, StoreError> {
         self.away = None;
-        if since != self.revision {
-            // A later look was taken in before this one.
+        let is_whole = self.reread && since == 0;
+        if is_whole {
+            self.reread = false;
+        }
+        // A later look was taken in before this one. Where a look at everything is older for another reason, the next one tells it.
+        if (is_whole && seen.revision < self.revision) || (!is_whole && since != self.revision) {
             return Ok(Fresh::default());
         }
-        self.is_the_store_it_was(&seen)?;
+        self.is_the_store_it_was(&seen, is_whole)?;
         let mut fresh = Fresh::default();
+        if is_whole {
+            fresh.gone = self.forget_gone(&seen);
+        }
+        let (revision, count) = (seen.revision, seen.count);
         let own_name = wire::member_name(&self.name);
         for item in seen.items {
             if self.known.get(&item.name).is_some_and(|known| item.revision <= *known) {
@@ -233,22 +246,49 @@ impl Shared {
         }
         // While there is no ledger everything is read again each time, and taken in with it.
         if self.phase == Phase::Joined {
-            self.revision = seen.revision;
+            self.revision = revision;
+            self.reread = count < self.known.len();
         }
         Ok(fresh)
     }
 
-    fn is_the_store_it_was(&mut self, seen: &Seen) -> Result<(), StoreError> {
+    /// Forgets what was known and is not among all that was seen, but for this keyholder's own value, which nobody else may touch.
+    fn forget_gone(&mut self, seen: &Seen) -> Vec<Named> {
+        let there: BTreeSet<&str> = seen.items.iter().map(|item| item.name.as_str()).collect();
+        let own_name = wire::member_name(&self.name);
+        let mut gone = Vec::new();
+        self.known.retain(|name, known| {
+            // What was written here since that look began is not in it.
+            let is_there = there.contains(name.as_str()) || *known > seen.revision || *name == own_name;
+            if !is_there {
+                gone.push(Named::of(name));
+            }
+            is_there
+        });
+        for named in &gone {
+            match named {
+                Named::Lease(volume) => drop(self.stored.records.remove(volume)),
+                Named::State(pool) => drop(self.stored.states.remove(pool)),
+                _ => {}
+            }
+        }
+        gone
+    }
+
+    fn is_the_store_it_was(&mut self, seen: &Seen, is_whole: bool) -> Result<(), StoreError> {
         if seen.revision < self.revision {
             let why = format!("its revision was {} and is {}: it was set back", self.revision, seen.revision);
             return Err(self.distrust(why));
         }
+        let find = |name: &str| seen.items.iter().find(|item| item.name == name);
         match &self.phase {
+            Phase::Joined if is_whole && (find(STORE).is_none() || find(LEDGER).is_none()) => {
+                return Err(self.distrust("it is empty, and was not before"));
+            }
             Phase::Joined => return Ok(()),
             Phase::Distrusted(why) => return Err(StoreError::Distrusted { why: why.clone() }),
             Phase::Unheard | Phase::Empty => {}
         }
-        let find = |name: &str| seen.items.iter().find(|item| item.name == name);
         let store = find(STORE).map(|item| wire::decode::<StoreValue>(&item.value));
         match (store, self.mark) {
             (None, None) => self.phase = Phase::Empty,

@@ -341,6 +341,44 @@ fn a_lease_record_that_was_taken_out_or_damaged_is_one_of_the_longest_lease() {
 }
 
 #[test]
+fn what_one_keyholder_deletes_another_knows_of_and_goes_on_writing() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    first.book.plan_push(node).unwrap();
+    let state = lease::message::PoolState { pool: units::PoolId([6; 16]), count: 9, chain: [5; 32] };
+    first.book.records.set_states(&[state]);
+    first.book.flush_records().unwrap();
+    second.look().unwrap();
+    assert_eq!(second.book.records.state_of(state.pool), Some(state));
+    let volume = volume_of(&first.book);
+    first.book.begin_deletion("db-1", "test").unwrap();
+    first.book.erase_volume(volume, "test").unwrap();
+    let kept = first.book.find_volume("db-2").unwrap().0;
+    first.book.records.forget_state(&mut first.book.store, kept, Some(state.pool)).unwrap();
+    second.look().unwrap();
+    // The node says that it holds nothing, which is news of both volumes as long as both are known.
+    second.book.reconcile(node, &BTreeMap::new()).unwrap();
+    (0..2).for_each(|_| drop(second.look().unwrap()));
+    assert_eq!(second.book.records.state_of(state.pool), None, "it was forgotten on a person's word");
+    let pushed = second.book.plan_push(node).unwrap();
+    assert_eq!(pushed.iter().map(|grant| grant.order.volume).collect::<Vec<_>>(), [kept]);
+    assert_eq!(second.book.renew(node, &[]).unwrap().1.len(), 1);
+}
+
+#[test]
+fn an_emptied_store_is_noticed_by_who_runs() {
+    let store = SimulatedStore::default();
+    let ([mut first, _second], _) = two(&store);
+    for name in store.names() {
+        store.remove(&name);
+    }
+    first.book.look_at_store().unwrap();
+    distrusted(first.book.look_at_store(), "it is empty");
+}
+
+#[test]
 fn a_keyholder_that_was_alone_brings_its_ledger_and_its_leases() {
     clock::simulated::set(BootInstant(1_000_000_000));
     let store = SimulatedStore::default();
