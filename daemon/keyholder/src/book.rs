@@ -441,6 +441,7 @@ impl Book {
             expires: Some(until),
             pool: None,
             given: None,
+            seen: None,
         };
         self.records.assume(&mut self.store, |records| {
             records.extend(registry.volumes.iter().map(|volume| (volume.volume, assumed(volume))));

@@ -262,6 +262,8 @@ struct Dialogue<'a> {
     node: NodeId,
     /// What was known of it when it was dialled.
     target: NodeTarget,
+    /// From before the hello that the node's evidence answers.
+    opened: BootInstant,
     machine: KeyholderSession,
     stream: TlsStream<TcpStream>,
     incoming: FrameBuffer,
@@ -307,12 +309,14 @@ impl<'a> Dialogue<'a> {
             exporter,
             challenge,
         };
-        let machine = KeyholderSession::new(clock::now(), params);
+        let opened = clock::now();
+        let machine = KeyholderSession::new(opened, params);
         let incoming = FrameBuffer::default();
         Ok(Self {
             keyholder,
             node,
             target,
+            opened,
             machine,
             stream,
             incoming,
@@ -498,7 +502,12 @@ impl<'a> Dialogue<'a> {
         {
             tracing::warn!(node = %self.node, "what the node's TPM says proves nothing: {unproven}; would need {}", unproven.would_need());
         }
-        let judgement = self.keyholder.book(|book| book.on_evidence(self.node, evidence, proof))?;
+        let judgement = self.keyholder.book(|book| {
+            if book.was_granted_since(self.node, self.opened) {
+                return Err(Ended::Redial);
+            }
+            Ok(book.on_evidence(self.node, evidence, proof)?)
+        })?;
         self.judged = true;
         let last_wipe = evidence.last_wipe.map(|wipe| wipe.cause.name());
         tracing::info!(node = %self.node, held = evidence.held.len(), last_wipe, ?judgement, "evidence verified");

@@ -50,6 +50,9 @@ pub(crate) struct LeaseRecord {
     /// one without writing a record of its own.
     #[serde(skip)]
     pub(crate) given: Option<BootInstant>,
+    /// Where another keyholder wrote the record: when that was seen here.
+    #[serde(skip)]
+    pub(crate) seen: Option<BootInstant>,
 }
 
 impl LeaseRecord {
@@ -60,7 +63,8 @@ impl LeaseRecord {
 
     /// Whether both are the same to whoever reads them.
     pub(crate) fn is_recorded_as(&self, other: &Self) -> bool {
-        Self { given: None, ..*self } == Self { given: None, ..*other }
+        let told = |record: &Self| Self { given: None, seen: None, ..*record };
+        told(self) == told(other)
     }
 }
 
@@ -110,7 +114,7 @@ impl From<BodyOfVersion1> for Body {
     fn from(body: BodyOfVersion1) -> Self {
         let record = |record: LeaseRecordOfVersion1| {
             let LeaseRecordOfVersion1 { node, grant, fence, lease_ms, expires } = record;
-            LeaseRecord { node, grant, fence, lease_ms, expires, pool: None, given: None }
+            LeaseRecord { node, grant, fence, lease_ms, expires, pool: None, given: None, seen: None }
         };
         let records = body.records.into_iter().map(|(volume, old)| (volume, record(old))).collect();
         Self { boot: body.boot, records, states: BTreeMap::new() }
@@ -168,6 +172,7 @@ impl LeaseRecords {
             expires: value.left_ms.map(|left_ms| now.saturating_add_ms(lease_with_drift_ms(left_ms))),
             pool: value.pool,
             given: None,
+            seen: Some(now),
         };
         self.body.records.insert(volume, record);
         record
@@ -343,6 +348,17 @@ impl LeaseRecords {
         news
     }
 
+    /// Notes that these grants of the node are over, wherever their volumes are now. In memory, as [`Self::release`]. Returns whether
+    /// that is news.
+    pub(crate) fn release_grants(&mut self, node: NodeId, ended: &[GrantId]) -> bool {
+        let mut news = false;
+        let of_node = self.body.records.values_mut().filter(|record| record.node == node);
+        for record in of_node.filter(|record| ended.contains(&record.grant)) {
+            news |= record.expires.take().is_some();
+        }
+        news
+    }
+
     /// Notes how far a lease has been given that is inside the record. In memory: the record does not change.
     pub(crate) fn note_given(&mut self, volume: VolumeId, ends: BootInstant) {
         if let Some(record) = self.body.records.get_mut(&volume) {
@@ -428,6 +444,7 @@ mod tests {
             expires: Some(BootInstant(expires)),
             pool: Some(PoolId([6; 16])),
             given: None,
+            seen: None,
         }
     }
 

@@ -137,6 +137,12 @@ impl Book {
         }
     }
 
+    /// Whether another keyholder has recorded a lease of the node's at or after this moment, when a session with it was opened here:
+    /// then evidence of that session may be older than the lease, and says nothing about it.
+    pub(crate) fn was_granted_since(&self, node: NodeId, opened: BootInstant) -> bool {
+        self.records.of_node(node).any(|record| record.seen.is_some_and(|seen| seen >= opened))
+    }
+
     /// Compares what a node holds with what it should; returns what it has to give up.
     pub(super) fn reconcile(
         &mut self,
@@ -359,8 +365,8 @@ impl Book {
                 let (grant, fence) = (order.grant, order.fence);
                 let expires = Some(given.max(ends.saturating_add_ms(ahead_ms)));
                 let given = Some(given);
-                records
-                    .insert(order.volume, LeaseRecord { node, grant, fence, lease_ms, expires, pool, given });
+                let record = LeaseRecord { node, grant, fence, lease_ms, expires, pool, given, seen: None };
+                records.insert(order.volume, record);
             }
         })
     }
@@ -711,14 +717,15 @@ impl Book {
         let in_scope =
             |volume: VolumeId| receipt.scope == Scope::All || receipt.scope == Scope::Volume(volume);
         // A node speaks for what was granted to itself, wherever that volume is now: its word about another's lease would let
-        // that volume be granted twice.
-        let released = self.records.release_of_node(node, in_scope);
-        let volumes: Vec<VolumeId> = self
-            .registry()?
-            .volumes_of(node)
-            .map(|volume| volume.volume)
-            .filter(|volume| in_scope(*volume))
-            .collect();
+        // that volume be granted twice. And only of the grants that it names: another may have been planned since it spoke, and
+        // what becomes of that is told by its own answer or by the next evidence.
+        let released = self.records.release_grants(node, &receipt.grants);
+        let is_over = |volume: &VolumeId| {
+            let grant = self.volumes.get(volume).and_then(|now| now.grant);
+            in_scope(*volume) && grant.is_none_or(|grant| receipt.grants.contains(&grant))
+        };
+        let volumes: Vec<VolumeId> =
+            self.registry()?.volumes_of(node).map(|volume| volume.volume).filter(is_over).collect();
         let news = receipt.scope == Scope::All
             || released
             || volumes

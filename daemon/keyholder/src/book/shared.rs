@@ -277,6 +277,7 @@ impl Book {
                 expires,
                 pool: None,
                 given: None,
+                seen: None,
             };
             self.records.note(*volume, record);
         }

@@ -318,13 +318,14 @@ fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
     ceremony(&mut book);
     fill(&mut book);
     let (node, liar) = (NodeId([1; 16]), NodeId([2; 16]));
-    let volume = book.plan_push(node).unwrap()[0].order.volume;
+    let order = book.plan_push(node).unwrap()[0].order.clone();
+    let volume = order.volume;
     let receipt = |scope| lease::message::WipeReceipt {
         scope,
         record: WipeRecord { cause: lease::message::WipeCause::PowerLoss, at: BootInstant(1), generation: 1 },
         stages: lease::message::WipeStages::keys(1),
         more: false,
-        grants: Vec::new(),
+        grants: vec![order.grant],
         states: Vec::new(),
     };
     for scope in [lease::message::Scope::Volume(volume), lease::message::Scope::All] {

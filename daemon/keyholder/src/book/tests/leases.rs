@@ -74,11 +74,29 @@ fn after_a_promotion_only_the_node_before_it_can_end_its_lease_early() {
     }
     assert!(book.plan_push(SECOND).unwrap().is_empty());
 
-    book.on_wiped(FIRST, &wiped(Scope::Volume(volume), 1)).unwrap();
+    let receipt = WipeReceipt { grants: vec![grant], ..wiped(Scope::Volume(volume), 1) };
+    book.on_wiped(FIRST, &receipt).unwrap();
     assert!(!is_leased(&book, volume), "its own signed word ends the wait");
     let pushed = book.plan_push(SECOND).unwrap();
     assert_eq!(pushed.iter().map(|planned| planned.order.volume).collect::<Vec<_>>(), [volume]);
     assert!(pushed[0].order.grant != grant && pushed[0].order.fence > planned[0].order.fence);
+}
+
+#[test]
+fn a_word_from_before_a_grant_does_not_end_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut book, _) = two_nodes(dir.path());
+    let order = book.plan_push(FIRST).unwrap()[0].order.clone();
+    // "Nothing is held", in answer to a revocation that was lifted since.
+    for scope in [Scope::Volume(order.volume), Scope::All] {
+        book.on_wiped(FIRST, &wiped(scope, 1)).unwrap();
+        assert!(is_leased(&book, order.volume), "{scope:?}");
+        assert_eq!(key_of(&book, order.volume), Some(KeyState::Pushing), "{scope:?}");
+    }
+    let receipt = WipeReceipt { grants: vec![order.grant], ..wiped(Scope::All, 2) };
+    book.on_wiped(FIRST, &receipt).unwrap();
+    assert!(!is_leased(&book, order.volume));
+    assert_eq!(key_of(&book, order.volume), Some(KeyState::Sealed));
 }
 
 #[test]
