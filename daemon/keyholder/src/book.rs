@@ -199,7 +199,11 @@ impl Book {
             None => Store::Files(Files::new(dir.path())),
         };
         let (records, records_found) = match store.shared() {
-            Some(shared) if shared.has_mark() => (LeaseRecords::empty(boot), Found::Intact),
+            Some(shared) if shared.has_mark() => {
+                // Of before there was a store, where an earlier program left it.
+                durable::remove(&dir.file(LEASES_FILE))?;
+                (LeaseRecords::empty(boot), Found::Intact)
+            }
             _ => LeaseRecords::load(&dir.file(LEASES_FILE), boot, clock::now())?,
         };
         let (audit, found) = Audit::open(dir.path(), &vault, boot)?;

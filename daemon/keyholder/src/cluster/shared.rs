@@ -20,7 +20,7 @@ use super::wire::{self, LEDGER, LeaseValue, LinkValue, MemberValue, Named, STORE
 use crate::clock;
 use crate::durable::{self, OldContent, StorageError};
 use crate::records::{Body, LeaseRecord};
-use crate::store::{LEDGER_FILE, StoreError};
+use crate::store::{LEASES_FILE, LEDGER_FILE, StoreError};
 
 /// What was last written to the store, and to which.
 const MARK_FILE: &str = "store-mark";
@@ -334,6 +334,10 @@ impl Shared {
     }
 
     fn write_mark(&mut self, mark: Mark) -> Result<(), StoreError> {
+        if self.mark.is_none() {
+            // Nobody keeps it up from now on: whoever takes the mark away again must find the records lost, not old.
+            durable::remove(&self.dir.join(LEASES_FILE))?;
+        }
         durable::replace(&self.dir.join(MARK_FILE), &wire::encode(&mark), OldContent::Leave)?;
         self.mark = Some(mark);
         Ok(())

@@ -405,6 +405,39 @@ fn a_keyholder_that_was_alone_brings_its_ledger_and_its_leases() {
 }
 
 #[test]
+fn records_of_before_there_was_a_store_are_not_taken_for_those_of_after_it() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let dir = tempfile::tempdir().unwrap();
+    let mut alone = open(dir.path());
+    let shares = ceremony(&mut alone);
+    fill(&mut alone);
+    alone.plan_push(NodeId([1; 16])).unwrap();
+    drop(alone);
+    let old = std::fs::read(dir.path().join(LEASES_FILE)).unwrap();
+    let mut joined = open_shared(dir.path(), "compute-1", &store.access());
+    unseal(&mut joined, &shares);
+    joined.look_at_store().unwrap();
+    assert!(joined.grants_wait().is_none());
+    assert!(!dir.path().join(LEASES_FILE).exists());
+    drop(joined);
+    // Also where an earlier program left it.
+    std::fs::write(dir.path().join(LEASES_FILE), old).unwrap();
+    drop(open_shared(dir.path(), "compute-1", &store.access()));
+    // The store is lost: CLUSTER.md, "When the store is not the one it was".
+    std::fs::remove_file(dir.path().join("store-mark")).unwrap();
+    let mut again = open_shared(dir.path(), "compute-1", &SimulatedStore::default().access());
+    unseal(&mut again, &shares);
+    again.look_at_store().unwrap();
+    assert!(again.grants_wait().is_some());
+    drop(again);
+    // And where it is to be alone again.
+    let mut alone = open(dir.path());
+    unseal(&mut alone, &shares);
+    assert!(alone.grants_wait().is_some());
+}
+
+#[test]
 fn two_names_alike_are_noticed() {
     let store = SimulatedStore::default();
     let ([mut first, _], _) = two(&store);
