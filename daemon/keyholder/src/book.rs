@@ -158,6 +158,8 @@ pub(crate) struct Book {
     latches_unwritten: bool,
     /// Something would have been granted had the shared store been there.
     pushes_wait_for_store: bool,
+    /// What looks at the shared store have brought, and nobody has acted on yet.
+    news: News,
     nodes: BTreeMap<NodeId, NodeNow>,
     volumes: BTreeMap<VolumeId, VolumeNow>,
     lease_bounds: LeaseBounds,
@@ -225,6 +227,7 @@ impl Book {
             wait_until: None,
             latches_unwritten: false,
             pushes_wait_for_store: false,
+            news: News::default(),
             nodes: BTreeMap::new(),
             volumes: BTreeMap::new(),
             lease_bounds,

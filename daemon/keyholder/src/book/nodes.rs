@@ -361,7 +361,7 @@ impl Book {
     fn commit_latches(&mut self) -> Result<(), KeyholderError> {
         for _ in 0..LATCH_WRITES_MAX {
             match self.commit(|_| Ok(())) {
-                Err(KeyholderError::Store(StoreError::Changed)) => drop(self.look_at_store()?),
+                Err(KeyholderError::Store(StoreError::Changed)) => self.look_at_store()?,
                 done => return done,
             }
         }

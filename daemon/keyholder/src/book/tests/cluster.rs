@@ -31,9 +31,9 @@ impl Member {
     }
 
     pub(super) fn look(&mut self) -> Result<News, KeyholderError> {
-        let news = self.book.look_at_store()?;
+        self.book.look_at_store()?;
         self.book.beat()?;
-        Ok(news)
+        Ok(self.book.take_news())
     }
 }
 
@@ -314,6 +314,46 @@ fn what_somebody_put_into_the_store_is_not_followed() {
     store.overwrite(wire::LEDGER, good[..good.len() - 1].to_vec());
     distrusted(second.look(), "does not read");
     assert!(first.book.registry().is_ok(), "what was known stays");
+}
+
+#[test]
+fn a_ledger_that_cannot_be_followed_is_not_written_over() {
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    // Of a later program, whose policy has a word that this one does not know.
+    let (text, by) = ("version = 1\nlater = true\n".to_owned(), "test".to_owned());
+    first
+        .book
+        .commit(|registry| {
+            registry.policy = Some(crate::ledger::PolicyRecord { text, serial: 1, by, at_unix_s: 1 });
+            registry.lockdown = Some(latch_by(LatchCause::Lockdown, "test"));
+            Ok(())
+        })
+        .unwrap();
+    let written = store.value(wire::LEDGER).unwrap();
+    distrusted(second.look(), "cannot be followed");
+    distrusted(second.book.commit(|_| Ok(())), "cannot be followed");
+    assert!(second.book.plan_push(NodeId([1; 16])).unwrap().is_empty(), "there is a lockdown");
+    assert!(store.value(wire::LEDGER).unwrap() == written);
+}
+
+#[test]
+fn what_a_look_has_seen_is_not_lost_with_what_it_failed_at() {
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let link = wire::LinkValue { holder: "compute-2".to_owned(), incarnation: [0; 16] };
+    first.book.put_link(node, &link).unwrap();
+    first.book.commit(|_| Ok(())).unwrap();
+    std::fs::create_dir(second.dir.path().join("ledger.new")).unwrap();
+    distrusted(second.look(), "cannot be followed");
+    let items = second.book.take_news().items;
+    assert!(items.iter().any(|(named, _)| *named == wire::Named::Link(node)));
+    // Likewise of a look that was taken for the sake of a write.
+    let mut third = Member::new(&store, "compute-3");
+    third.book.look_at_store().unwrap();
+    third.book.look_at_store().unwrap();
+    assert!(third.book.take_news().items.iter().any(|(named, _)| *named == wire::Named::Link(node)));
 }
 
 #[test]
