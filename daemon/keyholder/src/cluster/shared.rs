@@ -413,9 +413,11 @@ impl Shared {
     pub(crate) fn put_ledger(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.is_usable()?;
         self.write(vec![(LEDGER.to_owned(), bytes.to_vec())], Vec::new())?;
-        // Done, whatever becomes of the copy and the mark.
-        self.remember()?;
-        self.keep_copy(bytes)
+        // Done: whoever took it for not done would write another ledger under the same serial.
+        let kept = self.remember().and_then(|()| self.keep_copy(bytes));
+        kept.map_err(|error| {
+            self.distrust(format!("the ledger that was written to it could not be kept here: {error}"))
+        })
     }
 
     /// A copy of the newest ledger beside this keyholder: what a store that was lost or set back is made good from.

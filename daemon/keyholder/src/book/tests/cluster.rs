@@ -338,6 +338,26 @@ fn a_ledger_that_cannot_be_followed_is_not_written_over() {
 }
 
 #[test]
+fn a_ledger_that_could_not_be_kept_here_is_written_all_the_same_and_its_serial_used_once() {
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], shares) = two(&store);
+    let volume = volume_of(&first.book);
+    std::fs::create_dir(first.dir.path().join("ledger.new")).unwrap();
+    distrusted(first.book.resized(volume, 2 << 30, "test"), "could not be kept here");
+    distrusted(first.book.resized(volume, 3 << 30, "test"), "could not be kept here");
+    second.look().unwrap();
+    assert_eq!(second.book.registry().unwrap().volume(volume).unwrap().size.0, 2 << 30);
+    // There is room again.
+    std::fs::remove_dir(first.dir.path().join("ledger.new")).unwrap();
+    first.crash();
+    unseal(&mut first.book, &shares);
+    first.look().unwrap();
+    assert_eq!(first.book.registry().unwrap().volume(volume).unwrap().size.0, 2 << 30);
+    first.book.resized(volume, 3 << 30, "test").unwrap();
+    second.look().unwrap();
+}
+
+#[test]
 fn what_a_look_has_seen_is_not_lost_with_what_it_failed_at() {
     let store = SimulatedStore::default();
     let ([mut first, mut second], _) = two(&store);
