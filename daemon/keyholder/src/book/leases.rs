@@ -11,6 +11,7 @@ use lease::message::{
 };
 use units::{BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
+use super::rules::labels_of_key;
 use super::{Book, NodeNow, VolumeNow};
 use crate::api::{Connection, KeyState, PushPolicy};
 use crate::attest::{Proven, Unproven};
@@ -503,10 +504,13 @@ impl Book {
         }
         let machine = self.machine(node);
         // What the policy does not want there any more ends with the lease that runs.
-        let may_hold = |label: &str| self.policy.may_hold(record.name.as_str(), &machine, label).is_ok();
+        let may_hold = |volume: &VolumeRecord| {
+            labels_of_key(registry, volume)
+                .all(|label| self.policy.may_hold(record.name.as_str(), &machine, label).is_ok())
+        };
         let renewed: Vec<(VolumeId, GrantId)> = registry
             .volumes_of(node)
-            .filter(|volume| volume.latch.is_none() && may_hold(&volume.label))
+            .filter(|volume| volume.latch.is_none() && may_hold(volume))
             .filter_map(|volume| {
                 let now = self.volumes.get(&volume.volume)?;
                 let in_force = matches!(now.key, Some(KeyState::Unlocked | KeyState::Pushing));

@@ -193,6 +193,14 @@ impl Book {
             });
         }
         let parent = registry.volume_labelled(of).ok_or_else(|| no_such(of))?;
+        // What was revoked is the key, whatever volume it is of.
+        let of_key = registry.volumes.iter().filter(|volume| volume.domain == parent.domain);
+        if let Some((volume, latch)) =
+            of_key.filter_map(|volume| Some((volume, volume.latch.as_ref()?))).next()
+        {
+            let what = format!("volume {}", volume.label);
+            return Err(KeyholderError::Latched { what, cause: latch.cause.name() });
+        }
         let record = VolumeRecord {
             label: request.label.clone(),
             volume: VolumeId(random_id()?),
