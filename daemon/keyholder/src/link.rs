@@ -529,9 +529,10 @@ impl<'a> Dialogue<'a> {
         if !self.judged {
             return Ok(());
         }
-        // Each answer is a write to disk: a node that asks more often than any sound one is not answered each time.
+        // Each answer is a write to disk: a node that asks more often than any sound one is not answered each time. But grants that
+        // wait to be sent count from this challenge, and are recorded with its answer.
         let too_soon = self.renewed.is_some_and(|at| at.elapsed() < RENEWAL_SPACING);
-        if too_soon && !self.push_wanted {
+        if too_soon && !self.push_wanted && self.outgoing.is_empty() {
             return Ok(());
         }
         self.renewed = Some(Instant::now());
@@ -577,15 +578,20 @@ impl<'a> Dialogue<'a> {
     async fn send_next_grant(&mut self) -> Result<(), Ended> {
         let Some(planned) = self.outgoing.pop_front() else { return Ok(()) };
         let (keyholder, node) = (self.keyholder, self.node);
+        let challenged = self.machine.latest_challenge().ok_or(Ended::Closed)?.at;
         let signed = keyholder.book(|book| {
-            if book.may_go_out(node, &planned.order) {
+            let may_go_out = book.may_go_out(node, &planned.order);
+            if may_go_out && book.is_recorded(&planned.order, challenged) {
                 return self.seal_and_sign(planned).map(Some);
             }
             book.withdraw(&planned.order);
+            // It would end after its record: planned anew, it is recorded anew.
+            self.push_wanted |= may_go_out;
             Ok(None)
         })?;
         match signed {
             Some(bytes) => self.send(&bytes).await,
+            None if self.push_wanted && self.outgoing.is_empty() => self.ask_to_push().await,
             None => Ok(()),
         }
     }

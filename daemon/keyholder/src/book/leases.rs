@@ -388,6 +388,13 @@ impl Book {
             && self.is_in_order(node, order.volume, order.grant)
     }
 
+    /// Whether the record reaches to the end of a lease that counts from a challenge which arrived then.
+    pub(crate) fn is_recorded(&self, order: &GrantOrder, challenged: BootInstant) -> bool {
+        let ends = challenged.saturating_add_ms(lease_with_drift_ms(order.lease_ms));
+        let record = self.records.of(order.volume).filter(|record| record.grant == order.grant);
+        record.and_then(LeaseRecord::held_until).is_some_and(|held| ends <= held)
+    }
+
     /// Takes a planned grant back that was never signed: nobody can hold its key.
     pub(crate) fn withdraw(&mut self, order: &GrantOrder) {
         self.records.release(order.volume, order.grant);

@@ -241,6 +241,25 @@ fn a_planned_grant_stays_here_when_something_was_latched_moved_or_sealed_before_
 }
 
 #[test]
+fn a_grant_that_counts_from_a_later_challenge_than_it_was_planned_after_waits_for_a_longer_record() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let dir = tempfile::tempdir().unwrap();
+    let (mut book, _) = two_nodes(dir.path());
+    let order = book.plan_push(FIRST).unwrap()[0].order.clone();
+    assert!(book.is_recorded(&order, clock::now()));
+    let later = clock::now().saturating_add_ms(40);
+    assert!(!book.is_recorded(&order, later), "it would end after its record");
+    // Answered, it is recorded for as long.
+    clock::simulated::set(later);
+    book.renew(FIRST, &[]).unwrap();
+    assert!(book.is_recorded(&order, later));
+    // A grant of before is none that the record is of.
+    book.reconcile(FIRST, &BTreeMap::new()).unwrap();
+    book.plan_push(FIRST).unwrap();
+    assert!(!book.is_recorded(&order, clock::now()));
+}
+
+#[test]
 fn a_renewal_is_no_longer_than_the_policy_allows_by_then() {
     let dir = tempfile::tempdir().unwrap();
     let (mut book, _) = two_nodes(dir.path());

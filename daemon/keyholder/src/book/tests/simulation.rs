@@ -46,8 +46,9 @@ enum Word {
 struct Session {
     opened: BootInstant,
     judged: bool,
-    /// When the last challenge was sent that has arrived.
+    /// When the last challenge was sent that has arrived, and when it arrived by the keyholder's clock.
     latest: u64,
+    arrived: BootInstant,
     planned: VecDeque<GrantOrder>,
     to_node: VecDeque<Message>,
     from_node: VecDeque<Word>,
@@ -209,6 +210,7 @@ impl World {
             opened: clock::now(),
             judged: false,
             latest: now,
+            arrived: clock::now(),
             planned: VecDeque::new(),
             to_node: VecDeque::new(),
             from_node: VecDeque::from([Word::Evidence { held, sent: now }]),
@@ -233,12 +235,12 @@ impl World {
                     return self.end(of, at);
                 }
                 let Ok(revoke) = book.reconcile(node, &held) else { return self.end(of, at) };
-                session.judged = true;
+                (session.judged, session.arrived) = (true, clock::now());
                 revoke.into_iter().for_each(|(volume, _)| self.tell(of, at, Message::Revoke { volume }));
                 self.push(of, at);
             }
             Word::Challenge { sent } => {
-                session.latest = sent;
+                (session.latest, session.arrived) = (sent, clock::now());
                 if !session.judged {
                     return;
                 }
@@ -274,7 +276,7 @@ impl World {
         let Some(session) = &mut self.sessions[of][at] else { return };
         let Some(order) = session.planned.pop_front() else { return };
         let book = &mut self.members[of].book;
-        if book.may_go_out(self.nodes[at].id, &order) {
+        if book.may_go_out(self.nodes[at].id, &order) && book.is_recorded(&order, session.arrived) {
             let (order, challenged) = (Box::new(order), session.latest);
             session.to_node.push_back(Message::Grant { order, challenged });
         } else {
