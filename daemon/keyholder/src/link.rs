@@ -544,6 +544,10 @@ impl<'a> Dialogue<'a> {
     }
 
     async fn on_wiped(&mut self, receipt: &WipeReceipt) -> Result<(), Ended> {
+        if self.target.pinned.is_none() {
+            // Signed by a key that anybody may have made.
+            return Err(Ended::AwaitsApproval);
+        }
         self.keyholder.book(|book| book.on_wiped(self.node, receipt))?;
         let (cause, stages) = (receipt.record.cause, receipt.stages);
         let (ns, stage) = (stages.keys_ns, stages.reached());

@@ -87,6 +87,8 @@ impl Book {
             exposed: registry.volumes_of(record.node).map(exposure).collect(),
         };
         let latch = latch_by(LatchCause::Revoked, by);
+        // Whoever has the node has its word too: what it holds by now ends with its lease, and with nothing that it says.
+        self.records.disown(&mut self.store, record.node)?;
         self.commit(|registry| {
             note(&mut registry.suspicions, suspicion);
             if let Some(node) = registry.node_mut(record.node) {

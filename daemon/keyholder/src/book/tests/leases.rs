@@ -295,6 +295,22 @@ fn another_machine_under_a_nodes_id_does_not_end_the_leases_of_the_one_before_it
 }
 
 #[test]
+fn a_node_that_is_marked_as_compromised_ends_no_lease_by_its_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut book, _) = two_nodes(dir.path());
+    let planned = book.plan_push(FIRST).unwrap();
+    book.mark_compromised("node-1", "test").unwrap();
+    let grants = planned.iter().map(|planned| planned.order.grant).collect();
+    book.on_wiped(FIRST, &WipeReceipt { grants, ..wiped(Scope::All, 1) }).unwrap();
+    book.reconcile(FIRST, &BTreeMap::new()).unwrap();
+    for planned in &planned {
+        assert!(is_leased(&book, planned.order.volume), "whoever has the node has its key");
+        book.promoted(planned.order.volume, SECOND, (None, 1 << 30), "test").unwrap();
+    }
+    assert!(book.plan_push(SECOND).unwrap().is_empty());
+}
+
+#[test]
 fn a_node_added_under_the_id_of_a_removed_one_does_not_end_its_leases() {
     let dir = tempfile::tempdir().unwrap();
     let (mut book, _) = two_nodes(dir.path());
