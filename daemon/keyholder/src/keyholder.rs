@@ -649,6 +649,8 @@ impl Keyholder {
     async fn await_receipts(&self, told: Told) -> Outcome {
         let Told { begun, since, volume, nodes } = told;
         let shares_store = self.shared_links.is_some();
+        // What other keyholders granted until now. Where the store is away, what was known of it has to do.
+        let _ = tokio::time::timeout(RECEIPT_TIMEOUT, self.looked_again()).await;
         let outcomes = nodes.into_iter().map(|(node, connected)| async move {
             if connected || shares_store {
                 self.wait(RECEIPT_TIMEOUT, |book| book.is_forgotten(node, volume, since)).await;

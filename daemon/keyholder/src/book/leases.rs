@@ -793,6 +793,19 @@ impl Book {
 
     /// Whether the node has proved, since `since`, that it holds nothing of what a revocation named.
     pub(crate) fn is_forgotten(&self, node: NodeId, volume: Option<VolumeId>, since: BootInstant) -> bool {
+        let placed = self.registry().into_iter().flat_map(|registry| registry.volumes_of(node));
+        let placed: Vec<VolumeId> = match volume {
+            Some(volume) => vec![volume],
+            None => placed.map(|volume| volume.volume).collect(),
+        };
+        // Whoever was granted it last: it may have been promoted a moment ago, or nobody knows who has it.
+        let now = clock::now();
+        let runs = |record: &&LeaseRecord| record.held_until().is_some_and(|held| now < held);
+        let elsewhere =
+            |volume| self.records.of(volume).filter(runs).is_some_and(|record| record.node != node);
+        if placed.iter().any(|volume| elsewhere(*volume)) {
+            return false;
+        }
         let emptied =
             self.nodes.get(&node).and_then(|now| now.empty_since).is_some_and(|emptied| emptied >= since);
         if self.shared().is_some() && self.connection(node) != Connection::Connected && !emptied {

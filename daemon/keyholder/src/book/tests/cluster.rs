@@ -225,6 +225,32 @@ fn a_latch_is_written_whoever_else_writes_and_is_not_lifted_by_an_older_word() {
 }
 
 #[test]
+fn a_revocation_is_confirmed_by_whoever_may_hold_the_key_and_nobody_else() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let (of_first, of_second) = (NodeId([1; 16]), NodeId([2; 16]));
+    let volume = volume_of(&first.book);
+    first.book.plan_push(of_first).unwrap();
+    first.book.promoted(volume, of_second, (None, 1 << 30), "test").unwrap();
+    second.look().unwrap();
+    let since = clock::now();
+    let target = Target::Volume("db-1".to_owned());
+    second.book.latch(&target, "test").unwrap();
+    assert_eq!(second.book.nodes_of(&target).unwrap(), [of_second]);
+    for scope in [Some(volume), None] {
+        assert!(!second.book.is_forgotten(of_second, scope, since), "the node before it holds the key");
+    }
+    // Likewise where the node that has it now is dialled here and says that it holds nothing.
+    second.book.reconcile(of_second, &BTreeMap::new()).unwrap();
+    assert!(!second.book.is_forgotten(of_second, Some(volume), since));
+    first.book.reconcile(of_first, &BTreeMap::new()).unwrap();
+    first.book.flush_records().unwrap();
+    second.look().unwrap();
+    assert!(second.book.is_forgotten(of_second, Some(volume), since));
+}
+
+#[test]
 fn a_restarted_keyholder_finds_the_leases_and_its_trail_again() {
     let store = SimulatedStore::default();
     let ([mut first, mut second], shares) = two(&store);
