@@ -2,9 +2,12 @@
 //!
 //! An answer that does not come within [`ATTEMPT_TIMEOUT`] is asked of the next member. After a failure writes fail at once, until
 //! a read has succeeded: whoever writes holds the book, and renewals inside what is recorded must not wait for a store that is away.
+//!
+//! The connection is driven by a thread of its own. Callers block, and hold the book while they do: whoever waits for that blocks too,
+//! and with all threads of the program's runtime blocked nobody would be left to read the answer, or to see that it does not come.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -20,8 +23,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio_rustls::TlsConnector;
 
 use super::kv::{Item, Kv, KvError, Seen, Write, Written};
@@ -32,6 +34,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// All members together: a write holds the book for so long, once for each time that the store goes away.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A call's answer is there by then, or there is nobody who gives it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Largest answer that is read: every value of 4096 volumes in base64, with room to spare.
 const ANSWER_BYTES_MAX: usize = 128 << 20;
 
@@ -40,21 +45,35 @@ const PASSING_CODES: [u64; 2] = [4, 14];
 
 type Sender = SendRequest<Full<Bytes>>;
 
-/// The members of an etcd cluster, and the names in it that are ours.
+/// An etcd cluster, and the names in it that are ours.
 pub(crate) struct Etcd {
+    members: Arc<Members>,
+    prefix: String,
+    /// Where the members' thread takes calls. It is started with the first, when this program has given up its rights.
+    calls: std::sync::Mutex<Option<mpsc::UnboundedSender<Call>>>,
+    is_away: AtomicBool,
+}
+
+/// The members of the cluster.
+struct Members {
     endpoints: Vec<Endpoint>,
     tls: Arc<rustls::ClientConfig>,
-    prefix: String,
     connection: Mutex<Option<Sender>>,
-    /// Which member is asked first.
+    /// Which one is asked first.
     member: AtomicUsize,
-    is_away: AtomicBool,
+}
+
+/// One request, and where its answer is waited for.
+struct Call {
+    path: &'static str,
+    body: Bytes,
+    answer: std::sync::mpsc::SyncSender<Result<Bytes, KvError>>,
 }
 
 impl std::fmt::Debug for Etcd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Etcd")
-            .field("endpoints", &self.endpoints)
+            .field("endpoints", &self.members.endpoints)
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
@@ -114,8 +133,13 @@ struct Refusal {
 impl Etcd {
     /// Connects when it is first asked. `prefix` goes before every name.
     pub(crate) fn new(endpoints: Vec<Endpoint>, tls: Arc<rustls::ClientConfig>, prefix: String) -> Self {
-        let (member, is_away) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { endpoints, tls, prefix, connection: Mutex::new(None), member, is_away }
+        let members = Members { endpoints, tls, connection: Mutex::new(None), member: AtomicUsize::new(0) };
+        Self {
+            members: Arc::new(members),
+            prefix,
+            calls: std::sync::Mutex::new(None),
+            is_away: AtomicBool::new(false),
+        }
     }
 
     fn name(&self, name: &str) -> String {
@@ -123,18 +147,50 @@ impl Etcd {
     }
 
     /// Callers are where blocking is allowed.
-    fn call<A: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<A, KvError> {
-        let runtime = Handle::try_current().map_err(|error| KvError::Unavailable(error.to_string()))?;
-        let asked = runtime.block_on(async {
-            let asked = tokio::time::timeout(CALL_TIMEOUT, self.ask(path, body)).await;
-            asked.unwrap_or_else(|_| Err(KvError::Unavailable("no answer in time".to_owned())))
-        });
+    fn call<A: DeserializeOwned>(&self, path: &'static str, body: &Value) -> Result<A, KvError> {
+        let nobody = |error: &dyn std::fmt::Display| KvError::Unavailable(format!("its thread: {error}"));
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let call = Call { path, body: Bytes::from(body.to_string()), answer };
+        self.calls().map_err(|error| nobody(&error))?.send(call).map_err(|error| nobody(&error))?;
+        let asked = answered.recv_timeout(ANSWER_TIMEOUT).unwrap_or_else(|error| Err(nobody(&error)));
         self.is_away.store(matches!(asked, Err(KvError::Unavailable(_))), Ordering::Relaxed);
         serde_json::from_slice(&asked?).map_err(|error| KvError::Malformed(error.to_string()))
     }
 
-    async fn ask(&self, path: &str, body: &Value) -> Result<Bytes, KvError> {
-        let body = Bytes::from(body.to_string());
+    fn calls(&self) -> std::io::Result<mpsc::UnboundedSender<Call>> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calls) = &*calls {
+            return Ok(calls.clone());
+        }
+        let started = drive(Arc::clone(&self.members))?;
+        *calls = Some(started.clone());
+        Ok(started)
+    }
+}
+
+/// Starts the thread that the members are asked from. It ends with the last sender.
+fn drive(members: Arc<Members>) -> std::io::Result<mpsc::UnboundedSender<Call>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // No longer than there are callers: each waits for its answer.
+    let (sender, mut calls) = mpsc::unbounded_channel::<Call>();
+    let serve = async move {
+        while let Some(call) = calls.recv().await {
+            let members = Arc::clone(&members);
+            tokio::spawn(async move {
+                let asked = tokio::time::timeout(CALL_TIMEOUT, members.ask(call.path, call.body)).await;
+                let asked =
+                    asked.unwrap_or_else(|_| Err(KvError::Unavailable("no answer in time".to_owned())));
+                // Whoever asked waits for longer than that.
+                let _ = call.answer.send(asked);
+            });
+        }
+    };
+    std::thread::Builder::new().name("etcd".into()).spawn(move || runtime.block_on(serve))?;
+    Ok(sender)
+}
+
+impl Members {
+    async fn ask(&self, path: &str, body: Bytes) -> Result<Bytes, KvError> {
         let mut connection = self.connection.lock().await;
         let mut failure = KvError::Unavailable("no member is configured".to_owned());
         for _ in &self.endpoints {
@@ -267,6 +323,36 @@ impl Kv for Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two threads for all, and more who wait for the book than there are threads.
+    #[test]
+    fn an_answer_is_read_while_every_thread_of_the_program_waits() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let etcd = Etcd::new(
+            vec![format!("https://{closed}").parse().unwrap()],
+            identity::s3_client(&[]).unwrap(),
+            "/".to_owned(),
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let book = Arc::new(std::sync::Mutex::new(etcd));
+        let (done, waited) = std::sync::mpsc::channel();
+        for _ in 0..16 {
+            let (book, done) = (Arc::clone(&book), done.clone());
+            runtime.spawn(async move {
+                let read = tokio::task::block_in_place(|| book.lock().unwrap().read(0));
+                done.send(read).unwrap();
+            });
+        }
+        for _ in 0..16 {
+            let read = waited.recv_timeout(Duration::from_secs(60)).expect("nobody reads the answer");
+            assert!(matches!(read, Err(KvError::Unavailable(_))), "{read:?}");
+        }
+    }
 
     #[test]
     fn a_prefix_ends_before_the_next_text() {
