@@ -67,7 +67,14 @@ struct Members {
 struct Call {
     path: &'static str,
     body: Bytes,
-    answer: std::sync::mpsc::SyncSender<Result<Bytes, KvError>>,
+    answer: std::sync::mpsc::SyncSender<Result<Answer, KvError>>,
+}
+
+/// What a member answered.
+struct Answer {
+    body: Bytes,
+    /// Another one was sent the same before and did not answer: it may have done it.
+    is_repeated: bool,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -147,14 +154,16 @@ impl Etcd {
     }
 
     /// Callers are where blocking is allowed.
-    fn call<A: DeserializeOwned>(&self, path: &'static str, body: &Value) -> Result<A, KvError> {
+    fn call<A: DeserializeOwned>(&self, path: &'static str, body: &Value) -> Result<(A, bool), KvError> {
         let nobody = |error: &dyn std::fmt::Display| KvError::Unavailable(format!("its thread: {error}"));
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         let call = Call { path, body: Bytes::from(body.to_string()), answer };
         self.calls().map_err(|error| nobody(&error))?.send(call).map_err(|error| nobody(&error))?;
         let asked = answered.recv_timeout(ANSWER_TIMEOUT).unwrap_or_else(|error| Err(nobody(&error)));
         self.is_away.store(matches!(asked, Err(KvError::Unavailable(_))), Ordering::Relaxed);
-        serde_json::from_slice(&asked?).map_err(|error| KvError::Malformed(error.to_string()))
+        let Answer { body, is_repeated } = asked?;
+        let answer = serde_json::from_slice(&body).map_err(|error| KvError::Malformed(error.to_string()))?;
+        Ok((answer, is_repeated))
     }
 
     fn calls(&self) -> std::io::Result<mpsc::UnboundedSender<Call>> {
@@ -190,23 +199,26 @@ fn drive(members: Arc<Members>) -> std::io::Result<mpsc::UnboundedSender<Call>> 
 }
 
 impl Members {
-    async fn ask(&self, path: &str, body: Bytes) -> Result<Bytes, KvError> {
+    async fn ask(&self, path: &str, body: Bytes) -> Result<Answer, KvError> {
         let mut connection = self.connection.lock().await;
         let mut failure = KvError::Unavailable("no member is configured".to_owned());
+        let mut is_repeated = false;
         for _ in &self.endpoints {
             let endpoint = &self.endpoints[self.member.load(Ordering::Relaxed) % self.endpoints.len()];
             // Taken out, so that a call that is dropped on its way leaves no half read answer to the next.
             let kept = connection.take().filter(|sender| !sender.is_closed());
-            let attempt = self.attempt(endpoint, kept, path, body.clone());
+            let mut sent = false;
+            let attempt = self.attempt(endpoint, kept, path, body.clone(), &mut sent);
             failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
-                Ok(Ok((sender, answer))) => {
+                Ok(Ok((sender, body))) => {
                     *connection = Some(sender);
-                    return Ok(answer);
+                    return Ok(Answer { body, is_repeated });
                 }
                 Ok(Err(error @ KvError::Unavailable(_))) => error,
                 Ok(Err(error)) => return Err(error),
                 Err(_) => KvError::Unavailable(format!("{endpoint} does not answer")),
             };
+            is_repeated |= sent;
             self.member.fetch_add(1, Ordering::Relaxed);
         }
         Err(failure)
@@ -218,6 +230,7 @@ impl Members {
         kept: Option<Sender>,
         path: &str,
         body: Bytes,
+        sent: &mut bool,
     ) -> Result<(Sender, Bytes), KvError> {
         let unavailable =
             |error: &dyn std::fmt::Display| KvError::Unavailable(format!("{endpoint}: {error}"));
@@ -230,6 +243,7 @@ impl Members {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| KvError::Malformed(error.to_string()))?;
+        *sent = true;
         let answer = sender.send_request(request).await.map_err(|error| unavailable(&error))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
@@ -277,7 +291,7 @@ impl Kv for Etcd {
             "range_end": past(&self.prefix),
             "min_mod_revision": (since + 1).to_string(),
         });
-        let answer: RangeAnswer = self.call("/v3/kv/range", &range)?;
+        let (answer, _): (RangeAnswer, _) = self.call("/v3/kv/range", &range)?;
         let malformed = |what: &str| KvError::Malformed(what.to_owned());
         let item = |found: KeyValue| {
             let name = BASE64.decode(found.key).map_err(|_| malformed("a name is not base64"))?;
@@ -309,13 +323,21 @@ impl Kv for Etcd {
         let deletes =
             write.deletes.iter().map(|name| json!({"request_delete_range": {"key": self.name(name)}}));
         let success: Vec<_> = puts.chain(deletes).collect();
-        let answer: TxnAnswer = self.call("/v3/kv/txn", &json!({"compare": compare, "success": success}))?;
-        Ok(if answer.succeeded { Written::At(answer.header.revision.0) } else { Written::Conflict })
+        let write = json!({"compare": compare, "success": success});
+        let (answer, is_repeated): (TxnAnswer, _) = self.call("/v3/kv/txn", &write)?;
+        match answer.succeeded {
+            true => Ok(Written::At(answer.header.revision.0)),
+            // What it met may be itself, from the attempt before.
+            false if is_repeated => {
+                Err(KvError::Unavailable("a write got no answer, and may have been done".to_owned()))
+            }
+            false => Ok(Written::Conflict),
+        }
     }
 
     fn forget_before(&self, revision: u64) -> Result<(), KvError> {
         let compaction = json!({"revision": revision.to_string(), "physical": true});
-        let _: Value = self.call("/v3/kv/compaction", &compaction)?;
+        let _: (Value, _) = self.call("/v3/kv/compaction", &compaction)?;
         Ok(())
     }
 }
@@ -352,6 +374,61 @@ mod tests {
             let read = waited.recv_timeout(Duration::from_secs(60)).expect("nobody reads the answer");
             assert!(matches!(read, Err(KvError::Unavailable(_))), "{read:?}");
         }
+    }
+
+    /// A member that reads one request and answers with this body, or not at all.
+    fn member(answer: Option<&'static str>) -> (Endpoint, rustls::pki_types::CertificateDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.der().clone(), made.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.clone()],
+                rustls::pki_types::PrivateKeyDer::try_from(key).unwrap(),
+            )
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+        std::thread::spawn(move || {
+            let session = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, listener.accept().unwrap().0);
+            let mut request = Vec::new();
+            // Its body ends with the last of the braces that it begins with.
+            while !request.ends_with(b"}]}") {
+                let mut byte = [0];
+                std::io::Read::read_exact(&mut stream, &mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            match answer {
+                Some(body) => {
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+                }
+                None => std::thread::sleep(2 * CALL_TIMEOUT),
+            }
+        });
+        (endpoint, certificate)
+    }
+
+    #[test]
+    fn a_write_that_was_sent_twice_and_met_a_conflict_may_have_been_done() {
+        let conflict = Some(r#"{"header":{"revision":"7"}}"#);
+        let write =
+            || Write { expected: Vec::new(), puts: vec![("a".to_owned(), Vec::new())], deletes: Vec::new() };
+        let (silent, of_silent) = member(None);
+        let (other, of_other) = member(conflict);
+        let tls = identity::s3_client(&[of_silent, of_other]).unwrap();
+        let written = Etcd::new(vec![silent, other], tls, "/".to_owned()).write(write());
+        assert!(
+            matches!(&written, Err(KvError::Unavailable(why)) if why.contains("may have been done")),
+            "{written:?}"
+        );
+        // Not so where the first could not be reached at all.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (other, of_other) = member(conflict);
+        let endpoints = vec![format!("https://{closed}").parse().unwrap(), other];
+        let etcd = Etcd::new(endpoints, identity::s3_client(&[of_other]).unwrap(), "/".to_owned());
+        assert_eq!(etcd.write(write()), Ok(Written::Conflict));
     }
 
     #[test]
