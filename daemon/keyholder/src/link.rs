@@ -537,7 +537,9 @@ impl<'a> Dialogue<'a> {
         }
         self.renewed = Some(Instant::now());
         let keyholder = self.keyholder;
-        let (lease_ms, grants) = keyholder.book(|book| book.renew(self.node, states))?;
+        let Some((lease_ms, grants)) = keyholder.book(|book| book.renew(self.node, states))? else {
+            return Ok(());
+        };
         let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;
         self.send(&bytes).await?;
         if self.push_wanted { self.push().await } else { Ok(()) }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lease::GrantRefusal;
 use lease::keyholder::GrantOrder;
-use lease::limits::{DRIFT_PPM, LEASE_MS_MIN, lease_with_drift_ms};
+use lease::limits::{DRIFT_PPM, LEASE_MS_MIN, challenge_interval_ms, lease_with_drift_ms};
 use lease::message::{
     Evidence, GrantRefused, OnRollback, PoolState, Receipt, RepushRule, RevokeCause, Scope, WipeCause,
     WipeReceipt, WipeRecord,
@@ -491,12 +491,13 @@ impl Book {
             .ok_or_else(|| "the volume's fences are used up; copy it to a new one".to_owned())
     }
 
-    /// What a challenge of the node is answered with: the lease, and the grants that go on, durably recorded.
+    /// What a challenge of the node is answered with: the lease, and the grants that go on, durably recorded. `None` where the challenge
+    /// is better not answered yet.
     pub(crate) fn renew(
         &mut self,
         node: NodeId,
         states: &[PoolState],
-    ) -> Result<(u64, Vec<GrantId>), KeyholderError> {
+    ) -> Result<Option<(u64, Vec<GrantId>)>, KeyholderError> {
         // Durable with the renewal, or by itself.
         let news = self.note_states(node, states);
         let registry = self.registry()?;
@@ -507,7 +508,7 @@ impl Book {
         let longest_ms = self.policy.push.lease_ms_max.unwrap_or(record.lease_ms).max(LEASE_MS_MIN);
         let lease_ms = record.lease_ms.min(longest_ms);
         if registry.lockdown.is_some() || record.latch.is_some() {
-            return Ok((lease_ms, Vec::new()));
+            return Ok(Some((lease_ms, Vec::new())));
         }
         let machine = self.machine(node);
         // What the policy does not want there any more ends with the lease that runs.
@@ -529,7 +530,7 @@ impl Book {
             if news {
                 self.flush_records()?;
             }
-            return Ok((lease_ms, Vec::new()));
+            return Ok(Some((lease_ms, Vec::new())));
         }
         self.record_renewals(&renewed, lease_ms, news)
     }
@@ -541,7 +542,7 @@ impl Book {
         renewed: &[(VolumeId, GrantId)],
         lease_ms: u64,
         news: bool,
-    ) -> Result<(u64, Vec<GrantId>), KeyholderError> {
+    ) -> Result<Option<(u64, Vec<GrantId>)>, KeyholderError> {
         let now = clock::now();
         let ends = now.saturating_add_ms(lease_with_drift_ms(lease_ms));
         let ahead_ms = self.store.ahead_ms();
@@ -577,16 +578,18 @@ impl Book {
             }
         }
         renewed.iter().for_each(|(volume, _)| self.records.note_given(*volume, ends));
-        Ok((lease_ms, renewed.iter().map(|(_, grant)| *grant).collect()))
+        Ok(Some((lease_ms, renewed.iter().map(|(_, grant)| *grant).collect())))
     }
 
-    /// What can be renewed without another word to the store, and for how long.
+    /// What can be renewed without another word to the store, and for how long. The node drops what an answer does not name: while
+    /// something runs that this keyholder has no record of its own for yet, it gives none before its own leases need one, and the store
+    /// has so long to come back.
     fn renew_inside_the_record(
         &mut self,
         renewed: &[(VolumeId, GrantId)],
         lease_ms: u64,
         now: BootInstant,
-    ) -> (u64, Vec<GrantId>) {
+    ) -> Option<(u64, Vec<GrantId>)> {
         let left = |volume: &VolumeId| {
             let record = self.records.of(*volume).filter(|record| record.given.is_some())?;
             let lease_ms = lease_within_ms(record.expires?.ms_since(now));
@@ -594,6 +597,18 @@ impl Book {
         };
         let inside: Vec<_> =
             renewed.iter().filter_map(|(volume, grant)| Some((*volume, *grant, left(volume)?))).collect();
+        let is_anothers = |record: &LeaseRecord| {
+            record.given.is_none() && record.expires.is_some_and(|expires| now < expires)
+        };
+        let leaves_out = renewed.iter().any(|(volume, _)| self.records.of(*volume).is_some_and(is_anothers));
+        // The next challenge comes after one interval, and its answer may be late.
+        let enough = now.saturating_add_ms(2 * challenge_interval_ms(lease_ms));
+        let can_wait = |volume: &VolumeId| {
+            self.records.of(*volume).and_then(LeaseRecord::held_until).is_some_and(|held| enough < held)
+        };
+        if leaves_out && inside.iter().all(|(volume, ..)| can_wait(volume)) {
+            return None;
+        }
         let lease_ms = inside
             .iter()
             .map(|(_, _, left_ms)| *left_ms)
@@ -601,7 +616,7 @@ impl Book {
             .map_or(lease_ms, |left_ms| left_ms.min(lease_ms));
         let ends = now.saturating_add_ms(lease_with_drift_ms(lease_ms));
         inside.iter().for_each(|(volume, ..)| self.records.note_given(*volume, ends));
-        (lease_ms, inside.into_iter().map(|(_, grant, _)| grant).collect())
+        Some((lease_ms, inside.into_iter().map(|(_, grant, _)| grant).collect()))
     }
 
     /// Makes durable what was noted of leases. Where a shared store cannot take it now, it is kept in memory for the next time: until

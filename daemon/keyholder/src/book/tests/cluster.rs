@@ -160,7 +160,7 @@ fn renewals_go_on_inside_the_record_while_the_store_is_away_and_grants_do_not() 
     let mut renewed_until = clock::now();
     loop {
         advance(1_000);
-        let (lease_ms, grants) = first.book.renew(node, &[]).unwrap();
+        let (lease_ms, grants) = first.book.renew(node, &[]).unwrap().unwrap();
         if grants.is_empty() {
             break;
         }
@@ -177,6 +177,44 @@ fn renewals_go_on_inside_the_record_while_the_store_is_away_and_grants_do_not() 
     first.kv.set_weather(Weather::Fair);
     assert!(first.look().unwrap().may_push);
     assert_eq!(first.book.plan_push(node).unwrap().len(), 2);
+}
+
+#[test]
+fn a_store_that_is_away_for_a_moment_after_a_takeover_costs_no_key() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let advance = |ms| clock::simulated::set(clock::now().saturating_add_ms(ms));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let planned = first.book.plan_push(node).unwrap();
+    second.look().unwrap();
+    let held = planned.iter().map(|planned| (planned.order.volume, planned.order.grant)).collect();
+    assert!(second.book.reconcile(node, &held).unwrap().is_empty());
+    second.kv.set_weather(Weather::CutOff);
+    // An answer without them would end them.
+    assert_eq!(second.book.renew(node, &[]).unwrap(), None);
+    advance(1_000);
+    second.kv.set_weather(Weather::Fair);
+    second.look().unwrap();
+    assert_eq!(second.book.renew(node, &[]).unwrap().unwrap().1.len(), 2);
+    // Beside leases of its own it waits for as long as those can.
+    let other = planned[1].order.volume;
+    second
+        .book
+        .records
+        .update(&mut second.book.store, |records| {
+            if let Some(record) = records.get_mut(&other) {
+                record.given = None;
+            }
+        })
+        .unwrap();
+    second.kv.set_weather(Weather::CutOff);
+    second.look().unwrap_err();
+    advance(100);
+    assert_eq!(second.book.renew(node, &[]).unwrap(), None);
+    advance(3_000);
+    let (_, renewed) = second.book.renew(node, &[]).unwrap().unwrap();
+    assert_eq!(renewed, [planned[0].order.grant]);
 }
 
 #[test]
@@ -450,7 +488,7 @@ fn what_one_keyholder_deletes_another_knows_of_and_goes_on_writing() {
     assert_eq!(second.book.records.state_of(state.pool), None, "it was forgotten on a person's word");
     let pushed = second.book.plan_push(node).unwrap();
     assert_eq!(pushed.iter().map(|grant| grant.order.volume).collect::<Vec<_>>(), [kept]);
-    assert_eq!(second.book.renew(node, &[]).unwrap().1.len(), 1);
+    assert_eq!(second.book.renew(node, &[]).unwrap().unwrap().1.len(), 1);
 }
 
 #[test]

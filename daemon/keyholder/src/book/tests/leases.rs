@@ -122,7 +122,7 @@ fn a_receipt_that_arrives_after_a_promotion_prolongs_nothing() {
     let before = *book.records.of(order.volume).unwrap();
     book.on_receipt(FIRST, &receipt(order.volume, order.grant)).unwrap();
     for node in [FIRST, SECOND] {
-        let (_, renewed) = book.renew(node, &[]).unwrap();
+        let (_, renewed) = book.renew(node, &[]).unwrap().unwrap();
         assert!(!renewed.contains(&order.grant), "{node}");
     }
     assert_eq!(*book.records.of(order.volume).unwrap(), before, "neither its expiry nor its pool");
@@ -251,7 +251,7 @@ fn a_grant_that_counts_from_a_later_challenge_than_it_was_planned_after_waits_fo
     assert!(!book.is_recorded(&order, later), "it would end after its record");
     // Answered, it is recorded for as long.
     clock::simulated::set(later);
-    book.renew(FIRST, &[]).unwrap();
+    book.renew(FIRST, &[]).unwrap().unwrap();
     assert!(book.is_recorded(&order, later));
     // A grant of before is none that the record is of.
     book.reconcile(FIRST, &BTreeMap::new()).unwrap();
@@ -265,12 +265,12 @@ fn a_renewal_is_no_longer_than_the_policy_allows_by_then() {
     let (mut book, _) = two_nodes(dir.path());
     let order = book.plan_push(FIRST).unwrap()[0].order.clone();
     book.on_receipt(FIRST, &receipt(order.volume, order.grant)).unwrap();
-    assert_eq!(book.renew(FIRST, &[]).unwrap().0, 5_000);
+    assert_eq!(book.renew(FIRST, &[]).unwrap().unwrap().0, 5_000);
     for (most, renewed_ms) in [("9000", 5_000), ("2000", 2_000)] {
         let policy = format!("version = 1\n[push]\nlease_ms_max = {most}\n");
         book.apply_policy(&policy, "test").unwrap();
         let before = *book.records.of(order.volume).unwrap();
-        let (lease_ms, grants) = book.renew(FIRST, &[]).unwrap();
+        let (lease_ms, grants) = book.renew(FIRST, &[]).unwrap().unwrap();
         assert_eq!((lease_ms, grants.contains(&order.grant)), (renewed_ms, true));
         // The node may use what it was given before: neither this nor a reboot makes that shorter.
         let after = *book.records.of(order.volume).unwrap();

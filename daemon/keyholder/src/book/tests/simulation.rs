@@ -244,8 +244,10 @@ impl World {
                 if !session.judged {
                     return;
                 }
-                let Ok((lease_ms, grants)) = book.renew(node, &[]) else { return self.end(of, at) };
-                self.tell(of, at, Message::Renewal { grants, lease_ms, challenged: sent });
+                let Ok(answer) = book.renew(node, &[]) else { return self.end(of, at) };
+                if let Some((lease_ms, grants)) = answer {
+                    self.tell(of, at, Message::Renewal { grants, lease_ms, challenged: sent });
+                }
                 if self.random.once_in(2) {
                     self.push(of, at);
                 }

@@ -63,9 +63,9 @@ fn a_clone_brings_back_no_key_that_was_revoked_and_goes_nowhere_where_its_volume
     assert_eq!(refused.iter().map(|one| one.volume.as_str()).collect::<Vec<_>>(), ["db-1", "x"]);
     let planned = book.plan_push(node).unwrap();
     assert_eq!(planned.len(), 3);
-    assert_eq!(book.renew(node, &[]).unwrap().1.len(), 3);
+    assert_eq!(book.renew(node, &[]).unwrap().unwrap().1.len(), 3);
     book.apply_policy(policy, "test").unwrap();
-    assert_eq!(book.renew(node, &[]).unwrap().1.len(), 1);
+    assert_eq!(book.renew(node, &[]).unwrap().unwrap().1.len(), 1);
     book.reconcile(node, &Default::default()).unwrap();
     let planned = book.plan_push(node).unwrap();
     assert_eq!(planned.iter().map(|grant| grant.order.label.as_str()).collect::<Vec<_>>(), ["db-2"]);
