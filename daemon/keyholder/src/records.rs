@@ -61,10 +61,11 @@ impl LeaseRecord {
         self.expires.map(|expires| self.given.unwrap_or(expires))
     }
 
-    /// Whether both are the same to whoever reads them.
+    /// Whether whoever reads this in the store need not read the other: it is the same, and of the same keyholder where that is this
+    /// one. What another wrote may have been promised away there, so that it has to be written over before anything is given under it.
     pub(crate) fn is_recorded_as(&self, other: &Self) -> bool {
         let told = |record: &Self| Self { given: None, seen: None, ..*record };
-        told(self) == told(other)
+        told(self) == told(other) && (self.given.is_some() || other.given.is_none())
     }
 }
 

@@ -393,12 +393,18 @@ mod tests {
             let session = rustls::ServerConnection::new(Arc::new(config)).unwrap();
             let mut stream = rustls::StreamOwned::new(session, listener.accept().unwrap().0);
             let mut request = Vec::new();
-            // Its body ends with the last of the braces that it begins with.
-            while !request.ends_with(b"}]}") {
-                let mut byte = [0];
-                std::io::Read::read_exact(&mut stream, &mut byte).unwrap();
-                request.push(byte[0]);
+            let mut read = |count: usize| {
+                let mut bytes = vec![0; count];
+                std::io::Read::read_exact(&mut stream, &mut bytes).unwrap();
+                bytes
+            };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.extend(read(1));
             }
+            let head = String::from_utf8(head).unwrap().to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            read(length.parse().unwrap());
             match answer {
                 Some(body) => {
                     let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());

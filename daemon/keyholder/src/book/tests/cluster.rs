@@ -180,6 +180,25 @@ fn renewals_go_on_inside_the_record_while_the_store_is_away_and_grants_do_not() 
 }
 
 #[test]
+fn a_keyholder_gives_nothing_under_a_record_that_another_wrote_also_where_its_own_would_be_the_same() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let planned = first.book.plan_push(node).unwrap();
+    second.look().unwrap();
+    let held = planned.iter().map(|planned| (planned.order.volume, planned.order.grant)).collect();
+    second.book.reconcile(node, &held).unwrap();
+    // In the same moment: what is left by the first one's record is as much as the second would record.
+    assert_eq!(second.book.renew(node, &[]).unwrap().unwrap().1.len(), 2);
+    let written = store.value(&wire::lease_name(volume_of(&first.book))).unwrap();
+    assert_eq!(wire::decode::<LeaseValue>(&written).unwrap().by, "compute-2");
+    // So the first one, which knows of its own lease only, does not let the volume go meanwhile.
+    first.book.reconcile(node, &BTreeMap::new()).unwrap();
+    assert!(first.book.plan_push(node).unwrap().is_empty());
+}
+
+#[test]
 fn a_store_that_is_away_for_a_moment_after_a_takeover_costs_no_key() {
     clock::simulated::set(BootInstant(1_000_000_000));
     let advance = |ms| clock::simulated::set(clock::now().saturating_add_ms(ms));
