@@ -59,7 +59,7 @@ use crate::ledger::{
 use crate::policy::{CameBack, Policy};
 use crate::records::{Body, Found, LeaseRecord, LeaseRecords, NOBODY};
 use crate::shares::Share;
-use crate::store::{Files, LEASES_FILE, LEDGER_FILE, Store};
+use crate::store::{Files, LEASES_FILE, LEDGER_FILE, RESERVE_BYTES, Room, Store};
 use crate::vault::{Gathered, Key, Vault};
 
 /// A person's approval of a push is good for so long. Longer, and it would be forgotten that it was given.
@@ -527,7 +527,7 @@ impl Book {
             what: "the ledger backup is not base64".to_owned(),
             next_step: "send the file that `nightlatch key backup` wrote",
         })?;
-        check_ledger_size(&bytes)?;
+        check_ledger_size(&bytes, Room::Reserve)?;
         let sealed = SealedLedger::decode(&bytes)?;
         // The records first: those that are here are of another ledger and know nothing of this one's leases.
         self.records.lose(&mut self.store)?;
@@ -579,6 +579,15 @@ impl Book {
         &mut self,
         change: impl FnOnce(&mut Registry) -> Result<T, KeyholderError>,
     ) -> Result<T, KeyholderError> {
+        self.commit_in(Room::Ordinary, change)
+    }
+
+    /// As [`Self::commit`]. What takes keys away, or makes room, finds room where there is none for anything else.
+    fn commit_in<T>(
+        &mut self,
+        room: Room,
+        change: impl FnOnce(&mut Registry) -> Result<T, KeyholderError>,
+    ) -> Result<T, KeyholderError> {
         // The ledger remembers how far the trail has come: a crash may not leave it more of that than there is.
         self.audit.sync()?;
         let open = self.opened()?;
@@ -588,7 +597,7 @@ impl Book {
         self.raise_fence_floors(&mut registry);
         let header = Header { serial: open.header.serial + 1, ..open.header.clone() };
         let bytes = ledger::encode(&self.vault, Key::Current, &header, &registry)?;
-        self.write_ledger(&bytes, header, registry)?;
+        self.write_ledger(&bytes, header, registry, room)?;
         Ok(made)
     }
 
@@ -613,7 +622,7 @@ impl Book {
         }
         let header = Header { serial: open.header.serial + 1, ledger_key, ..open.header.clone() };
         let bytes = ledger::encode(&self.vault, Key::Next, &header, &registry)?;
-        self.write_ledger(&bytes, header, registry)?;
+        self.write_ledger(&bytes, header, registry, Room::Reserve)?;
         // Only now: had the write failed, the old key would still be the one that opens the file.
         self.vault.adopt_ledger_key()?;
         if let Err(error) = self.store.forget_history() {
@@ -628,10 +637,13 @@ impl Book {
         bytes: &[u8],
         header: Header,
         registry: Registry,
+        room: Room,
     ) -> Result<(), KeyholderError> {
-        check_ledger_size(bytes)?;
+        let grows = self.sealed.as_ref().is_none_or(|before| before.file_bytes() < bytes.len());
+        let room = if grows { room } else { Room::Reserve };
+        check_ledger_size(bytes, room)?;
         let sealed = SealedLedger::decode(bytes)?;
-        self.store.put_ledger(bytes)?;
+        self.store.put_ledger(bytes, room)?;
         self.sealed = Some(sealed);
         self.open = Some(OpenLedger { header, registry });
         self.latches_unwritten = false;
@@ -684,15 +696,14 @@ fn memory_name(kind: MemoryKind) -> &'static str {
 }
 
 /// A ledger that the next start would not read is not written.
-fn check_ledger_size(bytes: &[u8]) -> Result<(), KeyholderError> {
-    if bytes.len() as u64 <= LEDGER_BYTES_MAX {
+fn check_ledger_size(bytes: &[u8], room: Room) -> Result<(), KeyholderError> {
+    let reserve = if room == Room::Ordinary { RESERVE_BYTES as u64 } else { 0 };
+    let most = LEDGER_BYTES_MAX - reserve;
+    if bytes.len() as u64 <= most {
         return Ok(());
     }
     Err(KeyholderError::Invalid {
-        what: format!(
-            "the ledger would have {} bytes, and {LEDGER_BYTES_MAX} is the most that is read",
-            bytes.len()
-        ),
+        what: format!("the ledger would have {} bytes, and {most} is the most", bytes.len()),
         next_step: "remove what is not needed any more: tokens, nodes, volumes",
     })
 }

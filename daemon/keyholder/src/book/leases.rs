@@ -20,7 +20,7 @@ use crate::error::KeyholderError;
 use crate::ledger::{LatchCause, LatchRecord, Life, NodeRecord, VolumeRecord, WipeId};
 use crate::policy::CameBack;
 use crate::records::LeaseRecord;
-use crate::store::StoreError;
+use crate::store::{Room, StoreError};
 use crate::vault::{SecretOf, Wrapped};
 
 /// How far ahead of the ledger a fence reported by a node may be. More is no restored backup but nonsense, and would
@@ -213,7 +213,7 @@ impl Book {
         if known {
             return Ok(());
         }
-        self.commit(|registry| {
+        self.commit_in(Room::Reserve, |registry| {
             if let Some(record) = registry.node_mut(node) {
                 let latch = record.latch.get_or_insert(LatchRecord {
                     cause: LatchCause::Wipe(wipe.cause),

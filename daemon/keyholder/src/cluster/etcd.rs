@@ -323,7 +323,12 @@ impl Kv for Etcd {
         let deletes =
             write.deletes.iter().map(|name| json!({"request_delete_range": {"key": self.name(name)}}));
         let success: Vec<_> = puts.chain(deletes).collect();
-        let write = json!({"compare": compare, "success": success});
+        // What is done where the comparison fails counts to the request's size: a look for a long name that nothing has.
+        let failure: Vec<_> = match write.ballast_bytes {
+            0 => Vec::new(),
+            bytes => vec![json!({"request_range": {"key": BASE64.encode(vec![0; bytes])}})],
+        };
+        let write = json!({"compare": compare, "success": success, "failure": failure});
         let (answer, is_repeated): (TxnAnswer, _) = self.call("/v3/kv/txn", &write)?;
         match answer.succeeded {
             true => Ok(Written::At(answer.header.revision.0)),

@@ -41,6 +41,8 @@ pub(crate) struct Write {
     pub(crate) expected: Vec<(String, u64)>,
     pub(crate) puts: Vec<(String, Vec<u8>)>,
     pub(crate) deletes: Vec<String>,
+    /// The store refuses writes past a size that only it knows. This one is refused by so many bytes earlier.
+    pub(crate) ballast_bytes: usize,
 }
 
 /// What became of a write.
@@ -77,6 +79,7 @@ pub(crate) mod simulated {
     pub(crate) struct Content {
         values: BTreeMap<String, (Vec<u8>, u64)>,
         revision: u64,
+        write_bytes_max: Option<usize>,
     }
 
     /// The store of all keyholders.
@@ -90,6 +93,10 @@ pub(crate) mod simulated {
 
         pub(crate) fn restore(&self, backup: Content) {
             *self.0.lock().unwrap() = backup;
+        }
+
+        pub(crate) fn limit_writes(&self, bytes_max: usize) {
+            self.0.lock().unwrap().write_bytes_max = Some(bytes_max);
         }
 
         pub(crate) fn value(&self, name: &str) -> Option<Vec<u8>> {
@@ -174,6 +181,10 @@ pub(crate) mod simulated {
                 return Err(Self::lost());
             }
             let mut content = self.store.0.lock().unwrap();
+            let bytes: usize = write.puts.iter().map(|(name, value)| name.len() + value.len()).sum();
+            if content.write_bytes_max.is_some_and(|most| bytes + write.ballast_bytes > most) {
+                return Err(KvError::Refused("request is too large".to_owned()));
+            }
             let revision_of = |name: &String| content.values.get(name).map_or(0, |(_, revision)| *revision);
             let conflict = write.expected.iter().any(|(name, revision)| revision_of(name) != *revision);
             if !conflict {

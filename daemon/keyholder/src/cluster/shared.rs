@@ -20,7 +20,7 @@ use super::wire::{self, LEDGER, LeaseValue, LinkValue, MemberValue, Named, STORE
 use crate::clock;
 use crate::durable::{self, OldContent, StorageError};
 use crate::records::{Body, LeaseRecord};
-use crate::store::{LEASES_FILE, LEDGER_FILE, StoreError};
+use crate::store::{LEASES_FILE, LEDGER_FILE, RESERVE_BYTES, Room, StoreError};
 
 /// What was last written to the store, and to which.
 const MARK_FILE: &str = "store-mark";
@@ -358,9 +358,18 @@ impl Shared {
 
     /// Writes these over what is known of them, and this keyholder's own value with them.
     fn write(&mut self, puts: Vec<(String, Vec<u8>)>, deletes: Vec<String>) -> Result<(), StoreError> {
+        self.write_with_ballast(puts, deletes, 0)
+    }
+
+    fn write_with_ballast(
+        &mut self,
+        puts: Vec<(String, Vec<u8>)>,
+        deletes: Vec<String>,
+        ballast_bytes: usize,
+    ) -> Result<(), StoreError> {
         let own_name = wire::member_name(&self.name);
         let own = MemberValue { beat: self.own.beat + 1, ..self.own.clone() };
-        let mut write = Write { expected: Vec::new(), puts, deletes };
+        let mut write = Write { expected: Vec::new(), puts, deletes, ballast_bytes };
         write.puts.push((own_name, wire::encode(&own)));
         let names = write.puts.iter().map(|(name, _)| name).chain(&write.deletes);
         write.expected = names.map(|name| (name.clone(), self.known_revision(name))).collect();
@@ -410,9 +419,10 @@ impl Shared {
     }
 
     /// Puts a ledger in the place of the one known.
-    pub(crate) fn put_ledger(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put_ledger(&mut self, bytes: &[u8], room: Room) -> Result<(), StoreError> {
         self.is_usable()?;
-        self.write(vec![(LEDGER.to_owned(), bytes.to_vec())], Vec::new())?;
+        let ballast_bytes = if room == Room::Ordinary { RESERVE_BYTES } else { 0 };
+        self.write_with_ballast(vec![(LEDGER.to_owned(), bytes.to_vec())], Vec::new(), ballast_bytes)?;
         // Done: whoever took it for not done would write another ledger under the same serial.
         let kept = self.remember().and_then(|()| self.keep_copy(bytes));
         kept.map_err(|error| {
