@@ -56,7 +56,7 @@ async fn look(keyholder: &Arc<Keyholder>) -> Result<(), KeyholderError> {
     };
     with_links(keyholder, |links| links.observe(&news.items));
     if taken.is_err() {
-        act_on(keyholder, &news).await;
+        act_on(keyholder, &news);
         return taken;
     }
     let unsealed = keyholder.seal_state() == SealState::Unsealed;
@@ -69,7 +69,7 @@ async fn look(keyholder: &Arc<Keyholder>) -> Result<(), KeyholderError> {
     }
     keyholder.sync_links();
     keyholder.note_look();
-    act_on(keyholder, &news).await;
+    act_on(keyholder, &news);
     if !unsealed {
         ask_around(keyholder).await;
     }
@@ -120,14 +120,14 @@ pub(crate) fn write_claim(keyholder: &Keyholder, claim: Claim) -> Result<(), Key
     Ok(())
 }
 
-async fn act_on(keyholder: &Arc<Keyholder>, news: &News) {
+fn act_on(keyholder: &Arc<Keyholder>, news: &News) {
     let command = match (news.ledger, news.may_push) {
         (true, _) => Command::Review,
         (false, true) => Command::Push,
         (false, false) => return,
     };
     for node in keyholder.linked_nodes() {
-        keyholder.command(node, command).await;
+        keyholder.nudge(node, command);
     }
 }
 
