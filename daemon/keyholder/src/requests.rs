@@ -49,6 +49,9 @@ const ENTRY_BYTES: usize = 512;
 /// Requests of one actor that are under way at once.
 const UNDER_WAY_MAX: usize = 64;
 
+/// What those are called who have yet to say who they are: by where they come from, behind this.
+pub(crate) const GUEST_PREFIX: &str = "guest/";
+
 /// Longest answer that is kept.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -175,6 +178,9 @@ impl Requests {
         if allowances.len() >= ACTORS_MAX {
             allowances.retain(|_, whole| *whole > now.0);
         }
+        // A person has an allowance of their own, of guests so many as there is room for; the others share one.
+        let has_room = allowances.len() < ACTORS_MAX || allowances.contains_key(who);
+        let who = if has_room || !who.starts_with(GUEST_PREFIX) { who } else { GUEST_PREFIX };
         let whole = allowances.entry(who.to_owned()).or_insert(now.0);
         let next = (*whole).max(now.0) + NANOS_PER_REQUEST;
         let ahead = next - now.0;
@@ -394,6 +400,20 @@ mod tests {
         let later = BootInstant(begin.0 + NANOS_PER_REQUEST);
         assert!(requests.admit("a", later).is_ok());
         assert!(requests.admit("a", later).is_err());
+    }
+
+    #[test]
+    fn guests_past_the_room_that_there_is_share_an_allowance_and_people_do_not() {
+        let requests = Requests::default();
+        let begin = BootInstant(1_000);
+        for number in 0..ACTORS_MAX {
+            assert!(requests.admit(&format!("{GUEST_PREFIX}{number}"), begin).is_ok(), "{number}");
+        }
+        let admitted = (0..2 * BURST)
+            .filter(|number| requests.admit(&format!("{GUEST_PREFIX}more-{number}"), begin).is_ok());
+        assert_eq!(admitted.count() as u64, BURST);
+        assert!(requests.admit("operator/anna", begin).is_ok());
+        assert!(lock(&requests.allowances).len() <= ACTORS_MAX + 2);
     }
 
     #[test]
