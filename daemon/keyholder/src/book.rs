@@ -176,6 +176,8 @@ pub(crate) struct Book {
     pub(crate) node_trails: BTreeMap<NodeId, audit_log::Head>,
     /// What of a node's trail was found broken, and has been said.
     pub(crate) node_trails_broken: BTreeMap<NodeId, std::mem::Discriminant<NodeTrailError>>,
+    /// How often in a row a node's trail could not be had in a session with it.
+    pub(crate) node_trails_missed: BTreeMap<NodeId, u32>,
 }
 
 impl Book {
@@ -242,6 +244,7 @@ impl Book {
             last_break_glass: None,
             node_trails: BTreeMap::new(),
             node_trails_broken: BTreeMap::new(),
+            node_trails_missed: BTreeMap::new(),
         })
     }
 

@@ -337,6 +337,27 @@ fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
 }
 
 #[test]
+fn a_node_that_keeps_back_a_trail_which_was_followed_is_told_of_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    ceremony(&mut book);
+    fill(&mut book);
+    let node = NodeId([1; 16]);
+    let error = KeyholderError::NoSuchNode { name: "no such endpoint".to_owned() };
+    let miss = |book: &mut Book| (0..5).for_each(|_| book.note_heads_exchanged(node, Some(&error)).unwrap());
+    let told = || events(dir.path(), "node-trail-unavailable").len();
+    miss(&mut book);
+    assert_eq!(told(), 0, "it may never have had one");
+    let head = audit_log::Head { trail: audit_log::TrailId([1; 16]), seq: 4, hash: audit_log::Hash([4; 32]) };
+    book.note_node_trail(node, Ok(head)).unwrap();
+    miss(&mut book);
+    assert_eq!(told(), 1);
+    book.note_heads_exchanged(node, None).unwrap();
+    miss(&mut book);
+    assert_eq!(told(), 2);
+}
+
+#[test]
 fn a_fence_far_ahead_of_the_ledger_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let mut book = open(dir.path());
