@@ -404,11 +404,6 @@ impl KeyholderSession {
         }
     }
 
-    /// The challenge that a grant would count from now: the latest one, whether or not it was answered.
-    pub fn latest_challenge(&self) -> Option<Challenged> {
-        self.latest
-    }
-
     /// Encodes a grant that counts from the latest challenge. The shell has recorded its latest expiry durably: that of a lease from
     /// the arrival of [`Self::latest_challenge`], which may have come after the grant was planned.
     ///
