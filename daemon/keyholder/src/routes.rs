@@ -170,7 +170,7 @@ async fn admit_guest(gate: &Gate, guest: &GuestKey, request: Request, next: Next
         request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
     let from =
         address.map_or_else(|| hex::encode(guest.spki_sha256), |address| network_of(address).to_string());
-    let by = format!("{GUEST_PREFIX}{from}");
+    let by = format!("{}{from}", requests::GUEST_PREFIX);
     if let Err(wait_s) = gate.keyholder.requests.admit(&by, clock::now()) {
         return refused_by(&KeyholderError::TooOften { wait_s });
     }
