@@ -82,6 +82,19 @@ fn a_tokens_scopes_are_kept_once_each() {
 }
 
 #[test]
+fn no_token_is_made_for_what_takes_a_persons_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    ceremony(&mut book);
+    let request = |scope: &str| CreateToken { name: "x".to_owned(), scopes: vec![scope.to_owned()], days: 1 };
+    for scope in ["POST /v1/keyholders/{name}/join", "POST /v1/approvals/{id}/approve", "POST /v1/policy"] {
+        let refused = book.create_token(&request(scope), "security-officer/eve").unwrap_err();
+        assert_eq!(refused.kind(), ("invalid", 400), "{scope}");
+    }
+    book.create_token(&request("POST /v1/push"), "security-officer/eve").unwrap();
+}
+
+#[test]
 fn a_node_that_is_marked_again_is_noted_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut book = open(dir.path());
