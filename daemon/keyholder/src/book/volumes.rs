@@ -332,7 +332,6 @@ impl Book {
         self.volumes.remove(&volume);
         // It is in another pool now.
         self.records.forget_pool(volume);
-        self.flush_records()?;
         let fields = [
             ("by", by.into()),
             ("volume", volume.to_string().into()),
@@ -341,8 +340,9 @@ impl Book {
             ("snapshot", snapshot.map(|snapshot| snapshot.to_string()).into()),
             ("size_bytes", size_bytes.into()),
         ];
+        // It is done by now: the trail has it, whatever becomes of the record.
         self.audit.record("volume-promoted", fields)?;
-        Ok(())
+        self.flush_records()
     }
 
     /// What accepting a state is, in words: an approval of it covers no other pool, and nothing that the node finds later.
@@ -511,7 +511,6 @@ impl Book {
         })?;
         self.volumes.remove(&volume);
         self.records.remove(volume);
-        self.flush_records()?;
         let erasure = match (&shared_with[..], backups) {
             ([], None) => Erasure::Complete,
             ([], Some(_)) => Erasure::PendingBackups,
@@ -523,7 +522,9 @@ impl Book {
             ("volume", volume.to_string().into()),
             ("erasure", serde_json::json!(erasure)),
         ];
+        // It is done by now: the trail has it, whatever becomes of the record.
         self.audit.record("volume-erased", fields)?;
+        self.flush_records()?;
         let destroy_backups_up_to_serial = backups.filter(|_| erasure == Erasure::PendingBackups);
         Ok(VolumeErased { label, volume, erasure, destroy_backups_up_to_serial, shared_with })
     }

@@ -39,6 +39,22 @@ fn of_two_requests_for_one_volume_the_refused_one_does_not_erase_what_the_other_
     assert_eq!(book.finish_volume(fourth).unwrap_err().kind().1, 409);
 }
 
+#[test]
+fn what_was_done_is_in_the_trail_also_where_its_lease_record_could_not_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    ceremony(&mut book);
+    fill(&mut book);
+    let [first, second] = ["db-1", "db-2"].map(|label| book.find_volume(label).unwrap().0);
+    book.plan_push(NodeId([1; 16])).unwrap();
+    std::fs::create_dir(dir.path().join("leases.new")).unwrap();
+    book.promoted(first, NodeId([2; 16]), (None, 1 << 30), "test").unwrap_err();
+    book.erase_volume(second, "test").unwrap_err();
+    for event in ["volume-promoted", "volume-erased"] {
+        assert_eq!(events(dir.path(), event).len(), 1, "{event}");
+    }
+}
+
 fn clone_as(label: &str) -> CloneVolume {
     CloneVolume {
         label: label.to_owned(),
