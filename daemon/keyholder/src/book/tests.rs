@@ -21,13 +21,13 @@ use crate::api::{AddNode, ApproveNode, CreateVolume, Officer, PushPolicy, Target
 use crate::durable::StateDir;
 use crate::shares::SealedShare;
 
-fn open(dir: &Path) -> Book {
+pub(super) fn open(dir: &Path) -> Book {
     let vault = Arc::new(Vault::new(Policy::AllowMlock).unwrap());
     let leases = LeaseBounds { default_ms: 5_000, max_ms: 60_000 };
     Book::open("compute-1".to_owned(), StateDir::open(dir).unwrap(), vault, leases, None).unwrap()
 }
 
-fn ceremony(book: &mut Book) -> Vec<SealedShare> {
+pub(super) fn ceremony(book: &mut Book) -> Vec<SealedShare> {
     let officer = |number: u8| Officer {
         name: format!("officer-{number}"),
         public_key: BASE64.encode(envelope::keypair(&[number; 32]).unwrap().as_bytes()),
