@@ -330,13 +330,13 @@ impl Kv for Etcd {
         };
         let write = json!({"compare": compare, "success": success, "failure": failure});
         let (answer, is_repeated): (TxnAnswer, _) = self.call("/v3/kv/txn", &write)?;
-        match answer.succeeded {
-            true => Ok(Written::At(answer.header.revision.0)),
+        if answer.succeeded {
+            Ok(Written::At(answer.header.revision.0))
+        } else if is_repeated {
             // What it met may be itself, from the attempt before.
-            false if is_repeated => {
-                Err(KvError::Unavailable("a write got no answer, and may have been done".to_owned()))
-            }
-            false => Ok(Written::Conflict),
+            Err(KvError::Unavailable("a write got no answer, and may have been done".to_owned()))
+        } else {
+            Ok(Written::Conflict)
         }
     }
 
