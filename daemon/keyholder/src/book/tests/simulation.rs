@@ -383,8 +383,12 @@ impl World {
     fn unlatch(&mut self, of: usize) {
         for label in ["db-1", "db-2"] {
             let book = &mut self.members[of].book;
-            let Ok((_, node)) = book.find_volume(label) else { continue };
-            if book.unlatch(&Target::Volume(label.to_owned()), "test").is_ok() {
+            let Some(volume) = book.registry().ok().and_then(|registry| registry.volume_labelled(label))
+            else {
+                continue;
+            };
+            let (node, is_latched) = (volume.node, volume.latch.is_some());
+            if is_latched && book.unlatch(&Target::Volume(label.to_owned()), "test").is_ok() {
                 self.counts.unlatched += 1;
                 self.push(of, usize::from(node != self.nodes[0].id));
             }
