@@ -397,7 +397,6 @@ mod tests {
         std::thread::spawn(move || {
             let session = rustls::ServerConnection::new(Arc::new(config)).unwrap();
             let mut stream = rustls::StreamOwned::new(session, listener.accept().unwrap().0);
-            let mut request = Vec::new();
             let mut read = |count: usize| {
                 let mut bytes = vec![0; count];
                 std::io::Read::read_exact(&mut stream, &mut bytes).unwrap();
@@ -424,8 +423,7 @@ mod tests {
     #[test]
     fn a_write_that_was_sent_twice_and_met_a_conflict_may_have_been_done() {
         let conflict = Some(r#"{"header":{"revision":"7"}}"#);
-        let write =
-            || Write { expected: Vec::new(), puts: vec![("a".to_owned(), Vec::new())], deletes: Vec::new() };
+        let write = || Write { puts: vec![("a".to_owned(), Vec::new())], ..Write::default() };
         let (silent, of_silent) = member(None);
         let (other, of_other) = member(conflict);
         let tls = identity::s3_client(&[of_silent, of_other]).unwrap();
