@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lease::GrantRefusal;
 use lease::keyholder::GrantOrder;
-use lease::limits::{DRIFT_PPM, LEASE_MS_MIN, challenge_interval_ms, lease_with_drift_ms};
+use lease::limits::{DRIFT_PPM, LEASE_MS_MIN, lease_with_drift_ms};
 use lease::message::{
     Evidence, GrantRefused, OnRollback, PoolState, Receipt, RepushRule, RevokeCause, Scope, WipeCause,
     WipeReceipt, WipeRecord,
@@ -581,9 +581,8 @@ impl Book {
         Ok(Some((lease_ms, renewed.iter().map(|(_, grant)| *grant).collect())))
     }
 
-    /// What can be renewed without another word to the store, and for how long. The node drops what an answer does not name: while
-    /// something runs that this keyholder has no record of its own for yet, it gives none before its own leases need one, and the store
-    /// has so long to come back.
+    /// What can be renewed without another word to the store, and for how long. The node drops what an answer does not name: where all
+    /// that runs is by another keyholder's record there is none, and it ends with its lease, if the store is not back before.
     fn renew_inside_the_record(
         &mut self,
         renewed: &[(VolumeId, GrantId)],
@@ -601,12 +600,7 @@ impl Book {
             record.given.is_none() && record.expires.is_some_and(|expires| now < expires)
         };
         let leaves_out = renewed.iter().any(|(volume, _)| self.records.of(*volume).is_some_and(is_anothers));
-        // The next challenge comes after one interval, and its answer may be late.
-        let enough = now.saturating_add_ms(2 * challenge_interval_ms(lease_ms));
-        let can_wait = |volume: &VolumeId| {
-            self.records.of(*volume).and_then(LeaseRecord::held_until).is_some_and(|held| enough < held)
-        };
-        if leaves_out && inside.iter().all(|(volume, ..)| can_wait(volume)) {
+        if leaves_out && inside.is_empty() {
             return None;
         }
         let lease_ms = inside

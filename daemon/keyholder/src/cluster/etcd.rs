@@ -357,7 +357,8 @@ mod tests {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let etcd = Etcd::new(
             vec![format!("https://{closed}").parse().unwrap()],
-            identity::s3_client(&[]).unwrap(),
+            identity::s3_client(&[rcgen::generate_simple_self_signed([]).unwrap().cert.der().clone()])
+                .unwrap(),
             "/".to_owned(),
         );
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -131,9 +131,7 @@ impl World {
             0..=3 => self.look(of),
             4 | 5 => self.connect(of, at),
             6..=8 => self.challenge(at),
-            9..=15 => self.hear(of, at),
-            16..=19 => self.sign(of, at),
-            20..=24 => self.deliver(of, at),
+            9..=24 => self.carry(of, at),
             25 => self.promote(of),
             26 => self.revoke(of),
             27 | 28 => self.unlatch(of),
@@ -149,10 +147,26 @@ impl World {
                 self.nodes[at].held.clear();
             }
             33 if self.random.once_in(3) => self.wipe(at),
-            _ => self.now += self.random.between(1, 2_500) * MS,
+            _ => self.now += self.random.between(1, 1_500) * MS,
         }
         self.write_down();
         self.check();
+    }
+
+    /// Something arrives, mostly in the newest session, and in the others late.
+    fn carry(&mut self, of: usize, at: usize) {
+        let newest = self.nodes[at].current.filter(|_| !self.random.once_in(4));
+        let of = newest.unwrap_or(of);
+        self.turn_to(of);
+        for _ in 0..self.random.between(1, 3) {
+            match self.random.below(4) {
+                0 | 1 => self.hear(of, at),
+                2 => self.sign(of, at),
+                _ => self.deliver(of, at),
+            }
+            self.write_down();
+            self.check();
+        }
     }
 
     fn crash(&mut self, of: usize) {
