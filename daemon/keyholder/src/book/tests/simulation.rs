@@ -19,7 +19,7 @@ use lease::message::{
 use units::{Fence, PoolId};
 
 const SEEDS: u64 = 40;
-const STEPS: usize = 400;
+const STEPS: usize = 500;
 const MS: u64 = 1_000_000;
 
 /// What a keyholder sent, and the moment of the challenge that it answers.
@@ -127,26 +127,26 @@ impl World {
     fn step(&mut self) {
         let (of, at) = (self.random.below(2) as usize, self.random.below(2) as usize);
         self.turn_to(of);
-        match self.random.below(36) {
+        match self.random.below(56) {
             0..=3 => self.look(of),
             4 | 5 => self.connect(of, at),
             6..=8 => self.challenge(at),
-            9..=24 => self.carry(of, at),
-            25 => self.promote(of),
-            26 => self.revoke(of),
-            27 | 28 => self.unlatch(of),
-            29 => self.end(of, at),
-            30 => {
+            9..=44 => self.carry(of, at),
+            45 => self.promote(of),
+            46 => self.revoke(of),
+            47 | 48 => self.unlatch(of),
+            49 => self.end(of, at),
+            50 => {
                 let choices = [Weather::Fair, Weather::Fair, Weather::CutOff, Weather::AnswersLost];
                 self.members[of].kv.set_weather(*self.random.choose(&choices));
             }
-            31 if self.random.once_in(4) => self.crash(of),
-            32 if self.random.once_in(3) => {
+            51 if self.random.once_in(4) => self.crash(of),
+            52 if self.random.once_in(3) => {
                 // The node is started again.
                 self.nodes[at].current = None;
                 self.nodes[at].held.clear();
             }
-            33 if self.random.once_in(3) => self.wipe(at),
+            53 if self.random.once_in(3) => self.wipe(at),
             _ => self.now += self.random.between(1, 1_500) * MS,
         }
         self.write_down();
@@ -158,7 +158,7 @@ impl World {
         let newest = self.nodes[at].current.filter(|_| !self.random.once_in(4));
         let of = newest.unwrap_or(of);
         self.turn_to(of);
-        for _ in 0..self.random.between(1, 3) {
+        for _ in 0..self.random.between(2, 5) {
             match self.random.below(4) {
                 0 | 1 => self.hear(of, at),
                 2 => self.sign(of, at),
