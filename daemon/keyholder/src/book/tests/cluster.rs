@@ -232,6 +232,24 @@ fn a_store_that_is_away_for_a_moment_after_a_takeover_costs_no_key() {
 }
 
 #[test]
+fn evidence_from_before_another_keyholders_grant_was_seen_is_not_judged() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let opened = clock::now();
+    assert!(!second.book.was_granted_since(node, opened));
+    first.book.plan_push(node).unwrap();
+    clock::simulated::set(opened.saturating_add_ms(1));
+    second.look().unwrap();
+    assert!(second.book.was_granted_since(node, opened), "that the node held nothing was before that");
+    clock::simulated::set(opened.saturating_add_ms(2));
+    assert!(!second.book.was_granted_since(node, clock::now()), "a new session's evidence counts");
+    assert!(!first.book.was_granted_since(node, opened), "its own grants come after its evidence");
+    assert!(!second.book.was_granted_since(NodeId([2; 16]), opened));
+}
+
+#[test]
 fn a_write_whose_answer_is_lost_counts_as_anothers() {
     let store = SimulatedStore::default();
     let ([mut first, mut second], _) = two(&store);

@@ -140,6 +140,7 @@ impl World {
                 let choices = [Weather::Fair, Weather::Fair, Weather::CutOff, Weather::AnswersLost];
                 self.members[of].kv.set_weather(*self.random.choose(&choices));
             }
+            54 => self.overtake(of, at),
             51 if self.random.once_in(4) => self.crash(of),
             52 if self.random.once_in(3) => {
                 // The node is started again.
@@ -167,6 +168,32 @@ impl World {
             self.write_down();
             self.check();
         }
+    }
+
+    /// What a node said in a session here arrives only after another keyholder has granted it something, and that was seen.
+    fn overtake(&mut self, of: usize, at: usize) {
+        let (other, elsewhere) = (1 - of, 1 - at);
+        let session = |world: &mut Self, of: usize, at: usize| {
+            world.turn_to(of);
+            world.hear(of, at);
+            for _ in 0..2 {
+                world.sign(of, at);
+                world.write_down();
+                world.deliver(of, at);
+            }
+        };
+        self.connect(of, at);
+        self.turn_to(other);
+        self.look(other);
+        self.connect(other, at);
+        session(self, other, at);
+        self.now += MS;
+        self.turn_to(of);
+        self.look(of);
+        self.hear(of, at);
+        self.promote(of);
+        self.connect(of, elsewhere);
+        session(self, of, elsewhere);
     }
 
     fn crash(&mut self, of: usize) {
