@@ -25,9 +25,22 @@ const FACILITY: u8 = 10;
 pub fn level(event: &str) -> u8 {
     match event {
         "audit-chain-broken" | "audit-truncated" | "break-glass" | "node-compromised" => 2,
-        "lockdown" | "latched-by-wipe" | "grant-refused" | "share-refused" | "refused" | "login-refused"
-        | "session-refused" | "key-refused" | "source-refused" | "refused-more" | "node-vanished"
-        | "lease-records-lost" | "node-trail-broken" | "audit-line-torn" | "audit-begun-anew" => 4,
+        "lockdown"
+        | "latched-by-wipe"
+        | "grant-refused"
+        | "share-refused"
+        | "refused"
+        | "login-refused"
+        | "session-refused"
+        | "key-refused"
+        | "source-refused"
+        | "refused-more"
+        | "node-vanished"
+        | "lease-records-lost"
+        | "node-trail-broken"
+        | "node-trail-unavailable"
+        | "audit-line-torn"
+        | "audit-begun-anew" => 4,
         "grant" | "receipt" | "segment" | "wiped-further" | "node-trail" => 6,
         _ => 5,
     }

@@ -191,10 +191,30 @@ pub const TABLE: &[Rule] = &[
 pub const ACCEPTED_ROLES: &[Role] = READERS;
 
 /// The same where keyholders share a store: one that has no root asks the others for it.
-pub const ACCEPTED_AMONG_KEYHOLDERS: &[Role] =
-    &[Role::Operator, Role::SecurityOfficer, Role::Auditor, Role::Monitor, Role::Keyholder];
+pub const ACCEPTED_AMONG_KEYHOLDERS: &[Role] = &[
+    Role::Operator,
+    Role::StorageAdmin,
+    Role::SecurityOfficer,
+    Role::Auditor,
+    Role::Monitor,
+    Role::Keyholder,
+];
 
 /// The rule for an endpoint.
 pub(crate) fn rule(verb: Verb, path: &str) -> Option<&'static Rule> {
     TABLE.iter().find(|rule| rule.verb == verb && rule.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_call_something_may_connect() {
+        for role in TABLE.iter().flat_map(|rule| rule.roles) {
+            assert!(ACCEPTED_AMONG_KEYHOLDERS.contains(role), "{role}");
+            // A keyholder that shares no store is asked by none for anything.
+            assert_eq!(ACCEPTED_ROLES.contains(role), *role != Role::Keyholder, "{role}");
+        }
+    }
 }

@@ -59,7 +59,7 @@ use crate::ledger::{
 use crate::policy::{CameBack, Policy};
 use crate::records::{Body, Found, LeaseRecord, LeaseRecords, NOBODY};
 use crate::shares::Share;
-use crate::store::{Files, LEASES_FILE, LEDGER_FILE, Store};
+use crate::store::{Files, LEASES_FILE, LEDGER_FILE, RESERVE_BYTES, Room, Store};
 use crate::vault::{Gathered, Key, Vault};
 
 /// A person's approval of a push is good for so long. Longer, and it would be forgotten that it was given.
@@ -158,6 +158,8 @@ pub(crate) struct Book {
     latches_unwritten: bool,
     /// Something would have been granted had the shared store been there.
     pushes_wait_for_store: bool,
+    /// What looks at the shared store have brought, and nobody has acted on yet.
+    news: News,
     nodes: BTreeMap<NodeId, NodeNow>,
     volumes: BTreeMap<VolumeId, VolumeNow>,
     lease_bounds: LeaseBounds,
@@ -174,6 +176,8 @@ pub(crate) struct Book {
     pub(crate) node_trails: BTreeMap<NodeId, audit_log::Head>,
     /// What of a node's trail was found broken, and has been said.
     pub(crate) node_trails_broken: BTreeMap<NodeId, std::mem::Discriminant<NodeTrailError>>,
+    /// How often in a row a node's trail could not be had in a session with it.
+    pub(crate) node_trails_missed: BTreeMap<NodeId, u32>,
 }
 
 impl Book {
@@ -199,7 +203,11 @@ impl Book {
             None => Store::Files(Files::new(dir.path())),
         };
         let (records, records_found) = match store.shared() {
-            Some(shared) if shared.has_mark() => (LeaseRecords::empty(boot), Found::Intact),
+            Some(shared) if shared.has_mark() => {
+                // Of before there was a store, where an earlier program left it.
+                durable::remove(&dir.file(LEASES_FILE))?;
+                (LeaseRecords::empty(boot), Found::Intact)
+            }
             _ => LeaseRecords::load(&dir.file(LEASES_FILE), boot, clock::now())?,
         };
         let (audit, found) = Audit::open(dir.path(), &vault, boot)?;
@@ -221,6 +229,7 @@ impl Book {
             wait_until: None,
             latches_unwritten: false,
             pushes_wait_for_store: false,
+            news: News::default(),
             nodes: BTreeMap::new(),
             volumes: BTreeMap::new(),
             lease_bounds,
@@ -235,6 +244,7 @@ impl Book {
             last_break_glass: None,
             node_trails: BTreeMap::new(),
             node_trails_broken: BTreeMap::new(),
+            node_trails_missed: BTreeMap::new(),
         })
     }
 
@@ -441,6 +451,7 @@ impl Book {
             expires: Some(until),
             pool: None,
             given: None,
+            seen: None,
         };
         self.records.assume(&mut self.store, |records| {
             records.extend(registry.volumes.iter().map(|volume| (volume.volume, assumed(volume))));
@@ -519,7 +530,7 @@ impl Book {
             what: "the ledger backup is not base64".to_owned(),
             next_step: "send the file that `nightlatch key backup` wrote",
         })?;
-        check_ledger_size(&bytes)?;
+        check_ledger_size(&bytes, Room::Reserve)?;
         let sealed = SealedLedger::decode(&bytes)?;
         // The records first: those that are here are of another ledger and know nothing of this one's leases.
         self.records.lose(&mut self.store)?;
@@ -571,6 +582,15 @@ impl Book {
         &mut self,
         change: impl FnOnce(&mut Registry) -> Result<T, KeyholderError>,
     ) -> Result<T, KeyholderError> {
+        self.commit_in(Room::Ordinary, change)
+    }
+
+    /// As [`Self::commit`]. What takes keys away, or makes room, finds room where there is none for anything else.
+    fn commit_in<T>(
+        &mut self,
+        room: Room,
+        change: impl FnOnce(&mut Registry) -> Result<T, KeyholderError>,
+    ) -> Result<T, KeyholderError> {
         // The ledger remembers how far the trail has come: a crash may not leave it more of that than there is.
         self.audit.sync()?;
         let open = self.opened()?;
@@ -580,7 +600,7 @@ impl Book {
         self.raise_fence_floors(&mut registry);
         let header = Header { serial: open.header.serial + 1, ..open.header.clone() };
         let bytes = ledger::encode(&self.vault, Key::Current, &header, &registry)?;
-        self.write_ledger(&bytes, header, registry)?;
+        self.write_ledger(&bytes, header, registry, room)?;
         Ok(made)
     }
 
@@ -605,7 +625,7 @@ impl Book {
         }
         let header = Header { serial: open.header.serial + 1, ledger_key, ..open.header.clone() };
         let bytes = ledger::encode(&self.vault, Key::Next, &header, &registry)?;
-        self.write_ledger(&bytes, header, registry)?;
+        self.write_ledger(&bytes, header, registry, Room::Reserve)?;
         // Only now: had the write failed, the old key would still be the one that opens the file.
         self.vault.adopt_ledger_key()?;
         if let Err(error) = self.store.forget_history() {
@@ -620,10 +640,13 @@ impl Book {
         bytes: &[u8],
         header: Header,
         registry: Registry,
+        room: Room,
     ) -> Result<(), KeyholderError> {
-        check_ledger_size(bytes)?;
+        let grows = self.sealed.as_ref().is_none_or(|before| before.file_bytes() < bytes.len());
+        let room = if grows { room } else { Room::Reserve };
+        check_ledger_size(bytes, room)?;
         let sealed = SealedLedger::decode(bytes)?;
-        self.store.put_ledger(bytes)?;
+        self.store.put_ledger(bytes, room)?;
         self.sealed = Some(sealed);
         self.open = Some(OpenLedger { header, registry });
         self.latches_unwritten = false;
@@ -676,15 +699,14 @@ fn memory_name(kind: MemoryKind) -> &'static str {
 }
 
 /// A ledger that the next start would not read is not written.
-fn check_ledger_size(bytes: &[u8]) -> Result<(), KeyholderError> {
-    if bytes.len() as u64 <= LEDGER_BYTES_MAX {
+fn check_ledger_size(bytes: &[u8], room: Room) -> Result<(), KeyholderError> {
+    let reserve = if room == Room::Ordinary { RESERVE_BYTES as u64 } else { 0 };
+    let most = LEDGER_BYTES_MAX - reserve;
+    if bytes.len() as u64 <= most {
         return Ok(());
     }
     Err(KeyholderError::Invalid {
-        what: format!(
-            "the ledger would have {} bytes, and {LEDGER_BYTES_MAX} is the most that is read",
-            bytes.len()
-        ),
+        what: format!("the ledger would have {} bytes, and {most} is the most", bytes.len()),
         next_step: "remove what is not needed any more: tokens, nodes, volumes",
     })
 }

@@ -18,6 +18,9 @@ use crate::keyholder::Keyholder;
 /// the other side.
 const INTERVAL: Duration = Duration::from_secs(600);
 
+/// Rounds in a row without a node's trail, while its sessions go on, after which that is said.
+const MISSED_MAX: u32 = 3;
+
 /// Why a node's trail is not the one that was followed so far.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeTrailError {
@@ -33,9 +36,14 @@ pub(crate) enum NodeTrailError {
 pub(crate) async fn exchange(keyholder: Arc<Keyholder>, node: NodeId, stop: CancellationToken) {
     let again_and_again = async {
         loop {
-            if let Err(error) = once(&keyholder, node).await {
+            let exchanged = once(&keyholder, node).await;
+            if let Err(error) = &exchanged {
                 // An older node has no such endpoint, and one that is gone is dialled again anyway.
                 tracing::debug!(%node, %error, "heads of audit trails were not exchanged");
+            }
+            let noted = keyholder.book(|book| book.note_heads_exchanged(node, exchanged.as_ref().err()));
+            if let Err(error) = noted {
+                tracing::error!(%node, %error, "the audit trail lacks that this node keeps its own back");
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -156,6 +164,31 @@ impl Book {
                 self.node_trails_broken.insert(node, kind);
             }
         }
+        Ok(())
+    }
+
+    /// Notes whether heads could be exchanged in a session. A node whose trail was followed and that keeps it back for long is told of
+    /// once: whoever cut a trail may leave it at that.
+    pub(crate) fn note_heads_exchanged(
+        &mut self,
+        node: NodeId,
+        error: Option<&KeyholderError>,
+    ) -> Result<(), KeyholderError> {
+        let Some(error) = error else {
+            self.node_trails_missed.remove(&node);
+            return Ok(());
+        };
+        if !self.node_trails.contains_key(&node) {
+            return Ok(());
+        }
+        let missed = self.node_trails_missed.entry(node).or_default();
+        *missed = missed.saturating_add(1);
+        if *missed != MISSED_MAX {
+            return Ok(());
+        }
+        tracing::error!(%node, %error, "the node's audit trail was followed before and cannot be had any more");
+        let fields = [("node", node.to_string().into()), ("why", error.to_string().into())];
+        self.audit.record("node-trail-unavailable", fields)?;
         Ok(())
     }
 

@@ -649,6 +649,8 @@ impl Keyholder {
     async fn await_receipts(&self, told: Told) -> Outcome {
         let Told { begun, since, volume, nodes } = told;
         let shares_store = self.shared_links.is_some();
+        // What other keyholders granted until now. Where the store is away, what was known of it has to do.
+        let _ = tokio::time::timeout(RECEIPT_TIMEOUT, self.looked_again()).await;
         let outcomes = nodes.into_iter().map(|(node, connected)| async move {
             if connected || shares_store {
                 self.wait(RECEIPT_TIMEOUT, |book| book.is_forgotten(node, volume, since)).await;
@@ -677,7 +679,7 @@ impl Keyholder {
         })?;
         let nodes = self.book(|book| book.nodes_of(target))?;
         for node in &nodes {
-            self.command(*node, Command::Push).await;
+            self.nudge(*node, Command::Push);
         }
         let lifted = |node: &NodeId| self.book(|book| outcome(book, *node, begun, None));
         Ok(Outcome { nodes: nodes.iter().map(lifted).collect() })
@@ -796,7 +798,7 @@ impl Keyholder {
         self.book(|book| book.prune_trail())?;
         let nodes = self.book(|book| book.node_ids());
         for node in nodes {
-            self.command(node, Command::Push).await;
+            self.nudge(node, Command::Push);
         }
         Ok(preview)
     }
@@ -887,6 +889,16 @@ impl Keyholder {
         if let Some(sender) = sender {
             // Closed only when the dialler has stopped, and then there is nothing to command.
             let _ = sender.send(command).await;
+        }
+    }
+
+    /// As [`Self::command`], for what a session finds out by itself if it never hears it: nobody waits for a node that takes nothing.
+    pub(crate) fn nudge(&self, node: NodeId, command: Command) {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&node)
+            && link.commands.try_send(command).is_err()
+        {
+            tracing::debug!(%node, ?command, "its queue is full, or it is dialled no more");
         }
     }
 

@@ -391,6 +391,11 @@ pub(crate) struct SealedLedger {
 }
 
 impl SealedLedger {
+    /// How long its file is.
+    pub(crate) fn file_bytes(&self) -> usize {
+        self.bound.len() + self.registry.len() + CHECKSUM_BYTES
+    }
+
     /// Reads a file's bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, LedgerError> {
         let damaged = |what| LedgerError::Damaged { what };

@@ -262,6 +262,8 @@ struct Dialogue<'a> {
     node: NodeId,
     /// What was known of it when it was dialled.
     target: NodeTarget,
+    /// From before the hello that the node's evidence answers.
+    opened: BootInstant,
     machine: KeyholderSession,
     stream: TlsStream<TcpStream>,
     incoming: FrameBuffer,
@@ -307,12 +309,14 @@ impl<'a> Dialogue<'a> {
             exporter,
             challenge,
         };
-        let machine = KeyholderSession::new(clock::now(), params);
+        let opened = clock::now();
+        let machine = KeyholderSession::new(opened, params);
         let incoming = FrameBuffer::default();
         Ok(Self {
             keyholder,
             node,
             target,
+            opened,
             machine,
             stream,
             incoming,
@@ -498,7 +502,12 @@ impl<'a> Dialogue<'a> {
         {
             tracing::warn!(node = %self.node, "what the node's TPM says proves nothing: {unproven}; would need {}", unproven.would_need());
         }
-        let judgement = self.keyholder.book(|book| book.on_evidence(self.node, evidence, proof))?;
+        let judgement = self.keyholder.book(|book| {
+            if book.was_granted_since(self.node, self.opened) {
+                return Err(Ended::Redial);
+            }
+            Ok(book.on_evidence(self.node, evidence, proof)?)
+        })?;
         self.judged = true;
         let last_wipe = evidence.last_wipe.map(|wipe| wipe.cause.name());
         tracing::info!(node = %self.node, held = evidence.held.len(), last_wipe, ?judgement, "evidence verified");
@@ -520,20 +529,27 @@ impl<'a> Dialogue<'a> {
         if !self.judged {
             return Ok(());
         }
-        // Each answer is a write to disk: a node that asks more often than any sound one is not answered each time.
+        // Each answer is a write to disk: a node that asks more often than any sound one is not answered each time. But grants that
+        // wait to be sent count from this challenge, and are recorded with its answer.
         let too_soon = self.renewed.is_some_and(|at| at.elapsed() < RENEWAL_SPACING);
-        if too_soon && !self.push_wanted {
+        if too_soon && !self.push_wanted && self.outgoing.is_empty() {
             return Ok(());
         }
         self.renewed = Some(Instant::now());
         let keyholder = self.keyholder;
-        let (lease_ms, grants) = keyholder.book(|book| book.renew(self.node, states))?;
+        let Some((lease_ms, grants)) = keyholder.book(|book| book.renew(self.node, states))? else {
+            return Ok(());
+        };
         let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;
         self.send(&bytes).await?;
         if self.push_wanted { self.push().await } else { Ok(()) }
     }
 
     async fn on_wiped(&mut self, receipt: &WipeReceipt) -> Result<(), Ended> {
+        if self.target.pinned.is_none() {
+            // Signed by a key that anybody may have made.
+            return Err(Ended::AwaitsApproval);
+        }
         self.keyholder.book(|book| book.on_wiped(self.node, receipt))?;
         let (cause, stages) = (receipt.record.cause, receipt.stages);
         let (ns, stage) = (stages.keys_ns, stages.reached());
@@ -568,15 +584,20 @@ impl<'a> Dialogue<'a> {
     async fn send_next_grant(&mut self) -> Result<(), Ended> {
         let Some(planned) = self.outgoing.pop_front() else { return Ok(()) };
         let (keyholder, node) = (self.keyholder, self.node);
+        let challenged = self.machine.latest_challenge().ok_or(Ended::Closed)?.at;
         let signed = keyholder.book(|book| {
-            if book.may_go_out(node, &planned.order) {
+            let may_go_out = book.may_go_out(node, &planned.order);
+            if may_go_out && book.is_recorded(&planned.order, challenged) {
                 return self.seal_and_sign(planned).map(Some);
             }
             book.withdraw(&planned.order);
+            // It would end after its record: planned anew, it is recorded anew.
+            self.push_wanted |= may_go_out;
             Ok(None)
         })?;
         match signed {
             Some(bytes) => self.send(&bytes).await,
+            None if self.push_wanted && self.outgoing.is_empty() => self.ask_to_push().await,
             None => Ok(()),
         }
     }

@@ -6,6 +6,7 @@
 //!   which role that makes of a person, the policy says.
 //! - The provider is asked for its keys before the book is locked, and seldom.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -104,13 +105,18 @@ pub(crate) struct Claims {
 pub struct Provider {
     config: OidcConfig,
     outgoing: Outgoing,
-    keys: Mutex<Option<Keys>>,
+    keys: std::sync::Mutex<Keys>,
+    /// Held while the provider is asked: by one at a time, and by nobody who finds his key among those that are known.
+    asking: Mutex<()>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Keys {
-    set: JwkSet,
-    read: Instant,
+    set: Option<(JwkSet, Instant)>,
+    /// When the provider was asked last, whatever came of it.
+    asked: Option<Instant>,
+    /// Why it has not answered then.
+    failure: Option<OidcError>,
 }
 
 #[derive(Deserialize)]
@@ -128,7 +134,12 @@ impl Provider {
     /// Reads its authorities.
     pub fn load(config: &OidcConfig) -> Result<Self, IdentityError> {
         let outgoing = Outgoing::for_url(&config.issuer, &config.ca)?;
-        Ok(Self { config: config.clone(), outgoing, keys: Mutex::new(None) })
+        Ok(Self {
+            config: config.clone(),
+            outgoing,
+            keys: std::sync::Mutex::default(),
+            asking: Mutex::new(()),
+        })
     }
 
     /// What a command line has to know to log in there.
@@ -208,25 +219,50 @@ impl Provider {
 
     /// The provider's key of this id, or its only one.
     async fn key(&self, id: Option<&str>) -> Result<Jwk, OidcError> {
-        let find = |set: &JwkSet| match id {
+        if let Some(known) = self.known_key(id) {
+            return Ok(known);
+        }
+        let _asking = self.asking.lock().await;
+        // Somebody else may have asked meanwhile, for this key or in vain.
+        if let Some(known) = self.known_key(id) {
+            return Ok(known);
+        }
+        let unknown = || OidcError::Token("the provider has no such key".to_owned());
+        {
+            let mut keys = self.lock_keys();
+            if keys.asked.is_some_and(|asked| asked.elapsed() < KEYS_SPACING) {
+                return Err(keys.failure.clone().unwrap_or_else(unknown));
+            }
+            // Whoever asks may hang up before there is an answer.
+            keys.asked = Some(Instant::now());
+            keys.failure = Some(OidcError::Provider("it was asked a moment ago".to_owned()));
+        }
+        let read = self.read_keys().await;
+        {
+            let mut keys = self.lock_keys();
+            keys.asked = Some(Instant::now());
+            keys.failure = read.as_ref().err().cloned();
+            keys.set = read.map(|set| (set, Instant::now())).ok().or(keys.set.take());
+            if let Some(failure) = &keys.failure {
+                return Err(failure.clone());
+            }
+        }
+        self.known_key(id).ok_or_else(unknown)
+    }
+
+    fn known_key(&self, id: Option<&str>) -> Option<Jwk> {
+        let keys = self.lock_keys();
+        let (set, _) = keys.set.as_ref().filter(|(_, read)| read.elapsed() < KEYS_KEPT)?;
+        match id {
             Some(id) => set.find(id).cloned(),
             None if set.keys.len() == 1 => set.keys.first().cloned(),
             None => None,
-        };
-        let mut keys = self.keys.lock().await;
-        if let Some(known) = keys.as_ref().filter(|known| known.read.elapsed() < KEYS_KEPT)
-            && let Some(found) = find(&known.set)
-        {
-            return Ok(found);
         }
-        let unknown = || OidcError::Token("the provider has no such key".to_owned());
-        if keys.as_ref().is_some_and(|known| known.read.elapsed() < KEYS_SPACING) {
-            return Err(unknown());
-        }
-        let set = self.read_keys().await?;
-        let found = find(&set);
-        *keys = Some(Keys { set, read: Instant::now() });
-        found.ok_or_else(unknown)
+    }
+
+    fn lock_keys(&self) -> std::sync::MutexGuard<'_, Keys> {
+        // Each change is a few assignments.
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// OpenID Connect Discovery 1.0, section 4, and the set that it names (RFC 7517).
@@ -264,6 +300,31 @@ mod tests {
     fn provider() -> Provider {
         let config = "issuer = \"http://127.0.0.1:1/\"\nclient_id = \"nightlatch\"\n";
         Provider::load(&toml::from_str(config).unwrap()).unwrap()
+    }
+
+    /// A provider that takes requests and answers none.
+    #[tokio::test]
+    async fn a_provider_that_does_not_answer_is_asked_once_for_all_and_holds_up_nobody_whose_key_is_known() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config =
+            format!("issuer = \"http://{}/\"\nclient_id = \"nightlatch\"\n", silent.local_addr().unwrap());
+        let provider = Provider::load(&toml::from_str(&config).unwrap()).unwrap();
+        let known = serde_json::json!({ "keys": [{ "kty": "oct", "k": "AA", "kid": "known" }] });
+        provider.lock_keys().set = Some((serde_json::from_value(known).unwrap(), Instant::now()));
+        let begun = Instant::now();
+        let unknown = futures::future::join_all((0..20).map(|_| provider.key(Some("unknown"))));
+        let meanwhile = async {
+            let _asked = silent.accept().await.unwrap();
+            assert!(provider.key(Some("known")).await.is_ok());
+            assert!(begun.elapsed() < Duration::from_secs(2), "it waited for those who ask");
+            // Until the one who asks gives up.
+            silent.accept().await.map(drop)
+        };
+        tokio::select! {
+            refused = unknown => assert!(refused.iter().all(|one| matches!(one, Err(OidcError::Provider(_))))),
+            _ = meanwhile => panic!("it was asked again"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "each waited for an answer of its own");
     }
 
     fn claims() -> Value {

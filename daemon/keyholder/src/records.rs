@@ -50,6 +50,9 @@ pub(crate) struct LeaseRecord {
     /// one without writing a record of its own.
     #[serde(skip)]
     pub(crate) given: Option<BootInstant>,
+    /// Where another keyholder wrote the record: when that was seen here.
+    #[serde(skip)]
+    pub(crate) seen: Option<BootInstant>,
 }
 
 impl LeaseRecord {
@@ -58,9 +61,11 @@ impl LeaseRecord {
         self.expires.map(|expires| self.given.unwrap_or(expires))
     }
 
-    /// Whether both are the same to whoever reads them.
+    /// Whether whoever reads this in the store need not read the other: it is the same, and of the same keyholder where that is this
+    /// one. What another wrote may have been promised away there, so that it has to be written over before anything is given under it.
     pub(crate) fn is_recorded_as(&self, other: &Self) -> bool {
-        Self { given: None, ..*self } == Self { given: None, ..*other }
+        let told = |record: &Self| Self { given: None, seen: None, ..*record };
+        told(self) == told(other) && (self.given.is_some() || other.given.is_none())
     }
 }
 
@@ -110,7 +115,7 @@ impl From<BodyOfVersion1> for Body {
     fn from(body: BodyOfVersion1) -> Self {
         let record = |record: LeaseRecordOfVersion1| {
             let LeaseRecordOfVersion1 { node, grant, fence, lease_ms, expires } = record;
-            LeaseRecord { node, grant, fence, lease_ms, expires, pool: None, given: None }
+            LeaseRecord { node, grant, fence, lease_ms, expires, pool: None, given: None, seen: None }
         };
         let records = body.records.into_iter().map(|(volume, old)| (volume, record(old))).collect();
         Self { boot: body.boot, records, states: BTreeMap::new() }
@@ -168,6 +173,7 @@ impl LeaseRecords {
             expires: value.left_ms.map(|left_ms| now.saturating_add_ms(lease_with_drift_ms(left_ms))),
             pool: value.pool,
             given: None,
+            seen: Some(now),
         };
         self.body.records.insert(volume, record);
         record
@@ -296,6 +302,11 @@ impl LeaseRecords {
         self.body.records.remove(&volume);
     }
 
+    /// Forgets a pool's state. In memory, as [`Self::release`].
+    pub(crate) fn remove_state(&mut self, pool: PoolId) {
+        self.body.states.remove(&pool);
+    }
+
     /// Forgets where a volume was served from, and what that pool and the one it is said to be in now were known to be. Durable
     /// when it returns.
     pub(crate) fn forget_state(
@@ -333,6 +344,17 @@ impl LeaseRecords {
         let mut news = false;
         let of_node = self.body.records.iter_mut().filter(|(_, record)| record.node == node);
         for (_, record) in of_node.filter(|(volume, _)| is_gone(**volume)) {
+            news |= record.expires.take().is_some();
+        }
+        news
+    }
+
+    /// Notes that these grants of the node are over, wherever their volumes are now. In memory, as [`Self::release`]. Returns whether
+    /// that is news.
+    pub(crate) fn release_grants(&mut self, node: NodeId, ended: &[GrantId]) -> bool {
+        let mut news = false;
+        let of_node = self.body.records.values_mut().filter(|record| record.node == node);
+        for record in of_node.filter(|record| ended.contains(&record.grant)) {
             news |= record.expires.take().is_some();
         }
         news
@@ -423,6 +445,7 @@ mod tests {
             expires: Some(BootInstant(expires)),
             pool: Some(PoolId([6; 16])),
             given: None,
+            seen: None,
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A client that has lost an answer sends the request again with the same `Idempotency-Key` and gets what the first one got; nothing is
 //! done twice within a day. Answers are kept in memory; that there was a request is on disk ([`past`]), so after a restart of the
-//! keyholder it is refused, and the state says what was done.
+//! keyholder it is refused, and the state says what was done. So is one whose connection or time ended while it was carried out.
 
 mod past;
 
@@ -48,6 +48,9 @@ const ENTRY_BYTES: usize = 512;
 
 /// Requests of one actor that are under way at once.
 const UNDER_WAY_MAX: usize = 64;
+
+/// What those are called who have yet to say who they are: by where they come from, behind this.
+pub(crate) const GUEST_PREFIX: &str = "guest/";
 
 /// Longest answer that is kept.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -156,7 +159,7 @@ impl Requests {
             ),
             Step::Begun | Step::Free => Problem::new(
                 "outcome-unknown",
-                "the keyholder ended while the request with this Idempotency-Key was under way",
+                "the keyholder or the connection ended while the request with this Idempotency-Key was under way",
                 "look at the state, and ask again with another key where it was not done",
             ),
         })
@@ -175,6 +178,9 @@ impl Requests {
         if allowances.len() >= ACTORS_MAX {
             allowances.retain(|_, whole| *whole > now.0);
         }
+        // A person has an allowance of their own, of guests so many as there is room for; the others share one.
+        let has_room = allowances.len() < ACTORS_MAX || allowances.contains_key(who);
+        let who = if has_room || !who.starts_with(GUEST_PREFIX) { who } else { GUEST_PREFIX };
         let whole = allowances.entry(who.to_owned()).or_insert(now.0);
         let next = (*whole).max(now.0) + NANOS_PER_REQUEST;
         let ahead = next - now.0;
@@ -239,28 +245,41 @@ impl Requests {
         }
     }
 
-    fn forget_unanswered(&self, name: &Name) {
+    fn forget_unanswered(&self, name: &Name, outcome: Outcome) {
         let mut answers = lock(&self.answers);
         let unanswered = |entry: &&Entry| matches!(entry.kept, Kept::UnderWay);
         let Some(fingerprint) = answers.get(name).filter(unanswered).map(|entry| entry.fingerprint) else {
             return;
         };
         answers.remove(name);
+        if outcome == Outcome::Unknown {
+            return;
+        }
         if let Err(error) = self.note_past(name, fingerprint, Step::Free) {
             tracing::warn!(%error, "a request that was not carried out cannot be sent again after a restart");
         }
     }
 }
 
-/// A request that is under way; where its connection ends before the answer, it can be sent again.
+/// A request that is under way.
 struct UnderWay {
     requests: Arc<Requests>,
     name: Name,
+    outcome: Outcome,
+}
+
+/// What is known of a request that nobody is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing was done: it can be sent again.
+    NotDone,
+    /// It was begun. Where its connection ends, or its time, nobody knows how far it came, and it is not done a second time.
+    Unknown,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.requests.forget_unanswered(&self.name);
+        self.requests.forget_unanswered(&self.name, self.outcome);
     }
 }
 
@@ -301,14 +320,18 @@ pub(crate) async fn once(
         Met::Refused(status, problem) => return refuse(status, problem),
         Met::Again(status, body) => return again(status, body),
     }
-    let under_way = UnderWay { requests: Arc::clone(requests), name };
+    let mut under_way = UnderWay { requests: Arc::clone(requests), name, outcome: Outcome::NotDone };
     // Before anything is done, and before it is answered: a crash in between must not have it done twice.
     let note = |step| tokio::task::block_in_place(|| requests.note_past(&under_way.name, fingerprint, step));
     if let Err(error) = note(Step::Begun) {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, unrecorded(&error));
     }
+    under_way.outcome = Outcome::Unknown;
     let response = next.run(Request::from_parts(head, Body::from(body))).await;
     let (head, body) = response.into_parts();
+    if !head.status.is_success() {
+        under_way.outcome = Outcome::NotDone;
+    }
     // A refusal may be none the next time: only what was done is not done again.
     match to_bytes(body, ANSWER_BYTES_MAX).await {
         Ok(body) => {
@@ -380,6 +403,20 @@ mod tests {
     }
 
     #[test]
+    fn guests_past_the_room_that_there_is_share_an_allowance_and_people_do_not() {
+        let requests = Requests::default();
+        let begin = BootInstant(1_000);
+        for number in 0..ACTORS_MAX {
+            assert!(requests.admit(&format!("{GUEST_PREFIX}{number}"), begin).is_ok(), "{number}");
+        }
+        let admitted = (0..2 * BURST)
+            .filter(|number| requests.admit(&format!("{GUEST_PREFIX}more-{number}"), begin).is_ok());
+        assert_eq!(admitted.count() as u64, BURST);
+        assert!(requests.admit("operator/anna", begin).is_ok());
+        assert!(lock(&requests.allowances).len() <= ACTORS_MAX + 2);
+    }
+
+    #[test]
     fn the_same_request_gets_the_same_answer_and_another_under_its_name_is_refused() {
         let requests = Requests::default();
         let (now, one) = (BootInstant(0), name("a", "k"));
@@ -400,15 +437,50 @@ mod tests {
     }
 
     #[test]
-    fn a_request_whose_connection_ended_can_be_sent_again_and_an_answered_one_stays() {
+    fn a_request_that_was_not_carried_out_can_be_sent_again_and_an_answered_one_stays() {
         let requests = Arc::new(Requests::default());
         let one = name("a", "k");
         assert!(matches!(requests.meet(&one, [1; 32], BootInstant(0)), Met::New));
-        drop(UnderWay { requests: Arc::clone(&requests), name: one.clone() });
+        let under_way =
+            || UnderWay { requests: Arc::clone(&requests), name: one.clone(), outcome: Outcome::NotDone };
+        drop(under_way());
         assert!(matches!(requests.meet(&one, [1; 32], BootInstant(0)), Met::New));
         requests.keep(&one, StatusCode::OK, Bytes::new());
-        drop(UnderWay { requests: Arc::clone(&requests), name: one.clone() });
+        drop(under_way());
         assert!(matches!(requests.meet(&one, [1; 32], BootInstant(0)), Met::Again(..)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_whose_connection_ended_while_it_was_carried_out_is_not_carried_out_again() {
+        use axum::response::IntoResponse;
+        use tower::ServiceExt;
+        let dir = tempfile::tempdir().unwrap();
+        let requests = Arc::new(Requests::open(dir.path().join("requests")).unwrap());
+        let begun = Arc::new(tokio::sync::Semaphore::new(0));
+        let handler = {
+            let begun = Arc::clone(&begun);
+            move || {
+                begun.add_permits(1);
+                std::future::pending::<()>()
+            }
+        };
+        let refuse = |status: StatusCode, problem: Problem| (status, problem.kind).into_response();
+        let around = move |request: Request, next: Next| {
+            let requests = Arc::clone(&requests);
+            async move { once(&requests, "a", request, 1_024, next, refuse).await }
+        };
+        let router = axum::Router::new()
+            .route("/", axum::routing::post(handler))
+            .layer(axum::middleware::from_fn(around));
+        let request = || Request::post("/").header(KEY_HEADER, "k").body(Body::empty()).unwrap();
+        let first = tokio::spawn(router.clone().oneshot(request()));
+        begun.acquire().await.unwrap().forget();
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        let second = router.oneshot(request()).await.unwrap();
+        assert_eq!(second.status(), StatusCode::CONFLICT);
+        assert_eq!(to_bytes(second.into_body(), 1_024).await.unwrap(), "outcome-unknown");
+        assert_eq!(begun.available_permits(), 0, "it was carried out again");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The endpoints. Each is added with its rule from [`crate::access::TABLE`], which is asked before the handler runs and
 //! before the body is read.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
@@ -168,8 +168,9 @@ async fn pass(State(gate): State<Gate>, mut request: Request, next: Next) -> Res
 async fn admit_guest(gate: &Gate, guest: &GuestKey, request: Request, next: Next) -> Response {
     let address =
         request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
-    let from = address.map_or_else(|| hex::encode(guest.spki_sha256), |address| address.to_string());
-    let by = format!("guest/{from}");
+    let from =
+        address.map_or_else(|| hex::encode(guest.spki_sha256), |address| network_of(address).to_string());
+    let by = format!("{}{from}", requests::GUEST_PREFIX);
     if let Err(wait_s) = gate.keyholder.requests.admit(&by, clock::now()) {
         return refused_by(&KeyholderError::TooOften { wait_s });
     }
@@ -178,6 +179,14 @@ async fn admit_guest(gate: &Gate, guest: &GuestKey, request: Request, next: Next
         gate.keyholder.note_refusal(&by, gate.rule, response.status().as_u16(), kind);
     }
     response
+}
+
+/// Whoever is given IPv6 is given a network of 2^64 addresses, and is one.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
+        address @ IpAddr::V4(_) => address,
+    }
 }
 
 fn forbidden(rule: &Rule, peer: &PeerIdentity) -> Response {

@@ -12,6 +12,19 @@ use crate::records::{self, Body};
 /// The ledger's file; beside a shared store a copy of the last ledger that was seen there.
 pub(crate) const LEDGER_FILE: &str = "ledger";
 
+/// What every ledger leaves of the room that there is, unless it takes keys away or is no longer than the one before: the latches of
+/// a thousand nodes fit into it, whoever filled the rest.
+pub(crate) const RESERVE_BYTES: usize = 64 << 10;
+
+/// How much of the room for ledgers one may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// All but [`RESERVE_BYTES`].
+    Ordinary,
+    /// All of it.
+    Reserve,
+}
+
 /// The lease records' file.
 pub(crate) const LEASES_FILE: &str = "leases";
 
@@ -72,12 +85,12 @@ impl Files {
 impl Store {
     /// Puts a ledger in the place of the one before it, whose content is overwritten where it lies in a file of ours: each of them
     /// has what a later erasure takes out, under the same key.
-    pub(crate) fn put_ledger(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put_ledger(&mut self, bytes: &[u8], room: Room) -> Result<(), StoreError> {
         match self {
             Self::Files(files) => {
                 Ok(durable::replace(&files.dir.join(LEDGER_FILE), bytes, OldContent::Overwrite)?)
             }
-            Self::Shared(shared) => shared.put_ledger(bytes),
+            Self::Shared(shared) => shared.put_ledger(bytes, room),
         }
     }
 
@@ -85,7 +98,7 @@ impl Store {
     pub(crate) fn put_first_ledger(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         match self {
             Self::Shared(shared) if shared.is_empty() => shared.keep_copy(bytes),
-            _ => self.put_ledger(bytes),
+            _ => self.put_ledger(bytes, Room::Ordinary),
         }
     }
 

@@ -404,7 +404,8 @@ impl KeyholderSession {
         }
     }
 
-    /// Encodes a grant that counts from the latest challenge. The shell has recorded its latest expiry durably.
+    /// Encodes a grant that counts from the latest challenge. The shell has recorded its latest expiry durably: that of a lease from
+    /// the arrival of [`Self::latest_challenge`], which may have come after the grant was planned.
     ///
     /// `seal` encrypts the volume's PRK for the node; it runs where the root secret is.
     pub fn grant<E>(

@@ -131,7 +131,9 @@ impl Book {
         let set = self.sealed.as_ref().ok_or(KeyholderError::NoLedger)?.header.share_set.clone();
         let aad = root_aad(set.set, set.root_epoch);
         self.vault.open_root(&set, &received.info, &aad, &received.sealed)?;
-        self.audit.record("root-taken", [("from", giver.into())])?;
+        let recorded = self.audit.record("root-taken", [("from", giver.into())]);
+        // Half open is sealed: with a root in the arena nobody could give it another.
+        recorded.inspect_err(|_| self.vault.wipe())?;
         self.unseal_or_forget(&format!("keyholder/{giver}"))
     }
 }

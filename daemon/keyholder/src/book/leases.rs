@@ -11,6 +11,7 @@ use lease::message::{
 };
 use units::{BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
 
+use super::rules::labels_of_key;
 use super::{Book, NodeNow, VolumeNow};
 use crate::api::{Connection, KeyState, PushPolicy};
 use crate::attest::{Proven, Unproven};
@@ -19,7 +20,7 @@ use crate::error::KeyholderError;
 use crate::ledger::{LatchCause, LatchRecord, Life, NodeRecord, VolumeRecord, WipeId};
 use crate::policy::CameBack;
 use crate::records::LeaseRecord;
-use crate::store::StoreError;
+use crate::store::{Room, StoreError};
 use crate::vault::{SecretOf, Wrapped};
 
 /// How far ahead of the ledger a fence reported by a node may be. More is no restored backup but nonsense, and would
@@ -137,6 +138,12 @@ impl Book {
         }
     }
 
+    /// Whether another keyholder has recorded a lease of the node's at or after this moment, when a session with it was opened here:
+    /// then evidence of that session may be older than the lease, and says nothing about it.
+    pub(crate) fn was_granted_since(&self, node: NodeId, opened: BootInstant) -> bool {
+        self.records.of_node(node).any(|record| record.seen.is_some_and(|seen| seen >= opened))
+    }
+
     /// Compares what a node holds with what it should; returns what it has to give up.
     pub(super) fn reconcile(
         &mut self,
@@ -206,7 +213,7 @@ impl Book {
         if known {
             return Ok(());
         }
-        self.commit(|registry| {
+        self.commit_in(Room::Reserve, |registry| {
             if let Some(record) = registry.node_mut(node) {
                 let latch = record.latch.get_or_insert(LatchRecord {
                     cause: LatchCause::Wipe(wipe.cause),
@@ -359,8 +366,8 @@ impl Book {
                 let (grant, fence) = (order.grant, order.fence);
                 let expires = Some(given.max(ends.saturating_add_ms(ahead_ms)));
                 let given = Some(given);
-                records
-                    .insert(order.volume, LeaseRecord { node, grant, fence, lease_ms, expires, pool, given });
+                let record = LeaseRecord { node, grant, fence, lease_ms, expires, pool, given, seen: None };
+                records.insert(order.volume, record);
             }
         })
     }
@@ -379,6 +386,13 @@ impl Book {
             && volume_may
             && is_pushing
             && self.is_in_order(node, order.volume, order.grant)
+    }
+
+    /// Whether the record reaches to the end of a lease that counts from a challenge which arrived then.
+    pub(crate) fn is_recorded(&self, order: &GrantOrder, challenged: BootInstant) -> bool {
+        let ends = challenged.saturating_add_ms(lease_with_drift_ms(order.lease_ms));
+        let record = self.records.of(order.volume).filter(|record| record.grant == order.grant);
+        record.and_then(LeaseRecord::held_until).is_some_and(|held| ends <= held)
     }
 
     /// Takes a planned grant back that was never signed: nobody can hold its key.
@@ -477,12 +491,13 @@ impl Book {
             .ok_or_else(|| "the volume's fences are used up; copy it to a new one".to_owned())
     }
 
-    /// What a challenge of the node is answered with: the lease, and the grants that go on, durably recorded.
+    /// What a challenge of the node is answered with: the lease, and the grants that go on, durably recorded. `None` where the challenge
+    /// is better not answered yet.
     pub(crate) fn renew(
         &mut self,
         node: NodeId,
         states: &[PoolState],
-    ) -> Result<(u64, Vec<GrantId>), KeyholderError> {
+    ) -> Result<Option<(u64, Vec<GrantId>)>, KeyholderError> {
         // Durable with the renewal, or by itself.
         let news = self.note_states(node, states);
         let registry = self.registry()?;
@@ -493,14 +508,17 @@ impl Book {
         let longest_ms = self.policy.push.lease_ms_max.unwrap_or(record.lease_ms).max(LEASE_MS_MIN);
         let lease_ms = record.lease_ms.min(longest_ms);
         if registry.lockdown.is_some() || record.latch.is_some() {
-            return Ok((lease_ms, Vec::new()));
+            return Ok(Some((lease_ms, Vec::new())));
         }
         let machine = self.machine(node);
         // What the policy does not want there any more ends with the lease that runs.
-        let may_hold = |label: &str| self.policy.may_hold(record.name.as_str(), &machine, label).is_ok();
+        let may_hold = |volume: &VolumeRecord| {
+            labels_of_key(registry, volume)
+                .all(|label| self.policy.may_hold(record.name.as_str(), &machine, label).is_ok())
+        };
         let renewed: Vec<(VolumeId, GrantId)> = registry
             .volumes_of(node)
-            .filter(|volume| volume.latch.is_none() && may_hold(&volume.label))
+            .filter(|volume| volume.latch.is_none() && may_hold(volume))
             .filter_map(|volume| {
                 let now = self.volumes.get(&volume.volume)?;
                 let in_force = matches!(now.key, Some(KeyState::Unlocked | KeyState::Pushing));
@@ -512,7 +530,7 @@ impl Book {
             if news {
                 self.flush_records()?;
             }
-            return Ok((lease_ms, Vec::new()));
+            return Ok(Some((lease_ms, Vec::new())));
         }
         self.record_renewals(&renewed, lease_ms, news)
     }
@@ -524,7 +542,7 @@ impl Book {
         renewed: &[(VolumeId, GrantId)],
         lease_ms: u64,
         news: bool,
-    ) -> Result<(u64, Vec<GrantId>), KeyholderError> {
+    ) -> Result<Option<(u64, Vec<GrantId>)>, KeyholderError> {
         let now = clock::now();
         let ends = now.saturating_add_ms(lease_with_drift_ms(lease_ms));
         let ahead_ms = self.store.ahead_ms();
@@ -560,16 +578,17 @@ impl Book {
             }
         }
         renewed.iter().for_each(|(volume, _)| self.records.note_given(*volume, ends));
-        Ok((lease_ms, renewed.iter().map(|(_, grant)| *grant).collect()))
+        Ok(Some((lease_ms, renewed.iter().map(|(_, grant)| *grant).collect())))
     }
 
-    /// What can be renewed without another word to the store, and for how long.
+    /// What can be renewed without another word to the store, and for how long. The node drops what an answer does not name: where all
+    /// that runs is by another keyholder's record there is none, and it ends with its lease, if the store is not back before.
     fn renew_inside_the_record(
         &mut self,
         renewed: &[(VolumeId, GrantId)],
         lease_ms: u64,
         now: BootInstant,
-    ) -> (u64, Vec<GrantId>) {
+    ) -> Option<(u64, Vec<GrantId>)> {
         let left = |volume: &VolumeId| {
             let record = self.records.of(*volume).filter(|record| record.given.is_some())?;
             let lease_ms = lease_within_ms(record.expires?.ms_since(now));
@@ -577,6 +596,13 @@ impl Book {
         };
         let inside: Vec<_> =
             renewed.iter().filter_map(|(volume, grant)| Some((*volume, *grant, left(volume)?))).collect();
+        let is_anothers = |record: &LeaseRecord| {
+            record.given.is_none() && record.expires.is_some_and(|expires| now < expires)
+        };
+        let leaves_out = renewed.iter().any(|(volume, _)| self.records.of(*volume).is_some_and(is_anothers));
+        if leaves_out && inside.is_empty() {
+            return None;
+        }
         let lease_ms = inside
             .iter()
             .map(|(_, _, left_ms)| *left_ms)
@@ -584,7 +610,7 @@ impl Book {
             .map_or(lease_ms, |left_ms| left_ms.min(lease_ms));
         let ends = now.saturating_add_ms(lease_with_drift_ms(lease_ms));
         inside.iter().for_each(|(volume, ..)| self.records.note_given(*volume, ends));
-        (lease_ms, inside.into_iter().map(|(_, grant, _)| grant).collect())
+        Some((lease_ms, inside.into_iter().map(|(_, grant, _)| grant).collect()))
     }
 
     /// Makes durable what was noted of leases. Where a shared store cannot take it now, it is kept in memory for the next time: until
@@ -711,14 +737,15 @@ impl Book {
         let in_scope =
             |volume: VolumeId| receipt.scope == Scope::All || receipt.scope == Scope::Volume(volume);
         // A node speaks for what was granted to itself, wherever that volume is now: its word about another's lease would let
-        // that volume be granted twice.
-        let released = self.records.release_of_node(node, in_scope);
-        let volumes: Vec<VolumeId> = self
-            .registry()?
-            .volumes_of(node)
-            .map(|volume| volume.volume)
-            .filter(|volume| in_scope(*volume))
-            .collect();
+        // that volume be granted twice. And only of the grants that it names: another may have been planned since it spoke, and
+        // what becomes of that is told by its own answer or by the next evidence.
+        let released = self.records.release_grants(node, &receipt.grants);
+        let is_over = |volume: &VolumeId| {
+            let grant = self.volumes.get(volume).and_then(|now| now.grant);
+            in_scope(*volume) && grant.is_none_or(|grant| receipt.grants.contains(&grant))
+        };
+        let volumes: Vec<VolumeId> =
+            self.registry()?.volumes_of(node).map(|volume| volume.volume).filter(is_over).collect();
         let news = receipt.scope == Scope::All
             || released
             || volumes
@@ -775,6 +802,19 @@ impl Book {
 
     /// Whether the node has proved, since `since`, that it holds nothing of what a revocation named.
     pub(crate) fn is_forgotten(&self, node: NodeId, volume: Option<VolumeId>, since: BootInstant) -> bool {
+        let placed = self.registry().into_iter().flat_map(|registry| registry.volumes_of(node));
+        let placed: Vec<VolumeId> = match volume {
+            Some(volume) => vec![volume],
+            None => placed.map(|volume| volume.volume).collect(),
+        };
+        // Whoever was granted it last: it may have been promoted a moment ago, or nobody knows who has it.
+        let now = clock::now();
+        let runs = |record: &&LeaseRecord| record.held_until().is_some_and(|held| now < held);
+        let elsewhere =
+            |volume| self.records.of(volume).filter(runs).is_some_and(|record| record.node != node);
+        if placed.iter().any(|volume| elsewhere(*volume)) {
+            return false;
+        }
         let emptied =
             self.nodes.get(&node).and_then(|now| now.empty_since).is_some_and(|emptied| emptied >= since);
         if self.shared().is_some() && self.connection(node) != Connection::Connected && !emptied {

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::error::KeyholderError;
 use crate::ledger::{LatchCause, LatchRecord, Life, NodeRecord, Registry, TpmRecord};
 use crate::records::{LeaseRecord, NOBODY};
-use crate::store::StoreError;
+use crate::store::{Room, StoreError};
 
 /// Nodes that one keyholder looks after: a bound on connections and on the ledger.
 const NODES_MAX: usize = 1024;
@@ -360,12 +360,12 @@ impl Book {
     /// Where another keyholder was quicker with the ledger, its ledger is latched too.
     fn commit_latches(&mut self) -> Result<(), KeyholderError> {
         for _ in 0..LATCH_WRITES_MAX {
-            match self.commit(|_| Ok(())) {
-                Err(KeyholderError::Store(StoreError::Changed)) => drop(self.look_at_store()?),
+            match self.commit_in(Room::Reserve, |_| Ok(())) {
+                Err(KeyholderError::Store(StoreError::Changed)) => self.look_at_store()?,
                 done => return done,
             }
         }
-        self.commit(|_| Ok(()))
+        self.commit_in(Room::Reserve, |_| Ok(()))
     }
 
     /// What lifting the latches of a target is, in words: an approval of it covers none that come later.

@@ -40,6 +40,9 @@ const CONFIRM_MS: u64 = 10 * 60_000;
 /// Logins at once.
 const SESSIONS_MAX: usize = 1_024;
 
+/// Of one person: a shell or two, a browser, some programs. One more ends the oldest, and nobody else's.
+const SESSIONS_OF_PERSON_MAX: usize = 16;
+
 /// ID tokens that are remembered: more logins than there are within a token's life.
 const USED_TOKENS_MAX: usize = 16_384;
 
@@ -183,6 +186,13 @@ impl Book {
     fn begin_session(&mut self, peer: &PeerIdentity, second_factor: bool) -> Result<Login, KeyholderError> {
         let now = clock::now();
         self.people.sessions.retain(|_, session| now < session.until);
+        let own = self.people.sessions.iter().filter(|(_, session)| who(&session.peer) == who(peer));
+        let own: Vec<_> = own.map(|(hash, session)| (session.until, *hash)).collect();
+        if own.len() >= SESSIONS_OF_PERSON_MAX
+            && let Some((_, oldest)) = own.into_iter().min()
+        {
+            self.people.sessions.remove(&oldest);
+        }
         if self.people.sessions.len() >= SESSIONS_MAX {
             return Err(too_many(SESSIONS_MAX));
         }
@@ -244,6 +254,11 @@ impl Book {
             });
         };
         let secret = pending.secret;
+        if self.registry()?.people.iter().any(|person| person.who == who) {
+            // At another keyholder meanwhile: its secret is the one that counts.
+            self.people.pending.remove(&who);
+            return Err(KeyholderError::Exists { what: format!("a second factor of {who}") });
+        }
         let Some(step) = self.matching_step(&who, &secret, code, 0)? else {
             return Err(self.wrong_code(&who)?);
         };
@@ -364,5 +379,29 @@ impl Book {
         let fields = [("by", who.into()), ("in_a_row", wrong.count.into())];
         self.audit.record("login-refused", fields)?;
         Ok(KeyholderError::WrongCode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::book::tests::{ceremony, open};
+
+    fn peer(name: &str) -> PeerIdentity {
+        PeerIdentity { role: Role::Operator, name: name.parse().unwrap(), spki_sha256: [0; 32] }
+    }
+
+    #[test]
+    fn one_person_has_so_many_logins_and_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut book = open(dir.path());
+        ceremony(&mut book);
+        let first = book.begin_session(&peer("anna"), true).unwrap().token;
+        let other = book.begin_session(&peer("berta"), true).unwrap().token;
+        clock::simulated::set(clock::now().saturating_add_ms(1));
+        (0..SESSIONS_MAX).for_each(|_| drop(book.begin_session(&peer("anna"), true).unwrap()));
+        assert_eq!(book.people.sessions.len(), SESSIONS_OF_PERSON_MAX + 1);
+        assert!(!book.people.sessions.contains_key(&hash(&first)), "the oldest went");
+        assert!(book.people.sessions.contains_key(&hash(&other)));
     }
 }

@@ -8,7 +8,7 @@ use super::Book;
 use crate::api::{PolicyPreview, PolicyStatus, WouldRefuse};
 use crate::clock;
 use crate::error::KeyholderError;
-use crate::ledger::{NodeRecord, PolicyRecord, VolumeRecord};
+use crate::ledger::{NodeRecord, PolicyRecord, Registry, VolumeRecord};
 use crate::policy::{Minute, Policy, Push, Refusal, differences, loosenings};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -50,6 +50,15 @@ fn shortened(change: String) -> String {
     format!("{begin}... ({} bytes, SHA-256 {digest})", change.len())
 }
 
+/// Every label that the volume's key goes by: a clone has the key of its volume, and what is said of one holds for the other.
+pub(super) fn labels_of_key<'a>(
+    registry: &'a Registry,
+    volume: &'a VolumeRecord,
+) -> impl Iterator<Item = &'a str> {
+    let kin = registry.volumes.iter().filter(|other| other.domain == volume.domain);
+    kin.map(|other| other.label.as_str())
+}
+
 impl Book {
     /// The policy in force.
     pub(crate) fn policy_status(&self) -> Result<PolicyStatus, KeyholderError> {
@@ -71,7 +80,8 @@ impl Book {
         for volume in &registry.volumes {
             let Some(node) = registry.node(volume.node) else { continue };
             let machine = self.machine(node.node);
-            if let Err(refusal) = policy.may_hold(node.name.as_str(), &machine, &volume.label) {
+            let may_hold = |label: &str| policy.may_hold(node.name.as_str(), &machine, label);
+            if let Err(refusal) = labels_of_key(registry, volume).try_for_each(may_hold) {
                 would_refuse.push(WouldRefuse {
                     volume: volume.label.clone(),
                     node: node.name.to_string(),
@@ -127,15 +137,18 @@ impl Book {
         let (unseals_of_node, unseals_of_all) = self.unseals.count(now, node.node);
         let known = self.nodes.get(&node.node);
         let machine = self.machine(node.node);
-        self.policy.judge(&Push {
-            node: node.name.as_str(),
-            volume: &volume.label,
-            machine: &machine,
-            lease_ms: node.lease_ms,
-            came_back: known.map(|known| known.came_back).unwrap_or_default(),
-            unseals_of_node,
-            unseals_of_all,
-            now: Minute::of_unix_s(clock::unix_s()),
+        let Some(open) = &self.open else { return Ok(()) };
+        labels_of_key(&open.registry, volume).try_for_each(|label| {
+            self.policy.judge(&Push {
+                node: node.name.as_str(),
+                volume: label,
+                machine: &machine,
+                lease_ms: node.lease_ms,
+                came_back: known.map(|known| known.came_back).unwrap_or_default(),
+                unseals_of_node,
+                unseals_of_all,
+                now: Minute::of_unix_s(clock::unix_s()),
+            })
         })
     }
 

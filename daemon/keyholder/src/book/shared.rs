@@ -88,8 +88,8 @@ impl Book {
     }
 
     /// Looks at the store now.
-    pub(crate) fn look_at_store(&mut self) -> Result<News, KeyholderError> {
-        let Some(shared) = self.store.shared() else { return Ok(News::default()) };
+    pub(crate) fn look_at_store(&mut self) -> Result<(), KeyholderError> {
+        let Some(shared) = self.store.shared() else { return Ok(()) };
         let (kv, since) = shared.to_read();
         match kv.read(since) {
             Ok(seen) => self.take_in(since, seen),
@@ -100,29 +100,44 @@ impl Book {
         }
     }
 
+    /// What looks at the store have brought since this was asked last: a look that failed half way, or that somebody took who only
+    /// wanted to write, has seen what no later one shows.
+    pub(crate) fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+
     /// Takes in what a look at the store found.
-    pub(crate) fn take_in(&mut self, since: u64, seen: Seen) -> Result<News, KeyholderError> {
-        let Some(shared) = self.store.shared_mut() else { return Ok(News::default()) };
+    pub(crate) fn take_in(&mut self, since: u64, seen: Seen) -> Result<(), KeyholderError> {
+        let Some(shared) = self.store.shared_mut() else { return Ok(()) };
         let was_joined = shared.is_joined();
         let fresh = shared.take_in(since, seen)?;
-        let mut news = News::default();
         if shared.is_joined() && !was_joined {
             // What this keyholder knew by its own file is what it was before there was a store.
             self.records.clear();
             self.records_found = Found::Intact;
         }
+        let is_any_gone = !fresh.gone.is_empty();
+        for named in fresh.gone {
+            match named {
+                Named::Lease(volume) => self.records.remove(volume),
+                Named::State(pool) => self.records.remove_state(pool),
+                _ => {}
+            }
+        }
         for (named, item) in fresh.items {
             match named {
                 Named::Lease(volume) => self.observe_lease(volume, &item.value),
                 Named::State(_) => self.observe_state(&item.value),
-                named => news.items.push((named, item)),
+                named => self.news.items.push((named, item)),
             }
         }
+        let mut is_other_ledger = false;
         if let Some(bytes) = fresh.ledger {
-            news.ledger = self.follow_ledger(&bytes)?;
+            is_other_ledger = self.follow_or_distrust(&bytes)?;
+            self.news.ledger |= is_other_ledger;
         }
         let joined = self.store.shared().is_some_and(Shared::is_joined);
-        if joined && (news.ledger || !was_joined) {
+        if joined && (is_other_ledger || is_any_gone || !was_joined) {
             self.account_for_missing()?;
         }
         if joined {
@@ -132,9 +147,21 @@ impl Book {
         }
         if self.pushes_wait_for_store && self.store.may_grant().is_ok() {
             self.pushes_wait_for_store = false;
-            news.may_push = true;
+            self.news.may_push = true;
         }
-        Ok(news)
+        Ok(())
+    }
+
+    /// Whoever cannot follow a ledger does not know of the latches in it, and would write over it: it is as good as a wrong one.
+    fn follow_or_distrust(&mut self, bytes: &[u8]) -> Result<bool, KeyholderError> {
+        let followed = self.follow_ledger(bytes);
+        if let Err(error) = &followed
+            && let Some(shared) = self.store.shared_mut()
+            && shared.distrust_reason().is_none()
+        {
+            return Err(shared.distrust(format!("its ledger cannot be followed: {error}")).into());
+        }
+        followed
     }
 
     /// A record that does not read may be one of a lease that runs.
@@ -269,6 +296,7 @@ impl Book {
                 expires,
                 pool: None,
                 given: None,
+                seen: None,
             };
             self.records.note(*volume, record);
         }

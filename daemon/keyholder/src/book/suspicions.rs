@@ -11,6 +11,7 @@ use crate::api::{Compromise, Exposed};
 use crate::clock;
 use crate::error::KeyholderError;
 use crate::ledger::{LatchCause, SuspicionRecord, VolumeRecord};
+use crate::store::Room;
 
 /// When the keyholder's trail first and last says that a node had a key.
 pub(crate) type Span = (u64, u64);
@@ -87,7 +88,9 @@ impl Book {
             exposed: registry.volumes_of(record.node).map(exposure).collect(),
         };
         let latch = latch_by(LatchCause::Revoked, by);
-        self.commit(|registry| {
+        // Whoever has the node has its word too: what it holds by now ends with its lease, and with nothing that it says.
+        self.records.disown(&mut self.store, record.node)?;
+        self.commit_in(Room::Reserve, |registry| {
             note(&mut registry.suspicions, suspicion);
             if let Some(node) = registry.node_mut(record.node) {
                 node.latch = Some(latch);

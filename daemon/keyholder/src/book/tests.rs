@@ -21,13 +21,13 @@ use crate::api::{AddNode, ApproveNode, CreateVolume, Officer, PushPolicy, Target
 use crate::durable::StateDir;
 use crate::shares::SealedShare;
 
-fn open(dir: &Path) -> Book {
+pub(super) fn open(dir: &Path) -> Book {
     let vault = Arc::new(Vault::new(Policy::AllowMlock).unwrap());
     let leases = LeaseBounds { default_ms: 5_000, max_ms: 60_000 };
     Book::open("compute-1".to_owned(), StateDir::open(dir).unwrap(), vault, leases, None).unwrap()
 }
 
-fn ceremony(book: &mut Book) -> Vec<SealedShare> {
+pub(super) fn ceremony(book: &mut Book) -> Vec<SealedShare> {
     let officer = |number: u8| Officer {
         name: format!("officer-{number}"),
         public_key: BASE64.encode(envelope::keypair(&[number; 32]).unwrap().as_bytes()),
@@ -318,13 +318,14 @@ fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
     ceremony(&mut book);
     fill(&mut book);
     let (node, liar) = (NodeId([1; 16]), NodeId([2; 16]));
-    let volume = book.plan_push(node).unwrap()[0].order.volume;
+    let order = book.plan_push(node).unwrap()[0].order.clone();
+    let volume = order.volume;
     let receipt = |scope| lease::message::WipeReceipt {
         scope,
         record: WipeRecord { cause: lease::message::WipeCause::PowerLoss, at: BootInstant(1), generation: 1 },
         stages: lease::message::WipeStages::keys(1),
         more: false,
-        grants: Vec::new(),
+        grants: vec![order.grant],
         states: Vec::new(),
     };
     for scope in [lease::message::Scope::Volume(volume), lease::message::Scope::All] {
@@ -333,6 +334,27 @@ fn a_node_cannot_report_the_key_of_another_nodes_volume_gone() {
     }
     book.on_wiped(node, &receipt(lease::message::Scope::Volume(volume))).unwrap();
     assert_eq!(book.records.of(volume).unwrap().expires, None);
+}
+
+#[test]
+fn a_node_that_keeps_back_a_trail_which_was_followed_is_told_of_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    ceremony(&mut book);
+    fill(&mut book);
+    let node = NodeId([1; 16]);
+    let error = KeyholderError::NoSuchNode { name: "no such endpoint".to_owned() };
+    let miss = |book: &mut Book| (0..5).for_each(|_| book.note_heads_exchanged(node, Some(&error)).unwrap());
+    let told = || events(dir.path(), "node-trail-unavailable").len();
+    miss(&mut book);
+    assert_eq!(told(), 0, "it may never have had one");
+    let head = audit_log::Head { trail: audit_log::TrailId([1; 16]), seq: 4, hash: audit_log::Hash([4; 32]) };
+    book.note_node_trail(node, Ok(head)).unwrap();
+    miss(&mut book);
+    assert_eq!(told(), 1);
+    book.note_heads_exchanged(node, None).unwrap();
+    miss(&mut book);
+    assert_eq!(told(), 2);
 }
 
 #[test]

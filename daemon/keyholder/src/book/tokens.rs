@@ -32,8 +32,15 @@ const TOKENS_MAX: usize = 256;
 const NAME_BYTES_MAX: usize = 64;
 
 /// Where a second factor is a person's own, or another person's word is wanted.
-const PEOPLE_ONLY: &[&str] =
-    &["/v1/people", "/v1/approvals", "/v1/tokens", "/v1/policy", "/v1/erasures/{volume}/confirm"];
+const PEOPLE_ONLY: &[&str] = &[
+    "/v1/people",
+    "/v1/approvals",
+    "/v1/tokens",
+    "/v1/policy",
+    "/v1/erasures/{volume}/confirm",
+    // A keyholder has the root with an officer's word, and no program's.
+    "/v1/keyholders",
+];
 
 /// A token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Volumes: creating, resizing, deleting, each as steps around what the node does.
 
 use key_hierarchy::Integrity;
+use lease::limits::VOLUMES_MAX;
 use lease::message::VolumeKind;
 use units::{ByteLen, DomainId, Fence, NodeId, VolumeEpoch, VolumeId};
 
@@ -12,6 +13,7 @@ use crate::clock;
 use crate::error::KeyholderError;
 use crate::ledger::{ErasureRecord, LatchCause, Life, VolumeRecord};
 use crate::records::LeaseRecord;
+use crate::store::Room;
 use crate::vault::SecretOf;
 
 /// Largest volume: one key domain's worth at 2^44 blocks of cipher with room for overwrites (DESIGN section 5).
@@ -132,6 +134,7 @@ impl Book {
         if let Some(existing) = registry.volume_labelled(&request.label) {
             return resume(existing, request, node);
         }
+        self.check_room_on(node)?;
         let domain = DomainId(random_id()?);
         let epoch = VolumeEpoch(1);
         let integrity = match request.integrity {
@@ -173,6 +176,17 @@ impl Book {
         Ok(created)
     }
 
+    /// A node's evidence names no more volumes than the protocol lets it.
+    fn check_room_on(&self, node: NodeId) -> Result<(), KeyholderError> {
+        if self.registry()?.volumes_of(node).count() < VOLUMES_MAX {
+            return Ok(());
+        }
+        Err(KeyholderError::Invalid {
+            what: format!("{} has {VOLUMES_MAX} volumes, and that is the most", self.node_name(node)),
+            next_step: "delete what is not needed any more, or take another node",
+        })
+    }
+
     /// First step of a clone: a further volume in the domain of the one labelled `of`, durable. A clone that was cut
     /// off is deleted and made again: whether the node made it, and of which snapshot, nobody knows.
     pub(crate) fn begin_clone(
@@ -193,6 +207,15 @@ impl Book {
             });
         }
         let parent = registry.volume_labelled(of).ok_or_else(|| no_such(of))?;
+        // What was revoked is the key, whatever volume it is of.
+        let of_key = registry.volumes.iter().filter(|volume| volume.domain == parent.domain);
+        if let Some((volume, latch)) =
+            of_key.filter_map(|volume| Some((volume, volume.latch.as_ref()?))).next()
+        {
+            let what = format!("volume {}", volume.label);
+            return Err(KeyholderError::Latched { what, cause: latch.cause.name() });
+        }
+        self.check_room_on(parent.node)?;
         let record = VolumeRecord {
             label: request.label.clone(),
             volume: VolumeId(random_id()?),
@@ -256,6 +279,7 @@ impl Book {
         if node.pinned.is_none() {
             return Err(KeyholderError::NotApproved { name: to.to_owned() });
         }
+        self.check_room_on(node.node)?;
         if node.node == from {
             return Err(KeyholderError::Invalid {
                 what: format!("{label} is on {to} already"),
@@ -308,7 +332,6 @@ impl Book {
         self.volumes.remove(&volume);
         // It is in another pool now.
         self.records.forget_pool(volume);
-        self.flush_records()?;
         let fields = [
             ("by", by.into()),
             ("volume", volume.to_string().into()),
@@ -317,8 +340,9 @@ impl Book {
             ("snapshot", snapshot.map(|snapshot| snapshot.to_string()).into()),
             ("size_bytes", size_bytes.into()),
         ];
+        // It is done by now: the trail has it, whatever becomes of the record.
         self.audit.record("volume-promoted", fields)?;
-        Ok(())
+        self.flush_records()
     }
 
     /// What accepting a state is, in words: an approval of it covers no other pool, and nothing that the node finds later.
@@ -425,7 +449,7 @@ impl Book {
     ) -> Result<(VolumeId, NodeId), KeyholderError> {
         let (volume, node) = self.find_volume(label)?;
         let latch = latch_by(LatchCause::Revoked, by);
-        self.commit(|registry| {
+        self.commit_in(Room::Reserve, |registry| {
             if let Some(record) = registry.volume_mut(volume) {
                 record.life = Life::Deleting;
                 record.latch = Some(latch);
@@ -487,7 +511,6 @@ impl Book {
         })?;
         self.volumes.remove(&volume);
         self.records.remove(volume);
-        self.flush_records()?;
         let erasure = match (&shared_with[..], backups) {
             ([], None) => Erasure::Complete,
             ([], Some(_)) => Erasure::PendingBackups,
@@ -499,7 +522,9 @@ impl Book {
             ("volume", volume.to_string().into()),
             ("erasure", serde_json::json!(erasure)),
         ];
+        // It is done by now: the trail has it, whatever becomes of the record.
         self.audit.record("volume-erased", fields)?;
+        self.flush_records()?;
         let destroy_backups_up_to_serial = backups.filter(|_| erasure == Erasure::PendingBackups);
         Ok(VolumeErased { label, volume, erasure, destroy_backups_up_to_serial, shared_with })
     }

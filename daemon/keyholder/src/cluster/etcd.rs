@@ -2,9 +2,12 @@
 //!
 //! An answer that does not come within [`ATTEMPT_TIMEOUT`] is asked of the next member. After a failure writes fail at once, until
 //! a read has succeeded: whoever writes holds the book, and renewals inside what is recorded must not wait for a store that is away.
+//!
+//! The connection is driven by a thread of its own. Callers block, and hold the book while they do: whoever waits for that blocks too,
+//! and with all threads of the program's runtime blocked nobody would be left to read the answer, or to see that it does not come.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -20,8 +23,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio_rustls::TlsConnector;
 
 use super::kv::{Item, Kv, KvError, Seen, Write, Written};
@@ -32,6 +34,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// All members together: a write holds the book for so long, once for each time that the store goes away.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A call's answer is there by then, or there is nobody who gives it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Largest answer that is read: every value of 4096 volumes in base64, with room to spare.
 const ANSWER_BYTES_MAX: usize = 128 << 20;
 
@@ -40,21 +45,42 @@ const PASSING_CODES: [u64; 2] = [4, 14];
 
 type Sender = SendRequest<Full<Bytes>>;
 
-/// The members of an etcd cluster, and the names in it that are ours.
+/// An etcd cluster, and the names in it that are ours.
 pub(crate) struct Etcd {
+    members: Arc<Members>,
+    prefix: String,
+    /// Where the members' thread takes calls. It is started with the first, when this program has given up its rights.
+    calls: std::sync::Mutex<Option<mpsc::UnboundedSender<Call>>>,
+    is_away: AtomicBool,
+}
+
+/// The members of the cluster.
+struct Members {
     endpoints: Vec<Endpoint>,
     tls: Arc<rustls::ClientConfig>,
-    prefix: String,
     connection: Mutex<Option<Sender>>,
-    /// Which member is asked first.
+    /// Which one is asked first.
     member: AtomicUsize,
-    is_away: AtomicBool,
+}
+
+/// One request, and where its answer is waited for.
+struct Call {
+    path: &'static str,
+    body: Bytes,
+    answer: std::sync::mpsc::SyncSender<Result<Answer, KvError>>,
+}
+
+/// What a member answered.
+struct Answer {
+    body: Bytes,
+    /// Another one was sent the same before and did not answer: it may have done it.
+    is_repeated: bool,
 }
 
 impl std::fmt::Debug for Etcd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Etcd")
-            .field("endpoints", &self.endpoints)
+            .field("endpoints", &self.members.endpoints)
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
@@ -66,7 +92,7 @@ struct Header {
 }
 
 /// A 64-bit number, which the gateway writes as text.
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(try_from = "String")]
 struct Number(u64);
 
@@ -82,6 +108,9 @@ struct RangeAnswer {
     header: Header,
     #[serde(default)]
     kvs: Vec<KeyValue>,
+    /// Of all in the range, also of those that are older than was asked for. Left out where it is zero.
+    #[serde(default)]
+    count: Number,
 }
 
 #[derive(Deserialize)]
@@ -111,8 +140,13 @@ struct Refusal {
 impl Etcd {
     /// Connects when it is first asked. `prefix` goes before every name.
     pub(crate) fn new(endpoints: Vec<Endpoint>, tls: Arc<rustls::ClientConfig>, prefix: String) -> Self {
-        let (member, is_away) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { endpoints, tls, prefix, connection: Mutex::new(None), member, is_away }
+        let members = Members { endpoints, tls, connection: Mutex::new(None), member: AtomicUsize::new(0) };
+        Self {
+            members: Arc::new(members),
+            prefix,
+            calls: std::sync::Mutex::new(None),
+            is_away: AtomicBool::new(false),
+        }
     }
 
     fn name(&self, name: &str) -> String {
@@ -120,34 +154,71 @@ impl Etcd {
     }
 
     /// Callers are where blocking is allowed.
-    fn call<A: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<A, KvError> {
-        let runtime = Handle::try_current().map_err(|error| KvError::Unavailable(error.to_string()))?;
-        let asked = runtime.block_on(async {
-            let asked = tokio::time::timeout(CALL_TIMEOUT, self.ask(path, body)).await;
-            asked.unwrap_or_else(|_| Err(KvError::Unavailable("no answer in time".to_owned())))
-        });
+    fn call<A: DeserializeOwned>(&self, path: &'static str, body: &Value) -> Result<(A, bool), KvError> {
+        let nobody = |error: &dyn std::fmt::Display| KvError::Unavailable(format!("its thread: {error}"));
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let call = Call { path, body: Bytes::from(body.to_string()), answer };
+        self.calls().map_err(|error| nobody(&error))?.send(call).map_err(|error| nobody(&error))?;
+        let asked = answered.recv_timeout(ANSWER_TIMEOUT).unwrap_or_else(|error| Err(nobody(&error)));
         self.is_away.store(matches!(asked, Err(KvError::Unavailable(_))), Ordering::Relaxed);
-        serde_json::from_slice(&asked?).map_err(|error| KvError::Malformed(error.to_string()))
+        let Answer { body, is_repeated } = asked?;
+        let answer = serde_json::from_slice(&body).map_err(|error| KvError::Malformed(error.to_string()))?;
+        Ok((answer, is_repeated))
     }
 
-    async fn ask(&self, path: &str, body: &Value) -> Result<Bytes, KvError> {
-        let body = Bytes::from(body.to_string());
+    fn calls(&self) -> std::io::Result<mpsc::UnboundedSender<Call>> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calls) = &*calls {
+            return Ok(calls.clone());
+        }
+        let started = drive(Arc::clone(&self.members))?;
+        *calls = Some(started.clone());
+        Ok(started)
+    }
+}
+
+/// Starts the thread that the members are asked from. It ends with the last sender.
+fn drive(members: Arc<Members>) -> std::io::Result<mpsc::UnboundedSender<Call>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // No longer than there are callers: each waits for its answer.
+    let (sender, mut calls) = mpsc::unbounded_channel::<Call>();
+    let serve = async move {
+        while let Some(call) = calls.recv().await {
+            let members = Arc::clone(&members);
+            tokio::spawn(async move {
+                let asked = tokio::time::timeout(CALL_TIMEOUT, members.ask(call.path, call.body)).await;
+                let asked =
+                    asked.unwrap_or_else(|_| Err(KvError::Unavailable("no answer in time".to_owned())));
+                // Whoever asked waits for longer than that.
+                let _ = call.answer.send(asked);
+            });
+        }
+    };
+    std::thread::Builder::new().name("etcd".into()).spawn(move || runtime.block_on(serve))?;
+    Ok(sender)
+}
+
+impl Members {
+    async fn ask(&self, path: &str, body: Bytes) -> Result<Answer, KvError> {
         let mut connection = self.connection.lock().await;
         let mut failure = KvError::Unavailable("no member is configured".to_owned());
+        let mut is_repeated = false;
         for _ in &self.endpoints {
             let endpoint = &self.endpoints[self.member.load(Ordering::Relaxed) % self.endpoints.len()];
             // Taken out, so that a call that is dropped on its way leaves no half read answer to the next.
             let kept = connection.take().filter(|sender| !sender.is_closed());
-            let attempt = self.attempt(endpoint, kept, path, body.clone());
+            let mut sent = false;
+            let attempt = self.attempt(endpoint, kept, path, body.clone(), &mut sent);
             failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
-                Ok(Ok((sender, answer))) => {
+                Ok(Ok((sender, body))) => {
                     *connection = Some(sender);
-                    return Ok(answer);
+                    return Ok(Answer { body, is_repeated });
                 }
                 Ok(Err(error @ KvError::Unavailable(_))) => error,
                 Ok(Err(error)) => return Err(error),
                 Err(_) => KvError::Unavailable(format!("{endpoint} does not answer")),
             };
+            is_repeated |= sent;
             self.member.fetch_add(1, Ordering::Relaxed);
         }
         Err(failure)
@@ -159,6 +230,7 @@ impl Etcd {
         kept: Option<Sender>,
         path: &str,
         body: Bytes,
+        sent: &mut bool,
     ) -> Result<(Sender, Bytes), KvError> {
         let unavailable =
             |error: &dyn std::fmt::Display| KvError::Unavailable(format!("{endpoint}: {error}"));
@@ -171,6 +243,7 @@ impl Etcd {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| KvError::Malformed(error.to_string()))?;
+        *sent = true;
         let answer = sender.send_request(request).await.map_err(|error| unavailable(&error))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
@@ -218,7 +291,7 @@ impl Kv for Etcd {
             "range_end": past(&self.prefix),
             "min_mod_revision": (since + 1).to_string(),
         });
-        let answer: RangeAnswer = self.call("/v3/kv/range", &range)?;
+        let (answer, _): (RangeAnswer, _) = self.call("/v3/kv/range", &range)?;
         let malformed = |what: &str| KvError::Malformed(what.to_owned());
         let item = |found: KeyValue| {
             let name = BASE64.decode(found.key).map_err(|_| malformed("a name is not base64"))?;
@@ -229,7 +302,8 @@ impl Kv for Etcd {
             Ok(Item { name: name.to_owned(), value, revision: found.mod_revision.0 })
         };
         let items = answer.kvs.into_iter().map(item).collect::<Result<_, _>>()?;
-        Ok(Seen { items, revision: answer.header.revision.0 })
+        let count = usize::try_from(answer.count.0).map_err(|_| malformed("a count is too large"))?;
+        Ok(Seen { items, revision: answer.header.revision.0, count })
     }
 
     fn write(&self, write: Write) -> Result<Written, KvError> {
@@ -249,13 +323,26 @@ impl Kv for Etcd {
         let deletes =
             write.deletes.iter().map(|name| json!({"request_delete_range": {"key": self.name(name)}}));
         let success: Vec<_> = puts.chain(deletes).collect();
-        let answer: TxnAnswer = self.call("/v3/kv/txn", &json!({"compare": compare, "success": success}))?;
-        Ok(if answer.succeeded { Written::At(answer.header.revision.0) } else { Written::Conflict })
+        // What is done where the comparison fails counts to the request's size: a look for a long name that nothing has.
+        let failure: Vec<_> = match write.ballast_bytes {
+            0 => Vec::new(),
+            bytes => vec![json!({"request_range": {"key": BASE64.encode(vec![0; bytes])}})],
+        };
+        let write = json!({"compare": compare, "success": success, "failure": failure});
+        let (answer, is_repeated): (TxnAnswer, _) = self.call("/v3/kv/txn", &write)?;
+        if answer.succeeded {
+            Ok(Written::At(answer.header.revision.0))
+        } else if is_repeated {
+            // What it met may be itself, from the attempt before.
+            Err(KvError::Unavailable("a write got no answer, and may have been done".to_owned()))
+        } else {
+            Ok(Written::Conflict)
+        }
     }
 
     fn forget_before(&self, revision: u64) -> Result<(), KvError> {
         let compaction = json!({"revision": revision.to_string(), "physical": true});
-        let _: Value = self.call("/v3/kv/compaction", &compaction)?;
+        let _: (Value, _) = self.call("/v3/kv/compaction", &compaction)?;
         Ok(())
     }
 }
@@ -263,6 +350,96 @@ impl Kv for Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two threads for all, and more who wait for the book than there are threads.
+    #[test]
+    fn an_answer_is_read_while_every_thread_of_the_program_waits() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let etcd = Etcd::new(
+            vec![format!("https://{closed}").parse().unwrap()],
+            identity::s3_client(&[rcgen::generate_simple_self_signed([]).unwrap().cert.der().clone()])
+                .unwrap(),
+            "/".to_owned(),
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let book = Arc::new(std::sync::Mutex::new(etcd));
+        let (done, waited) = std::sync::mpsc::channel();
+        for _ in 0..16 {
+            let (book, done) = (Arc::clone(&book), done.clone());
+            runtime.spawn(async move {
+                let read = tokio::task::block_in_place(|| book.lock().unwrap().read(0));
+                done.send(read).unwrap();
+            });
+        }
+        for _ in 0..16 {
+            let read = waited.recv_timeout(Duration::from_secs(60)).expect("nobody reads the answer");
+            assert!(matches!(read, Err(KvError::Unavailable(_))), "{read:?}");
+        }
+    }
+
+    /// A member that reads one request and answers with this body, or not at all.
+    fn member(answer: Option<&'static str>) -> (Endpoint, rustls::pki_types::CertificateDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.der().clone(), made.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.clone()],
+                rustls::pki_types::PrivateKeyDer::try_from(key).unwrap(),
+            )
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+        std::thread::spawn(move || {
+            let session = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, listener.accept().unwrap().0);
+            let mut read = |count: usize| {
+                let mut bytes = vec![0; count];
+                std::io::Read::read_exact(&mut stream, &mut bytes).unwrap();
+                bytes
+            };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.extend(read(1));
+            }
+            let head = String::from_utf8(head).unwrap().to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            read(length.parse().unwrap());
+            match answer {
+                Some(body) => {
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+                }
+                None => std::thread::sleep(2 * CALL_TIMEOUT),
+            }
+        });
+        (endpoint, certificate)
+    }
+
+    #[test]
+    fn a_write_that_was_sent_twice_and_met_a_conflict_may_have_been_done() {
+        let conflict = Some(r#"{"header":{"revision":"7"}}"#);
+        let write = || Write { puts: vec![("a".to_owned(), Vec::new())], ..Write::default() };
+        let (silent, of_silent) = member(None);
+        let (other, of_other) = member(conflict);
+        let tls = identity::s3_client(&[of_silent, of_other]).unwrap();
+        let written = Etcd::new(vec![silent, other], tls, "/".to_owned()).write(write());
+        assert!(
+            matches!(&written, Err(KvError::Unavailable(why)) if why.contains("may have been done")),
+            "{written:?}"
+        );
+        // Not so where the first could not be reached at all.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (other, of_other) = member(conflict);
+        let endpoints = vec![format!("https://{closed}").parse().unwrap(), other];
+        let etcd = Etcd::new(endpoints, identity::s3_client(&[of_other]).unwrap(), "/".to_owned());
+        assert_eq!(etcd.write(write()), Ok(Written::Conflict));
+    }
 
     #[test]
     fn a_prefix_ends_before_the_next_text() {
@@ -283,7 +460,7 @@ mod tests {
     #[test]
     fn answers_leave_out_what_is_zero_and_write_numbers_as_text() {
         let range: RangeAnswer = serde_json::from_str(r#"{"header":{"revision":"4"}}"#).unwrap();
-        assert_eq!((range.header.revision.0, range.kvs.len()), (4, 0));
+        assert_eq!((range.header.revision.0, range.kvs.len(), range.count.0), (4, 0, 0));
         let txn: TxnAnswer = serde_json::from_str(r#"{"header":{"revision":"9"},"responses":[]}"#).unwrap();
         assert!(!txn.succeeded);
     }

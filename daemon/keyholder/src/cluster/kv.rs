@@ -16,6 +16,8 @@ pub(crate) struct Seen {
     pub(crate) items: Vec<Item>,
     /// The store's revision when it looked.
     pub(crate) revision: u64,
+    /// How many values it had then, whenever they were written: by fewer than are known some were deleted.
+    pub(crate) count: usize,
 }
 
 /// Why the store did not do it.
@@ -39,6 +41,8 @@ pub(crate) struct Write {
     pub(crate) expected: Vec<(String, u64)>,
     pub(crate) puts: Vec<(String, Vec<u8>)>,
     pub(crate) deletes: Vec<String>,
+    /// The store refuses writes past a size that only it knows. This one is refused by so many bytes earlier.
+    pub(crate) ballast_bytes: usize,
 }
 
 /// What became of a write.
@@ -75,6 +79,7 @@ pub(crate) mod simulated {
     pub(crate) struct Content {
         values: BTreeMap<String, (Vec<u8>, u64)>,
         revision: u64,
+        write_bytes_max: Option<usize>,
     }
 
     /// The store of all keyholders.
@@ -90,6 +95,10 @@ pub(crate) mod simulated {
             *self.0.lock().unwrap() = backup;
         }
 
+        pub(crate) fn limit_writes(&self, bytes_max: usize) {
+            self.0.lock().unwrap().write_bytes_max = Some(bytes_max);
+        }
+
         pub(crate) fn value(&self, name: &str) -> Option<Vec<u8>> {
             self.0.lock().unwrap().values.get(name).map(|(value, _)| value.clone())
         }
@@ -97,6 +106,10 @@ pub(crate) mod simulated {
         pub(crate) fn since(&self, revision: u64) -> (Vec<Item>, u64) {
             let seen = self.access().read(revision).unwrap();
             (seen.items, seen.revision)
+        }
+
+        pub(crate) fn names(&self) -> Vec<String> {
+            self.0.lock().unwrap().values.keys().cloned().collect()
         }
 
         pub(crate) fn values(&self) -> Vec<Vec<u8>> {
@@ -159,7 +172,7 @@ pub(crate) mod simulated {
                 value: value.clone(),
                 revision: *revision,
             });
-            Ok(Seen { items: items.collect(), revision: content.revision })
+            Ok(Seen { items: items.collect(), revision: content.revision, count: content.values.len() })
         }
 
         fn write(&self, write: Write) -> Result<Written, KvError> {
@@ -168,6 +181,10 @@ pub(crate) mod simulated {
                 return Err(Self::lost());
             }
             let mut content = self.store.0.lock().unwrap();
+            let bytes: usize = write.puts.iter().map(|(name, value)| name.len() + value.len()).sum();
+            if content.write_bytes_max.is_some_and(|most| bytes + write.ballast_bytes > most) {
+                return Err(KvError::Refused("request is too large".to_owned()));
+            }
             let revision_of = |name: &String| content.values.get(name).map_or(0, |(_, revision)| *revision);
             let conflict = write.expected.iter().any(|(name, revision)| revision_of(name) != *revision);
             if !conflict {

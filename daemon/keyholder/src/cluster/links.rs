@@ -89,6 +89,12 @@ impl Links {
 
     fn observe_member(&mut self, name: &str, value: &[u8]) {
         let Ok(value) = wire::decode(value) else { return };
+        if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(name) {
+            // Names never leave the store by themselves: one that is dead makes room for one that lives.
+            let dead = self.members.iter().filter(|(_, member)| member.silent_beats >= DEAD_BEATS);
+            let longest = dead.max_by_key(|(_, member)| member.silent_beats).map(|(name, _)| name.clone());
+            longest.and_then(|name| self.members.remove(&name));
+        }
         if self.members.len() < MEMBERS_MAX || self.members.contains_key(name) {
             self.members.insert(name.to_owned(), Member { value, silent_beats: 0 });
         }
@@ -261,6 +267,23 @@ mod tests {
 
     fn decide(links: &mut Links, reached: bool, now: BootInstant) -> Vec<Claim> {
         links.decide(&nodes(), |_| reached, now)
+    }
+
+    #[test]
+    fn one_more_name_than_there_is_room_for_takes_the_place_of_one_that_is_dead() {
+        let mut links = links("a");
+        let names: Vec<String> = (0..MEMBERS_MAX).map(|number| format!("k{number}")).collect();
+        names.iter().for_each(|name| links.observe(&[member(name, 1, true)]));
+        let is_seen = |links: &Links, name: &str| links.members.contains_key(name);
+        links.observe(&[member("new", 1, true)]);
+        assert!(!is_seen(&links, "new"), "all of them live");
+        for beat in 2..2 + u64::from(DEAD_BEATS) {
+            links.on_beat();
+            names[1..].iter().for_each(|name| links.observe(&[member(name, beat, true)]));
+        }
+        links.observe(&[member("new", 2, true)]);
+        assert!(is_seen(&links, "new") && !is_seen(&links, "k0"));
+        assert!(names[1..].iter().all(|name| is_seen(&links, name)));
     }
 
     /// Three that live.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use units::NodeId;
 
-use super::links::Claim;
+use super::links::{self, Claim};
 use crate::api::{Connection, SealState};
 use crate::book::News;
 use crate::clock;
@@ -47,27 +47,29 @@ async fn look(keyholder: &Arc<Keyholder>) -> Result<(), KeyholderError> {
         return Ok(());
     };
     // Beside the book: a store that does not answer holds up nobody.
-    let news = match keyholder.blocking(|| kv.read(since)) {
-        Ok(seen) => keyholder.book(|book| book.take_in(since, seen))?,
+    let (taken, news) = match keyholder.blocking(|| kv.read(since)) {
+        Ok(seen) => keyholder.book(|book| (book.take_in(since, seen), book.take_news())),
         Err(error) => {
             keyholder.book(|book| book.note_store_away(&error));
             return Ok(());
         }
     };
+    with_links(keyholder, |links| links.observe(&news.items));
+    if taken.is_err() {
+        act_on(keyholder, &news);
+        return taken;
+    }
     let unsealed = keyholder.seal_state() == SealState::Unsealed;
     let beaten = keyholder.book(|book| book.beat());
-    with_links(keyholder, |links| {
-        links.observe(&news.items);
-        if beaten.is_ok() {
-            links.on_beat();
-        }
-    });
+    if beaten.is_ok() {
+        with_links(keyholder, links::Links::on_beat);
+    }
     if unsealed {
         claim_nodes(keyholder);
     }
     keyholder.sync_links();
     keyholder.note_look();
-    act_on(keyholder, &news).await;
+    act_on(keyholder, &news);
     if !unsealed {
         ask_around(keyholder).await;
     }
@@ -91,7 +93,7 @@ async fn ask_around(keyholder: &Arc<Keyholder>) {
     }
 }
 
-fn with_links<T>(keyholder: &Keyholder, work: impl FnOnce(&mut super::links::Links) -> T) -> Option<T> {
+fn with_links<T>(keyholder: &Keyholder, work: impl FnOnce(&mut links::Links) -> T) -> Option<T> {
     keyholder.links_machine().map(|mut links| work(&mut links))
 }
 
@@ -118,14 +120,14 @@ pub(crate) fn write_claim(keyholder: &Keyholder, claim: Claim) -> Result<(), Key
     Ok(())
 }
 
-async fn act_on(keyholder: &Arc<Keyholder>, news: &News) {
+fn act_on(keyholder: &Arc<Keyholder>, news: &News) {
     let command = match (news.ledger, news.may_push) {
         (true, _) => Command::Review,
         (false, true) => Command::Push,
         (false, false) => return,
     };
     for node in keyholder.linked_nodes() {
-        keyholder.command(node, command).await;
+        keyholder.nudge(node, command);
     }
 }
 

@@ -8,7 +8,7 @@
 //!   that a restart does not take a store that was set back for the right one.
 //! - A write whose answer was lost counts as not done here; the next look shows what became of it, as if somebody else had written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::wire::{self, LEDGER, LeaseValue, LinkValue, MemberValue, Named, STORE
 use crate::clock;
 use crate::durable::{self, OldContent, StorageError};
 use crate::records::{Body, LeaseRecord};
-use crate::store::{LEDGER_FILE, StoreError};
+use crate::store::{LEASES_FILE, LEDGER_FILE, RESERVE_BYTES, Room, StoreError};
 
 /// What was last written to the store, and to which.
 const MARK_FILE: &str = "store-mark";
@@ -64,6 +64,8 @@ enum Phase {
 pub(crate) struct Fresh {
     pub(crate) ledger: Option<Vec<u8>>,
     pub(crate) items: Vec<(Named, Item)>,
+    /// What is not there any more.
+    pub(crate) gone: Vec<Named>,
 }
 
 /// The view.
@@ -78,6 +80,8 @@ pub(crate) struct Shared {
     revision: u64,
     /// At which each value was last read or written.
     known: BTreeMap<String, u64>,
+    /// Somebody deleted something: only a look at everything shows what.
+    reread: bool,
     /// The lease records as the store has them.
     stored: Body,
     own: MemberValue,
@@ -118,6 +122,7 @@ impl Shared {
             phase: Phase::Unheard,
             revision: 0,
             known: BTreeMap::new(),
+            reread: false,
             stored: empty,
             own,
             conflicts: 0,
@@ -145,7 +150,7 @@ impl Shared {
 
     /// The store, and from where on it is to be read: both without holding anybody up.
     pub(crate) fn to_read(&self) -> (Arc<dyn Kv>, u64) {
-        (Arc::clone(&self.access.kv), self.revision)
+        (Arc::clone(&self.access.kv), if self.reread { 0 } else { self.revision })
     }
 
     /// Whether a store has been known before: then the records of leases are there, and this keyholder's own file says nothing.
@@ -210,12 +215,20 @@ impl Shared {
     /// left out: the look began before it was written.
     pub(crate) fn take_in(&mut self, since: u64, seen: Seen) -> Result<Fresh, StoreError> {
         self.away = None;
-        if since != self.revision {
-            // A later look was taken in before this one.
+        let is_whole = self.reread && since == 0;
+        if is_whole {
+            self.reread = false;
+        }
+        // A later look was taken in before this one. Where a look at everything is older for another reason, the next one tells it.
+        if (is_whole && seen.revision < self.revision) || (!is_whole && since != self.revision) {
             return Ok(Fresh::default());
         }
-        self.is_the_store_it_was(&seen)?;
+        self.is_the_store_it_was(&seen, is_whole)?;
         let mut fresh = Fresh::default();
+        if is_whole {
+            fresh.gone = self.forget_gone(&seen);
+        }
+        let (revision, count) = (seen.revision, seen.count);
         let own_name = wire::member_name(&self.name);
         for item in seen.items {
             if self.known.get(&item.name).is_some_and(|known| item.revision <= *known) {
@@ -233,22 +246,49 @@ impl Shared {
         }
         // While there is no ledger everything is read again each time, and taken in with it.
         if self.phase == Phase::Joined {
-            self.revision = seen.revision;
+            self.revision = revision;
+            self.reread = count < self.known.len();
         }
         Ok(fresh)
     }
 
-    fn is_the_store_it_was(&mut self, seen: &Seen) -> Result<(), StoreError> {
+    /// Forgets what was known and is not among all that was seen, but for this keyholder's own value, which nobody else may touch.
+    fn forget_gone(&mut self, seen: &Seen) -> Vec<Named> {
+        let there: BTreeSet<&str> = seen.items.iter().map(|item| item.name.as_str()).collect();
+        let own_name = wire::member_name(&self.name);
+        let mut gone = Vec::new();
+        self.known.retain(|name, known| {
+            // What was written here since that look began is not in it.
+            let is_there = there.contains(name.as_str()) || *known > seen.revision || *name == own_name;
+            if !is_there {
+                gone.push(Named::of(name));
+            }
+            is_there
+        });
+        for named in &gone {
+            match named {
+                Named::Lease(volume) => drop(self.stored.records.remove(volume)),
+                Named::State(pool) => drop(self.stored.states.remove(pool)),
+                _ => {}
+            }
+        }
+        gone
+    }
+
+    fn is_the_store_it_was(&mut self, seen: &Seen, is_whole: bool) -> Result<(), StoreError> {
         if seen.revision < self.revision {
             let why = format!("its revision was {} and is {}: it was set back", self.revision, seen.revision);
             return Err(self.distrust(why));
         }
+        let find = |name: &str| seen.items.iter().find(|item| item.name == name);
         match &self.phase {
+            Phase::Joined if is_whole && (find(STORE).is_none() || find(LEDGER).is_none()) => {
+                return Err(self.distrust("it is empty, and was not before"));
+            }
             Phase::Joined => return Ok(()),
             Phase::Distrusted(why) => return Err(StoreError::Distrusted { why: why.clone() }),
             Phase::Unheard | Phase::Empty => {}
         }
-        let find = |name: &str| seen.items.iter().find(|item| item.name == name);
         let store = find(STORE).map(|item| wire::decode::<StoreValue>(&item.value));
         match (store, self.mark) {
             (None, None) => self.phase = Phase::Empty,
@@ -294,6 +334,10 @@ impl Shared {
     }
 
     fn write_mark(&mut self, mark: Mark) -> Result<(), StoreError> {
+        if self.mark.is_none() {
+            // Nobody keeps it up from now on: whoever takes the mark away again must find the records lost, not old.
+            durable::remove(&self.dir.join(LEASES_FILE))?;
+        }
         durable::replace(&self.dir.join(MARK_FILE), &wire::encode(&mark), OldContent::Leave)?;
         self.mark = Some(mark);
         Ok(())
@@ -314,9 +358,18 @@ impl Shared {
 
     /// Writes these over what is known of them, and this keyholder's own value with them.
     fn write(&mut self, puts: Vec<(String, Vec<u8>)>, deletes: Vec<String>) -> Result<(), StoreError> {
+        self.write_with_ballast(puts, deletes, 0)
+    }
+
+    fn write_with_ballast(
+        &mut self,
+        puts: Vec<(String, Vec<u8>)>,
+        deletes: Vec<String>,
+        ballast_bytes: usize,
+    ) -> Result<(), StoreError> {
         let own_name = wire::member_name(&self.name);
         let own = MemberValue { beat: self.own.beat + 1, ..self.own.clone() };
-        let mut write = Write { expected: Vec::new(), puts, deletes };
+        let mut write = Write { expected: Vec::new(), puts, deletes, ballast_bytes };
         write.puts.push((own_name, wire::encode(&own)));
         let names = write.puts.iter().map(|(name, _)| name).chain(&write.deletes);
         write.expected = names.map(|name| (name.clone(), self.known_revision(name))).collect();
@@ -366,12 +419,15 @@ impl Shared {
     }
 
     /// Puts a ledger in the place of the one known.
-    pub(crate) fn put_ledger(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put_ledger(&mut self, bytes: &[u8], room: Room) -> Result<(), StoreError> {
         self.is_usable()?;
-        self.write(vec![(LEDGER.to_owned(), bytes.to_vec())], Vec::new())?;
-        // Done, whatever becomes of the copy and the mark.
-        self.remember()?;
-        self.keep_copy(bytes)
+        let ballast_bytes = if room == Room::Ordinary { RESERVE_BYTES } else { 0 };
+        self.write_with_ballast(vec![(LEDGER.to_owned(), bytes.to_vec())], Vec::new(), ballast_bytes)?;
+        // Done: whoever took it for not done would write another ledger under the same serial.
+        let kept = self.remember().and_then(|()| self.keep_copy(bytes));
+        kept.map_err(|error| {
+            self.distrust(format!("the ledger that was written to it could not be kept here: {error}"))
+        })
     }
 
     /// A copy of the newest ledger beside this keyholder: what a store that was lost or set back is made good from.

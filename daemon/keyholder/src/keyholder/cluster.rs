@@ -16,7 +16,7 @@ use crate::api::{ClusterStatus, Connection, KeyState, KeyholderStatus, MemberEnt
 use crate::cluster::links::{self, Links};
 use crate::cluster::run::write_claim;
 use crate::error::KeyholderError;
-use crate::join::{JoinAnswer, JoinError, JoinRequest, Verified};
+use crate::join::{JoinAnswer, JoinError, JoinRequest, Received, Verified};
 use crate::store::StoreError;
 
 /// A keyholder that is asked for the root answers within this, or another one is asked.
@@ -102,11 +102,16 @@ impl Keyholder {
             asked = Some(state);
             request
         });
-        let answer = answer
-            .await
-            .map_err(|source| KeyholderError::NoRoot { name: giver.to_owned(), source: Box::new(source) })?;
-        let Some(asked) = asked else { return Ok(()) };
-        let received = asked.on_answer(&answer)?;
+        let answer = answer.await;
+        let received = || -> Result<Option<Received>, KeyholderError> {
+            let answer = answer.map_err(|source| KeyholderError::NoRoot {
+                name: giver.to_owned(),
+                source: Box::new(source),
+            })?;
+            Ok(asked.map(|asked| asked.on_answer(&answer)).transpose()?)
+        };
+        let received = received().inspect_err(|_| self.blocking(|| self.vault.forget_join_key()))?;
+        let Some(received) = received else { return Ok(()) };
         self.book(|book| book.take_root(&received, giver))?;
         tracing::warn!(from = giver, "this keyholder has the root from another one");
         self.after_unseal();

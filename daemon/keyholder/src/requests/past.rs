@@ -57,6 +57,8 @@ pub(super) struct Past {
     path: PathBuf,
     file: File,
     records: usize,
+    /// The last record may be there in part: what came after it would not read.
+    torn: bool,
     known: BTreeMap<NameHash, Known>,
 }
 
@@ -84,7 +86,7 @@ impl Past {
         }
         known.retain(|_, entry: &mut Known| entry.counts_at(now_unix_s));
         let file = write_anew(&path, &known)?;
-        Ok(Self { path, file, records: known.len(), known })
+        Ok(Self { path, file, records: known.len(), torn: false, known })
     }
 
     /// What is known of a request of this name.
@@ -105,7 +107,14 @@ impl Past {
             let path = self.path.clone();
             move |source| StorageError { operation, path, source }
         };
-        self.file.write_all(&encode(&name, &entry)).map_err(failed("append to"))?;
+        if self.torn {
+            self.file = write_anew(&self.path, &self.known)?;
+            (self.records, self.torn) = (self.known.len(), false);
+        }
+        if let Err(source) = self.file.write_all(&encode(&name, &entry)) {
+            self.torn = true;
+            return Err(failed("append to")(source));
+        }
         if step != Step::Free {
             self.file.sync_data().map_err(failed("sync"))?;
         }
@@ -224,6 +233,23 @@ mod tests {
         damaged[RECORD_BYTES + 5] ^= 1;
         std::fs::write(&path, &damaged).unwrap();
         assert_eq!(Past::open(path, 1).unwrap().known.len(), 2);
+    }
+
+    #[test]
+    fn what_follows_a_record_that_was_written_in_part_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("requests");
+        let mut past = Past::open(file.clone(), 1).unwrap();
+        past.note([1; 32], [9; 32], Step::Done, 1).unwrap();
+        // No room for more.
+        OpenOptions::new().append(true).open(&file).unwrap().write_all(&[7; 10]).unwrap();
+        past.torn = true;
+        for name in [[2; 32], [3; 32]] {
+            past.note(name, [9; 32], Step::Begun, 1).unwrap();
+        }
+        drop(past);
+        let past = Past::open(file, 1).unwrap();
+        assert!([[1; 32], [2; 32], [3; 32]].iter().all(|name| past.of(name, 1).is_some()));
     }
 
     #[test]

@@ -23,6 +23,12 @@ impl Vault {
         })
     }
 
+    /// Forgets the one-time key, where no answer came.
+    pub(crate) fn forget_join_key(&self) {
+        let _contents = self.lock();
+        self.arena.zero_span(PLACES.join);
+    }
+
     /// The root, sealed for a keyholder that may have it.
     pub(crate) fn seal_root(
         &self,
@@ -105,6 +111,17 @@ mod tests {
         joiner.wipe();
         let again = joiner.open_root(&set, b"info", b"aad", &sealed);
         assert!(matches!(again, Err(VaultError::Unwrap { .. })), "the one-time key opened one envelope");
+    }
+
+    #[test]
+    fn a_key_that_got_no_answer_opens_none() {
+        let (giver, set) = with_root();
+        let joiner = vault();
+        let key = joiner.make_join_key().unwrap();
+        let sealed = giver.seal_root(&key, b"info", b"aad").unwrap();
+        joiner.forget_join_key();
+        let late = joiner.open_root(&set, b"info", b"aad", &sealed);
+        assert!(matches!(late, Err(VaultError::Unwrap { .. })));
     }
 
     #[test]

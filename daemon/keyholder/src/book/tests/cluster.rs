@@ -31,9 +31,9 @@ impl Member {
     }
 
     pub(super) fn look(&mut self) -> Result<News, KeyholderError> {
-        let news = self.book.look_at_store()?;
+        self.book.look_at_store()?;
         self.book.beat()?;
-        Ok(news)
+        Ok(self.book.take_news())
     }
 }
 
@@ -160,7 +160,7 @@ fn renewals_go_on_inside_the_record_while_the_store_is_away_and_grants_do_not() 
     let mut renewed_until = clock::now();
     loop {
         advance(1_000);
-        let (lease_ms, grants) = first.book.renew(node, &[]).unwrap();
+        let (lease_ms, grants) = first.book.renew(node, &[]).unwrap().unwrap();
         if grants.is_empty() {
             break;
         }
@@ -177,6 +177,76 @@ fn renewals_go_on_inside_the_record_while_the_store_is_away_and_grants_do_not() 
     first.kv.set_weather(Weather::Fair);
     assert!(first.look().unwrap().may_push);
     assert_eq!(first.book.plan_push(node).unwrap().len(), 2);
+}
+
+#[test]
+fn a_keyholder_gives_nothing_under_a_record_that_another_wrote_also_where_its_own_would_be_the_same() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let planned = first.book.plan_push(node).unwrap();
+    second.look().unwrap();
+    let held = planned.iter().map(|planned| (planned.order.volume, planned.order.grant)).collect();
+    second.book.reconcile(node, &held).unwrap();
+    // In the same moment: what is left by the first one's record is as much as the second would record.
+    assert_eq!(second.book.renew(node, &[]).unwrap().unwrap().1.len(), 2);
+    let written = store.value(&wire::lease_name(volume_of(&first.book))).unwrap();
+    assert_eq!(wire::decode::<LeaseValue>(&written).unwrap().by, "compute-2");
+    // So the first one, which knows of its own lease only, does not let the volume go meanwhile.
+    first.book.reconcile(node, &BTreeMap::new()).unwrap();
+    assert!(first.book.plan_push(node).unwrap().is_empty());
+}
+
+#[test]
+fn a_store_that_is_away_for_a_moment_after_a_takeover_costs_no_key() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let advance = |ms| clock::simulated::set(clock::now().saturating_add_ms(ms));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let planned = first.book.plan_push(node).unwrap();
+    second.look().unwrap();
+    let held = planned.iter().map(|planned| (planned.order.volume, planned.order.grant)).collect();
+    assert!(second.book.reconcile(node, &held).unwrap().is_empty());
+    second.kv.set_weather(Weather::CutOff);
+    // An answer without them would end them.
+    assert_eq!(second.book.renew(node, &[]).unwrap(), None);
+    advance(1_000);
+    second.kv.set_weather(Weather::Fair);
+    second.look().unwrap();
+    assert_eq!(second.book.renew(node, &[]).unwrap().unwrap().1.len(), 2);
+    // Leases of its own come first.
+    let other = planned[1].order.volume;
+    let forget_own = |records: &mut BTreeMap<VolumeId, LeaseRecord>| {
+        if let Some(record) = records.get_mut(&other) {
+            record.given = None;
+        }
+    };
+    second.book.records.update(&mut second.book.store, forget_own).unwrap();
+    second.kv.set_weather(Weather::CutOff);
+    second.look().unwrap_err();
+    advance(100);
+    let (_, renewed) = second.book.renew(node, &[]).unwrap().unwrap();
+    assert_eq!(renewed, [planned[0].order.grant]);
+}
+
+#[test]
+fn evidence_from_before_another_keyholders_grant_was_seen_is_not_judged() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let opened = clock::now();
+    assert!(!second.book.was_granted_since(node, opened));
+    first.book.plan_push(node).unwrap();
+    clock::simulated::set(opened.saturating_add_ms(1));
+    second.look().unwrap();
+    assert!(second.book.was_granted_since(node, opened), "that the node held nothing was before that");
+    clock::simulated::set(opened.saturating_add_ms(2));
+    assert!(!second.book.was_granted_since(node, clock::now()), "a new session's evidence counts");
+    assert!(!first.book.was_granted_since(node, opened), "its own grants come after its evidence");
+    assert!(!second.book.was_granted_since(NodeId([2; 16]), opened));
 }
 
 #[test]
@@ -222,6 +292,32 @@ fn a_latch_is_written_whoever_else_writes_and_is_not_lifted_by_an_older_word() {
         .unwrap();
     let judged = second.book.latched_since(NodeId([1; 16]));
     assert_eq!(judged, Judgement::RevokeAll(lease::message::RevokeCause::Lockdown));
+}
+
+#[test]
+fn a_revocation_is_confirmed_by_whoever_may_hold_the_key_and_nobody_else() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let (of_first, of_second) = (NodeId([1; 16]), NodeId([2; 16]));
+    let volume = volume_of(&first.book);
+    first.book.plan_push(of_first).unwrap();
+    first.book.promoted(volume, of_second, (None, 1 << 30), "test").unwrap();
+    second.look().unwrap();
+    let since = clock::now();
+    let target = Target::Volume("db-1".to_owned());
+    second.book.latch(&target, "test").unwrap();
+    assert_eq!(second.book.nodes_of(&target).unwrap(), [of_second]);
+    for scope in [Some(volume), None] {
+        assert!(!second.book.is_forgotten(of_second, scope, since), "the node before it holds the key");
+    }
+    // Likewise where the node that has it now is dialled here and says that it holds nothing.
+    second.book.reconcile(of_second, &BTreeMap::new()).unwrap();
+    assert!(!second.book.is_forgotten(of_second, Some(volume), since));
+    first.book.reconcile(of_first, &BTreeMap::new()).unwrap();
+    first.book.flush_records().unwrap();
+    second.look().unwrap();
+    assert!(second.book.is_forgotten(of_second, Some(volume), since));
 }
 
 #[test]
@@ -317,6 +413,66 @@ fn what_somebody_put_into_the_store_is_not_followed() {
 }
 
 #[test]
+fn a_ledger_that_cannot_be_followed_is_not_written_over() {
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    // Of a later program, whose policy has a word that this one does not know.
+    let (text, by) = ("version = 1\nlater = true\n".to_owned(), "test".to_owned());
+    first
+        .book
+        .commit(|registry| {
+            registry.policy = Some(crate::ledger::PolicyRecord { text, serial: 1, by, at_unix_s: 1 });
+            registry.lockdown = Some(latch_by(LatchCause::Lockdown, "test"));
+            Ok(())
+        })
+        .unwrap();
+    let written = store.value(wire::LEDGER).unwrap();
+    distrusted(second.look(), "cannot be followed");
+    distrusted(second.book.commit(|_| Ok(())), "cannot be followed");
+    assert!(second.book.plan_push(NodeId([1; 16])).unwrap().is_empty(), "there is a lockdown");
+    assert!(store.value(wire::LEDGER).unwrap() == written);
+}
+
+#[test]
+fn a_ledger_that_could_not_be_kept_here_is_written_all_the_same_and_its_serial_used_once() {
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], shares) = two(&store);
+    let volume = volume_of(&first.book);
+    std::fs::create_dir(first.dir.path().join("ledger.new")).unwrap();
+    distrusted(first.book.resized(volume, 2 << 30, "test"), "could not be kept here");
+    distrusted(first.book.resized(volume, 3 << 30, "test"), "could not be kept here");
+    second.look().unwrap();
+    assert_eq!(second.book.registry().unwrap().volume(volume).unwrap().size.0, 2 << 30);
+    // There is room again.
+    std::fs::remove_dir(first.dir.path().join("ledger.new")).unwrap();
+    first.crash();
+    unseal(&mut first.book, &shares);
+    first.look().unwrap();
+    assert_eq!(first.book.registry().unwrap().volume(volume).unwrap().size.0, 2 << 30);
+    first.book.resized(volume, 3 << 30, "test").unwrap();
+    second.look().unwrap();
+}
+
+#[test]
+fn what_a_look_has_seen_is_not_lost_with_what_it_failed_at() {
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    let link = wire::LinkValue { holder: "compute-2".to_owned(), incarnation: [0; 16] };
+    first.book.put_link(node, &link).unwrap();
+    first.book.commit(|_| Ok(())).unwrap();
+    std::fs::create_dir(second.dir.path().join("ledger.new")).unwrap();
+    distrusted(second.look(), "cannot be followed");
+    let items = second.book.take_news().items;
+    assert!(items.iter().any(|(named, _)| *named == wire::Named::Link(node)));
+    // Likewise of a look that was taken for the sake of a write.
+    let mut third = Member::new(&store, "compute-3");
+    third.book.look_at_store().unwrap();
+    third.book.look_at_store().unwrap();
+    assert!(third.book.take_news().items.iter().any(|(named, _)| *named == wire::Named::Link(node)));
+}
+
+#[test]
 fn a_lease_record_that_was_taken_out_or_damaged_is_one_of_the_longest_lease() {
     clock::simulated::set(BootInstant(1_000_000_000));
     let store = SimulatedStore::default();
@@ -338,6 +494,44 @@ fn a_lease_record_that_was_taken_out_or_damaged_is_one_of_the_longest_lease() {
     let record = third.book.records.of(volume).unwrap();
     assert_eq!((record.node, record.fence), (NOBODY, units::Fence(1)));
     assert!(third.book.plan_push(node).unwrap().iter().all(|planned| planned.order.volume != volume));
+}
+
+#[test]
+fn what_one_keyholder_deletes_another_knows_of_and_goes_on_writing() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let ([mut first, mut second], _) = two(&store);
+    let node = NodeId([1; 16]);
+    first.book.plan_push(node).unwrap();
+    let state = lease::message::PoolState { pool: units::PoolId([6; 16]), count: 9, chain: [5; 32] };
+    first.book.records.set_states(&[state]);
+    first.book.flush_records().unwrap();
+    second.look().unwrap();
+    assert_eq!(second.book.records.state_of(state.pool), Some(state));
+    let volume = volume_of(&first.book);
+    first.book.begin_deletion("db-1", "test").unwrap();
+    first.book.erase_volume(volume, "test").unwrap();
+    let kept = first.book.find_volume("db-2").unwrap().0;
+    first.book.records.forget_state(&mut first.book.store, kept, Some(state.pool)).unwrap();
+    second.look().unwrap();
+    // The node says that it holds nothing, which is news of both volumes as long as both are known.
+    second.book.reconcile(node, &BTreeMap::new()).unwrap();
+    (0..2).for_each(|_| drop(second.look().unwrap()));
+    assert_eq!(second.book.records.state_of(state.pool), None, "it was forgotten on a person's word");
+    let pushed = second.book.plan_push(node).unwrap();
+    assert_eq!(pushed.iter().map(|grant| grant.order.volume).collect::<Vec<_>>(), [kept]);
+    assert_eq!(second.book.renew(node, &[]).unwrap().unwrap().1.len(), 1);
+}
+
+#[test]
+fn an_emptied_store_is_noticed_by_who_runs() {
+    let store = SimulatedStore::default();
+    let ([mut first, _second], _) = two(&store);
+    for name in store.names() {
+        store.remove(&name);
+    }
+    first.book.look_at_store().unwrap();
+    distrusted(first.book.look_at_store(), "it is empty");
 }
 
 #[test]
@@ -364,6 +558,39 @@ fn a_keyholder_that_was_alone_brings_its_ledger_and_its_leases() {
         assert_eq!((record.grant, record.fence), (grant.order.grant, grant.order.fence));
         assert!(record.expires.unwrap().ms_since(clock::now()) > 3_000);
     }
+}
+
+#[test]
+fn records_of_before_there_was_a_store_are_not_taken_for_those_of_after_it() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let store = SimulatedStore::default();
+    let dir = tempfile::tempdir().unwrap();
+    let mut alone = open(dir.path());
+    let shares = ceremony(&mut alone);
+    fill(&mut alone);
+    alone.plan_push(NodeId([1; 16])).unwrap();
+    drop(alone);
+    let old = std::fs::read(dir.path().join(LEASES_FILE)).unwrap();
+    let mut joined = open_shared(dir.path(), "compute-1", &store.access());
+    unseal(&mut joined, &shares);
+    joined.look_at_store().unwrap();
+    assert!(joined.grants_wait().is_none());
+    assert!(!dir.path().join(LEASES_FILE).exists());
+    drop(joined);
+    // Also where an earlier program left it.
+    std::fs::write(dir.path().join(LEASES_FILE), old).unwrap();
+    drop(open_shared(dir.path(), "compute-1", &store.access()));
+    // The store is lost: CLUSTER.md, "When the store is not the one it was".
+    std::fs::remove_file(dir.path().join("store-mark")).unwrap();
+    let mut again = open_shared(dir.path(), "compute-1", &SimulatedStore::default().access());
+    unseal(&mut again, &shares);
+    again.look_at_store().unwrap();
+    assert!(again.grants_wait().is_some());
+    drop(again);
+    // And where it is to be alone again.
+    let mut alone = open(dir.path());
+    unseal(&mut alone, &shares);
+    assert!(alone.grants_wait().is_some());
 }
 
 #[test]

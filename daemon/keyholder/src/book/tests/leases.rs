@@ -74,11 +74,29 @@ fn after_a_promotion_only_the_node_before_it_can_end_its_lease_early() {
     }
     assert!(book.plan_push(SECOND).unwrap().is_empty());
 
-    book.on_wiped(FIRST, &wiped(Scope::Volume(volume), 1)).unwrap();
+    let receipt = WipeReceipt { grants: vec![grant], ..wiped(Scope::Volume(volume), 1) };
+    book.on_wiped(FIRST, &receipt).unwrap();
     assert!(!is_leased(&book, volume), "its own signed word ends the wait");
     let pushed = book.plan_push(SECOND).unwrap();
     assert_eq!(pushed.iter().map(|planned| planned.order.volume).collect::<Vec<_>>(), [volume]);
     assert!(pushed[0].order.grant != grant && pushed[0].order.fence > planned[0].order.fence);
+}
+
+#[test]
+fn a_word_from_before_a_grant_does_not_end_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut book, _) = two_nodes(dir.path());
+    let order = book.plan_push(FIRST).unwrap()[0].order.clone();
+    // "Nothing is held", in answer to a revocation that was lifted since.
+    for scope in [Scope::Volume(order.volume), Scope::All] {
+        book.on_wiped(FIRST, &wiped(scope, 1)).unwrap();
+        assert!(is_leased(&book, order.volume), "{scope:?}");
+        assert_eq!(key_of(&book, order.volume), Some(KeyState::Pushing), "{scope:?}");
+    }
+    let receipt = WipeReceipt { grants: vec![order.grant], ..wiped(Scope::All, 2) };
+    book.on_wiped(FIRST, &receipt).unwrap();
+    assert!(!is_leased(&book, order.volume));
+    assert_eq!(key_of(&book, order.volume), Some(KeyState::Sealed));
 }
 
 #[test]
@@ -104,7 +122,7 @@ fn a_receipt_that_arrives_after_a_promotion_prolongs_nothing() {
     let before = *book.records.of(order.volume).unwrap();
     book.on_receipt(FIRST, &receipt(order.volume, order.grant)).unwrap();
     for node in [FIRST, SECOND] {
-        let (_, renewed) = book.renew(node, &[]).unwrap();
+        let (_, renewed) = book.renew(node, &[]).unwrap().unwrap();
         assert!(!renewed.contains(&order.grant), "{node}");
     }
     assert_eq!(*book.records.of(order.volume).unwrap(), before, "neither its expiry nor its pool");
@@ -223,17 +241,36 @@ fn a_planned_grant_stays_here_when_something_was_latched_moved_or_sealed_before_
 }
 
 #[test]
+fn a_grant_that_counts_from_a_later_challenge_than_it_was_planned_after_waits_for_a_longer_record() {
+    clock::simulated::set(BootInstant(1_000_000_000));
+    let dir = tempfile::tempdir().unwrap();
+    let (mut book, _) = two_nodes(dir.path());
+    let order = book.plan_push(FIRST).unwrap()[0].order.clone();
+    assert!(book.is_recorded(&order, clock::now()));
+    let later = clock::now().saturating_add_ms(40);
+    assert!(!book.is_recorded(&order, later), "it would end after its record");
+    // Answered, it is recorded for as long.
+    clock::simulated::set(later);
+    book.renew(FIRST, &[]).unwrap().unwrap();
+    assert!(book.is_recorded(&order, later));
+    // A grant of before is none that the record is of.
+    book.reconcile(FIRST, &BTreeMap::new()).unwrap();
+    book.plan_push(FIRST).unwrap();
+    assert!(!book.is_recorded(&order, clock::now()));
+}
+
+#[test]
 fn a_renewal_is_no_longer_than_the_policy_allows_by_then() {
     let dir = tempfile::tempdir().unwrap();
     let (mut book, _) = two_nodes(dir.path());
     let order = book.plan_push(FIRST).unwrap()[0].order.clone();
     book.on_receipt(FIRST, &receipt(order.volume, order.grant)).unwrap();
-    assert_eq!(book.renew(FIRST, &[]).unwrap().0, 5_000);
+    assert_eq!(book.renew(FIRST, &[]).unwrap().unwrap().0, 5_000);
     for (most, renewed_ms) in [("9000", 5_000), ("2000", 2_000)] {
         let policy = format!("version = 1\n[push]\nlease_ms_max = {most}\n");
         book.apply_policy(&policy, "test").unwrap();
         let before = *book.records.of(order.volume).unwrap();
-        let (lease_ms, grants) = book.renew(FIRST, &[]).unwrap();
+        let (lease_ms, grants) = book.renew(FIRST, &[]).unwrap().unwrap();
         assert_eq!((lease_ms, grants.contains(&order.grant)), (renewed_ms, true));
         // The node may use what it was given before: neither this nor a reboot makes that shorter.
         let after = *book.records.of(order.volume).unwrap();
@@ -255,6 +292,22 @@ fn another_machine_under_a_nodes_id_does_not_end_the_leases_of_the_one_before_it
         assert!(is_leased(&book, planned.order.volume), "the machine before it may hold the key");
     }
     assert!(book.plan_push(FIRST).unwrap().is_empty());
+}
+
+#[test]
+fn a_node_that_is_marked_as_compromised_ends_no_lease_by_its_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut book, _) = two_nodes(dir.path());
+    let planned = book.plan_push(FIRST).unwrap();
+    book.mark_compromised("node-1", "test").unwrap();
+    let grants = planned.iter().map(|planned| planned.order.grant).collect();
+    book.on_wiped(FIRST, &WipeReceipt { grants, ..wiped(Scope::All, 1) }).unwrap();
+    book.reconcile(FIRST, &BTreeMap::new()).unwrap();
+    for planned in &planned {
+        assert!(is_leased(&book, planned.order.volume), "whoever has the node has its key");
+        book.promoted(planned.order.volume, SECOND, (None, 1 << 30), "test").unwrap();
+    }
+    assert!(book.plan_push(SECOND).unwrap().is_empty());
 }
 
 #[test]

@@ -24,9 +24,45 @@ fn a_ledger_that_would_not_be_read_again_is_not_written() {
     assert_eq!(set(&mut book, most).unwrap_err().kind(), ("invalid", 400));
     assert_eq!(std::fs::read(&file).unwrap(), before);
     assert_eq!(book.registry().unwrap().policy, None, "nothing has changed in memory");
-    set(&mut book, most - 64 * 1024).unwrap();
+    set(&mut book, most - 128 * 1024).unwrap();
     drop(book);
     assert_eq!(open(dir.path()).state(), SealState::Sealed, "one that is just below is read");
+}
+
+/// Whoever makes volumes until there is no room stops nobody from taking keys back.
+#[test]
+fn a_full_ledger_takes_latches_and_deletions() {
+    use crate::cluster::kv::simulated::SimulatedStore;
+    let store = SimulatedStore::default();
+    let ([mut shared, _], _) = cluster::two(&store);
+    store.limit_writes(RESERVE_BYTES + 32 * 1024);
+    let dir = tempfile::tempdir().unwrap();
+    let mut alone = open(dir.path());
+    ceremony(&mut alone);
+    fill(&mut alone);
+    let most = usize::try_from(LEDGER_BYTES_MAX).unwrap();
+    for (book, begin) in [(&mut shared.book, 0), (&mut alone, most - RESERVE_BYTES - 8 * 1024)] {
+        let grow = |book: &mut Book, bytes: usize| {
+            book.commit(|registry| {
+                let text = "x".repeat(registry.policy.as_ref().map_or(0, |policy| policy.text.len()) + bytes);
+                registry.policy = Some(PolicyRecord { text, serial: 1, by: "test".to_owned(), at_unix_s: 0 });
+                Ok(())
+            })
+        };
+        grow(book, begin).unwrap();
+        while grow(book, 1_024).is_ok() {}
+        let label = book.registry().unwrap().volumes[0].label.clone();
+        for target in [Target::All, Target::Volume(label.clone())] {
+            book.latch(&target, "somebody with a long name").unwrap();
+            book.write_latches("revoke", &target, "somebody").unwrap();
+        }
+        book.lock_down("somebody").unwrap();
+        book.write_latches("lockdown", &Target::All, "somebody").unwrap();
+        assert!(grow(book, 1_024).is_err());
+        let (volume, _) = book.begin_deletion(&label, "somebody").unwrap();
+        book.erase_volume(volume, "somebody").unwrap();
+        book.unlatch(&Target::All, "somebody").unwrap();
+    }
 }
 
 #[test]
@@ -43,6 +79,19 @@ fn a_tokens_scopes_are_kept_once_each() {
     assert_eq!(refused.kind(), ("invalid", 400));
     book.create_token(&request(TABLE.len()), "auditor/eve").unwrap();
     assert_eq!(book.token_entries().unwrap()[0].scopes, ["GET /v1/policy"]);
+}
+
+#[test]
+fn no_token_is_made_for_what_takes_a_persons_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut book = open(dir.path());
+    ceremony(&mut book);
+    let request = |scope: &str| CreateToken { name: "x".to_owned(), scopes: vec![scope.to_owned()], days: 1 };
+    for scope in ["POST /v1/keyholders/{name}/join", "POST /v1/approvals/{id}/approve", "POST /v1/policy"] {
+        let refused = book.create_token(&request(scope), "security-officer/eve").unwrap_err();
+        assert_eq!(refused.kind(), ("invalid", 400), "{scope}");
+    }
+    book.create_token(&request("POST /v1/push"), "security-officer/eve").unwrap();
 }
 
 #[test]
