@@ -293,7 +293,8 @@ impl Mirror {
         })
         .await?;
         match fetched {
-            Some(fetched) if fetched.content.len() as u64 != len => {
+            // A server may know nothing of conditions.
+            Some(fetched) if fetched.content.len() as u64 != len || fetched.etag != wanted.etag => {
                 Err(Failure::local("it changed while it was copied", "run it again"))
             }
             fetched => Ok(fetched),
