@@ -82,6 +82,7 @@ configure() {
 keys() {
     for name in testkey-1 testkey-2; do
         "$nightlatch" --profile "$dir" --json key create "$name" >"$work/key.json"
+        "$nightlatch" --profile "$dir" --json push --key "$name" >"$work/key.json"
     done
 }
 

@@ -84,7 +84,7 @@ fn a_named_key_is_revoked_pushed_again_and_erased_and_only_its_objects_follow() 
     assert_eq!(names, ["photos", "books"]);
     let table = site.desk.run(&["volume", "list"]);
     assert!(table.lines().any(|line| line.contains("photos") && line.contains(" key ")), "{table}");
-    site.desk.refused(&["volume", "resize", "photos", "--size", "1G"]);
+    site.desk.refused(&["volume", "resize", "photos", "1G"]);
 
     let kms = |key| ["--server-side-encryption", "aws:kms", "--ssekms-key-id", key];
     for (key, name) in [("photo", "photos"), ("book", "books")] {

@@ -119,7 +119,8 @@ impl S3 {
         let answer = self.send(Method::HEAD, &action.sign(URL_LIFETIME), Sent::default()).await?;
         let length = answer.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Ok(Ok(length.filter(|_| answer.status() == http::StatusCode::PARTIAL_CONTENT)))
+        let is_a_part = answer.status().is_success() && answer.headers().contains_key("x-amz-mp-parts-count");
+        Ok(Ok(length.filter(|_| is_a_part)))
     }
 
     /// Puts an object with what it is to have besides its bytes; the entity tag that it has then.
