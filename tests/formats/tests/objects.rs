@@ -117,7 +117,7 @@ fn check_keys(store: &Store) {
     assert_eq!(object.info().named_key.as_deref(), Some(NAMED_KEY));
     object.check_named_key().expect("the key");
     let body = object.reader(&(0..5000)).next_chunk(1 << 20).expect("a read").expect("bytes");
-    assert_eq!(body, [5; 5000]);
+    assert_eq!(body, vec![5_u8; 5000]);
     let uploads = store.list_uploads(KEYED, &ListRequest { limit: 10, ..ListRequest::default() }, None);
     let upload = uploads.expect("a listing").uploads.remove(0).id;
     let mut part = store.upload_part((KEYED, "begun"), &upload, 1, None, None).expect("a part");
@@ -167,8 +167,8 @@ fn check(device: Arc<SimulatedDevice>, format: u32) {
 }
 
 #[test]
-fn stores_of_versions_2_to_5_open() {
-    for format in 2..=5 {
+fn stores_of_versions_2_to_4_open() {
+    for format in 2..=4 {
         let path = golden(&format!("objects-{format}.bin"));
         if std::env::var_os("NIGHTLATCH_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, encode(&write())).expect("a writable golden folder");

@@ -138,7 +138,4 @@ fn a_named_key_is_revoked_pushed_again_and_erased_and_only_its_objects_follow() 
     for event in ["volume-created", "volume-erased"] {
         assert!(events.iter().any(|found| found == event), "{event}: {events:?}");
     }
-    let taken = site.desk.json(&["audit", "search", "--node", "node-1", "--last", "1000"]);
-    let taken = taken.to_string();
-    assert!(taken.contains("key-taken") && taken.contains("key-dropped"), "{taken}");
 }

@@ -40,13 +40,13 @@ async fn a_revoked_key_locks_its_objects_and_only_those_with_the_code_of_amazons
     let running = running().await;
     let mut client = Client::connect(&running).await;
     for (path, key) in [("/bucket/photo", "photos"), ("/bucket/book", "books")] {
-        let made = put(&mut client, &running, path, key, &[7; 300_000]).await;
+        let made = put(&mut client, &running, path, key, &[7_u8; 300_000]).await;
         assert_eq!((made.status, said(&made.headers)), (200, ("aws:kms", key)));
     }
     assert_eq!(client.put(&running, "/bucket/open", b"open").await.status, 200);
     for (path, key) in [("/bucket/photo", "photos"), ("/bucket/book", "books")] {
         let got = client.get(&running, path).await;
-        assert!(got.body == [7; 300_000] && said(&got.headers) == ("aws:kms", key));
+        assert!(got.body == [7_u8; 300_000] && said(&got.headers) == ("aws:kms", key));
         let head = client.ask(&Asked::new("HEAD", path).sign(&running), b"").await;
         assert_eq!((head.status, said(&head.headers)), (200, ("aws:kms", key)));
     }
@@ -56,14 +56,14 @@ async fn a_revoked_key_locks_its_objects_and_only_those_with_the_code_of_amazons
     let copy = Asked::new("PUT", "/bucket/copy").header("x-amz-copy-source", "/bucket/photo").sign(&running);
     refused(&client.ask(&copy, b"").await, 403, "KMS.DisabledException");
     refused(&put(&mut client, &running, "/bucket/new", "photos", b"x").await, 403, "KMS.DisabledException");
-    assert!(client.get(&running, "/bucket/book").await.body == [7; 300_000]);
+    assert!(client.get(&running, "/bucket/book").await.body == [7_u8; 300_000]);
     assert_eq!(client.get(&running, "/bucket/open").await.body, b"open");
     let head = client.ask(&Asked::new("HEAD", "/bucket/photo").sign(&running), b"").await;
     assert_eq!((head.status, said(&head.headers)), (200, ("aws:kms", "photos")));
     assert!(client.get(&running, "/bucket").await.text().contains("<Key>photo</Key>"));
 
     running.named_keys.lend("photos", SimulatedKey::new(1));
-    assert!(client.get(&running, "/bucket/photo").await.body == [7; 300_000]);
+    assert!(client.get(&running, "/bucket/photo").await.body == [7_u8; 300_000]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +72,7 @@ async fn an_answer_that_is_being_sent_ends_when_its_key_is_taken_back() {
     let mut client = Client::connect(&running).await;
     let key = SimulatedKey::new(5);
     running.named_keys.lend("large", key.clone());
-    let body = vec![7; 24 << 20];
+    let body = vec![7_u8; 24 << 20];
     assert_eq!(put(&mut client, &running, "/bucket/large", "large", &body).await.status, 200);
     client.send(Asked::new("GET", "/bucket/large").sign(&running).head().as_bytes()).await;
     let (status, _) = client.read_head().await.unwrap();
