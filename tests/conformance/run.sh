@@ -78,10 +78,19 @@ configure() {
     user iam@example.com iam "iam root" "iam alt root"
 }
 
+# The keys that the suite names where it is told no others.
+keys() {
+    for name in testkey-1 testkey-2; do
+        "$nightlatch" --profile "$dir" --json key create "$name" >"$work/key.json"
+        "$nightlatch" --profile "$dir" --json push --key "$name" >"$work/key.json"
+    done
+}
+
 mkdir -p "$work"
 [ -x "$nightlatch" ] || { say "build the programs first: make build"; exit 1; }
 fetch
 start
+keys
 configure >"$work/s3tests.conf"
 say "running; $work/pytest.log has the details"
 (cd "$suite" && S3TEST_CONF="$work/s3tests.conf" "$work/python/bin/pytest" -q --tb=short -rA --timeout=300 \

@@ -1,6 +1,7 @@
 //! The command line's grammar, with help that teaches.
 
 mod compute;
+mod mirror;
 mod notification;
 mod snapshot;
 
@@ -11,6 +12,7 @@ use identity::{Endpoint, PeerName, Role, TrustDomain};
 use units::{ByteLen, NodeId, PoolId, VolumeId};
 
 pub(crate) use self::compute::*;
+pub(crate) use self::mirror::MirrorArgs;
 pub(crate) use self::notification::NotificationCommand;
 pub(crate) use self::snapshot::*;
 
@@ -73,7 +75,7 @@ pub(crate) enum Command {
     /// Make a certificate authority and certificates, for those who have none
     #[command(subcommand)]
     Pki(Pki),
-    /// Officers' keys, the ceremony, unsealing the keyholder, ledger backups
+    /// Officers' keys, the ceremony, unsealing the keyholder, ledger backups; named keys for objects
     #[command(subcommand)]
     Key(Key),
     /// Prepare and enrol storage nodes; see and wipe one
@@ -106,6 +108,11 @@ pub(crate) enum Command {
     /// Policies in the language of AWS that say what users and groups of an object store may do
     #[command(subcommand)]
     AccessPolicy(AccessPolicyCommand),
+    /// Bring what is in a bucket of any S3 server into a bucket of another
+    #[command(
+        after_help = "Objects that the target has already, with the same length and the same entity tag or written since, are passed over, so that\na run that was interrupted goes on, within large objects too. Content type and the like, and the metadata of users, come along;\ntags, access control lists and older versions do not. Nothing is deleted.\n\nAccess keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the target, SOURCE_AWS_ACCESS_KEY_ID and\nSOURCE_AWS_SECRET_ACCESS_KEY for the source where that has another.\n\nExample:\n  nightlatch mirror s3://photos s3://photos --from https://s3.eu-central-1.amazonaws.com --from-region eu-central-1 \\\n    --to https://node-1.example.com:7480 --to-ca ca.pem"
+    )]
+    Mirror(MirrorArgs),
     /// Build, sign, verify, publish and write to a disk the appliance's image
     #[command(subcommand)]
     Image(crate::commands::image::ImageCommand),
@@ -348,6 +355,21 @@ pub(crate) enum Key {
         #[arg(long, value_name = "FILE")]
         officer_key: PathBuf,
     },
+    /// Make a key with a name, which S3 clients encrypt objects under (SSE-KMS) and which is revoked by itself
+    #[command(
+        after_help = "Examples:\n  nightlatch key create photos --node node-1\n  aws s3 cp holiday.jpg s3://album/ --sse aws:kms --sse-kms-key-id photos\n  nightlatch revoke --key photos        its objects can't be read any more, all others can\n  nightlatch unlatch --key photos && nightlatch push --key photos\n  nightlatch volume delete photos       erases the key: its objects are gone for good\n\nThe keyholder keeps the key and lends it as it lends volumes' keys: for a lease, and until it is revoked."
+    )]
+    Create {
+        /// Its name: the key id that S3 clients give
+        name: String,
+        #[command(flatten)]
+        node: NodeArg,
+        /// Pool, where the node has several
+        #[arg(long, value_name = "ID")]
+        pool: Option<PoolId>,
+    },
+    /// The keys with names, and where they are
+    List,
     /// Whether the keyholder has its root, and which shares it needs
     Status,
     /// Save the ledger: encrypted, useless without the shares, needed to open volumes after a loss
@@ -1092,8 +1114,8 @@ pub(crate) struct PolicyTarget {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct TargetArgs {
-    /// This volume
-    #[arg(long, value_name = "LABEL")]
+    /// This volume, or this named key
+    #[arg(long, visible_alias = "key", value_name = "LABEL")]
     pub(crate) volume: Option<String>,
     /// This node and all its volumes
     #[arg(long, value_name = "NAME")]

@@ -18,6 +18,7 @@ mod drill;
 mod export;
 pub mod failure;
 mod loopback;
+mod mirror;
 mod output;
 mod profile;
 mod s3;

@@ -1,8 +1,11 @@
-//! A small S3 client: presigned URLs, streamed bodies, one request a connection. Also for servers that are not Nightlatch.
+//! A small S3 client: presigned URLs, streamed bodies, one request a connection unless said otherwise. Also for servers that are not Nightlatch.
+//! What `mirror` asks for besides is in `transfers`.
+
+mod transfers;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use admin::api::CreatedAccessKey;
@@ -12,6 +15,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use md5::{Digest, Md5};
 use rustls_pki_types::pem::PemObject;
@@ -22,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+pub(crate) use self::transfers::{Fetched, Part};
 use crate::failure::{Done, Exit, Failure};
 
 /// How long a presigned URL is good.
@@ -33,6 +38,13 @@ const ERROR_BYTES_MAX: usize = 4096;
 /// A page of a list: a thousand keys of a kilobyte, each escaped at worst.
 const LIST_BYTES_MAX: usize = 16 << 20;
 
+/// Connections that wait for the next request.
+const IDLE_MAX: usize = 16;
+
+/// A request is tried so often, and each time waited for three times as long as the time before: 13 s in all.
+const TRIES: u32 = 5;
+const FIRST_WAIT: Duration = Duration::from_millis(333);
+
 /// A request's body.
 pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -42,6 +54,23 @@ pub(crate) struct Listed {
     pub(crate) key: String,
     pub(crate) bytes: u64,
     pub(crate) etag: String,
+    /// When it was written, as the server says it.
+    pub(crate) modified: String,
+}
+
+/// Does it again while it fails for a reason that may pass.
+pub(crate) async fn persist<T>(mut attempt: impl AsyncFnMut() -> Done<Result<T, Refusal>>) -> Done<T> {
+    let mut wait = FIRST_WAIT;
+    for _ in 1..TRIES {
+        match attempt().await {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(refusal)) if !refusal.is_passing() => return Err(refusal.into()),
+            Err(failure) if failure.exit != Exit::Unreachable => return Err(failure),
+            Ok(Err(_)) | Err(_) => tokio::time::sleep(wait).await,
+        }
+        wait *= 3;
+    }
+    attempt().await?.map_err(Failure::from)
 }
 
 /// A stream in clear or under TLS.
@@ -53,6 +82,25 @@ pub(crate) struct S3 {
     tls: Option<Arc<rustls::ClientConfig>>,
     bucket: Bucket,
     credentials: Credentials,
+    /// Where connections are used again: those that wait.
+    idle: Option<Arc<Mutex<Vec<SendRequest<Body>>>>>,
+}
+
+/// What a request sends besides its URL.
+#[derive(Default)]
+struct Sent {
+    body: Option<(u64, Body)>,
+    /// Those that are signed have been given to the URL's signature as well.
+    headers: Vec<(String, String)>,
+}
+
+impl Sent {
+    fn whole(content: Bytes) -> Self {
+        let md5 = base64::engine::general_purpose::STANDARD.encode(Md5::digest(&content));
+        let len = content.len() as u64;
+        let body = http_body_util::Full::new(content).map_err(|never| match never {}).boxed();
+        Self { body: Some((len, body)), headers: vec![("content-md5".to_owned(), md5)] }
+    }
 }
 
 /// An answer that is no success.
@@ -106,7 +154,7 @@ impl S3 {
             .map_err(|error| failed("its bucket", error))?;
         let tls = trusted.map(|path| Ok::<_, Failure>(identity::s3_client(&roots(path)?)?)).transpose()?;
         let credentials = Credentials::new(key.access_key.clone(), key.secret_key.clone());
-        Ok(Self { tls, bucket, credentials })
+        Ok(Self { tls, bucket, credentials, idle: None })
     }
 
     /// A client of a bucket of any server, with the access key that the environment has. Trusts the certificates in `ca`, or
@@ -118,42 +166,49 @@ impl S3 {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where the key needs it",
             )
         })?;
+        Self::with_credentials(bucket, credentials, ca)
+    }
+
+    /// The same with this access key.
+    pub(crate) fn with_credentials(
+        bucket: Bucket,
+        credentials: Credentials,
+        ca: Option<&Path>,
+    ) -> Done<Self> {
         let tls = match (bucket.base_url().scheme(), ca) {
             ("http", _) => None,
             (_, Some(ca)) => Some(identity::s3_client(&roots(ca)?)?),
             (_, None) => Some(identity::s3_client(&system_roots()?)?),
         };
-        Ok(Self { tls, bucket, credentials })
+        Ok(Self { tls, bucket, credentials, idle: None })
     }
 
     /// Puts an object, which the server takes only if it arrives whole.
     pub(crate) async fn put_whole(&self, key: &str, content: Bytes) -> Done<Result<(), Refusal>> {
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(URL_LIFETIME);
-        let md5 = base64::engine::general_purpose::STANDARD.encode(Md5::digest(&content));
-        let len = content.len() as u64;
-        let body = http_body_util::Full::new(content).map_err(|never| match never {}).boxed();
-        let answer = self.send(Method::PUT, &url, Some((len, body)), Some(md5)).await?;
+        let answer = self.send(Method::PUT, &url, Sent::whole(content)).await?;
         if answer.status().is_success() { Ok(Ok(())) } else { Ok(Err(Self::refusal(answer).await)) }
     }
 
     /// Deletes an object. One that is not there is none the less deleted.
     pub(crate) async fn delete(&self, key: &str) -> Done<Result<(), Refusal>> {
         let url = self.bucket.delete_object(Some(&self.credentials), key).sign(URL_LIFETIME);
-        let answer = self.send(Method::DELETE, &url, None, None).await?;
+        let answer = self.send(Method::DELETE, &url, Sent::default()).await?;
         if answer.status().is_success() { Ok(Ok(())) } else { Ok(Err(Self::refusal(answer).await)) }
     }
 
     /// Streams `len` bytes into an object.
     pub(crate) async fn put(&self, key: &str, len: u64, body: Body) -> Done {
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(URL_LIFETIME);
-        let answer = self.send(Method::PUT, &url, Some((len, body)), None).await?;
+        let sent = Sent { body: Some((len, body)), headers: Vec::new() };
+        let answer = self.send(Method::PUT, &url, sent).await?;
         if answer.status().is_success() { Ok(()) } else { Err(Self::refusal(answer).await.into()) }
     }
 
     /// Streams an object out, piece by piece into `each`; or the refusal.
     pub(crate) async fn get(&self, key: &str, mut each: impl FnMut(&[u8])) -> Done<Result<(), Refusal>> {
         let url = self.bucket.get_object(Some(&self.credentials), key).sign(URL_LIFETIME);
-        let answer = self.send(Method::GET, &url, None, None).await?;
+        let answer = self.send(Method::GET, &url, Sent::default()).await?;
         if !answer.status().is_success() {
             return Ok(Err(Self::refusal(answer).await));
         }
@@ -186,7 +241,7 @@ impl S3 {
             action.with_continuation_token(token.clone());
         }
         let url = action.sign(URL_LIFETIME);
-        let answer = self.send(Method::GET, &url, None, None).await?;
+        let answer = self.send(Method::GET, &url, Sent::default()).await?;
         if !answer.status().is_success() {
             return Ok(Err(Self::refusal(answer).await));
         }
@@ -198,6 +253,7 @@ impl S3 {
             key: entry.key,
             bytes: entry.size.unwrap_or_default(),
             etag: entry.etag.unwrap_or_default().trim_matches('"').to_owned(),
+            modified: entry.last_modified.unwrap_or_default(),
         });
         Ok(Ok((listed.collect(), parsed.next_continuation_token)))
     }
@@ -215,24 +271,17 @@ impl S3 {
         Refusal { status, retry_after, body }
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        url: &url::Url,
-        body: Option<(u64, Body)>,
-        content_md5: Option<String>,
-    ) -> Done<Response<Incoming>> {
+    async fn send(&self, method: Method, url: &url::Url, sent: Sent) -> Done<Response<Incoming>> {
         let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
         let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
-        let mut request = Request::builder()
-            .method(method)
-            .uri(target)
-            .header(header::HOST, host)
-            .header(header::CONNECTION, "close");
-        if let Some(md5) = content_md5 {
-            request = request.header("content-md5", md5);
+        let mut request = Request::builder().method(method).uri(target).header(header::HOST, host);
+        if self.idle.is_none() {
+            request = request.header(header::CONNECTION, "close");
         }
-        let body = match body {
+        for (name, value) in &sent.headers {
+            request = request.header(name, value);
+        }
+        let body = match sent.body {
             Some((len, body)) => {
                 request = request.header(header::CONTENT_LENGTH, len);
                 body
@@ -240,13 +289,44 @@ impl S3 {
             None => Empty::new().map_err(|never| match never {}).boxed(),
         };
         let request = request.body(body).map_err(|error| failed("the request", error))?;
+        let mut sender = match self.idle_connection() {
+            Some(sender) => sender,
+            None => self.new_connection(url).await?,
+        };
+        let answer = sender.send_request(request).await.map_err(|error| failed("the request", error))?;
+        if let Some(idle) = self.idle.clone() {
+            tokio::spawn(async move {
+                // Once the answer's body has been read, or the connection has ended.
+                if sender.ready().await.is_ok() {
+                    let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+                    if idle.len() < IDLE_MAX {
+                        idle.push(sender);
+                    }
+                }
+            });
+        }
+        Ok(answer)
+    }
+
+    /// Uses connections again. One that the server ends meanwhile fails a request: for what is done with [`persist`].
+    pub(crate) fn reusing_connections(self) -> Self {
+        Self { idle: Some(Arc::default()), ..self }
+    }
+
+    fn idle_connection(&self) -> Option<SendRequest<Body>> {
+        let mut idle = self.idle.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|sender| !sender.is_closed());
+        idle.pop()
+    }
+
+    async fn new_connection(&self, url: &url::Url) -> Done<SendRequest<Body>> {
         let stream = self.connect(url).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed("the connection", error))?;
-        // Ends with the answer's body. What went wrong is seen by whoever reads that.
+        // Ends with the last sender. What went wrong is seen by whoever reads an answer.
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|error| failed("the request", error))
+        Ok(sender)
     }
 
     async fn connect(&self, url: &url::Url) -> Done<Box<dyn Stream>> {

@@ -72,6 +72,10 @@ pub const fn lease_with_drift_ms(lease_ms: u64) -> u64 {
     lease_ms.saturating_add(lease_ms.saturating_mul(DRIFT_PPM).div_ceil(1_000_000))
 }
 
+/// Size of a volume that is a named key: one of kind `objects` with a single sector, where no object store fits and none is
+/// looked for. It holds nothing; its key, lent and taken back as any volume's, encrypts the keys of objects.
+pub const NAMED_KEY_BYTES: u64 = units::SECTOR_BYTES as u64;
+
 /// How often a node that holds a lease of `lease_ms` sends a challenge.
 pub const fn challenge_interval_ms(lease_ms: u64) -> u64 {
     let interval = lease_ms / CHALLENGES_PER_LEASE;

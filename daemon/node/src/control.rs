@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use admin::{Act, ControlError, ErrorKind, NodeControl, api};
 use bytes::Bytes;
 use hygiene::{Report, Verdict};
+use lease::limits::NAMED_KEY_BYTES;
 use lease::message::WipeCause;
 use locked_memory::MemoryKind;
 use objects::{GroupInfo, NewAccessKey, PolicyInfo, Principal, Quota, QuotaOf, Store, StoreError, UserInfo};
@@ -196,6 +197,11 @@ impl Node {
             pool: open.pool.info().id,
             kind: match info.kind {
                 pool::VolumeKind::Block => "block".into(),
+                pool::VolumeKind::Objects
+                    if info.sectors.byte_len().is_some_and(|len| len.0 == NAMED_KEY_BYTES) =>
+                {
+                    "key".into()
+                }
                 pool::VolumeKind::Objects => "objects".into(),
             },
             size_bytes: info.sectors.byte_len().map_or(0, |len| len.0),

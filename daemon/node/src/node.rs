@@ -16,20 +16,21 @@ use admin::api::Listening;
 use hygiene::Subject;
 use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
 use lease::GrantRefusal;
+use lease::limits::NAMED_KEY_BYTES;
 use lease::message::{
     OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages,
 };
 use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::{Access, Export, NbdServer};
-use objects::Store;
+use objects::{NamedKeys, Store};
 use pool::{Pool, PoolErrorKind, PoolVolume, StateHead};
 use s3_server::S3Server;
-use sealing::{Bound, KeyWitness, Snapshots, Volume};
+use sealing::{Bound, KeyFunction, KeyWitness, Snapshots, Volume};
 use sources::SourceState;
 use tokio::sync::broadcast;
 use tokio_util::task::TaskTracker;
-use units::{BootId, BootInstant, Fence, GrantId, NodeId, PoolId, VolumeId};
+use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeId};
 
 use crate::attestor::Attestor;
 use crate::boot_clock;
@@ -71,6 +72,8 @@ pub(crate) struct Served {
     grant: GrantId,
     key: KeyHandle,
     on_seal: nbd_server::OnSeal,
+    /// Whether it is a named key and nothing else.
+    is_named_key: bool,
 }
 
 /// What clients name a snapshot of a disk.
@@ -189,6 +192,7 @@ pub(crate) struct Node {
     /// From before one looks whether a volume is served until one has made it so, or it is gone.
     pub(crate) claims: Claims,
     store: Mutex<Option<Arc<Store>>>,
+    named_keys: Arc<NamedKeys>,
     seal_change: Mutex<SealChange>,
     /// Pools whose state a key has found good in this run, with its count then: this program alone has changed them since.
     judged: Mutex<BTreeMap<PoolId, u64>>,
@@ -257,6 +261,7 @@ impl Node {
             served: Mutex::new(BTreeMap::new()),
             claims: Claims::default(),
             store: Mutex::new(None),
+            named_keys: Arc::default(),
             seal_change: Mutex::new(SealChange::now(None)),
             judged: Mutex::default(),
             wipes,
@@ -414,9 +419,18 @@ impl Node {
             OnSeal::Hold => nbd_server::OnSeal::Hold,
             OnSeal::Fail => nbd_server::OnSeal::Fail,
         };
-        let served =
-            Served { label: grant.label.clone(), kind: grant.kind, grant: grant.grant, key, on_seal };
-        let result = self.open(&open.pool, &served, Volume::open(volume, Arc::clone(&self.keyring), key));
+        let is_named_key = is_named_key(grant.kind, volume.info().sectors.byte_len());
+        let (label, kind) = (grant.label.clone(), grant.kind);
+        let served = Served { label, kind, grant: grant.grant, key, on_seal, is_named_key };
+        let result = match is_named_key {
+            true => {
+                let bound = Bound { domain: grant.domain, epoch: grant.epoch };
+                let function = KeyFunction::new(Arc::clone(&self.keyring), key, bound);
+                self.named_keys.lend(&served.label, function);
+                Ok(())
+            }
+            false => self.open(&open.pool, &served, Volume::open(volume, Arc::clone(&self.keyring), key)),
+        };
         if let Err(reason) = result {
             self.keyring.drop_key(key);
             return Err(reason);
@@ -527,7 +541,8 @@ impl Node {
                     );
                     return Err(GrantRefusal::VolumeFailed);
                 }
-                let store = Store::open(volume).map_err(|error| {
+                let named_keys = Arc::clone(&self.named_keys);
+                let store = Store::open_with_keys(volume, named_keys).map_err(|error| {
                     tracing::error!(label, %error, "the object store cannot be opened");
                     GrantRefusal::VolumeFailed
                 })?;
@@ -630,6 +645,9 @@ impl Node {
     }
 
     fn stop_serving(&self, volume: VolumeId, served: &Served) {
+        if served.is_named_key {
+            return self.named_keys.take_back(&served.label);
+        }
         match served.kind {
             VolumeKind::Block => {
                 self.nbd.seal(&served.label);
@@ -658,6 +676,7 @@ impl Node {
         let mut connections = self.nbd.seal_all();
         connections.push(self.s3.leaving());
         self.s3.set_store(None);
+        self.named_keys.take_all_back();
         let store = lock(&self.store).take();
         let served = std::mem::take(&mut *self.served());
         // The wipe took them, unless this news is late and a push has come in between: then they go now.
@@ -727,6 +746,11 @@ impl Leaving {
         }
         let _ = woken.await;
     }
+}
+
+/// Whether a volume is a named key: no store fits on it.
+pub(crate) fn is_named_key(kind: VolumeKind, size: Option<ByteLen>) -> bool {
+    kind == VolumeKind::Objects && size == Some(ByteLen(NAMED_KEY_BYTES))
 }
 
 /// The volumes of all pools, as the lease machine wants them.

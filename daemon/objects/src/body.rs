@@ -96,7 +96,7 @@ impl BodyWriter {
             None => self.place(bytes),
             Some(cipher) => {
                 let mut encrypted = bytes.to_vec();
-                cipher.apply(offset, &mut encrypted);
+                cipher.apply(offset, &mut encrypted)?;
                 self.place(&encrypted)
             }
         }
@@ -217,15 +217,17 @@ pub(crate) enum Source {
     Volume(Vec<Piece>),
 }
 
-/// What decrypts a piece of a body, where a customer's key is needed for it.
+/// What decrypts a piece of a body, where a customer's key or a named one is needed for it.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Cipher {
-    /// It is not encrypted under a customer's key.
+    /// It is not encrypted under a key of its own.
     #[default]
     None,
     /// It is, and the key was not given.
     Locked,
-    Open(std::sync::Arc<BodyCipher>),
+    /// It is encrypted under the named key, which is not lent.
+    Away(Arc<str>),
+    Open(Arc<BodyCipher>),
 }
 
 impl Cipher {
@@ -233,10 +235,8 @@ impl Cipher {
         match self {
             Self::None => Ok(()),
             Self::Locked => Err(StoreError::CustomerKeyNeeded),
-            Self::Open(cipher) => {
-                cipher.apply(offset, bytes);
-                Ok(())
-            }
+            Self::Away(name) => Err(StoreError::NamedKeyRevoked { name: name.to_string() }),
+            Self::Open(cipher) => cipher.apply(offset, bytes),
         }
     }
 }

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::StoreError;
 use crate::index::{Changes, Index, Snapshot, Verdict};
 use crate::limits::{COMMIT_BATCH_BYTES_MAX, COMMIT_BATCH_MAX};
+use crate::named_key::NamedKeys;
 use crate::records::{Body, BodyId, Run};
 use crate::space::Space;
 use crate::usage::Coming;
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) volume: Arc<dyn BlockVolume>,
     pub(crate) index: Index,
     pub(crate) space: Arc<Space>,
+    pub(crate) named_keys: Arc<NamedKeys>,
     next_body: AtomicU64,
     next_bucket: AtomicU64,
     queue: Mutex<Option<Sender<Box<dyn Job>>>>,
@@ -74,7 +76,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(crate) fn new(
-        volume: Arc<dyn BlockVolume>,
+        (volume, named_keys): (Arc<dyn BlockVolume>, Arc<NamedKeys>),
         index: Index,
         space: Arc<Space>,
         next: (u64, u64),
@@ -84,6 +86,7 @@ impl Shared {
             volume,
             index,
             space,
+            named_keys,
             next_body: AtomicU64::new(next.0),
             next_bucket: AtomicU64::new(next.1),
             queue: Mutex::new(Some(queue)),

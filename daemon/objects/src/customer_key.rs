@@ -19,6 +19,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::error::StoreError;
+use crate::named_key::ObjectKey;
 use crate::store::random_bytes;
 
 const BODY_LABEL: &[u8] = b"nightlatch customer key: body";
@@ -45,25 +46,26 @@ impl CustomerKey {
         Self(Arc::new(Zeroizing::new(*key)))
     }
 
-    fn mac(&self, label: &[u8], salt: BodySalt) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&**self.0).expect("HMAC takes keys of any length");
-        mac.update(label);
-        mac.update(&salt.0);
-        mac
-    }
-
     /// What recognises this key, with a fresh salt.
     pub(crate) fn proof(&self) -> KeyProof {
-        let salt = BodySalt(random_bytes());
-        KeyProof { salt, proof: self.mac(PROOF_LABEL, salt).finalize().into_bytes().into() }
+        KeyProof::of(&self.0)
     }
 
     /// The cipher of the body that has this salt.
     pub(crate) fn body(&self, salt: BodySalt) -> BodyCipher {
-        let key: Zeroizing<[u8; 32]> =
-            Zeroizing::new(self.mac(BODY_LABEL, salt).finalize().into_bytes().into());
-        BodyCipher { key }
+        BodyCipher::Held(body_key(&self.0, salt))
     }
+}
+
+fn mac(key: &[u8; 32], label: &[u8], salt: BodySalt) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    mac.update(label);
+    mac.update(&salt.0);
+    mac
+}
+
+fn body_key(key: &[u8; 32], salt: BodySalt) -> Zeroizing<[u8; 32]> {
+    Zeroizing::new(mac(key, BODY_LABEL, salt).finalize().into_bytes().into())
 }
 
 impl std::fmt::Debug for CustomerKey {
@@ -73,9 +75,17 @@ impl std::fmt::Debug for CustomerKey {
 }
 
 impl KeyProof {
+    /// What recognises `key`, with a fresh salt.
+    pub(crate) fn of(key: &[u8; 32]) -> Self {
+        let salt = BodySalt(random_bytes());
+        Self { salt, proof: mac(key, PROOF_LABEL, salt).finalize().into_bytes().into() }
+    }
+
     /// Whether `key` is the one.
     pub(crate) fn check(&self, key: &CustomerKey) -> Result<(), StoreError> {
-        key.mac(PROOF_LABEL, self.salt).verify_slice(&self.proof).map_err(|_| StoreError::WrongCustomerKey)
+        mac(&key.0, PROOF_LABEL, self.salt)
+            .verify_slice(&self.proof)
+            .map_err(|_| StoreError::WrongCustomerKey)
     }
 
     /// Whether the key that was given, or none, is what something with this proof, or without one, takes.
@@ -90,8 +100,11 @@ impl KeyProof {
 }
 
 /// Encrypts and decrypts one body.
-pub(crate) struct BodyCipher {
-    key: Zeroizing<[u8; 32]>,
+pub(crate) enum BodyCipher {
+    /// Under a customer's key, which came with the request.
+    Held(Zeroizing<[u8; 32]>),
+    /// Under a key of the object's own, opened anew for each piece.
+    Sealed(ObjectKey, BodySalt),
 }
 
 impl std::fmt::Debug for BodyCipher {
@@ -102,11 +115,24 @@ impl std::fmt::Debug for BodyCipher {
 
 impl BodyCipher {
     /// Turns the bytes at `offset` of the body from clear to encrypted, or back.
-    pub(crate) fn apply(&self, offset: u64, bytes: &mut [u8]) {
-        let mut cipher = ctr::Ctr128BE::<Aes256>::new((&*self.key).into(), &[0; 16].into());
-        cipher.seek(offset);
-        cipher.apply_keystream(bytes);
+    ///
+    /// # Errors
+    /// Those of a named key that was taken back; a customer's is there.
+    pub(crate) fn apply(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        match self {
+            Self::Held(key) => {
+                apply(key, offset, bytes);
+                Ok(())
+            }
+            Self::Sealed(key, salt) => key.with(|key| apply(&body_key(key, *salt), offset, bytes)),
+        }
     }
+}
+
+fn apply(key: &[u8; 32], offset: u64, bytes: &mut [u8]) {
+    let mut cipher = ctr::Ctr128BE::<Aes256>::new(key.into(), &[0; 16].into());
+    cipher.seek(offset);
+    cipher.apply_keystream(bytes);
 }
 
 #[cfg(test)]
@@ -128,15 +154,15 @@ mod tests {
         let cipher = CustomerKey::new(&[3; 32]).body(BodySalt([4; 16]));
         let clear: Vec<u8> = (0..1000_u32).map(|n| (n % 251) as u8).collect();
         let mut sealed = clear.clone();
-        cipher.apply(0, &mut sealed);
+        cipher.apply(0, &mut sealed).unwrap();
         assert_ne!(sealed, clear);
         for (from, to) in [(0, 1000), (1, 17), (16, 32), (999, 1000), (500, 500)] {
             let mut piece = sealed[from..to].to_vec();
-            cipher.apply(from as u64, &mut piece);
+            cipher.apply(from as u64, &mut piece).unwrap();
             assert_eq!(piece, clear[from..to]);
         }
         let mut other = clear.clone();
-        CustomerKey::new(&[3; 32]).body(BodySalt([5; 16])).apply(0, &mut other);
+        CustomerKey::new(&[3; 32]).body(BodySalt([5; 16])).apply(0, &mut other).unwrap();
         assert_ne!(other, sealed);
     }
 }

@@ -133,6 +133,27 @@ pub enum StoreError {
     /// A customer's key for an object that is not encrypted under one.
     #[error("the object is not encrypted under a customer's key")]
     CustomerKeyUnexpected,
+    /// The object is encrypted under a named key that is not lent now.
+    #[error(
+        "the key {name} is not on this node: it was revoked or has not been pushed; what it encrypts can't be read or written \
+         until it is pushed again"
+    )]
+    NamedKeyRevoked {
+        /// Which.
+        name: String,
+    },
+    /// No key of this name was lent since the node was started.
+    #[error("there is no key {name} on this node: make it with `nightlatch key create {name}`, or push it")]
+    NoSuchNamedKey {
+        /// Which.
+        name: String,
+    },
+    /// The key of this name is not the one that encrypted the object.
+    #[error("the key {name} is another one than the object was encrypted under")]
+    WrongNamedKey {
+        /// Which.
+        name: String,
+    },
     /// Retained or held.
     #[error("the version is locked")]
     Locked,

@@ -23,7 +23,7 @@ use crate::limits::VOLUME_BYTES_MIN;
 use crate::volume::{BlockError, BlockVolume};
 
 /// Version of everything the store writes: header, index rows, meaning of runs.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 pub(crate) const SECTOR: u64 = 4096;
 const SECTOR_LEN: usize = 4096;

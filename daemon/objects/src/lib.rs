@@ -39,6 +39,7 @@ pub mod limits;
 mod list;
 mod lock;
 mod multipart;
+mod named_key;
 mod object;
 mod records;
 #[cfg(feature = "simulated")]
@@ -67,6 +68,7 @@ pub use lock::{BucketLock, DefaultRetention, LockMode, ObjectLock, Period, Reten
 pub use multipart::{
     CompleteOptions, CompletedPart, PartInfo, PartWriter, PartsPage, UploadInfo, UploadOptions,
 };
+pub use named_key::{KEY_INPUT_BYTES, KeyAway, KeyFunction, NamedKeys};
 pub use object::{Object, ObjectInfo, ObjectPart};
 pub use records::{Attributes, BucketId, ETag, Metadata};
 pub use store::{Store, StoreStatus};

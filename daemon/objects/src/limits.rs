@@ -95,6 +95,12 @@ pub const INDEX_CACHE_BYTES: usize = 48 << 20;
 /// commit itself, and opening after a crash walks the index instead.
 pub const QUICK_REPAIR_INDEX_BYTES_MAX: u64 = 4 << 30;
 
+/// Names of keys that are remembered in memory after they were taken back: as many as a node may be lent keys.
+pub const NAMED_KEYS_REMEMBERED_MAX: usize = 4096;
+
+/// Longest name of a key: a volume's label.
+pub const KEY_NAME_BYTES_MAX: usize = 64;
+
 /// Users, and access keys of one user: people and services, not customers.
 pub const USERS_MAX: usize = 10_000;
 /// Access keys of one user: one in use, one being rotated in, and slack.

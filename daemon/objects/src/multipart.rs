@@ -11,13 +11,14 @@ use crate::buckets::BucketRef;
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, checksum_of_parts, md5_of_parts};
 use crate::commit::{Dropped, Mutation, Shared};
 use crate::condition::Condition;
-use crate::customer_key::{BodySalt, CustomerKey, KeyProof};
+use crate::customer_key::{BodyCipher, BodySalt, CustomerKey, KeyProof};
 use crate::error::{DigestKind, StoreError};
 use crate::events::{About, Happened, Notices};
 use crate::index::{Changes, Step, UploadId, signed};
 use crate::limits::{
     LIST_PAGE_MAX, LOST_REPLY_VERSIONS_MAX, OBJECT_BYTES_MAX, PART_BYTES_MIN, PART_NUMBER_MAX, PUT_BYTES_MAX,
 };
+use crate::named_key::SealedKey;
 use crate::object::{Object, ObjectInfo};
 use crate::records::{
     Attributes, Body, BodyId, BucketId, BucketRecord, ETag, Manifest, Metadata, ObjectRecord, PartExtent,
@@ -43,6 +44,8 @@ pub struct UploadOptions {
     pub checksum: Option<(ChecksumAlgorithm, ChecksumKind)>,
     /// The customer's key to encrypt every part under.
     pub customer_key: Option<CustomerKey>,
+    /// Name of the key to encrypt every part under; where a customer's is given, that counts.
+    pub named_key: Option<String>,
 }
 
 /// An unfinished upload.
@@ -73,6 +76,8 @@ pub struct PartInfo {
     pub etag: ETag,
     /// Its checksum.
     pub checksum: Option<Checksum>,
+    /// Name of the key that it is encrypted under; not said by [`Store::parts`].
+    pub named_key: Option<String>,
 }
 
 /// A page of the parts of an upload.
@@ -120,6 +125,8 @@ pub struct PartWriter {
     body: BodyWriter,
     /// Recognises the key that the upload was begun with.
     proof: Option<KeyProof>,
+    /// The key of the object to be, where a named key seals it.
+    sealed: Option<SealedKey>,
     salt: Option<BodySalt>,
     claim: Option<Claim>,
 }
@@ -171,23 +178,29 @@ impl PartInfo {
             modified: time_of(record.modified_ms),
             etag: ETag { md5: record.md5, parts: 0 },
             checksum: record.checksum,
+            named_key: None,
         }
     }
 }
 
 impl PartWriter {
-    /// Encrypts the part under the customer's key that the upload was begun with, or none; to be called before the first byte
-    /// is appended.
+    /// Encrypts the part under the key that the upload was begun with: the customer's, which has to be given, or the named one;
+    /// to be called before the first byte is appended.
     ///
     /// # Errors
-    /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`].
+    /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`],
+    /// [`StoreError::NamedKeyRevoked`], [`StoreError::WrongNamedKey`].
     pub fn encrypt(&mut self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
-        KeyProof::check_given(self.proof.as_ref(), key)?;
-        if let Some(key) = key {
-            let salt = BodySalt(random_bytes());
-            self.body.encrypt(key.body(salt));
-            self.salt = Some(salt);
-        }
+        let customers = self.proof.as_ref().filter(|_| self.sealed.is_none());
+        KeyProof::check_given(customers, key)?;
+        let salt = BodySalt(random_bytes());
+        let cipher = match (&self.sealed, key) {
+            (Some(sealed), _) => BodyCipher::Sealed(self.shared.named_keys.open(sealed)?, salt),
+            (None, Some(key)) => key.body(salt),
+            (None, None) => return Ok(()),
+        };
+        self.body.encrypt(cipher);
+        self.salt = Some(salt);
         Ok(())
     }
 
@@ -218,7 +231,8 @@ impl PartWriter {
             checksum: digests.checksum,
             salt: self.salt,
         };
-        let info = PartInfo::of(self.number, record.clone());
+        let named_key = self.sealed.map(|sealed| sealed.name);
+        let info = PartInfo { named_key, ..PartInfo::of(self.number, record.clone()) };
         self.shared.submit(PutPart { place: self.place, number: self.number, record, reservation })?;
         Ok(info)
     }
@@ -236,7 +250,7 @@ impl Store {
         key: &str,
         options: UploadOptions,
     ) -> Result<UploadInfo, StoreError> {
-        let UploadOptions { metadata, attributes, checksum, customer_key } = options;
+        let UploadOptions { metadata, attributes, checksum, customer_key, named_key } = options;
         check_key(key)?;
         check_metadata(&metadata)?;
         check_attributes(&attributes)?;
@@ -245,8 +259,15 @@ impl Store {
         }
         let initiated_ms = now_ms();
         let upload = UploadId::from(initiated_ms) << 64 | UploadId::from(u64::from_le_bytes(random_bytes()));
-        let customer_key = customer_key.map(|key| key.proof());
-        let record = UploadRecord { initiated_ms, checksum, metadata, attributes, customer_key };
+        let (customer_key, named_key) = match (customer_key, named_key) {
+            (Some(key), _) => (Some(key.proof()), None),
+            (None, Some(name)) => {
+                let key = self.shared.named_keys.find(&name)?.make()?;
+                (Some(key.with(KeyProof::of)?), Some(SealedKey::clone(&key.sealed)))
+            }
+            (None, None) => (None, None),
+        };
+        let record = UploadRecord { initiated_ms, checksum, metadata, attributes, customer_key, named_key };
         let info = upload_info(key.to_owned(), upload, &record);
         let place = UploadPlace { bucket: bucket.into(), key: key.to_owned(), upload };
         self.shared.submit(CreateUpload { place, record })?;
@@ -286,7 +307,8 @@ impl Store {
         let wanted = record.checksum.map(|(algorithm, _)| algorithm);
         let shared = Arc::clone(&self.shared);
         let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum.or(wanted))?;
-        Ok(PartWriter { shared, place, number, body, proof: record.customer_key, salt: None, claim })
+        let (proof, sealed) = (record.customer_key, record.named_key);
+        Ok(PartWriter { shared, place, number, body, proof, sealed, salt: None, claim })
     }
 
     /// Makes part `number` of an upload from a range of `source`, under the upload's customer's key where it has one.
@@ -529,6 +551,7 @@ impl CompleteUpload {
             delete_marker: false,
             attributes: upload.attributes.clone(),
             customer_key: upload.customer_key,
+            named_key: upload.named_key.clone(),
         })
     }
 
@@ -594,7 +617,8 @@ impl Mutation for CompleteUpload {
             }
             found => found?,
         };
-        KeyProof::check_given(upload.customer_key.as_ref(), self.options.customer_key.as_ref())?;
+        let customers = upload.customer_key.as_ref().filter(|_| upload.named_key.is_none());
+        KeyProof::check_given(customers, self.options.customer_key.as_ref())?;
         let records = self.check_parts(changes)?;
         let mut record = self.record(&upload, &records)?;
         record.attributes.lock = bucket.lock.of_begun(record.attributes.lock, self.moment.now_ms);

@@ -8,9 +8,10 @@ use crate::body::{Cipher, ObjectReader, Source, pieces};
 use crate::buckets::BucketRef;
 use crate::checksum::Checksum;
 use crate::commit::Shared;
-use crate::customer_key::{BodySalt, CustomerKey, KeyProof};
+use crate::customer_key::{BodyCipher, BodySalt, CustomerKey, KeyProof};
 use crate::error::StoreError;
 use crate::index::Snapshot;
+use crate::named_key::SealedKey;
 use crate::records::{
     Attributes, Body, BodyId, BucketId, BucketRecord, ETag, Metadata, ObjectRecord, PartExtent, Run,
 };
@@ -37,6 +38,8 @@ pub struct ObjectInfo {
     pub attributes: Attributes,
     /// Recognises the customer's key that it is encrypted under, where it is.
     pub proof: Option<KeyProof>,
+    /// Name of the key that it is encrypted under, where that is one with a name.
+    pub named_key: Option<String>,
 }
 
 impl ObjectInfo {
@@ -63,7 +66,8 @@ impl ObjectInfo {
             metadata: record.metadata.clone(),
             version: versioned.then(|| record.version.id()),
             attributes: record.attributes.clone(),
-            proof: record.customer_key,
+            proof: record.customer_key.filter(|_| record.named_key.is_none()),
+            named_key: record.named_key.as_ref().map(|sealed| sealed.name.clone()),
         }
     }
 }
@@ -88,6 +92,10 @@ pub struct Object {
     pub(crate) info: ObjectInfo,
     body: Body,
     key: Option<CustomerKey>,
+    /// Of the body, where it came in one piece.
+    salt: Option<BodySalt>,
+    /// The object's own key, where a named key seals it.
+    sealed: Option<SealedKey>,
     parts: Vec<ObjectPart>,
     pin: Option<Arc<Pin>>,
     pub(crate) id: Option<BodyId>,
@@ -111,6 +119,19 @@ impl Object {
         Ok(())
     }
 
+    /// Whether the body is encrypted beneath the volume's own encryption.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.info.has_customer_key() || self.sealed.is_some()
+    }
+
+    /// Whether the named key that it is encrypted under is lent, where there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::NamedKeyRevoked`], [`StoreError::WrongNamedKey`].
+    pub fn check_named_key(&self) -> Result<(), StoreError> {
+        self.sealed.iter().try_for_each(|sealed| self.shared.named_keys.open(sealed).map(drop))
+    }
+
     /// Reads `range`, which must lie within the object.
     pub fn reader(&self, range: &Range<u64>) -> ObjectReader {
         let range = range.start..range.end.min(self.info.bytes);
@@ -120,16 +141,16 @@ impl Object {
     /// Where `range` is: of an object of many parts no more than those that it touches.
     fn source(&self, range: &Range<u64>) -> Source {
         match &self.body {
-            Body::Inline(bytes) => Source::Inline(bytes.clone(), self.cipher(self.proof_salt())),
+            Body::Inline(bytes) => Source::Inline(bytes.clone(), self.cipher(self.salt)),
             Body::Runs { runs, .. } => {
                 let whole = 0..self.info.bytes;
-                Source::Volume(pieces(runs, &whole, range, &self.cipher(self.proof_salt())).collect())
+                Source::Volume(pieces(runs, &whole, range, &self.cipher(self.salt)).collect())
             }
             Body::Parts { .. } => {
                 let first = self.parts.partition_point(|part| part.range.end <= range.start);
                 let touched = self.parts[first..].iter().take_while(|part| part.range.start < range.end);
                 let of_part = |part: &ObjectPart| {
-                    let cipher = self.cipher(part.salt.or(self.proof_salt()));
+                    let cipher = self.cipher(part.salt.or(self.salt));
                     pieces(&part.runs, &part.range, range, &cipher).collect::<Vec<_>>()
                 };
                 Source::Volume(touched.flat_map(of_part).collect())
@@ -137,15 +158,15 @@ impl Object {
         }
     }
 
-    fn proof_salt(&self) -> Option<BodySalt> {
-        self.info.proof.map(|proof| proof.salt)
-    }
-
     fn cipher(&self, salt: Option<BodySalt>) -> Cipher {
-        match (salt, &self.key) {
-            (None, _) => Cipher::None,
-            (Some(_), None) => Cipher::Locked,
-            (Some(salt), Some(key)) => Cipher::Open(Arc::new(key.body(salt))),
+        match (salt, &self.sealed, &self.key) {
+            (None, _, _) => Cipher::None,
+            (Some(salt), Some(sealed), _) => match self.shared.named_keys.open(sealed) {
+                Ok(key) => Cipher::Open(Arc::new(BodyCipher::Sealed(key, salt))),
+                Err(_) => Cipher::Away(sealed.name.as_str().into()),
+            },
+            (Some(_), None, None) => Cipher::Locked,
+            (Some(salt), None, Some(key)) => Cipher::Open(Arc::new(key.body(salt))),
         }
     }
 
@@ -237,7 +258,8 @@ impl Store {
         let parts = extents.into_iter().map(part).collect();
         let pin = id.map(|id| Arc::new(guard.pin(id)));
         let place = (bucket, key.to_owned());
-        let (shared, body) = (Arc::clone(&self.shared), record.body);
-        Ok(Object { shared, info, body, key: None, parts, pin, id, place })
+        let salt = record.customer_key.map(|proof| proof.salt);
+        let (shared, body, sealed) = (Arc::clone(&self.shared), record.body, record.named_key);
+        Ok(Object { shared, info, body, key: None, salt, sealed, parts, pin, id, place })
     }
 }

@@ -10,8 +10,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 use units::{ByteLen, ByteOffset};
 
+use crate::named_key::{KEY_INPUT_BYTES, KeyAway, KeyFunction};
 use crate::volume::{BlockError, BlockErrorKind, BlockVolume};
 
 const SECTOR: usize = 4096;
@@ -53,6 +56,44 @@ pub struct SimulatedVolume {
 impl fmt::Debug for SimulatedVolume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimulatedVolume").field("len", &self.lock().len).finish_non_exhaustive()
+    }
+}
+
+/// A named key that is no secret, and can be taken back. Clones are the same key.
+#[derive(Clone, Debug)]
+pub struct SimulatedKey {
+    byte: u8,
+    away: Arc<Mutex<Option<KeyAway>>>,
+}
+
+impl SimulatedKey {
+    /// A key; the same for the same byte.
+    pub fn new(byte: u8) -> Self {
+        Self { byte, away: Arc::default() }
+    }
+
+    /// Takes this one key back.
+    pub fn revoke(&self) {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = Some(KeyAway::Revoked);
+    }
+
+    /// Wipes the node that it is on.
+    pub fn seal(&self) {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = Some(KeyAway::Sealed);
+    }
+}
+
+impl KeyFunction for SimulatedKey {
+    fn compute(&self, input: &[u8; KEY_INPUT_BYTES]) -> Result<[u8; 16], KeyAway> {
+        if let Some(away) = *self.away.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(away);
+        }
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&[self.byte; 32]).expect("HMAC takes keys of any length");
+        mac.update(input);
+        let mut made = [0; 16];
+        made.copy_from_slice(&mac.finalize().into_bytes()[..16]);
+        Ok(made)
     }
 }
 

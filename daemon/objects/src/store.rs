@@ -13,6 +13,7 @@ use crate::error::StoreError;
 use crate::index::{Index, Snapshot};
 use crate::layout::{FORMAT_VERSION, Layout, SECTOR};
 use crate::limits::KEY_BYTES_MAX;
+use crate::named_key::NamedKeys;
 use crate::records::{BodyId, BucketId, Run};
 use crate::space::{Census, Space};
 use crate::usage::UsageChange;
@@ -58,6 +59,17 @@ impl Store {
     /// # Errors
     /// The kinds of [`StoreError`] under "the store is broken", [`StoreError::Sealed`] and [`StoreError::NoSpace`].
     pub fn open(volume: impl BlockVolume) -> Result<Arc<Self>, StoreError> {
+        Self::open_with_keys(volume, Arc::default())
+    }
+
+    /// As [`Store::open`]: objects may be encrypted under the named keys that are lent, now and later.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with_keys(
+        volume: impl BlockVolume,
+        named_keys: Arc<NamedKeys>,
+    ) -> Result<Arc<Self>, StoreError> {
         let volume: Arc<dyn BlockVolume> = Arc::new(volume);
         volume.check_key()?;
         let (layout, index) = match Layout::read(&*volume)? {
@@ -91,7 +103,8 @@ impl Store {
         index.counted().add(&usage);
         let space = Space::new(census, layout.data_sectors(volume.len()))?;
         let (sender, receiver) = channel();
-        let shared = Arc::new(Shared::new(volume, index, space, (next_body, next_bucket), sender));
+        let shared =
+            Arc::new(Shared::new((volume, named_keys), index, space, (next_body, next_bucket), sender));
         let committer = Arc::clone(&shared);
         let reaper = Arc::clone(&shared);
         let threads = vec![

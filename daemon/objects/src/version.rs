@@ -270,6 +270,7 @@ fn delete_marker(version: Version, owner: &str, now_ms: u64) -> ObjectRecord {
         delete_marker: true,
         attributes,
         customer_key: None,
+        named_key: None,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::buckets::{BucketInfo, BucketRef};
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use crate::commit::{Dropped, Mutation, Shared};
 use crate::condition::Condition;
-use crate::customer_key::{CustomerKey, KeyProof};
+use crate::customer_key::{BodyCipher, CustomerKey, KeyProof};
 use crate::error::StoreError;
 use crate::events::{About, Happened, Notices};
 use crate::index::{Changes, signed};
@@ -17,6 +17,7 @@ use crate::limits::{
     USER_METADATA_BYTES_MAX,
 };
 use crate::lock::Retention;
+use crate::named_key::SealedKey;
 use crate::object::{Object, ObjectInfo};
 use crate::records::{Attributes, Body, BodyId, ETag, Metadata, ObjectRecord};
 use crate::space::Reservation;
@@ -55,6 +56,8 @@ pub struct CopyOptions {
     pub condition: Condition,
     /// The key to encrypt the copy under.
     pub customer_key: Option<CustomerKey>,
+    /// Name of the key to encrypt the copy under; where a customer's is given, that counts.
+    pub named_key: Option<String>,
     /// Who is to be told.
     pub notices: Notices,
 }
@@ -66,6 +69,7 @@ pub struct ObjectWriter {
     key: String,
     body: BodyWriter,
     proof: Option<KeyProof>,
+    sealed: Option<SealedKey>,
     claim: Option<Claim>,
 }
 
@@ -80,7 +84,19 @@ impl ObjectWriter {
     pub fn encrypt(&mut self, key: &CustomerKey) {
         let proof = key.proof();
         self.body.encrypt(key.body(proof.salt));
-        self.proof = Some(proof);
+        (self.proof, self.sealed) = (Some(proof), None);
+    }
+
+    /// Encrypts the body under a key of its own, which the named key seals; to be called before the first byte is appended.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchNamedKey`], [`StoreError::NamedKeyRevoked`].
+    pub fn encrypt_under(&mut self, name: &str) -> Result<(), StoreError> {
+        let key = self.shared.named_keys.find(name)?.make()?;
+        let proof = key.with(KeyProof::of)?;
+        (self.proof, self.sealed) = (Some(proof), Some(SealedKey::clone(&key.sealed)));
+        self.body.encrypt(BodyCipher::Sealed(key, proof.salt));
+        Ok(())
     }
 
     /// The next bytes of the body.
@@ -102,7 +118,7 @@ impl ObjectWriter {
         check_attributes(&options.attributes)?;
         let body = self.body.finish(&options.declared, true)?;
         drop(self.claim);
-        commit_put(&self.shared, (self.bucket, self.key), body, self.proof, options)
+        commit_put(&self.shared, (self.bucket, self.key), body, (self.proof, self.sealed), options)
     }
 }
 
@@ -110,7 +126,7 @@ fn commit_put(
     shared: &Arc<Shared>,
     (bucket, key): (BucketRef, String),
     finished: FinishedBody,
-    customer_key: Option<KeyProof>,
+    (customer_key, named_key): (Option<KeyProof>, Option<SealedKey>),
     options: PutOptions,
 ) -> Result<ObjectInfo, StoreError> {
     let (bytes, digests) = (finished.bytes, finished.digests.clone());
@@ -127,6 +143,7 @@ fn commit_put(
         delete_marker: false,
         attributes: options.attributes,
         customer_key,
+        named_key,
     };
     let PutOptions { condition, notices, .. } = options;
     shared.submit(PutObject { bucket, key, record, condition, moment, reservation, notices })
@@ -163,7 +180,7 @@ impl Store {
         })?;
         let body = BodyWriter::new(Arc::clone(&shared), length, PUT_BYTES_MAX, checksum)?;
         let key = key.to_owned();
-        Ok(ObjectWriter { shared, bucket, key, body, proof: None, claim })
+        Ok(ObjectWriter { shared, bucket, key, body, proof: None, sealed: None, claim })
     }
 
     /// Copies `source` to `key`. Copying an object onto itself, where no version of it is to be kept, changes what is kept
@@ -178,14 +195,15 @@ impl Store {
         key: &str,
         options: CopyOptions,
     ) -> Result<ObjectInfo, StoreError> {
-        let CopyOptions { metadata, attributes, checksum, condition, customer_key, notices } = options;
+        let CopyOptions { metadata, attributes, checksum, condition, customer_key, named_key, notices } =
+            options;
         let metadata = metadata.unwrap_or_else(|| source.info.metadata.clone());
         check_metadata(&metadata)?;
         check_attributes(&attributes)?;
         let stored = source.info.checksum.as_ref().map(|checksum| checksum.algorithm);
         let target = self.bucket(bucket)?;
         let onto_itself = source.place.0 == target.id && source.place.1 == key;
-        let in_clear = customer_key.is_none() && !source.info.has_customer_key();
+        let in_clear = customer_key.is_none() && named_key.is_none() && !source.is_encrypted();
         let unversioned = onto_itself && in_clear && target.versioning == Versioning::Unversioned;
         if unversioned && checksum.is_none_or(|wanted| Some(wanted) == stored) {
             return self.shared.submit(ReplaceMetadata {
@@ -201,8 +219,10 @@ impl Store {
         }
         let mut writer =
             self.put_object(target.reference(), key, Some(source.info.bytes), checksum.or(stored))?;
-        if let Some(key) = &customer_key {
-            writer.encrypt(key);
+        match (&customer_key, &named_key) {
+            (Some(key), _) => writer.encrypt(key),
+            (None, Some(name)) => writer.encrypt_under(name)?,
+            (None, None) => {}
         }
         let mut reader = source.reader(&(0..source.info.bytes));
         while let Some(chunk) = reader.next_chunk(COPY_CHUNK_BYTES)? {

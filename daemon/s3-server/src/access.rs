@@ -453,6 +453,7 @@ fn said_by_form<'a>(form: &'a s3s::S3Request<PostObjectInput>, name: &str) -> Op
             input.object_lock_legal_hold_status.as_ref().map(|hold| hold.as_str())
         }
         "x-amz-server-side-encryption" => input.server_side_encryption.as_ref().map(|name| name.as_str()),
+        "x-amz-server-side-encryption-aws-kms-key-id" => input.ssekms_key_id.as_deref(),
         "x-amz-server-side-encryption-customer-algorithm" => input.sse_customer_algorithm.as_deref(),
         "x-amz-storage-class" => input.storage_class.as_ref().map(|class| class.as_str()),
         "x-amz-tagging" => input.tagging.as_deref(),
@@ -462,7 +463,7 @@ fn said_by_form<'a>(form: &'a s3s::S3Request<PostObjectInput>, name: &str) -> Op
 
 /// Adds what headers, or a form's fields, say that conditions of policies may ask for.
 fn add_said<'a>(context: &mut Context, said: impl Fn(&str) -> Option<&'a str>) -> S3Result<()> {
-    const HEADERS: [(&str, &str); 13] = [
+    const HEADERS: [(&str, &str); 14] = [
         ("aws:Referer", "referer"),
         ("aws:UserAgent", "user-agent"),
         ("s3:x-amz-acl", "x-amz-acl"),
@@ -474,6 +475,7 @@ fn add_said<'a>(context: &mut Context, said: impl Fn(&str) -> Option<&'a str>) -
         ("s3:x-amz-grant-write-acp", "x-amz-grant-write-acp"),
         ("s3:x-amz-metadata-directive", "x-amz-metadata-directive"),
         ("s3:x-amz-server-side-encryption", "x-amz-server-side-encryption"),
+        ("s3:x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-aws-kms-key-id"),
         (
             "s3:x-amz-server-side-encryption-customer-algorithm",
             "x-amz-server-side-encryption-customer-algorithm",

@@ -30,15 +30,15 @@ macro_rules! asked_key {
     };
 }
 
-/// Fills the encryption headers of a response: the customer's key, or what is done to everything.
+/// Fills the encryption headers of a response: the customer's key, the named one, or what is done to everything.
 macro_rules! set_encryption_headers {
-    ($to:expr, $key:expr) => {
-        match $key {
-            Some(md5) => {
+    ($to:expr, $key:expr, $named:expr) => {
+        match ($key, $named) {
+            (Some(md5), _) => {
                 $to.sse_customer_algorithm = Some("AES256".to_owned());
                 $to.sse_customer_key_md5 = Some(md5);
             }
-            None => $to.server_side_encryption = $crate::backend::at_rest(),
+            (None, named) => $crate::backend::set_server_encryption!($to, named),
         }
     };
 }

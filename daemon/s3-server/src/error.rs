@@ -19,6 +19,10 @@ const CONTENT_SHA256_MISMATCH: &str = "XAmzContentSHA256Mismatch";
 /// Another one.
 const INVALID_RETENTION_PERIOD: &str = "InvalidRetentionPeriod";
 
+/// The codes that Amazon passes on from its key service.
+const KEY_DISABLED: &str = "KMS.DisabledException";
+const KEY_NOT_FOUND: &str = "KMS.NotFoundException";
+
 fn bad_request(code: &'static str, error: &StoreError) -> S3Error {
     let mut error = coded(S3ErrorCode::Custom(code.into()), error);
     error.set_status_code(http::StatusCode::BAD_REQUEST);
@@ -87,6 +91,12 @@ pub(crate) fn from_store(error: &StoreError) -> S3Error {
             refused.set_status_code(http::StatusCode::FORBIDDEN);
             return refused;
         }
+        StoreError::NamedKeyRevoked { .. } | StoreError::WrongNamedKey { .. } => {
+            let mut refused = coded(S3ErrorCode::Custom(KEY_DISABLED.into()), error);
+            refused.set_status_code(http::StatusCode::FORBIDDEN);
+            return refused;
+        }
+        StoreError::NoSuchNamedKey { .. } => return bad_request(KEY_NOT_FOUND, error),
         StoreError::NoSuchBucket => S3ErrorCode::NoSuchBucket,
         StoreError::BucketExists => S3ErrorCode::BucketAlreadyOwnedByYou,
         StoreError::BucketTaken => S3ErrorCode::BucketAlreadyExists,

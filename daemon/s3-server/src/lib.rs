@@ -34,6 +34,7 @@ mod cors;
 mod customer_key;
 mod documents;
 mod download;
+mod encryption;
 mod error;
 mod known;
 mod lifecycle;

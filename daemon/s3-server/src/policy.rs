@@ -76,6 +76,7 @@ const HEADERS: &[&str] = &[
     "x-amz-sdk-request",
     "x-amz-sdk-invocation-id",
     "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
     "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-server-side-encryption-customer-key",
     "x-amz-server-side-encryption-customer-key-md5",
@@ -189,8 +190,13 @@ fn amz_headers(head: &Parts) -> impl Iterator<Item = &HeaderName> {
 
 /// What a presigned URL may carry in its query and is read from headers only: left out in silence it would be promised and
 /// not there.
-const NOT_IN_A_QUERY: [&str; 4] =
-    ["x-amz-object-lock-", "x-amz-bypass-", "x-amz-copy-source", "x-amz-server-side-encryption-customer-"];
+const NOT_IN_A_QUERY: [&str; 5] = [
+    "x-amz-object-lock-",
+    "x-amz-bypass-",
+    "x-amz-copy-source",
+    "x-amz-server-side-encryption-customer-",
+    "x-amz-server-side-encryption-aws-kms-",
+];
 
 fn check_headers(head: &Parts) -> S3Result<()> {
     let unknown = amz_headers(head).find(|name| {
@@ -214,7 +220,7 @@ fn check_headers(head: &Parts) -> S3Result<()> {
     });
     if hoisted.is_some() {
         return Err(not_implemented(
-            "a lock, a source or a customer's key in the query is not taken: send it as a signed header"
+            "a lock, a source or the key to encrypt with in the query is not taken: send it as a signed header"
                 .to_owned(),
         ));
     }

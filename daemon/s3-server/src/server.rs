@@ -337,7 +337,8 @@ async fn serve_connection(
         let (inner, activity) = (Arc::clone(inner), Arc::clone(&activity));
         service_fn(move |request| {
             let (inner, activity) = (Arc::clone(&inner), Arc::clone(&activity));
-            async move { Ok::<_, Infallible>(inner.service.answer(request, &activity, peer).await) }
+            // Boxed: the protocol code sets a place aside for it for as long as the connection lasts, and an idle one has none.
+            Box::pin(async move { Ok::<_, Infallible>(inner.service.answer(request, &activity, peer).await) })
         })
     };
     let builder = builder();

@@ -13,6 +13,7 @@
 
 mod clear;
 mod error;
+mod function;
 mod locks;
 #[cfg(feature = "simulated")]
 pub mod simulated;
@@ -22,6 +23,8 @@ mod witness;
 
 pub use clear::{Bound, Clear, Damage, UnsealError, seal, unseal};
 pub use error::{ErrorKind, Operation, VolumeError};
+pub use function::{FUNCTION_INPUT_BYTES, KeyFunction};
+pub use keyring::KeyGone;
 pub use snapshots::Snapshots;
 pub use volume::{Durability, Presence, Volume, ZeroMode};
 pub use witness::KeyWitness;

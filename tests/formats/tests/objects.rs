@@ -1,6 +1,6 @@
-//! What object store formats 2 to 4 added opens, byte for byte. Format 2: versions, delete markers, tags, locks, documents of a
-//! bucket, parts with checksums. Format 3: keys that end, groups, policies. Format 4: events that wait. `installation.rs` opens stores
-//! of format 1.
+//! What object store formats 2 to 5 added opens, byte for byte. Format 2: versions, delete markers, tags, locks, documents of a
+//! bucket, parts with checksums. Format 3: keys that end, groups, policies. Format 4: events that wait. Format 5: objects under named
+//! keys. `installation.rs` opens stores of format 1.
 //!
 //! `NIGHTLATCH_WRITE_GOLDEN=1` makes the file where there is none; it never replaces one.
 
@@ -14,11 +14,12 @@ use objects::{
     Declared, DeleteRequest, Grant, Grantee, Happened, ListRequest, LockMode, Notice, Notices, ObjectLock,
     Permission, Principal, PutOptions, Retention, Store, StoreError, UploadOptions, Versioning,
 };
-use simulation_tests::node::SimulatedNode;
+use simulation_tests::node::{NAMED_KEY, SimulatedNode};
 
 const STORE_BYTES: u64 = 16 << 20;
 const BUCKET: &str = "versions";
 const KEY: &str = "photo/ä";
+const KEYED: &str = "keyed";
 /// 2100, in milliseconds since 1970.
 const FAR: u64 = 4_102_444_800_000;
 
@@ -73,6 +74,7 @@ fn write() -> Arc<SimulatedDevice> {
     let to = vec![notice("hook"), notice("gone")];
     let notices = Notices { to, user: "alice".into(), address: "::1".into(), request: "R1".into() };
     store.note(BUCKET, notices).expect("events");
+    put_under_key(store);
     let place = store.waiting_events("gone", 1).expect("events")[0].0;
     store.settle_events("gone", vec![place], true).expect("a dead letter");
     node.power_cut(1)
@@ -99,11 +101,40 @@ fn check_events(store: &Store) {
     assert_eq!((asked, event.owner.as_str()), (("alice", "::1", "R1"), "alice"));
 }
 
+/// What format 5 added.
+fn put_under_key(store: &Store) {
+    store.create_bucket(KEYED, BucketOptions::default()).expect("a bucket");
+    let mut writer = store.put_object(KEYED, "photo", None, None).expect("a writer");
+    writer.encrypt_under(NAMED_KEY).expect("a key");
+    writer.append(&[5; 5000]).expect("room");
+    writer.finish(PutOptions::default()).expect("a put");
+    let options = UploadOptions { named_key: Some(NAMED_KEY.to_owned()), ..UploadOptions::default() };
+    store.create_upload(KEYED, "begun", options).expect("an upload");
+}
+
+fn check_keys(store: &Store) {
+    let object = store.object(KEYED, "photo", None).expect("the object");
+    assert_eq!(object.info().named_key.as_deref(), Some(NAMED_KEY));
+    object.check_named_key().expect("the key");
+    let body = object.reader(&(0..5000)).next_chunk(1 << 20).expect("a read").expect("bytes");
+    assert_eq!(body, vec![5_u8; 5000]);
+    let uploads = store.list_uploads(KEYED, &ListRequest { limit: 10, ..ListRequest::default() }, None);
+    let upload = uploads.expect("a listing").uploads.remove(0).id;
+    let mut part = store.upload_part((KEYED, "begun"), &upload, 1, None, None).expect("a part");
+    part.encrypt(None).expect("the key");
+    part.append(&[6; 6000]).expect("room");
+    let part = part.finish(&Declared::default()).expect("a part");
+    assert_eq!(part.named_key.as_deref(), Some(NAMED_KEY));
+}
+
 fn check(device: Arc<SimulatedDevice>, format: u32) {
     let node = SimulatedNode::open(device, None).unwrap_or_else(|error| panic!("it does not open: {error}"));
     let store = node.store();
     if format >= 3 {
         check_identities(store);
+    }
+    if format >= 5 {
+        check_keys(store);
     }
     match format {
         4.. => check_events(store),
@@ -149,5 +180,5 @@ fn stores_of_versions_2_to_4_open() {
 
 #[test]
 fn a_store_of_today_passes() {
-    check(write(), 4);
+    check(write(), 5);
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use device::{Device, SimulatedDevice};
 use keyring::Integrity;
 use keyring::simulated::{Keyholder, keyring};
+use objects::simulated::SimulatedKey;
 use objects::{
-    BucketOptions, CompleteOptions, CompletedPart, Declared, DeleteRequest, ListRequest, PutOptions, Store,
-    StoreError, UploadOptions,
+    BucketOptions, CompleteOptions, CompletedPart, Declared, DeleteRequest, ListRequest, NamedKeys,
+    PutOptions, Store, StoreError, UploadOptions,
 };
 use pool::{CreateOptions, OpenOptions, Pool, StepHook, VolumeKind, VolumeSpec};
 use sealing::{Durability, Volume, ZeroMode};
@@ -35,6 +36,15 @@ const BUCKET: &str = "bucket";
 const DISK: VolumeId = VolumeId([1; 16]);
 const STORE: VolumeId = VolumeId([2; 16]);
 const EPOCH: VolumeEpoch = VolumeEpoch(1);
+
+/// A key that objects may be encrypted under.
+pub const NAMED_KEY: &str = "photos";
+
+fn named_keys() -> Arc<NamedKeys> {
+    let keys = Arc::new(NamedKeys::default());
+    keys.lend(NAMED_KEY, SimulatedKey::new(7));
+    keys
+}
 
 fn keyholder(volume: VolumeId) -> Keyholder {
     Keyholder::new(DomainId(volume.0), EPOCH)
@@ -113,8 +123,8 @@ impl SimulatedNode {
             Ok(Volume::open(volume, Arc::clone(&keyring), key.handle))
         };
         let disk = volume(DISK)?;
-        let store =
-            Store::open(volume(STORE)?).map_err(|error| wrong("the object store does not open", &error))?;
+        let store = Store::open_with_keys(volume(STORE)?, named_keys())
+            .map_err(|error| wrong("the object store does not open", &error))?;
         Ok(Self { device, disk, store })
     }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::args::Key;
-use crate::commands::wait;
+use crate::commands::{named_key, wait};
 use crate::connect::{Ask, Connections};
 use crate::drill;
 use crate::failure::{Done, Failure};
@@ -114,6 +114,8 @@ pub(crate) fn run(command: &Key, connections: impl FnOnce() -> Done<Connections>
             ceremony(*threshold, officers, out, &connections()?, output)
         }
         Key::Unseal { share, officer_key } => unseal(share, officer_key, &connections()?, output),
+        Key::Create { name, node, pool } => named_key::create(name, (node, *pool), &connections()?, output),
+        Key::List => named_key::list(&connections()?, output),
         Key::Status => status(&connections()?, output),
         Key::Backup { file } => backup(file, &connections()?, output),
         Key::Restore { file } => restore(file, &connections()?, output),

@@ -11,6 +11,7 @@ pub(crate) mod image;
 mod key;
 mod keyholder;
 mod keys_out;
+mod named_key;
 mod node;
 mod notification;
 mod oidc;
@@ -38,6 +39,7 @@ use crate::args::{Arguments, Command};
 use crate::connect::Connections;
 use crate::demo;
 use crate::failure::{Done, Failure};
+use crate::mirror;
 use crate::output::Output;
 
 /// Runs a command to its end.
@@ -52,6 +54,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Done {
         Command::Node(command) => node::run(&command, connections, output),
         Command::Pool(command) => pool::run(&command, connections, output),
         Command::Volume(command) => volume::run(&command, &connections()?, output),
+        Command::Mirror(arguments) => mirror::run(&arguments, output),
         Command::Snapshot(command) => snapshot::run(&command, &connections()?, output),
         Command::Bucket(command) => store::buckets(&command, &connections()?, output),
         Command::User(command) => identity::users(&command, &connections()?, output),

@@ -5,6 +5,7 @@ use keyholder::api::{
     CloneVolume, CreateVolume, Erasure, KeyState, OnSeal, PromoteVolume, ResizeVolume, RollBackVolume,
     VolumeEntry, VolumeErased, VolumeIntegrity, VolumeKind, VolumeLimits,
 };
+use lease::limits::NAMED_KEY_BYTES;
 use units::ByteLen;
 
 use crate::args::{AccessArgs, IntegrityArg, KindArg, LimitArgs, OnSealArg, VolumeCommand};
@@ -238,7 +239,7 @@ fn path(label: &str) -> Done<String> {
     Ok(format!("/v1/volumes/{label}"))
 }
 
-fn create(request: &CreateVolume, connections: &Connections, output: Output) -> Done {
+pub(crate) fn create(request: &CreateVolume, connections: &Connections, output: Output) -> Done {
     path(&request.label)?;
     let entry: VolumeEntry = wait(connections.keyholder(Ask::Operate)?.post("/v1/volumes", request))??;
     output.show(&entry, || {
@@ -264,6 +265,7 @@ pub(crate) fn volume_table(volumes: &[VolumeEntry]) -> String {
                 volume.label.clone(),
                 match volume.kind {
                     VolumeKind::Block => "block",
+                    VolumeKind::Objects if volume.size_bytes == NAMED_KEY_BYTES => "key",
                     VolumeKind::Objects => "objects",
                 }
                 .to_owned(),
@@ -287,7 +289,7 @@ pub(crate) fn volume_table(volumes: &[VolumeEntry]) -> String {
     )
 }
 
-fn key_state(state: KeyState) -> &'static str {
+pub(crate) fn key_state(state: KeyState) -> &'static str {
     match state {
         KeyState::Sealed => "sealed",
         KeyState::Pushing => "pushing",

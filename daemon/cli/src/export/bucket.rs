@@ -1,7 +1,6 @@
 //! The bucket that snapshots are exported to, at whatever S3 server. What fails for a passing reason is tried again.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 use rusty_s3::UrlStyle;
@@ -9,12 +8,8 @@ use units::VolumeId;
 
 use super::document::{Export, MANIFEST_BYTES_MAX, PortionObject, in_order, named};
 use crate::args::{BucketArg, Place};
-use crate::failure::{Done, Exit, Failure};
-use crate::s3::{Refusal, S3};
-
-/// A request is tried so often, and each time waited for three times as long as the time before: 13 s in all.
-const TRIES: u32 = 5;
-const FIRST_WAIT: Duration = Duration::from_millis(333);
+use crate::failure::{Done, Failure};
+use crate::s3::{S3, persist};
 
 /// Exports by their volume and snapshot.
 pub(super) type Exports = BTreeMap<(VolumeId, VolumeId), Export>;
@@ -23,21 +18,6 @@ pub(super) type Exports = BTreeMap<(VolumeId, VolumeId), Export>;
 pub(super) struct Bucket {
     s3: S3,
     pub(super) place: Place,
-}
-
-/// Does it again while it fails for a reason that may pass.
-async fn persist<T>(mut attempt: impl AsyncFnMut() -> Done<Result<T, Refusal>>) -> Done<T> {
-    let mut wait = FIRST_WAIT;
-    for _ in 1..TRIES {
-        match attempt().await {
-            Ok(Ok(done)) => return Ok(done),
-            Ok(Err(refusal)) if !refusal.is_passing() => return Err(refusal.into()),
-            Err(failure) if failure.exit != Exit::Unreachable => return Err(failure),
-            Ok(Err(_)) | Err(_) => tokio::time::sleep(wait).await,
-        }
-        wait *= 3;
-    }
-    attempt().await?.map_err(Failure::from)
 }
 
 impl Bucket {

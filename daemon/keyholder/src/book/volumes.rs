@@ -415,6 +415,15 @@ impl Book {
     ) -> Result<(VolumeId, NodeId), KeyholderError> {
         check_size(request.size_bytes)?;
         let (volume, node) = self.check_live(label)?;
+        let found = self.registry()?.volume(volume);
+        if found.is_some_and(|found| {
+            is_named_key(found.kind, found.size.0) || is_named_key(found.kind, request.size_bytes)
+        }) {
+            return Err(KeyholderError::Invalid {
+                what: format!("{label} is a named key, or would become one: a key has no size"),
+                next_step: "make keys with `nightlatch key create NAME` and volumes with `nightlatch volume create`",
+            });
+        }
         if request.allow_shrink {
             let act = format!("shrink volume {label} ({volume}) to {} bytes", request.size_bytes);
             self.require_others(Grave::Overwrite, &act, by)?;
@@ -572,6 +581,11 @@ fn check_label(label: &str) -> Result<(), KeyholderError> {
         what: format!("`{label}` is not a volume label"),
         next_step: "use 1 to 64 letters, digits, `.`, `-` or `_`, starting with a letter or digit",
     })
+}
+
+/// A named key is a volume of one sector for objects, which none fits on.
+fn is_named_key(kind: VolumeKind, size_bytes: u64) -> bool {
+    kind == VolumeKind::Objects && size_bytes == lease::limits::NAMED_KEY_BYTES
 }
 
 fn check_size(size_bytes: u64) -> Result<(), KeyholderError> {

@@ -18,6 +18,7 @@ use crate::events::Event;
 use crate::index::Identity;
 use crate::layout::SECTOR;
 use crate::lock::{BucketLock, ObjectLock};
+use crate::named_key::SealedKey;
 use crate::usage::Quota;
 use crate::version::{Version, Versioning};
 
@@ -157,8 +158,10 @@ pub(crate) struct ObjectRecord {
     /// Whether this is not an object but the mark of its deletion; such rows are in `versions` only.
     pub(crate) delete_marker: bool,
     pub(crate) attributes: Attributes,
-    /// Where the bytes are encrypted under a customer's key.
+    /// Where the bytes are encrypted under a key of their own: a customer's, or the one in `named_key`.
     pub(crate) customer_key: Option<KeyProof>,
+    /// That key, where a named key seals it.
+    pub(crate) named_key: Option<SealedKey>,
 }
 
 /// Row of `uploads`.
@@ -169,6 +172,7 @@ pub(crate) struct UploadRecord {
     pub(crate) metadata: Metadata,
     pub(crate) attributes: Attributes,
     pub(crate) customer_key: Option<KeyProof>,
+    pub(crate) named_key: Option<SealedKey>,
 }
 
 /// Row of `parts`.
@@ -355,6 +359,7 @@ mod tests {
             delete_marker: false,
             attributes: Attributes::default(),
             customer_key: None,
+            named_key: None,
         }
     }
 

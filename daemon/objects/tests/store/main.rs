@@ -7,6 +7,7 @@ mod events;
 mod full;
 mod identities;
 mod model;
+mod named_keys;
 mod opening;
 mod operations;
 mod power_cut;

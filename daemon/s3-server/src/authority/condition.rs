@@ -96,7 +96,7 @@ macro_rules! known_keys {
          s3:RequestObjectTagKeys, s3:VersionId, s3:x-amz-acl, s3:x-amz-copy-source, s3:x-amz-grant-full-control, \
          s3:x-amz-grant-read, s3:x-amz-grant-read-acp, s3:x-amz-grant-write, s3:x-amz-grant-write-acp, \
          s3:x-amz-metadata-directive, s3:x-amz-server-side-encryption, \
-         s3:x-amz-server-side-encryption-customer-algorithm, s3:x-amz-storage-class"
+         s3:x-amz-server-side-encryption-aws-kms-key-id, s3:x-amz-server-side-encryption-customer-algorithm, s3:x-amz-storage-class"
     };
 }
 

@@ -22,7 +22,10 @@ use document::{Effect, Policy, Question};
 use operations::{Need, Operation};
 
 use crate::access_log::Target;
-use crate::documents::{self, LIFECYCLE, LOGGING, NOTIFICATIONS, OWNERSHIP, POLICY, PUBLIC_ACCESS};
+use crate::documents::{
+    self, ENCRYPTION, LIFECYCLE, LOGGING, NOTIFICATIONS, OWNERSHIP, POLICY, PUBLIC_ACCESS,
+};
+use crate::encryption::default_key;
 use crate::lifecycle::rules::{self, Rule};
 use crate::notifications;
 
@@ -132,6 +135,8 @@ pub(crate) struct Authority {
     pub(crate) logging: Option<Target>,
     /// Who is told of what happens in it.
     pub(crate) notifications: Vec<notifications::Rule>,
+    /// The named key that new objects are encrypted under where a request says nothing.
+    pub(crate) default_key: Option<String>,
     /// Bytes that it was read from.
     pub(crate) weight: usize,
 }
@@ -171,8 +176,22 @@ impl Authority {
             Some(text) => notifications::read(&documents::parse(text)?)?,
             None => Vec::new(),
         };
+        let default_key = match find(ENCRYPTION) {
+            Some(text) => default_key(&documents::parse(text)?)?,
+            None => None,
+        };
         let weight = documents.iter().map(|(_, text)| text.len()).sum();
-        Ok(Self { bucket, policy, public_access, ownership, lifecycle, logging, notifications, weight })
+        Ok(Self {
+            bucket,
+            policy,
+            public_access,
+            ownership,
+            lifecycle,
+            logging,
+            notifications,
+            default_key,
+            weight,
+        })
     }
 
     /// Whether `asker` may carry out `operation`, under the name that a policy has for it.
@@ -364,6 +383,7 @@ mod tests {
             lifecycle: Vec::new(),
             logging: None,
             notifications: Vec::new(),
+            default_key: None,
             weight: 0,
         }
     }

@@ -5,13 +5,14 @@ use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::acl::NewAcl;
-use super::{Answer, Backend, admitted, check_encryption, check_storage_class, header};
+use super::{Answer, Backend, admitted, check_storage_class, header};
 use crate::access::Admission;
 use crate::attributes::{asked_attributes, version};
 use crate::authority::lists::asked_acl;
 use crate::conditions::ReadConditions;
 use crate::convert::{algorithm, condition, etag, kind_name, object_headers, set_checksum_fields, timestamp};
 use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
+use crate::encryption::asked_named_key;
 use crate::error::{from_store, invalid};
 use crate::notifications::Herald;
 
@@ -64,6 +65,7 @@ pub(super) fn open_source(
     })?;
     admission.check_source(object.info())?;
     object.unlock(customer_key).map_err(|error| from_store(&error))?;
+    object.check_named_key().map_err(|error| from_store(&error))?;
     conditions.check_source(object.info())?;
     Ok(object)
 }
@@ -101,15 +103,15 @@ pub(super) async fn object(
     let notices = Herald::of(&request, &admission).made(&request.input.key, "ObjectCreated:Copy");
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
-    check_encryption(input.server_side_encryption.as_ref())?;
     let replace = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str))?;
     let replace_tags = replaces(input.tagging_directive.as_ref().map(TaggingDirective::as_str))?;
     let source = copy_source(&admission, &input.copy_source)?;
     let onto_itself = source == (bucket.clone(), input.key.clone(), None);
-    if !replace && onto_itself && input.checksum_algorithm.is_none() {
+    let encrypts = input.server_side_encryption.is_some() || input.sse_customer_algorithm.is_some();
+    if !replace && !encrypts && onto_itself && input.checksum_algorithm.is_none() {
         return Err(s3_error!(
             InvalidRequest,
-            "an object can be copied onto itself only with other metadata or another checksum"
+            "an object can be copied onto itself only with other metadata, another checksum or another encryption"
         ));
     }
     let metadata = replace.then(|| object_headers!(input).into_metadata());
@@ -117,6 +119,7 @@ pub(super) async fn object(
     let mut attributes = asked_attributes!(input).into_attributes(acl)?;
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
+    let named_key = asked_named_key!(input, given, admission);
     let (source_key, conditions) = asked_of_source!(input);
     let checksum = input.checksum_algorithm.as_ref().map(|name| algorithm(name.as_str())).transpose()?;
     let key = input.key;
@@ -130,8 +133,15 @@ pub(super) async fn object(
                 admission.check_source_tags(object.info())?;
                 attributes.tags.clone_from(&object.info().attributes.tags);
             }
-            let options =
-                CopyOptions { metadata, attributes, checksum, condition: target, customer_key, notices };
+            let options = CopyOptions {
+                metadata,
+                attributes,
+                checksum,
+                condition: target,
+                customer_key,
+                named_key,
+                notices,
+            };
             let info =
                 store.copy_object(&object, &bucket, &key, options).map_err(|error| from_store(&error))?;
             Ok((info, object.info().version))
@@ -150,6 +160,6 @@ pub(super) async fn object(
         version_id: info.version.map(|version| version.to_string()),
         ..CopyObjectOutput::default()
     };
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), info.named_key);
     Ok(S3Response::new(output))
 }

@@ -1,10 +1,12 @@
-//! A bucket's default encryption. Everything is encrypted with AES-256 whether or not a bucket says so.
+//! A bucket's default encryption: a named key for what is put without saying. Everything is encrypted with AES-256 whether or not
+//! a bucket says so.
 
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, s3_error};
 
-use super::{Answer, admitted, check_encryption};
+use super::{Answer, admitted};
 use crate::documents::{self, ENCRYPTION};
+use crate::encryption::default_key;
 
 pub(super) async fn get(request: S3Request<GetBucketEncryptionInput>) -> Answer<GetBucketEncryptionOutput> {
     let (serving, admission) = admitted(&request).await?;
@@ -23,11 +25,7 @@ pub(super) async fn put(request: S3Request<PutBucketEncryptionInput>) -> Answer<
     let (serving, admission) = admitted(&request).await?;
     let bucket = admission.bucket();
     let PutBucketEncryptionInput { server_side_encryption_configuration: asked, .. } = request.input;
-    let [rule] = asked.rules.as_slice() else {
-        return Err(s3_error!(MalformedXML, "an encryption configuration has one rule"));
-    };
-    let default = rule.apply_server_side_encryption_by_default.as_ref();
-    check_encryption(default.map(|default| &default.sse_algorithm))?;
+    default_key(&asked)?;
     serving.run(move |store| documents::put(store, &bucket, ENCRYPTION, &asked)).await?;
     Ok(S3Response::new(PutBucketEncryptionOutput::default()))
 }

@@ -55,18 +55,24 @@ fn check_storage_class(class: Option<&StorageClass>) -> S3Result<()> {
     }
 }
 
-/// What is said of everything: it is encrypted at rest with AES-256.
-pub(crate) fn at_rest() -> Option<ServerSideEncryption> {
-    Some(ServerSideEncryption::from_static(ServerSideEncryption::AES256))
+/// Says what the server encrypted with: the named key, or what it does to everything, AES-256 at rest.
+macro_rules! set_server_encryption {
+    ($to:expr, $named:expr) => {
+        match $named {
+            Some(name) => {
+                let kms = s3s::dto::ServerSideEncryption::from_static($crate::encryption::KMS);
+                $to.server_side_encryption = Some(kms);
+                $to.ssekms_key_id = Some(name);
+            }
+            None => {
+                let at_rest = s3s::dto::ServerSideEncryption::AES256;
+                $to.server_side_encryption = Some(s3s::dto::ServerSideEncryption::from_static(at_rest));
+            }
+        }
+    };
 }
 
-/// Everything is encrypted at rest with AES-256; keys of a service that this server does not know are another matter.
-fn check_encryption(encryption: Option<&ServerSideEncryption>) -> S3Result<()> {
-    match encryption.map(ServerSideEncryption::as_str) {
-        None | Some(ServerSideEncryption::AES256) => Ok(()),
-        Some(_) => Err(s3s::s3_error!(NotImplemented, "AES256 is the only server-side encryption")),
-    }
-}
+pub(crate) use set_server_encryption;
 
 type Answer<T> = S3Result<S3Response<T>>;
 

@@ -7,7 +7,7 @@ use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::acl::NewAcl;
 use super::copy::{asked_of_source, copy_source, open_source};
-use super::{Answer, Backend, admitted, at_rest, check_encryption, check_storage_class, header};
+use super::{Answer, Backend, admitted, check_storage_class, header, set_server_encryption};
 use crate::attributes::asked_attributes;
 use crate::authority::lists::asked_acl;
 use crate::conditions::source_range;
@@ -16,6 +16,7 @@ use crate::convert::{
     set_checksum_fields, timestamp,
 };
 use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
+use crate::encryption::asked_named_key;
 use crate::error::{from_store, invalid};
 use crate::notifications::Herald;
 use crate::upload::Upload;
@@ -34,7 +35,6 @@ pub(super) async fn create(
     let new_acl = NewAcl::of(&admission, asked_acl);
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
-    check_encryption(input.server_side_encryption.as_ref())?;
     let checksum = match &input.checksum_algorithm {
         None => None,
         Some(name) => {
@@ -48,7 +48,9 @@ pub(super) async fn create(
     let attributes = asked_attributes!(input).into_attributes(acl)?;
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
-    let options = UploadOptions { metadata, attributes, checksum, customer_key };
+    let named_key = asked_named_key!(input, given, admission);
+    let said_key = named_key.clone();
+    let options = UploadOptions { metadata, attributes, checksum, customer_key, named_key };
     let key = input.key.clone();
     let upload = serving
         .run(move |store| store.create_upload(&bucket, &key, options).map_err(|error| from_store(&error)))
@@ -61,7 +63,7 @@ pub(super) async fn create(
         upload_id: Some(upload.id),
         ..CreateMultipartUploadOutput::default()
     };
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), said_key);
     Ok(S3Response::new(output))
 }
 
@@ -101,7 +103,7 @@ pub(super) async fn upload(
         )
         .await?;
     let mut output = UploadPartOutput { e_tag: Some(etag(&part.etag)), ..UploadPartOutput::default() };
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), part.named_key);
     set_checksum_fields!(output, part.checksum.as_ref());
     Ok(S3Response::new(output))
 }
@@ -143,7 +145,7 @@ pub(super) async fn upload_copy(
         copy_source_version_id: source_version.map(|version| version.to_string()),
         ..UploadPartCopyOutput::default()
     };
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), part.named_key);
     Ok(S3Response::new(output))
 }
 
@@ -188,12 +190,14 @@ pub(super) async fn complete(
         key: Some(input.key),
         e_tag: Some(etag(&info.etag)),
         checksum_type: info.checksum.as_ref().map(|checksum| kind_name(checksum.kind())),
-        // The type has no field for the customer's key.
-        server_side_encryption: if customer_key_md5.is_some() { None } else { at_rest() },
         version_id: info.version.map(|version| version.to_string()),
         ..CompleteMultipartUploadOutput::default()
     };
     set_checksum_fields!(output, info.checksum.as_ref());
+    // The type has no field for the customer's key.
+    if customer_key_md5.is_none() {
+        set_server_encryption!(output, info.named_key);
+    }
     let mut response = S3Response::new(output);
     if let Some(md5) = customer_key_md5 {
         // As the other answers about the upload have it.

@@ -2,10 +2,10 @@
 
 use objects::{Checksum, ChecksumKind, Object, ObjectInfo, PutOptions};
 use s3s::dto::*;
-use s3s::{S3Request, S3Response, S3Result};
+use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::acl::NewAcl;
-use super::{Answer, Backend, admitted, check_encryption, check_storage_class, header};
+use super::{Answer, Backend, admitted, check_storage_class, header};
 use crate::attributes::{asked_attributes, set_attribute_headers, tag_count, version};
 use crate::authority::lists::asked_acl;
 use crate::conditions::{ReadConditions, Selection, select};
@@ -15,6 +15,7 @@ use crate::convert::{
 };
 use crate::customer_key::{asked_key, key_of, md5_of, set_encryption_headers};
 use crate::download;
+use crate::encryption::asked_named_key;
 use crate::error::from_store;
 use crate::lifecycle::rules;
 use crate::notifications::Herald;
@@ -35,9 +36,13 @@ pub(super) async fn put(
     let trailers = request.trailing_headers.take();
     let mut input = request.input;
     check_storage_class(input.storage_class.as_ref())?;
-    check_encryption(input.server_side_encryption.as_ref())?;
     let given = asked_key!(input);
     let customer_key = key_of(given.as_ref());
+    // Of a form: as a header it does not come so far.
+    if input.ssekms_encryption_context.is_some() {
+        return Err(s3_error!(NotImplemented, "an encryption context is not implemented"));
+    }
+    let named_key = asked_named_key!(input, given, admission);
     let upload = Upload {
         body: input.body.take(),
         length: input.content_length,
@@ -60,7 +65,11 @@ pub(super) async fn put(
             &backend.resources,
             move |store, length| {
                 let mut writer = store.put_object(&bucket, &key, Some(length), checksum)?;
-                customer_key.iter().for_each(|key| writer.encrypt(key));
+                match (&customer_key, &named_key) {
+                    (Some(key), _) => writer.encrypt(key),
+                    (None, Some(name)) => writer.encrypt_under(name)?,
+                    (None, None) => {}
+                }
                 Ok(writer)
             },
             move |store, writer, declared| {
@@ -78,7 +87,7 @@ pub(super) async fn put(
         version_id: info.version.map(|version| version.to_string()),
         ..PutObjectOutput::default()
     };
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), info.named_key);
     set_checksum_fields!(output, info.checksum.as_ref());
     Ok(S3Response::new(output))
 }
@@ -155,6 +164,7 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
             about.check_object(object.info())?;
             let selection = select_from(&object, range, number)?;
             object.unlock(customer_key.as_ref()).map_err(|error| from_store(&error))?;
+            object.check_named_key().map_err(|error| from_store(&error))?;
             conditions.check(object.info())?;
             let mut reader = object.reader(&selection.range);
             let first =
@@ -175,7 +185,7 @@ pub(super) async fn get(backend: &Backend, request: S3Request<GetObjectInput>) -
     set_object_headers!(output, &info);
     set_attribute_headers!(output, &info);
     overrides!(output, input);
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), info.named_key.clone());
     set_wanted_checksum!(output, input.checksum_mode.as_ref(), checksum);
     output.body = Some(download::body(backend.resources.clone(), first, reader, (memory, length)));
     Ok(S3Response::new(output))
@@ -228,7 +238,7 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
     set_object_headers!(output, &info);
     set_attribute_headers!(output, &info);
     overrides!(output, input);
-    set_encryption_headers!(output, md5_of(given));
+    set_encryption_headers!(output, md5_of(given), info.named_key.clone());
     set_wanted_checksum!(output, input.checksum_mode.as_ref(), checksum);
     let count = tag_count(&info);
     let mut response = S3Response::new(output);

@@ -5,6 +5,7 @@
 mod access_log;
 mod client;
 mod clients;
+mod named_keys;
 mod notifications;
 mod protocol;
 mod rights;

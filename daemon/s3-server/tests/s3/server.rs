@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use objects::simulated::SimulatedVolume;
-use objects::{BucketOptions, NewAccessKey, Store};
+use objects::{BucketOptions, NamedKeys, NewAccessKey, Store};
 use prometheus_client::registry::Registry;
 use s3_server::{S3Options, S3Server};
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ pub(crate) struct Running {
     pub(crate) server: S3Server,
     pub(crate) store: Arc<Store>,
     pub(crate) volume: SimulatedVolume,
+    pub(crate) named_keys: Arc<NamedKeys>,
     pub(crate) address: SocketAddr,
     pub(crate) key: NewAccessKey,
     pub(crate) metrics: Registry,
@@ -38,8 +39,10 @@ impl Running {
         let server = S3Server::with_options(options).unwrap();
         let volume = SimulatedVolume::new(ByteLen(1 << 40));
         let opened = volume.clone();
+        let named_keys = Arc::new(NamedKeys::default());
+        let lent = Arc::clone(&named_keys);
         let (store, key) = tokio::task::spawn_blocking(move || {
-            let store = Store::open(opened).unwrap();
+            let store = Store::open_with_keys(opened, lent).unwrap();
             store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
             let key = store.create_user("tester").unwrap();
             (store, key)
@@ -53,7 +56,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let serving = server.clone();
         let accepting = tokio::spawn(async move { serving.serve(listener, None).await });
-        Self { server, store, volume, address, key, metrics, accepting }
+        Self { server, store, volume, named_keys, address, key, metrics, accepting }
     }
 
     /// What a node does when its keys are wiped.
@@ -68,7 +71,9 @@ impl Running {
     pub(crate) async fn unseal(&mut self) {
         self.volume = self.volume.unlocked_again();
         let volume = self.volume.clone();
-        self.store = tokio::task::spawn_blocking(move || Store::open(volume).unwrap()).await.unwrap();
+        let lent = Arc::clone(&self.named_keys);
+        let open = move || Store::open_with_keys(volume, lent).unwrap();
+        self.store = tokio::task::spawn_blocking(open).await.unwrap();
         self.server.set_store(Some(Arc::clone(&self.store)));
     }
 
