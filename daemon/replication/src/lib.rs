@@ -30,7 +30,8 @@ pub use error::{Reason, SessionError};
 pub use frame::{FRAME_BYTES_MAX, FrameBuffer, PREFIX_BYTES, PROTOCOL_VERSION};
 pub use history::{Histories, Verdict};
 pub use message::{Kind, Manifest, VolumeKind};
+pub use mutation::Mutation;
 #[cfg(feature = "mutations")]
-pub use mutation::{Mutation, break_rule};
+pub use mutation::break_rule;
 pub use receiver::{Allowed, Local, Receiver, ReceiverEffect, ReceiverParams, Role};
 pub use sender::{Epoch, Portion, Progress, Sender, SenderEffect, SenderLimits, State};

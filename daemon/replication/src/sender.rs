@@ -231,14 +231,19 @@ impl Sender {
         self.effects.pop_front()
     }
 
-    /// A volume is to be sent, by this writer. Where it was another's, nothing of that is gone on with.
+    /// A volume is to be sent, by this writer. Where it had another fence, what waits is sent under the new one.
     pub fn set_writer(&mut self, volume: VolumeId, fence: Fence, generation: Generation) {
         match self.volumes.get_mut(&volume) {
             Some(outgoing) if (outgoing.fence, outgoing.generation) == (fence, generation) => return,
             Some(outgoing) => {
                 (outgoing.fence, outgoing.generation) = (fence, generation);
-                (outgoing.current, outgoing.phase) = (None, Phase::Silent);
-                outgoing.waiting.clear();
+                outgoing.phase = Phase::Silent;
+                if let Some(current) = outgoing.current.take() {
+                    outgoing.waiting.push_front(current.epoch);
+                }
+                for epoch in &mut outgoing.waiting {
+                    (epoch.key.fence, epoch.key.generation) = (fence, generation);
+                }
             }
             None => {
                 let outgoing = Outgoing {

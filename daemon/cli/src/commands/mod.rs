@@ -14,11 +14,13 @@ mod keys_out;
 mod node;
 mod notification;
 mod oidc;
+mod peer;
 mod people;
 mod pki;
 mod policy;
 mod pool;
 pub(crate) mod provision;
+mod replication;
 mod schedule;
 mod scrub;
 pub(crate) mod send;
@@ -53,6 +55,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Done {
         Command::Pool(command) => pool::run(&command, connections, output),
         Command::Volume(command) => volume::run(&command, &connections()?, output),
         Command::Snapshot(command) => snapshot::run(&command, &connections()?, output),
+        Command::Peer(command) => peer::run(&command, connections, output),
+        Command::Replication(command) => replication::run(&command, &connections()?, output),
         Command::Bucket(command) => store::buckets(&command, &connections()?, output),
         Command::User(command) => identity::users(&command, &connections()?, output),
         Command::Group(command) => identity::groups(&command, &connections()?, output),
