@@ -81,6 +81,7 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Delete, path: "/v1/snapshots/{snapshot}", roles: STORAGE },
     // Nobody makes a lock shorter, so whoever may delete may lock.
     Rule { verb: Verb::Post, path: "/v1/snapshots/{snapshot}/lock", roles: OPERATOR },
+    Rule { verb: Verb::Get, path: "/v1/replication", roles: READERS },
     Rule { verb: Verb::Get, path: "/v1/schedules", roles: READERS },
     Rule { verb: Verb::Post, path: "/v1/volumes/{volume}/schedule", roles: OPERATOR },
     Rule { verb: Verb::Delete, path: "/v1/volumes/{volume}/schedule", roles: OPERATOR },

@@ -566,6 +566,81 @@ pub struct ScheduleStatus {
     pub trouble: Option<String>,
 }
 
+/// How far volumes are at this node's peers, and theirs here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replication {
+    /// The peers, as the configuration names them.
+    pub peers: Vec<PeerStatus>,
+    /// The volumes that were ever sent here.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it is dialled; absent of a peer that only sends here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Whether this node is connected to it.
+    pub connected: bool,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// The volumes that are sent to it.
+    pub volumes: Vec<SentStatus>,
+}
+
+/// A volume on its way to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// `up-to-date`, `sending`, `asking`, `waiting`, `away`, `stopped`, `refused`.
+    pub state: String,
+    /// Why the peer or this node refuses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// How old the state is that the peer has; 0 where it has all.
+    pub lag_seconds: u64,
+    /// What was written since, each sector as often as it was; where that is not known, what the volume holds.
+    pub lag_bytes: u64,
+    /// Epochs that it has not, with the one that is not closed.
+    pub lag_epochs: usize,
+    /// The number of the newest epoch that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_epoch: Option<u64>,
+    /// How long ago that epoch was closed, seconds; absent where that was in an earlier run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_s_ago: Option<u64>,
+    /// How much of the epoch on its way is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_percent: Option<u8>,
+    /// Whether the peer is sent the difference to the newest epoch, because it was away or too slow for each.
+    pub is_catching_up: bool,
+}
+
+/// A volume that a peer sends here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Whether it is still a replica: not promoted, not deleted.
+    pub is_replica: bool,
+    /// The highest fence of a writer seen; one with a lower is refused.
+    pub fence: Fence,
+    /// The newest snapshot that has arrived whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_snapshot: Option<VolumeId>,
+    /// Its epoch's number, where replication made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_epoch: Option<u64>,
+    /// When the primary took it, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_unix_s: Option<u64>,
+}
+
 /// An unusual part of a volume was rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -168,6 +168,9 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Makes a replica a volume like others.
     fn promote(&self, volume: VolumeId) -> impl Future<Output = Result<api::Promoted, ControlError>> + Send;
 
+    /// How far volumes are at this node's peers, and theirs here.
+    fn replication(&self) -> impl Future<Output = Result<api::Replication, ControlError>> + Send;
+
     /// Makes a volume.
     fn create_volume(
         &self,

@@ -22,7 +22,7 @@ use crate::transfer;
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 46] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 47] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
@@ -43,6 +43,7 @@ pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
         (Verb::Post, "/v1/snapshots", routing::post(create_snapshot::<N>)),
         (Verb::Delete, "/v1/snapshots/{snapshot}", routing::delete(delete_snapshot::<N>)),
         (Verb::Post, "/v1/snapshots/{snapshot}/lock", routing::post(lock_snapshot::<N>)),
+        (Verb::Get, "/v1/replication", routing::get(replication::<N>)),
         (Verb::Get, "/v1/schedules", routing::get(schedules::<N>)),
         (Verb::Post, "/v1/volumes/{volume}/schedule", routing::post(set_schedule::<N>)),
         (Verb::Delete, "/v1/volumes/{volume}/schedule", routing::delete(remove_schedule::<N>)),
@@ -342,6 +343,10 @@ async fn lock_snapshot<N: NodeControl>(
         Ok(snapshot) => Answer(node.lock_snapshot(snapshot, lock).await),
         Err(error) => Answer(Err(error)),
     }
+}
+
+async fn replication<N: NodeControl>(State(node): State<Arc<N>>) -> Answer<api::Replication> {
+    Answer(node.replication().await)
 }
 
 async fn schedules<N: NodeControl>(State(node): State<Arc<N>>) -> Json<Vec<api::ScheduleStatus>> {

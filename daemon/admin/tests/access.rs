@@ -115,6 +115,9 @@ impl NodeControl for SealedNode {
     async fn end_receiving(&self, _: api::SnapshotManifest) -> Result<api::SnapshotStatus, ControlError> {
         missing()
     }
+    async fn replication(&self) -> Result<api::Replication, ControlError> {
+        missing()
+    }
     async fn promote(&self, _: VolumeId) -> Result<api::Promoted, ControlError> {
         missing()
     }

@@ -3,6 +3,7 @@
 mod compute;
 mod mirror;
 mod notification;
+mod replication;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use units::{ByteLen, NodeId, PoolId, VolumeId};
 pub(crate) use self::compute::*;
 pub(crate) use self::mirror::MirrorArgs;
 pub(crate) use self::notification::NotificationCommand;
+pub(crate) use self::replication::{PeerAdd, PeerCommand, ReplicationCommand};
 pub(crate) use self::snapshot::*;
 
 const EXAMPLES: &str = "\
@@ -90,6 +92,12 @@ pub(crate) enum Command {
     /// Snapshots of volumes; taking and deleting them needs no key
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Other nodes, that volumes are replicated to and from
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// How far volumes are at other nodes
+    #[command(subcommand)]
+    Replication(ReplicationCommand),
     /// Buckets of a node's object store
     #[command(subcommand)]
     Bucket(BucketCommand),

@@ -14,6 +14,7 @@ mod keyholder;
 mod locate;
 mod node;
 mod oidc;
+mod peers;
 mod s3_webhook;
 mod sources;
 mod tls;
@@ -25,6 +26,7 @@ pub use node::{
     NodeConfig, NodeKeys, NodeListen, PoolConfig, S3Config, ScrubConfig, TpmConfig, memory_overwrite_default,
 };
 pub use oidc::OidcConfig;
+pub use peers::{InvalidKeyHash, KeyHash, PeerConfig, ReplicationConfig};
 pub use s3_webhook::{InvalidWebhookUrl, S3WebhookConfig, WebhookUrl};
 pub use sources::{
     ApcupsdConfig, BmcConfig, ButtonConfig, ChassisConfig, ClockConfig, GpioConfig, HygieneConfig,

@@ -12,6 +12,7 @@ use units::NodeId;
 
 use crate::error::{ConfigError, Invalid};
 use crate::keyholder::{LEASE_MS, lease_ms_max_default};
+use crate::peers::{self, PeerConfig, ReplicationConfig};
 use crate::s3_webhook::{self, S3WebhookConfig};
 use crate::sources::{SourcesConfig, WatchdogConfig};
 use crate::tls::{NodeTls, resolve};
@@ -77,6 +78,12 @@ pub struct NodeConfig {
     /// The machine's TPM, which says to keyholders what was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<TpmConfig>,
+    /// Other nodes, that volumes are replicated to and from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerConfig>,
+    /// What replication may use.
+    #[serde(default)]
+    pub replication: ReplicationConfig,
     /// The firmware's variable that asks for memory to be cleared after a sudden reset.
     #[serde(default = "memory_overwrite_default")]
     pub memory_overwrite: PathBuf,
@@ -104,6 +111,9 @@ pub struct NodeListen {
     pub admin: SocketAddr,
     /// Health and metrics in clear.
     pub metrics: SocketAddr,
+    /// The port for other nodes that replicate their volumes here (mutual TLS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<SocketAddr>,
     /// The NBD head over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd: Option<SocketAddr>,
@@ -331,6 +341,7 @@ impl Validate for NodeConfig {
         self.scrub.validate()?;
         self.listen.validate()?;
         self.s3.validate()?;
+        peers::validate(&self.peers, &self.replication, self.name.as_str())?;
         self.sources.validate()?;
         self.watchdog.iter().try_for_each(WatchdogConfig::validate)?;
         if self.needs_server_certificate() && self.tls.server.is_empty() {
@@ -431,6 +442,7 @@ impl NodeListen {
             ("key", Some(self.key)),
             ("admin", Some(self.admin)),
             ("metrics", Some(self.metrics)),
+            ("peers", self.peers),
             ("nbd", self.nbd),
             ("s3", self.s3),
         ];

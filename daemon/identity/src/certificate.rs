@@ -90,6 +90,17 @@ pub struct CertificateFacts {
 }
 
 impl CertificateFacts {
+    /// Reads the first certificate in a file (PEM).
+    pub fn load(path: &std::path::Path) -> Result<Self, IdentityError> {
+        let origin = path.display().to_string();
+        let certificates = crate::credentials::read_certificates(path)?;
+        let first = certificates.first().ok_or_else(|| IdentityError::NotACertificate {
+            origin: origin.clone(),
+            reason: "there is none in it".to_owned(),
+        })?;
+        Self::read(first, &origin)
+    }
+
     /// Reads a certificate. `origin` names its file or peer in errors.
     pub fn read(der: &CertificateDer<'_>, origin: &str) -> Result<Self, IdentityError> {
         let damaged = |reason: String| IdentityError::NotACertificate { origin: origin.to_owned(), reason };

@@ -359,13 +359,19 @@ impl Node {
         let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
         let _claim = self.claim(volume)?;
         self.refuse_served(volume, "revoke its key first; `nightlatch volume delete` does both in order")?;
-        let snapshots = open.pool.snapshots().iter().filter(|snapshot| snapshot.volume == volume).count();
+        let all = open.pool.snapshots().into_iter().filter(|snapshot| snapshot.volume == volume);
+        // What replication made is nobody's, unless somebody has locked it.
+        let (epochs, others): (Vec<_>, Vec<_>) = all.partition(|snapshot| self.is_free_epoch(snapshot));
+        let snapshots = others.len();
         if snapshots > 0 {
             return Err(ControlError::new(
                 ErrorKind::Conflict,
                 format!("the volume has {snapshots} snapshots, which nobody could read without its key"),
                 "delete them first with `nightlatch snapshot delete`; then delete the volume again",
             ));
+        }
+        for epoch in epochs {
+            open.pool.delete_snapshot(epoch.id).map_err(|error| pool_error(&error))?;
         }
         open.pool.delete_volume(volume).map_err(|error| pool_error(&error))?;
         self.volumes_changed();
@@ -600,6 +606,11 @@ impl NodeControl for Handle {
             hygiene: hygiene_findings(node.subject.report()),
             schedules: node.schedules.status(node.retention.run_s()),
         }
+    }
+
+    async fn replication(&self) -> Result<api::Replication, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || Ok(node.replication_status())).await
     }
 
     async fn grow_pool(&self, pool: PoolId) -> Result<api::PoolStatus, ControlError> {

@@ -143,6 +143,7 @@ pub(crate) struct Listeners {
     pub(crate) key: TcpListener,
     pub(crate) admin: TcpListener,
     pub(crate) metrics: TcpListener,
+    pub(crate) peers: Option<TcpListener>,
     pub(crate) nbd: Option<TcpListener>,
     pub(crate) nbd_unix: Option<(UnixListener, PathBuf)>,
     pub(crate) s3: Option<TcpListener>,
@@ -154,6 +155,8 @@ pub(crate) struct Ready {
     key: SocketAddr,
     admin: SocketAddr,
     metrics: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peers: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nbd: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,6 +178,7 @@ impl Listeners {
         };
         let (key, admin) = (tcp("key", listen.key)?, tcp("admin", listen.admin)?);
         let metrics = tcp("metrics", listen.metrics)?;
+        let peers = listen.peers.map(|address| tcp("peers", address)).transpose()?;
         let nbd = listen.nbd.map(|address| tcp("nbd", address)).transpose()?;
         let s3 = listen.s3.map(|address| tcp("s3", address)).transpose()?;
         let nbd_unix = match &listen.nbd_unix {
@@ -188,7 +192,7 @@ impl Listeners {
             None => None,
         };
         passed.refuse_rest()?;
-        Ok(Self { key, admin, metrics, nbd, nbd_unix, s3 })
+        Ok(Self { key, admin, metrics, peers, nbd, nbd_unix, s3 })
     }
 
     /// What was bound.
@@ -197,6 +201,7 @@ impl Listeners {
             key: self.key.local_addr()?,
             admin: self.admin.local_addr()?,
             metrics: self.metrics.local_addr()?,
+            peers: self.peers.as_ref().map(TcpListener::local_addr).transpose()?,
             nbd: self.nbd.as_ref().map(TcpListener::local_addr).transpose()?,
             nbd_unix: self.nbd_unix.as_ref().map(|(_, path)| path.clone()),
             s3: self.s3.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -222,6 +227,7 @@ impl Ready {
             entry("admin", self.admin.to_string(), true),
             entry("metrics", self.metrics.to_string(), false),
         ];
+        all.extend(self.peers.map(|address| entry("peers", address.to_string(), true)));
         all.extend(self.nbd.map(|address| entry("nbd", address.to_string(), !config.listen.nbd_plain)));
         all.extend(self.nbd_unix.as_ref().map(|path| entry("nbd-unix", path.display().to_string(), false)));
         all.extend(self.s3.map(|address| entry("s3", address.to_string(), !config.listen.s3_plain)));

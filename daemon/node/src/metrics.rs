@@ -23,6 +23,17 @@ struct SourceLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabel {
+    peer: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SentLabel {
+    peer: String,
+    volume: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabel {
     version: &'static str,
 }
@@ -54,6 +65,14 @@ pub(crate) struct NodeMetrics {
     source_fired: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_refused: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     notifications_lost: Gauge<i64, AtomicI64>,
+    replication_connected: Family<PeerLabel, Gauge<i64, AtomicI64>>,
+    replication_lag_seconds: Family<SentLabel, Gauge<i64, AtomicI64>>,
+    replication_lag_bytes: Family<SentLabel, Gauge<i64, AtomicI64>>,
+    replication_lag_epochs: Family<SentLabel, Gauge<i64, AtomicI64>>,
+    replication_stopped: Family<SentLabel, Gauge<i64, AtomicI64>>,
+    replication_worst_lag_seconds: Gauge<i64, AtomicI64>,
+    replication_peers_away: Gauge<i64, AtomicI64>,
+    replication_volumes_stopped: Gauge<i64, AtomicI64>,
     build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
 }
 
@@ -109,6 +128,7 @@ impl NodeMetrics {
         metrics.register_scrub(pool);
         metrics.register_snapshots(node);
         metrics.register_sources(node);
+        metrics.register_replication(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
         metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics
@@ -171,6 +191,79 @@ impl NodeMetrics {
         );
     }
 
+    fn register_replication(&self, node: &mut Registry) {
+        let replication = node.sub_registry_with_prefix("replication");
+        replication.register(
+            "connected",
+            "1 while this node is connected to the peer that it sends to",
+            self.replication_connected.clone(),
+        );
+        replication.register_with_unit(
+            "lag",
+            "How old the state is that the peer has of the volume, 0 where it has all",
+            Unit::Seconds,
+            self.replication_lag_seconds.clone(),
+        );
+        replication.register_with_unit(
+            "lag",
+            "What was written to the volume since that state",
+            Unit::Bytes,
+            self.replication_lag_bytes.clone(),
+        );
+        replication.register(
+            "lag_epochs",
+            "Epochs that the peer has not, with the one that is not closed",
+            self.replication_lag_epochs.clone(),
+        );
+        replication.register(
+            "stopped",
+            "1 while the peer or this node refuses the volume",
+            self.replication_stopped.clone(),
+        );
+        replication.register_with_unit(
+            "worst_lag",
+            "The largest lag of any volume at any peer",
+            Unit::Seconds,
+            self.replication_worst_lag_seconds.clone(),
+        );
+        replication.register(
+            "peers_away",
+            "Peers that this node sends to and is not connected to",
+            self.replication_peers_away.clone(),
+        );
+        replication.register(
+            "volumes_stopped",
+            "Volumes that a peer or this node refuses, each as often as it is",
+            self.replication_volumes_stopped.clone(),
+        );
+    }
+
+    fn refresh_replication(&self, node: &Node) {
+        // What is no longer sent is no longer shown.
+        self.replication_lag_seconds.clear();
+        self.replication_lag_bytes.clear();
+        self.replication_lag_epochs.clear();
+        self.replication_stopped.clear();
+        let (mut worst, mut away, mut stopped) = (0, 0, 0);
+        for peer in node.replication_status().peers.into_iter().filter(|peer| peer.address.is_some()) {
+            away += i64::from(!peer.connected);
+            let label = PeerLabel { peer: peer.name.clone() };
+            self.replication_connected.get_or_create(&label).set(i64::from(peer.connected));
+            for sent in peer.volumes {
+                worst = worst.max(sent.lag_seconds);
+                stopped += i64::from(sent.trouble.is_some());
+                let label = SentLabel { peer: peer.name.clone(), volume: sent.volume.to_string() };
+                self.replication_lag_seconds.get_or_create(&label).set(count(sent.lag_seconds));
+                self.replication_lag_bytes.get_or_create(&label).set(count(sent.lag_bytes));
+                self.replication_lag_epochs.get_or_create(&label).set(count(sent.lag_epochs));
+                self.replication_stopped.get_or_create(&label).set(i64::from(sent.trouble.is_some()));
+            }
+        }
+        self.replication_worst_lag_seconds.set(count(worst));
+        self.replication_peers_away.set(away);
+        self.replication_volumes_stopped.set(stopped);
+    }
+
     pub(crate) fn refresh(&self, node: &Node) {
         for source in &node.sources {
             let label = SourceLabel { source: source.name().to_owned(), kind: source.kind() };
@@ -180,6 +273,7 @@ impl NodeMetrics {
             self.source_refused.get_or_create(&label).set(count(source.refused()));
         }
         self.refresh_snapshots(node);
+        self.refresh_replication(node);
         let keyring = node.keyring.status();
         self.sealed.set(i64::from(node.is_sealed()));
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));

@@ -37,6 +37,7 @@ use crate::boot_clock;
 use crate::claims::Claims;
 use crate::exports::ExportAccess;
 use crate::hygiene_watch::HygieneWatch;
+use crate::replication::Replication;
 use crate::retention::Retention;
 use crate::schedule::Schedules;
 use crate::scrub::Scrubber;
@@ -126,6 +127,7 @@ pub(crate) struct Parts {
     pub(crate) attestor: Option<Attestor>,
     pub(crate) retention: Retention,
     pub(crate) schedules: Schedules,
+    pub(crate) replication: Replication,
 }
 
 /// The firmware's memory-overwrite request, and how many keys are on their way in.
@@ -185,6 +187,7 @@ pub(crate) struct Node {
     pub(crate) attestor: Option<Attestor>,
     pub(crate) retention: Retention,
     pub(crate) schedules: Arc<Schedules>,
+    pub(crate) replication: Replication,
     /// Portions of snapshots that were not taken in for want of space, since the start.
     pub(crate) refused_full: AtomicU64,
     lease: Mutex<NodeLease>,
@@ -233,6 +236,7 @@ impl Node {
             attestor,
             retention,
             schedules,
+            replication,
         } = parts;
         let (wipes, _) = broadcast::channel(WIPE_BACKLOG);
         Arc::new(Self {
@@ -256,6 +260,7 @@ impl Node {
             attestor,
             retention,
             schedules: Arc::new(schedules),
+            replication,
             refused_full: AtomicU64::new(0),
             lease: Mutex::new(lease),
             served: Mutex::new(BTreeMap::new()),

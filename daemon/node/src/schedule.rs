@@ -135,6 +135,11 @@ impl Schedules {
         Ok(answer)
     }
 
+    /// Whether a schedule keeps a snapshot.
+    pub(crate) fn has(&self, volume: VolumeId, snapshot: VolumeId) -> bool {
+        self.kept().get(&volume).is_some_and(|kept| kept.made.contains(&snapshot))
+    }
+
     /// Something has changed that the thread should look at.
     pub(crate) fn wake(&self) {
         *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;

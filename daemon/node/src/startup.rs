@@ -43,6 +43,7 @@ use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::replication::{self, Replication};
 use crate::retention::Retention;
 use crate::schedule::Schedules;
 use crate::scrub::Scrubber;
@@ -161,6 +162,7 @@ pub fn prepare(config: NodeConfig, passed: Passed) -> anyhow::Result<Prepared> {
         attestor,
         retention: Retention::open(&config.state_dir),
         schedules: Schedules::open(&config.state_dir).context("which snapshots are due is not known")?,
+        replication: Replication::open(&config, &config.tls.credentials()?, &config.tls.trust()?)?,
     };
     let node = Node::new(parts);
     let armed = config.watchdog.as_ref().zip(watchdog);
@@ -396,6 +398,7 @@ fn boot_id() -> anyhow::Result<BootId> {
 /// The TLS settings of every port.
 struct Heads {
     key: Arc<rustls::ServerConfig>,
+    peers: Arc<rustls::ServerConfig>,
     admin: Arc<rustls::ServerConfig>,
     nbd: Option<TlsAcceptor>,
     s3: Option<TlsAcceptor>,
@@ -421,6 +424,7 @@ impl Heads {
             .transpose()?;
         Ok(Self {
             key: identity::control_server(&credentials, &trust, &[Role::Keyholder])?,
+            peers: identity::control_server(&credentials, &trust, &[Role::Node])?,
             admin: identity::control_server(&credentials, &trust, admin::access::ACCEPTED_ROLES)?,
             nbd: nbd.map(TlsAcceptor::from),
             s3: s3.map(TlsAcceptor::from),
@@ -448,6 +452,13 @@ fn serve(
         heads.key,
         stop.clone(),
     ));
+    if let Some(listener) = listeners.peers.map(TcpListener::from_std).transpose()? {
+        servers.spawn(replication::serve(Arc::clone(node), listener, heads.peers, stop.clone()));
+    }
+    for peer in node.replication.dialled() {
+        servers.spawn(replication::keep_peer(Arc::clone(node), Arc::clone(peer), stop.clone()));
+    }
+    servers.spawn(replication::keep_epochs(Arc::clone(node), stop.clone()));
     servers.spawn(serve_https(
         TcpListener::from_std(listeners.admin)?,
         heads.admin,

@@ -203,7 +203,7 @@ impl Node {
         Ok(api::Promoted { snapshot, volume: self.volume_status(open, &found.info()) })
     }
 
-    fn roomiest_pool(&self) -> Result<&OpenPool, ControlError> {
+    pub(crate) fn roomiest_pool(&self) -> Result<&OpenPool, ControlError> {
         let room = |open: &&OpenPool| {
             let info = open.pool.info();
             info.capacity.0.saturating_sub(info.allocated.0 + info.reserved.0)

@@ -242,6 +242,13 @@ impl Pool {
         Ok(info)
     }
 
+    /// The snapshot that a replica has in part.
+    pub fn receiving(&self, volume: VolumeId) -> Option<VolumeId> {
+        let state = self.volume_state(volume).ok()?;
+        let receiving = state.head().replica.flatten();
+        receiving.map(|receiving| receiving.snapshot)
+    }
+
     /// Makes a replica a volume like others, which holds what its newest snapshot shows: which. Durable when it returns. Reads
     /// nothing and needs no space.
     pub fn promote(&self, volume: VolumeId) -> Result<VolumeId, PoolError> {

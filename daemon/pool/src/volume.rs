@@ -8,6 +8,7 @@
 //! It knows no key: what it keeps is sealed, and holes are its only zeros.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ pub(crate) struct VolumeState {
     head: RwLock<Head>,
     pace: Mutex<Pace>,
     pub(crate) blocks: Part,
+    /// Sectors written and unmapped since it was opened; a change of size, or of all it shows, counts as one.
+    written: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -126,6 +129,7 @@ impl VolumeState {
             head: RwLock::new(head),
             pace: Mutex::default(),
             blocks: Part::recorded(record.blocks),
+            written: AtomicU64::new(0),
         }
     }
 
@@ -284,6 +288,10 @@ impl VolumeState {
         writing.wait();
     }
 
+    fn note_written(&self, sectors: u64) {
+        self.written.fetch_add(sectors, Ordering::Relaxed);
+    }
+
     /// Ends the present moment. What it was, for the snapshot to show, with the size, and the requests that belong to it.
     pub(crate) fn end_moment(&self, core: &Core) -> Result<(View, SectorCount, Arc<Writing>), PoolError> {
         let mut head = self.head_mut();
@@ -307,6 +315,7 @@ impl VolumeState {
         sectors: SectorCount,
     ) -> (View, Arc<Writing>) {
         let mut head = self.head_mut();
+        self.note_written(1);
         head.serial = branch.id;
         let view = View { branch, moment: Moment(0) };
         view.attach(core.layout.extents_spanned(sectors));
@@ -320,6 +329,7 @@ impl VolumeState {
     /// Changes the size. What is cut off is a hole should the volume grow again.
     pub(crate) fn resize(&self, core: &Core, sectors: SectorCount) {
         let mut head = self.head_mut();
+        self.note_written(1);
         let shorter = sectors < head.sectors;
         head.sectors = sectors;
         self.mark_entry(core, &head);
@@ -722,6 +732,8 @@ impl PoolVolume {
         let (range, view, _request) = {
             let head = self.state.head();
             let range = self.state.range(&head, first, data.sectors())?;
+            // Under the lock that a snapshot takes: what is counted before one is in it.
+            self.state.note_written(data.sectors().0);
             (range, head.view.clone(), head.writing.begin())
         };
         for logical in self.state.logical(&range) {
@@ -844,6 +856,7 @@ impl PoolVolume {
         let any = self.core.with_room_for_holes(|| {
             let head = self.state.head();
             let range = self.state.range(&head, first, count)?;
+            self.state.note_written(count.0);
             Ok(self.state.unmap(&self.core, &head, range))
         })?;
         if any {
@@ -867,6 +880,12 @@ impl PoolVolume {
     pub fn report_damage(&self, sector: Lba, damage: &dyn std::fmt::Display) {
         self.core.found_damage(None, &[(self.id(), sector)], damage);
         tracing::error!(pool = %self.core.pool, volume = %self.id(), sector = sector.0, %damage, "a damaged sector was read");
+    }
+
+    /// Sectors that were written and unmapped since the pool was opened, each as often as it was: what has not grown shows that nothing
+    /// has changed.
+    pub fn written(&self) -> SectorCount {
+        SectorCount(self.state.written.load(Ordering::Relaxed))
     }
 
     /// How long a request of so many bytes must wait, for the volume's ceilings to hold. Its turn is taken.

@@ -3,7 +3,7 @@
 use architecture_tests::graph::{Graph, Rule};
 
 /// Crates that work on a sealed node: they move, check and store ciphertext.
-const CIPHERTEXT_SIDE: &[&str] = &["device", "pool", "audit-log"];
+const CIPHERTEXT_SIDE: &[&str] = &["device", "pool", "audit-log", "replication"];
 
 /// Crates that can hold, derive or receive a key.
 const KEY_SIDE: &[&str] =
@@ -13,7 +13,7 @@ const KEY_SIDE: &[&str] =
 const HEADS: &[&str] = &["nbd-server", "objects", "s3-server"];
 
 /// Crates whose state machines get bytes, time and randomness handed in.
-const SANS_IO: &[&str] = &["units", "lease", "key-hierarchy", "aes-xts", "attestation"];
+const SANS_IO: &[&str] = &["units", "lease", "key-hierarchy", "aes-xts", "attestation", "replication"];
 
 /// Each rule beside an edge that breaks it.
 const RULES: &[(Rule, (&str, &str))] = &[

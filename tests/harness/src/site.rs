@@ -919,6 +919,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         drain_s: spec.drain_s,
         allow_mlock: false,
         listen: NodeListen {
+            peers: None,
             key: free_port(),
             admin: free_port(),
             metrics: free_port(),
@@ -952,6 +953,8 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
             .tpm
             .as_ref()
             .map(|socket| TpmConfig { device: socket.clone(), event_log: dir.join("event-log") }),
+        peers: Vec::new(),
+        replication: config::ReplicationConfig::default(),
         memory_overwrite: dir.join("memory-overwrite"),
     }
 }

@@ -15,11 +15,13 @@ mod named_key;
 mod node;
 mod notification;
 mod oidc;
+mod peer;
 mod people;
 mod pki;
 mod policy;
 mod pool;
 pub(crate) mod provision;
+mod replication;
 mod schedule;
 mod scrub;
 pub(crate) mod send;
@@ -56,6 +58,8 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Done {
         Command::Volume(command) => volume::run(&command, &connections()?, output),
         Command::Mirror(arguments) => mirror::run(&arguments, output),
         Command::Snapshot(command) => snapshot::run(&command, &connections()?, output),
+        Command::Peer(command) => peer::run(&command, connections, output),
+        Command::Replication(command) => replication::run(&command, &connections()?, output),
         Command::Bucket(command) => store::buckets(&command, &connections()?, output),
         Command::User(command) => identity::users(&command, &connections()?, output),
         Command::Group(command) => identity::groups(&command, &connections()?, output),

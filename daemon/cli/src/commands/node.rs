@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
 use config::{
-    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, S3Config, ScrubConfig, ServerCertificate,
-    SourcesConfig, TpmConfig, memory_overwrite_default,
+    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ReplicationConfig, S3Config, ScrubConfig,
+    ServerCertificate, SourcesConfig, TpmConfig, memory_overwrite_default,
 };
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
@@ -108,6 +108,8 @@ impl PlannedNode<'_> {
             scrub: ScrubConfig::default(),
             s3: S3Config::default(),
             tpm: self.tpm.clone().map(TpmConfig::with_device),
+            peers: Vec::new(),
+            replication: ReplicationConfig::default(),
             memory_overwrite: memory_overwrite_default(),
         }
     }
@@ -161,6 +163,7 @@ pub(crate) fn random_id() -> Done<[u8; 16]> {
 fn listen_on(address: IpAddr) -> NodeListen {
     let at = |port| SocketAddr::new(address, port);
     NodeListen {
+        peers: None,
         key: at(KEY_PORT),
         admin: at(ADMIN_PORT),
         metrics: SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)),

@@ -148,6 +148,7 @@ impl Site {
 
     pub(super) fn listen(&self) -> NodeListen {
         NodeListen {
+            peers: None,
             key: at(self.ports.key),
             admin: at(self.ports.admin),
             metrics: at(self.ports.metrics),

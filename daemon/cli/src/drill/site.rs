@@ -247,6 +247,7 @@ impl Site {
 
     fn listen(&self) -> NodeListen {
         NodeListen {
+            peers: None,
             key: at(self.ports.key),
             admin: at(self.ports.admin),
             metrics: at(self.ports.metrics),

@@ -1,0 +1,142 @@
+//! Replication: volumes of this node on their way to its peers, and replicas of theirs here. Sealed or not: none of it has a key.
+//!
+//! ```text
+//!   closing (epochs) ── outgoing (a task for each peer) ── dial (a thread for each, the only part that may)
+//!   incoming (the port for peers) ── pools
+//! ```
+//!
+//! The order of what is said, and who may say it, are `replication`'s (PROTOCOL.md). Here are its sockets, its clock and its disk.
+//!
+//! Invariants:
+//! - Who sends a volume is written down before anything of an epoch is taken in (`state.rs`), and a number before a snapshot has it.
+//! - What is taken in for a volume is under that volume's turn, whichever peer it comes from: who was superseded changes nothing.
+//! - No snapshot is deleted but such as replication made, that nobody locked and no schedule keeps.
+//! - Lock order: a volume's turn, `state`; a sender's lock is held for no call that waits.
+
+mod closing;
+mod dial;
+mod incoming;
+mod outgoing;
+mod state;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use config::{NodeConfig, PeerConfig, ReplicationConfig};
+use identity::{Credentials, ExpectedPeer, Role, Trust, TrustDomain};
+use pool::{PoolError, PoolErrorKind};
+use replication::{Reason, Sender, SenderLimits};
+use units::{NodeId, VolumeId};
+
+use crate::boot_clock;
+
+pub(crate) use closing::keep as keep_epochs;
+pub(crate) use incoming::serve;
+pub(crate) use outgoing::keep as keep_peer;
+
+/// A lock whose critical sections all leave their data whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who a node is in the protocol, by its certificate's key.
+fn protocol_id(spki_sha256: [u8; 32]) -> NodeId {
+    let mut id = [0; 16];
+    id.copy_from_slice(&spki_sha256[..16]);
+    NodeId(id)
+}
+
+/// Another node.
+pub(crate) struct Peer {
+    config: PeerConfig,
+    /// What is sent to it; `None` where it is not dialled.
+    outgoing: Option<outgoing::Way>,
+}
+
+/// All of a node's replication.
+pub(crate) struct Replication {
+    id: NodeId,
+    config: ReplicationConfig,
+    trust_domain: TrustDomain,
+    peers: Vec<Arc<Peer>>,
+    state: state::State,
+    /// One at a time takes something in for a volume.
+    turns: Mutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>,
+    closed: Mutex<BTreeMap<VolumeId, closing::Closed>>,
+    /// A peer has acknowledged: older epochs may go.
+    is_pruning_due: AtomicBool,
+}
+
+impl std::fmt::Debug for Replication {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replication").field("peers", &self.peers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Replication {
+    /// Reads what is remembered of writers, and starts a thread for each peer that is dialled. Before the node gives up its rights: these
+    /// threads keep that of dialling one port, and no other.
+    pub(crate) fn open(
+        config: &NodeConfig,
+        credentials: &Credentials,
+        trust: &Trust,
+    ) -> anyhow::Result<Self> {
+        let id = protocol_id(credentials.facts().spki_sha256);
+        let peers = config.peers.iter().map(|peer| {
+            let outgoing = peer.address.as_ref().map(|address| {
+                let expected = ExpectedPeer::named(Role::Node, peer.name.clone()).pinned(peer.key_sha256.0);
+                let tls = identity::control_client(credentials, trust, expected)?;
+                let limits = SenderLimits {
+                    bytes_per_s: (config.replication.mib_per_s > 0)
+                        .then(|| u64::from(config.replication.mib_per_s) << 20),
+                    ..SenderLimits::default()
+                };
+                let sender = Sender::new(id, protocol_id(peer.key_sha256.0), limits, boot_clock::now());
+                outgoing::Way::open(peer.name.as_str(), address, tls, sender).with_context(|| {
+                    format!("the thread that dials the peer {} could not be started", peer.name)
+                })
+            });
+            Ok(Arc::new(Peer { config: peer.clone(), outgoing: outgoing.transpose()? }))
+        });
+        Ok(Self {
+            id,
+            config: config.replication.clone(),
+            trust_domain: trust.trust_domain().clone(),
+            peers: peers.collect::<anyhow::Result<_>>()?,
+            state: state::State::open(&config.state_dir).context("who has replicated here is not known")?,
+            turns: Mutex::default(),
+            closed: Mutex::default(),
+            is_pruning_due: AtomicBool::new(true),
+        })
+    }
+
+    /// Peers that are dialled.
+    pub(crate) fn dialled(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.peers.iter().filter(|peer| peer.outgoing.is_some())
+    }
+
+    /// Peers that a volume is sent to, and the way there.
+    fn ways(&self, volume: VolumeId) -> impl Iterator<Item = (&Arc<Peer>, &outgoing::Way)> {
+        let to =
+            move |peer: &&Arc<Peer>| peer.config.has(volume) && self.config.may_be_at(volume, &peer.config);
+        self.peers.iter().filter(to).filter_map(|peer| Some((peer, peer.outgoing.as_ref()?)))
+    }
+
+    fn turn(&self, volume: VolumeId) -> Arc<Mutex<()>> {
+        Arc::clone(lock(&self.turns).entry(volume).or_default())
+    }
+}
+
+/// A pool's error as the protocol tells it.
+fn reason(error: &PoolError) -> Reason {
+    match error {
+        PoolError::NotAReplica(_) => Reason::NotAReplica,
+        PoolError::NoCommonSnapshot { .. } => Reason::Diverged,
+        PoolError::BadPortion { .. } => Reason::Damaged,
+        error if error.kind() == PoolErrorKind::NoSpace => Reason::NoSpace,
+        _ => Reason::Failed,
+    }
+}

@@ -1,0 +1,107 @@
+//! Why something is refused: a volume's epoch, or a whole session.
+
+use serde::{Deserialize, Serialize};
+use units::VolumeId;
+
+/// Why a receiver refuses a volume or an epoch of it. The session goes on for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+pub enum Reason {
+    #[error(
+        "this peer may not send this volume here; name the volume in the `[[peers]]` entry of the receiving node"
+    )]
+    NotAuthorised,
+    #[error(
+        "a writer with a higher fence has taken over; this side is no longer the primary: delete its copy to make it a replica"
+    )]
+    LowerFence,
+    #[error(
+        "another writer has the same fence: one of the two machines is a copy of the other; revoke and unlatch the volume on the one that is right"
+    )]
+    OtherGeneration,
+    #[error("the epoch's number was used before: this machine was set back to an earlier state")]
+    NumberUsed,
+    #[error("the volume is no replica there: it was promoted, or made there")]
+    NotAReplica,
+    #[error(
+        "the replica's newest snapshot is none that this side has: delete those there that are newer than what both have, or the replica"
+    )]
+    Diverged,
+    #[error("the epoch is under another key, or of another kind of volume, than the replica")]
+    OtherVolume,
+    #[error("the replica has no space left; grow its pool, or delete snapshots there")]
+    NoSpace,
+    #[error("the replica could not do it; its log says why")]
+    Failed,
+    #[error("the epoch was damaged on its way, or where it came from")]
+    Damaged,
+    #[error("another peer is sending the volume at this moment")]
+    Busy,
+}
+
+impl Reason {
+    /// Whether it says that the sender is not what it takes itself for: an event of the trail.
+    pub fn is_suspicious(self) -> bool {
+        match self {
+            Self::NotAuthorised
+            | Self::LowerFence
+            | Self::OtherGeneration
+            | Self::NumberUsed
+            | Self::OtherVolume
+            | Self::Damaged => true,
+            Self::NotAReplica | Self::Diverged | Self::NoSpace | Self::Failed | Self::Busy => false,
+        }
+    }
+
+    /// A word for logs, metrics and JSON.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NotAuthorised => "not-authorised",
+            Self::LowerFence => "lower-fence",
+            Self::OtherGeneration => "other-generation",
+            Self::NumberUsed => "number-used",
+            Self::NotAReplica => "not-a-replica",
+            Self::Diverged => "diverged",
+            Self::OtherVolume => "other-volume",
+            Self::NoSpace => "no-space",
+            Self::Failed => "failed",
+            Self::Damaged => "damaged",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// Why a session ends. Whoever finds it says so to the other side where that may help, and closes the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum SessionError {
+    #[error(
+        "the peer speaks version {theirs} of the replication protocol, this node {ours}; update the older one"
+    )]
+    UnsupportedVersion { theirs: u8, ours: u8 },
+    #[error("a frame of {bytes} bytes is longer than any")]
+    Oversize { bytes: u64 },
+    #[error("a frame is not what its kind says")]
+    Malformed,
+    #[error("a frame does not fit its checksum")]
+    Checksum,
+    #[error("a frame of another session came: it was recorded and sent again")]
+    Replayed,
+    #[error("a frame came twice")]
+    Repeated,
+    #[error("a frame is missing, or came before its turn")]
+    Reordered,
+    #[error("a frame came that is not the turn of its kind")]
+    Unexpected,
+    #[error("a frame is for volume {0}, of which nothing was begun in this session")]
+    NotBegun(VolumeId),
+    #[error("the peer says it is another node than its certificate does")]
+    WrongNode,
+    #[error("the peer has not answered in time")]
+    Silent,
+}
+
+impl SessionError {
+    /// Whether an honest peer over a connection that neither loses nor repeats never causes it: an event of the trail.
+    pub fn is_suspicious(self) -> bool {
+        !matches!(self, Self::Silent | Self::UnsupportedVersion { .. })
+    }
+}
