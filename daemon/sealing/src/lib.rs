@@ -13,7 +13,9 @@
 
 mod clear;
 mod error;
+mod keys;
 mod locks;
+mod rekey;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 mod snapshots;
@@ -22,6 +24,8 @@ mod witness;
 
 pub use clear::{Bound, Clear, Damage, UnsealError, seal, unseal};
 pub use error::{ErrorKind, Operation, VolumeError};
+pub use keys::VolumeKeys;
+pub use rekey::Moved;
 pub use snapshots::Snapshots;
 pub use volume::{Durability, Presence, Volume, ZeroMode};
 pub use witness::KeyWitness;
