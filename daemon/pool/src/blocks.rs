@@ -74,6 +74,12 @@ impl Part {
         self.used.store(0, Ordering::Relaxed);
     }
 
+    /// Another key is used from here on: nothing has been encrypted under it, and nothing is reserved yet.
+    pub(crate) fn restart(&self) {
+        self.reserved.store(0, Ordering::Release);
+        self.used.store(0, Ordering::Release);
+    }
+
     /// Counts sectors that are about to be encrypted. `Some` where more must be reserved first: so many at least.
     pub(crate) fn count(&self, sectors: SectorCount) -> Option<u64> {
         let blocks = sectors.0.saturating_mul(BLOCKS);

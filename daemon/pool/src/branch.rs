@@ -550,7 +550,7 @@ impl Branch {
     }
 
     /// Tells for every extent of the device in the branch in which moments it is seen.
-    pub(crate) fn for_each_extent(&self, mut visit: impl FnMut(&[Moment])) {
+    pub(crate) fn for_each_extent(&self, mut visit: impl FnMut(&Extent, &[Moment])) {
         let map = self.map();
         for (place, extent) in &map.extents {
             let sectors = extent.state().sectors().clone();
@@ -559,7 +559,7 @@ impl Branch {
                 .seen_in(*place)
                 .take_while(|moment| !sectors.is_within(&map.younger(*place, *moment), self.extent_sectors))
                 .collect();
-            visit(&seen);
+            visit(extent, &seen);
         }
     }
 

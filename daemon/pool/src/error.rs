@@ -208,6 +208,18 @@ pub enum PoolError {
     WrongEpoch { expected: VolumeEpoch, given: VolumeEpoch },
 
     #[error(
+        "volume {volume} is written under epoch {present} already, with another key: a volume's epochs only grow. Look whether \
+         the keyholder's ledger was put back from an old backup"
+    )]
+    OldEpoch { volume: VolumeId, present: VolumeEpoch },
+
+    #[error(
+        "snapshot {snapshot} is sealed under more than one key, for its volume is being given a new one, and cannot be sent: \
+         send one that is taken once nothing of the volume is left under an older one"
+    )]
+    TwoEpochs { snapshot: VolumeId },
+
+    #[error(
         "fence {given} of volume {volume} is stale: {highest} has been seen. A newer grant exists; ask the keyholder for \
          its state"
     )]

@@ -408,6 +408,7 @@ impl Pool {
     }
 
     pub(crate) fn set_size(&self, state: &VolumeState, sectors: SectorCount) -> Result<(), PoolError> {
+        let _nobody_rewrites = lock(&state.rewriting);
         // What an earlier shrinking cut off must be unmapped before a larger size could show it again.
         state.hide_past_end(&self.core, sectors)?;
         self.core.flush()?;

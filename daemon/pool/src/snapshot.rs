@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use units::{Fence, VolumeId};
+use units::{Fence, VolumeEpoch, VolumeId};
 
 use crate::branch::{Branch, View};
 use crate::commit::lock;
@@ -136,7 +136,8 @@ impl Pool {
         self.newest_snapshot(volume).map(|newest| newest.state.snapshot_info())
     }
 
-    /// Makes a volume that begins as the snapshot is, in the snapshot's key domain. Durable when it returns.
+    /// Makes a volume that begins as the snapshot is, in the snapshot's key domain and written under the newest epoch of that
+    /// which the pool knows. Durable when it returns.
     pub fn clone_snapshot(
         &self,
         snapshot: VolumeId,
@@ -149,7 +150,8 @@ impl Pool {
         let view = state.head().view.clone();
         self.prepare_above(snapshot, &view)?;
         let role = Role::Volume { fence: Fence(0), limits };
-        self.add_volume(VolumeSpec { id, ..state.spec() }, role, Some((snapshot, &view)))
+        let spec = self.under_newest_key(VolumeSpec { id, ..state.spec() });
+        self.add_volume(spec, role, Some((snapshot, &view)))
     }
 
     /// Makes a volume what one of its snapshots shows, its size too. What was written since is gone, but for what other
@@ -164,12 +166,18 @@ impl Pool {
         if target.origin() != Some(volume) {
             return Err(PoolError::ForeignSnapshot { volume, snapshot });
         }
-        let before = self.show(&state, &target)?;
+        let before = self.show(&state, &target, None)?;
         self.leave(&before)
     }
 
-    /// Lets a volume show what a snapshot shows, from a new branch on: what it showed before. Not durable yet.
-    pub(crate) fn show(&self, state: &VolumeState, target: &VolumeState) -> Result<View, PoolError> {
+    /// Lets a volume show what a snapshot shows, from a new branch on: what it showed before. Not durable yet. `key`: what is
+    /// written from then on, where that is under another epoch than before.
+    pub(crate) fn show(
+        &self,
+        state: &VolumeState,
+        target: &VolumeState,
+        key: Option<(VolumeEpoch, [u8; 16])>,
+    ) -> Result<View, PoolError> {
         let snapshot = target.id();
         let (view, sectors) = {
             let head = target.head();
@@ -185,7 +193,7 @@ impl Pool {
         let account = state.head().view.branch.account;
         let branch = Branch::new(serial, account, Some(&view), self.core.layout.extent_sectors());
         self.core.holes.expect_inherited(branch.inherited);
-        let (before, writing) = state.roll_back(&self.core, branch, sectors);
+        let (before, writing) = state.roll_back(&self.core, branch, sectors, key);
         writing.wait();
         Ok(before)
     }
@@ -214,7 +222,7 @@ impl Pool {
             }
         }
         for Viewed { branch, by: seen } in viewed.values() {
-            branch.for_each_extent(|moments| {
+            branch.for_each_extent(|_, moments| {
                 let viewers = moments.iter().filter_map(|moment| seen.get(moment)).flatten();
                 let viewers: Vec<VolumeId> = viewers.copied().collect();
                 for id in &viewers {

@@ -117,7 +117,7 @@ impl Pool {
         for (run, change) in changes {
             let run = if change == Change::Written { run.0.min(room) } else { run.0 };
             if change == Change::Written {
-                portion.read(&snapshot, portion.end..portion.end + run)?;
+                portion.read(&snapshot, manifest.epoch, portion.end..portion.end + run)?;
                 room -= run;
             }
             portion.push(run, change);
@@ -155,8 +155,9 @@ impl Pool {
         };
         let receiving = state.head().replica.ok_or(PoolError::NotAReplica(manifest.volume))?;
         let spec = state.spec();
-        if (spec.domain, spec.epoch, spec.check, spec.kind)
-            != (manifest.domain, manifest.epoch, manifest.check, manifest.kind)
+        let same_key = spec.epoch == manifest.epoch;
+        if (spec.domain, spec.kind) != (manifest.domain, manifest.kind)
+            || (same_key && spec.check != manifest.check)
         {
             return Err(bad(manifest.volume, "it is of another volume, or under another key"));
         }
@@ -166,12 +167,13 @@ impl Pool {
             return Err(PoolError::NoCommonSnapshot { volume: manifest.volume, since });
         }
         let goes_on = |receiving: &Receiving| {
-            receiving.snapshot == manifest.snapshot && state.head().sectors == manifest.sectors
+            same_key && receiving.snapshot == manifest.snapshot && state.head().sectors == manifest.sectors
         };
         if let Some(receiving) = receiving.filter(goes_on) {
             return Ok(receiving.next);
         }
         self.restore(&state, base.as_ref())?;
+        self.change_key(&state, (manifest.epoch, manifest.check))?;
         self.set_size(&state, manifest.sectors)?;
         let receiving = Receiving { snapshot: manifest.snapshot, next: Lba(0) };
         state.set_replica(&self.core, Some(Some(receiving)))?;
@@ -192,7 +194,7 @@ impl Pool {
             .filter(|receiving| receiving.snapshot == snapshot)
             .ok_or(PoolError::NotReceiving { volume })?;
         let decoded = Decoded::from_bytes(portion).map_err(|what| bad(volume, what))?;
-        if decoded.epoch != state.spec().epoch {
+        if decoded.epoch != state.head().epoch {
             return Err(bad(volume, "it is sealed under another epoch"));
         }
         if decoded.first > receiving.next || decoded.end.0 > sectors.0 {
@@ -262,7 +264,8 @@ impl Pool {
         // What is on its way is given up before the volume shows something else.
         state.set_replica(&self.core, Some(None))?;
         self.core.flush()?;
-        let before = self.show(&state, &base.state)?;
+        let VolumeSpec { epoch, check, .. } = base.state.spec();
+        let before = self.show(&state, &base.state, Some((epoch, check)))?;
         state.set_replica(&self.core, None)?;
         self.leave(&before)?;
         // What has been encrypted where it comes from counts here from now on: it is the same key.
@@ -322,35 +325,36 @@ impl Pool {
                 match (change, base) {
                     (Change::Same, _) => {}
                     (_, None) => target.clear(Lba(at), run)?,
-                    (_, Some(base)) => copy(base, &target, at..end)?,
+                    (_, Some(base)) => self.copy(base, &target, at..end)?,
                 }
                 at = end;
             }
         }
         self.core.flush()
     }
-}
 
-/// Puts what `from` holds of these sectors into `to`.
-fn copy(from: &PoolVolume, to: &PoolVolume, sectors: Range<u64>) -> Result<(), PoolError> {
-    let mut at = sectors.start;
-    while at < sectors.end {
-        let count = AT_ONCE.min(sectors.end - at);
-        for piece in from.read(Lba(at), SectorCount(count))? {
-            match piece {
-                Piece::Hole(count) => {
-                    to.clear(Lba(at), count)?;
-                    at += count.0;
-                }
-                Piece::Sealed { first, epoch, data } => {
-                    compare(from, at, &data)?;
-                    to.store(first, epoch, &data)?;
-                    at += data.sectors().0;
+    /// Puts what `from` holds of these sectors into `to`, a replica, each under the epoch that it is sealed under.
+    fn copy(&self, from: &PoolVolume, to: &PoolVolume, sectors: Range<u64>) -> Result<(), PoolError> {
+        let mut at = sectors.start;
+        while at < sectors.end {
+            let count = AT_ONCE.min(sectors.end - at);
+            for piece in from.read(Lba(at), SectorCount(count))? {
+                match piece {
+                    Piece::Hole(count) => {
+                        to.clear(Lba(at), count)?;
+                        at += count.0;
+                    }
+                    Piece::Sealed { first, epoch, data } => {
+                        compare(from, at, &data)?;
+                        self.change_key(&to.state, (epoch, to.info().check))?;
+                        to.store(first, epoch, &data)?;
+                        at += data.sectors().0;
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Compares what was read with its checksums. A volume's own reader does so too, with the tag.
@@ -382,13 +386,23 @@ impl Encoding {
         self.end += sectors;
     }
 
-    fn read(&mut self, snapshot: &PoolVolume, sectors: Range<u64>) -> Result<(), PoolError> {
+    fn read(
+        &mut self,
+        snapshot: &PoolVolume,
+        epoch: VolumeEpoch,
+        sectors: Range<u64>,
+    ) -> Result<(), PoolError> {
         let mut at = sectors.start;
         while at < sectors.end {
             let count = AT_ONCE.min(sectors.end - at);
             for piece in snapshot.read(Lba(at), SectorCount(count))? {
                 // A snapshot has no hole where it says that something was written.
-                let Piece::Sealed { data, .. } = piece else { return Err(PoolError::Interrupted) };
+                let Piece::Sealed { epoch: under, data, .. } = piece else {
+                    return Err(PoolError::Interrupted);
+                };
+                if under != epoch {
+                    return Err(PoolError::TwoEpochs { snapshot: snapshot.id() });
+                }
                 compare(snapshot, at, &data)?;
                 at += data.sectors().0;
                 self.records.extend_from_slice(data.records());

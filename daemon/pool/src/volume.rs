@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct VolumeState {
     pub(crate) slot: u32,
-    /// As created; the size that counts is the head's.
+    /// As opened; the size, the epoch and the check value that count are the head's.
     spec: VolumeSpec,
     snapshot: bool,
     origin: Option<VolumeId>,
@@ -41,6 +41,8 @@ pub(crate) struct VolumeState {
     pub(crate) blocks: Part,
     /// Sectors written and unmapped since it was opened; a change of size, or of all it shows, counts as one.
     written: AtomicU64,
+    /// Held while sectors are sealed anew, and while the size changes: what a shrinking cuts off is not put back.
+    pub(crate) rewriting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,9 @@ pub(crate) struct Head {
     serial: BranchId,
     pub(crate) view: View,
     pub(crate) sectors: SectorCount,
+    /// What is written in the present moment is sealed under: every extent that was born in it is.
+    pub(crate) epoch: VolumeEpoch,
+    check: [u8; 16],
     fence: Fence,
     limits: Limits,
     /// Blocks encrypted, and reserved ahead.
@@ -114,11 +119,22 @@ impl VolumeState {
             Role::Replica { receiving } => Some(receiving),
             _ => None,
         };
-        let sectors = record.spec.sectors;
-        let writing = Arc::default();
+        let VolumeSpec { sectors, epoch, check, .. } = record.spec;
         let (blocks, lock_s) = (record.blocks, record.lock_s);
-        let head =
-            Head { serial, view, sectors, fence, limits, blocks, lock_s, replica, deleted: false, writing };
+        let head = Head {
+            serial,
+            view,
+            sectors,
+            epoch,
+            check,
+            fence,
+            limits,
+            blocks,
+            lock_s,
+            replica,
+            deleted: false,
+            writing: Arc::default(),
+        };
         Self {
             slot,
             spec: record.spec,
@@ -130,6 +146,7 @@ impl VolumeState {
             pace: Mutex::default(),
             blocks: Part::recorded(record.blocks),
             written: AtomicU64::new(0),
+            rewriting: Mutex::default(),
         }
     }
 
@@ -153,9 +170,13 @@ impl VolumeState {
         self.origin
     }
 
-    /// With the size as it now is.
+    /// As it now is.
     pub(crate) fn spec(&self) -> VolumeSpec {
-        VolumeSpec { sectors: self.head().sectors, ..self.spec }
+        self.spec_of(&self.head())
+    }
+
+    fn spec_of(&self, head: &Head) -> VolumeSpec {
+        VolumeSpec { sectors: head.sectors, epoch: head.epoch, check: head.check, ..self.spec }
     }
 
     pub(crate) fn info(&self, core: &Core) -> VolumeInfo {
@@ -165,22 +186,22 @@ impl VolumeState {
             id: self.spec.id,
             sectors: head.sectors,
             domain: self.spec.domain,
-            epoch: self.spec.epoch,
-            check: self.spec.check,
+            epoch: head.epoch,
+            check: head.check,
             kind: self.spec.kind,
             fence: head.fence,
             allocated: ByteLen(owned * core.layout.extent_len().0),
             limits: head.limits,
             clone_of: self.origin,
             replica: head.replica.is_some(),
-            encrypted_blocks: core.encrypted.of(self.key()),
+            encrypted_blocks: core.encrypted.of((self.spec.domain, head.epoch)),
         }
     }
 
     pub(crate) fn snapshot_info(&self) -> SnapshotInfo {
-        let (sectors, lock_s) = {
+        let (sectors, epoch, lock_s) = {
             let head = self.head();
-            (head.sectors, head.lock_s)
+            (head.sectors, head.epoch, head.lock_s)
         };
         SnapshotInfo {
             id: self.spec.id,
@@ -189,7 +210,7 @@ impl VolumeState {
             sectors,
             lock_s,
             domain: self.spec.domain,
-            epoch: self.spec.epoch,
+            epoch,
             kind: self.spec.kind,
         }
     }
@@ -202,7 +223,7 @@ impl VolumeState {
             (false, None) => Role::Volume { fence: head.fence, limits: head.limits },
         };
         let record = VolumeRecord {
-            spec: VolumeSpec { sectors: head.sectors, ..self.spec },
+            spec: self.spec_of(head),
             role,
             levels: head.view.recorded_levels(),
             origin: self.origin,
@@ -220,9 +241,9 @@ impl VolumeState {
         self.mark_entry(core, &head);
     }
 
-    /// What its sectors are sealed under.
+    /// What it is written under.
     pub(crate) fn key(&self) -> Key {
-        (self.spec.domain, self.spec.epoch)
+        (self.spec.domain, self.head().epoch)
     }
 
     /// Blocks counted in its entry.
@@ -248,16 +269,17 @@ impl VolumeState {
     }
 
     /// Reserves so many blocks, durably, and some ahead, unless the key is used up.
-    fn reserve_blocks(&self, core: &Core, needed: u64) -> Result<(), PoolError> {
+    fn reserve_blocks(&self, core: &Core, epoch: VolumeEpoch, needed: u64) -> Result<(), PoolError> {
         let reserved = {
             let mut head = self.head_mut();
             // Its slot may be another volume's by now, whose entry this would take away.
             self.check_alive(&head)?;
+            check_epoch(&head, epoch)?;
             let least = needed.saturating_sub(head.blocks);
             if least > 0 {
                 let (more, sum) = core
                     .encrypted
-                    .reserve(self.key(), least, least.saturating_add(AHEAD))
+                    .reserve((self.spec.domain, epoch), least, least.saturating_add(AHEAD))
                     .ok_or(PoolError::KeyUsedUp(self.spec.id))?;
                 head.blocks += more;
                 self.mark_entry(core, &head);
@@ -269,6 +291,8 @@ impl VolumeState {
         };
         // Another may have marked it, and not be through.
         core.flush()?;
+        let head = self.head();
+        check_epoch(&head, epoch)?;
         self.blocks.reserved(reserved);
         Ok(())
     }
@@ -307,15 +331,48 @@ impl VolumeState {
         Ok((ended, head.sectors, writing))
     }
 
-    /// Shows something else from here on: what was shown, and the requests that still write to it.
+    /// Ends the present moment without anybody's looking at what it was: what is written from here on is sealed under `epoch`.
+    /// What it was, the requests that belong to it, and how many blocks were counted for the key before. `blocks`: how many
+    /// are reserved for the new key; `None` leaves the count as it is.
+    pub(crate) fn begin_epoch(
+        &self,
+        core: &Core,
+        (epoch, check): (VolumeEpoch, [u8; 16]),
+        blocks: Option<u64>,
+    ) -> Result<(View, Arc<Writing>, u64), PoolError> {
+        let mut head = self.head_mut();
+        self.check_alive(&head)?;
+        let ended = head.view.clone();
+        let moment = ended.moment.next().ok_or(PoolError::TooManySnapshots)?;
+        let next = View { branch: Arc::clone(&ended.branch), moment };
+        next.attach(core.layout.extents_spanned(head.sectors));
+        head.view = next;
+        (head.epoch, head.check) = (epoch, check);
+        let counted = head.blocks;
+        if let Some(blocks) = blocks {
+            head.blocks = blocks;
+            // Nothing of it is durable yet: the first who seal under the new key wait until it is.
+            self.blocks.restart();
+        }
+        let writing = std::mem::take(&mut head.writing);
+        self.mark_entry(core, &head);
+        Ok((ended, writing, counted))
+    }
+
+    /// Shows something else from here on: what was shown, and the requests that still write to it. `key`: under which epoch what
+    /// is written from here on is sealed, where that changes with it.
     pub(crate) fn roll_back(
         &self,
         core: &Core,
         branch: Arc<Branch>,
         sectors: SectorCount,
+        key: Option<(VolumeEpoch, [u8; 16])>,
     ) -> (View, Arc<Writing>) {
         let mut head = self.head_mut();
         self.note_written(1);
+        if let Some(key) = key {
+            (head.epoch, head.check) = key;
+        }
         head.serial = branch.id;
         let view = View { branch, moment: Moment(0) };
         view.attach(core.layout.extents_spanned(sectors));
@@ -470,6 +527,12 @@ impl VolumeState {
     }
 }
 
+/// Refuses what is sealed under another epoch than writes use.
+fn check_epoch(head: &Head, given: VolumeEpoch) -> Result<(), PoolError> {
+    let expected = head.epoch;
+    if given == expected { Ok(()) } else { Err(PoolError::WrongEpoch { expected, given }) }
+}
+
 /// A sector's place in its extent.
 fn in_extent(sector: u64, extent_sectors: u32) -> u32 {
     u32::try_from(sector % u64::from(extent_sectors)).expect("a remainder is below a 32-bit divisor")
@@ -614,6 +677,11 @@ impl PoolVolume {
         self.state.info(&self.core)
     }
 
+    /// What writes are sealed under now; what is there may be under others ([`Piece::Sealed`]).
+    pub fn epoch(&self) -> VolumeEpoch {
+        self.state.head().epoch
+    }
+
     /// A snapshot's volume, a clone's snapshot.
     pub fn origin(&self) -> Option<VolumeId> {
         self.state.origin()
@@ -688,17 +756,21 @@ impl PoolVolume {
         Ok(runs)
     }
 
-    /// Where every sector of the range lies, and what keeps those places from being given away.
     fn plan(&self, first: Lba, count: SectorCount) -> Result<(Vec<Span>, Vec<Layer>), PoolError> {
         let head = self.state.head();
         let range = self.state.range(&head, first, count)?;
-        let layers = head.view.layers(self.state.logical(&range));
+        Ok(self.plan_of(&head.view, &range))
+    }
+
+    /// Where every sector of the range lies, and what keeps those places from being given away.
+    fn plan_of(&self, view: &View, range: &Range<u64>) -> (Vec<Span>, Vec<Layer>) {
+        let layers = view.layers(self.state.logical(range));
         let (mut spans, mut held) = (Spans::default(), Vec::new());
         let hole = |from: u64, to: u64| Span { first: from, count: to - from, source: Source::Hole };
         let mut at = range.start;
         for (logical, layers) in layers {
             let start = logical * u64::from(self.state.extent_sectors);
-            let part = self.state.part(logical, &range);
+            let part = self.state.part(logical, range);
             spans.push(hole(at, start + u64::from(part.start)));
             at = start + u64::from(part.end);
             for (run, holder) in resolve(&layers, part) {
@@ -711,7 +783,7 @@ impl PoolVolume {
             held.extend(layers);
         }
         spans.push(hole(at, range.end));
-        Ok((spans.0, held))
+        (spans.0, held)
     }
 
     /// Writes sealed sectors from `first` on. Durable only after a later [`PoolVolume::flush`]. On an error any part
@@ -724,35 +796,79 @@ impl PoolVolume {
     /// As [`PoolVolume::write`], to a replica too.
     pub(crate) fn store(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
-        let expected = self.state.spec.epoch;
-        if epoch != expected {
-            return Err(PoolError::WrongEpoch { expected, given: epoch });
-        }
         self.core.make_room(data.sectors().0)?;
         let (range, view, _request) = {
             let head = self.state.head();
+            check_epoch(&head, epoch)?;
             let range = self.state.range(&head, first, data.sectors())?;
             // Under the lock that a snapshot takes: what is counted before one is in it.
             self.state.note_written(data.sectors().0);
             (range, head.view.clone(), head.writing.begin())
         };
-        for logical in self.state.logical(&range) {
-            let part = self.state.part(logical, &range);
+        self.store_in((&view, epoch), &range, data)
+    }
+
+    /// Puts sectors into the extents of a moment, all of which are of this epoch.
+    fn store_in(
+        &self,
+        present: (&View, VolumeEpoch),
+        range: &Range<u64>,
+        data: &Sealed,
+    ) -> Result<(), PoolError> {
+        for logical in self.state.logical(range) {
+            let part = self.state.part(logical, range);
             let start = logical * u64::from(self.state.extent_sectors) + u64::from(part.start) - range.start;
             let slice = data.as_slice().sectors_in(start..start + part.len() as u64);
-            self.write_part(&view, logical, part, slice)?;
+            self.write_part(present, logical, part, slice)?;
         }
         Ok(())
     }
 
+    /// Seals anew what the range holds under other epochs than the one that writes use: `reseal` is given each piece of it, and
+    /// returns the same sectors under `epoch`. How many that were. Nobody else writes these sectors meanwhile: that is the
+    /// caller's to see to. A snapshot, a rollback or another epoch that comes in between waits for it, or finds it done.
+    pub fn rewrite<E: From<PoolError>>(
+        &self,
+        first: Lba,
+        count: SectorCount,
+        epoch: VolumeEpoch,
+        mut reseal: impl FnMut(Lba, VolumeEpoch, Sealed) -> Result<Sealed, E>,
+    ) -> Result<SectorCount, E> {
+        self.state.check_writable()?;
+        self.core.check_not_failed()?;
+        self.core.make_room(count.0)?;
+        let _sizes = lock(&self.state.rewriting);
+        let (range, view, _request) = {
+            let head = self.state.head();
+            check_epoch(&head, epoch)?;
+            let range = self.state.range(&head, first, count)?;
+            (range, head.view.clone(), head.writing.begin())
+        };
+        let (spans, held) = self.plan_of(&view, &range);
+        let mut rewritten = SectorCount(0);
+        for span in spans {
+            let Piece::Sealed { first, epoch: under, data } = self.piece(span)? else { continue };
+            if under == epoch {
+                continue;
+            }
+            let sectors = data.sectors();
+            let sealed = reseal(first, under, data)?;
+            debug_assert_eq!(sealed.sectors(), sectors);
+            self.store_in((&view, epoch), &(first.0..first.0 + sectors.0), &sealed)?;
+            rewritten.0 += sectors.0;
+        }
+        drop(held);
+        Ok(rewritten)
+    }
+
     fn write_part(
         &self,
-        view: &View,
+        (view, epoch): (&View, VolumeEpoch),
         logical: u64,
         part: Range<u32>,
         data: device::SealedSlice<'_>,
     ) -> Result<(), PoolError> {
-        let extent = self.begin_write(view, logical)?;
+        let extent = self.begin_write(view, epoch, logical)?;
         let route = match self.core.layout.has_records() {
             false => Route::Direct,
             true if self.core.buffers_small(data.sectors().0) => Route::Buffered,
@@ -793,7 +909,7 @@ impl PoolVolume {
     }
 
     /// The extent at `logical` for the moment of `view`, allocated if there is none, with one writer more.
-    fn begin_write(&self, view: &View, logical: u64) -> Result<Arc<Extent>, PoolError> {
+    fn begin_write(&self, view: &View, epoch: VolumeEpoch, logical: u64) -> Result<Arc<Extent>, PoolError> {
         let place = Place::new(logical, view.moment);
         if let Some(extent) = view.branch.join(place) {
             return Ok(extent);
@@ -809,7 +925,7 @@ impl PoolVolume {
             let first = Lba(logical.saturating_mul(u64::from(self.state.extent_sectors)));
             return Err(PoolError::OutOfRange { first, count: SectorCount(1), sectors: head.sectors });
         }
-        Ok(view.branch.insert_or_join(place, space, self.state.spec.epoch))
+        Ok(view.branch.insert_or_join(place, space, epoch))
     }
 
     /// Takes one writer off the extent, and makes what it has written present, as far as the volume still reaches.
@@ -866,10 +982,11 @@ impl PoolVolume {
     }
 
     /// Numbers for `count` writes of a sector, to seal them under: this one and those after it. No write before had any of
-    /// them, but for such as a crash undid. Counts them against what the key may encrypt: [`PoolError::KeyUsedUp`] past it.
-    pub fn take_sequences(&self, count: SectorCount) -> Result<u64, PoolError> {
+    /// them, but for such as a crash undid. Counts them against what the key may encrypt: [`PoolError::KeyUsedUp`] past it,
+    /// [`PoolError::WrongEpoch`] where writes use another by now.
+    pub fn take_sequences(&self, epoch: VolumeEpoch, count: SectorCount) -> Result<u64, PoolError> {
         if let Some(needed) = self.state.blocks.count(count) {
-            let reserved = self.state.reserve_blocks(&self.core, needed);
+            let reserved = self.state.reserve_blocks(&self.core, epoch, needed);
             reserved.inspect_err(|_| self.state.blocks.take_back(count))?;
         }
         Ok(self.core.take_sequences(count.0))

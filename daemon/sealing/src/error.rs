@@ -43,6 +43,8 @@ pub enum Operation {
     Status,
     /// [`Volume::changes_since`](crate::Volume::changes_since).
     Changes,
+    /// [`Volume::move_next`](crate::Volume::move_next).
+    Rekey,
 }
 
 impl fmt::Display for Operation {
@@ -55,6 +57,7 @@ impl fmt::Display for Operation {
             Self::Flush => "flush",
             Self::Status => "block status",
             Self::Changes => "comparison with a snapshot",
+            Self::Rekey => "sealing anew",
         })
     }
 }
@@ -92,6 +95,17 @@ pub(crate) enum Cause {
         "the pool answered a read of {asked} sectors from {first} with {got}; restart the node to open the pool again"
     )]
     ShortAnswer { first: Lba, asked: u64, got: u64 },
+}
+
+impl Cause {
+    /// Whether what the device gives of a sector is not what was written, or nothing: others may be as they should.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Pool(error) => matches!(error.kind(), PoolErrorKind::Damaged | PoolErrorKind::Io),
+            _ => false,
+        }
+    }
 }
 
 impl From<UnsealError> for Cause {

@@ -14,7 +14,9 @@
 mod clear;
 mod error;
 mod function;
+mod keys;
 mod locks;
+mod rekey;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 mod snapshots;
@@ -25,6 +27,8 @@ pub use clear::{Bound, Clear, Damage, UnsealError, seal, unseal};
 pub use error::{ErrorKind, Operation, VolumeError};
 pub use function::{FUNCTION_INPUT_BYTES, KeyFunction};
 pub use keyring::KeyGone;
+pub use keys::VolumeKeys;
+pub use rekey::Moved;
 pub use snapshots::Snapshots;
 pub use volume::{Durability, Presence, Volume, ZeroMode};
 pub use witness::KeyWitness;

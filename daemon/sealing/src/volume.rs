@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use device::Sealed;
 use keyring::{KeyGone, KeyHandle, Keyring};
-use pool::{Change, Piece, PoolVolume};
-use units::{ByteLen, ByteOffset, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
+use pool::{Change, Piece, PoolError, PoolVolume};
+use units::{ByteLen, ByteOffset, DomainId, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 use zeroize::Zeroize;
 
 use crate::clear::{Bound, Clear, UnsealError, seal, unseal};
 use crate::error::{Cause, Operation, VolumeError};
+use crate::keys::VolumeKeys;
 use crate::locks::{Access, RangeLocks};
 use crate::snapshots::Snapshots;
 
@@ -20,7 +21,7 @@ const SECTOR: u64 = SECTOR_BYTES as u64;
 
 /// Sectors that are sealed or unsealed at once: 256 KiB. Bounds what a request holds in memory beside its own buffer, and
 /// the time (well under a millisecond) in which a use of a key does not look at the generation.
-const BATCH_SECTORS: u64 = 64;
+pub(crate) const BATCH_SECTORS: u64 = 64;
 
 /// Sectors that a long write of sealed zeros keeps locked at once: 16 MiB. Others get their turn in between.
 const ZERO_LOCK_SECTORS: u64 = 4096;
@@ -63,23 +64,22 @@ pub enum Presence {
 /// good: after the next push a new `Volume` is opened.
 #[derive(Clone)]
 pub struct Volume {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     id: VolumeId,
-    pool: Arc<PoolVolume>,
-    keyring: Arc<Keyring>,
-    key: KeyHandle,
-    bound: Bound,
-    locks: Arc<RangeLocks>,
+    pub(crate) pool: Arc<PoolVolume>,
+    pub(crate) keys: Arc<VolumeKeys>,
+    pub(crate) domain: DomainId,
+    pub(crate) locks: Arc<RangeLocks>,
 }
 
 impl fmt::Debug for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Volume")
             .field("id", &self.inner.id)
-            .field("key", &self.inner.key)
+            .field("keys", &self.inner.keys)
             .finish_non_exhaustive()
     }
 }
@@ -97,10 +97,15 @@ type Bytes = Range<u64>;
 impl Volume {
     /// Opens `pool` with `key`, which was admitted for the volume's domain and epoch.
     pub fn open(pool: Arc<PoolVolume>, keyring: Arc<Keyring>, key: KeyHandle) -> Self {
+        let keys = VolumeKeys::new(keyring, [(pool.epoch(), key)]);
+        Self::open_with(pool, keys)
+    }
+
+    /// Opens `pool` with these keys of its domain, and those that are added to them later.
+    pub fn open_with(pool: Arc<PoolVolume>, keys: Arc<VolumeKeys>) -> Self {
         let info = pool.info();
         let locks = RangeLocks::of(info.id);
-        let bound = Bound { domain: info.domain, epoch: info.epoch };
-        Self { inner: Arc::new(Inner { id: info.id, pool, keyring, key, bound, locks }) }
+        Self { inner: Arc::new(Inner { id: info.id, pool, keys, domain: info.domain, locks }) }
     }
 
     /// The volume's identifier.
@@ -120,7 +125,7 @@ impl Volume {
 
     /// Whether the key is still lent; heads ask again before a reply leaves.
     pub fn check_key(&self) -> Result<(), KeyGone> {
-        self.inner.keyring.check(self.inner.key)
+        self.inner.keys.check()
     }
 
     /// Fills `out` from `at`. Holes read as zeros. On an error `out` holds nothing of use and no plaintext of a volume
@@ -311,31 +316,35 @@ impl Inner {
             out.fill(0);
             return Ok(());
         };
-        self.check_epoch(first, *epoch)?;
         if wanted == (0..data.as_bytes().len()) {
-            return self.unseal(data, first, out);
+            return self.unseal(data, *epoch, first, out);
         }
         let mut clear = Clear::zeroed(data.sectors());
-        self.unseal(data, first, clear.as_mut_bytes())?;
+        self.unseal(data, *epoch, first, clear.as_mut_bytes())?;
         out.copy_from_slice(&clear.as_bytes()[wanted]);
         Ok(())
     }
 
-    /// Decrypts and verifies what was read from sector `first` on.
-    fn unseal(&self, data: &Sealed, first: u64, out: &mut [u8]) -> Result<(), Cause> {
-        let opened = unseal(data, (&self.keyring, self.key), self.bound, Lba(first), out);
+    /// Decrypts and verifies what was read from sector `first` on and is sealed under `epoch`.
+    pub(crate) fn unseal(
+        &self,
+        data: &Sealed,
+        epoch: VolumeEpoch,
+        first: u64,
+        out: &mut [u8],
+    ) -> Result<(), Cause> {
+        let key = self.key_of(Lba(first), epoch)?;
+        let bound = Bound { domain: self.domain, epoch };
+        let opened = unseal(data, (&self.keys.keyring, key), bound, Lba(first), out);
         if let Err(UnsealError::Damaged { first, damage }) = opened {
             self.pool.report_damage(first, &damage);
         }
         Ok(opened?)
     }
 
-    fn check_epoch(&self, first: u64, found: VolumeEpoch) -> Result<(), Cause> {
-        let granted = self.bound.epoch;
-        if found != granted {
-            return Err(Cause::ForeignEpoch { first: Lba(first), found, granted });
-        }
-        Ok(())
+    pub(crate) fn key_of(&self, first: Lba, found: VolumeEpoch) -> Result<KeyHandle, Cause> {
+        let foreign = || Cause::ForeignEpoch { first, found, granted: self.keys.newest() };
+        self.keys.of(found).ok_or_else(foreign)
     }
 
     /// Writes `source` over `range`, whose sectors are locked exclusively.
@@ -343,14 +352,16 @@ impl Inner {
         for batch in batches(touched_sectors(&range)) {
             let batch_bytes = batch.start * SECTOR..batch.end * SECTOR;
             let covered = batch_bytes.start.max(range.start)..batch_bytes.end.min(range.end);
-            let mut clear = Clear::zeroed(SectorCount(batch.end - batch.start));
-            self.keep_edges(&batch, &covered, &mut clear)?;
-            let target = &mut clear.as_mut_bytes()[within(&covered, batch_bytes.start)];
-            match source {
-                Source::Data(data) => target.copy_from_slice(&data[within(&covered, range.start)]),
-                Source::Zeros => target.fill(0),
-            }
-            self.seal_and_write(batch.start, clear)?;
+            self.seal_and_write(batch.start, || {
+                let mut clear = Clear::zeroed(SectorCount(batch.end - batch.start));
+                self.keep_edges(&batch, &covered, &mut clear)?;
+                let target = &mut clear.as_mut_bytes()[within(&covered, batch_bytes.start)];
+                match source {
+                    Source::Data(data) => target.copy_from_slice(&data[within(&covered, range.start)]),
+                    Source::Zeros => target.fill(0),
+                }
+                Ok(clear)
+            })?;
         }
         Ok(())
     }
@@ -371,28 +382,38 @@ impl Inner {
         Ok(())
     }
 
-    /// Decrypts one locked sector into `out`. Says whether there was anything.
-    fn read_sector(&self, sector: u64, out: &mut [u8]) -> Result<Presence, Cause> {
+    /// Decrypts one locked sector into `out`.
+    fn read_sector(&self, sector: u64, out: &mut [u8]) -> Result<(), Cause> {
         match self.pool.read(Lba(sector), SectorCount(1))?.first() {
             Some(Piece::Sealed { epoch, data, .. }) if data.sectors() == SectorCount(1) => {
-                self.check_epoch(sector, *epoch)?;
-                self.unseal(data, sector, out)?;
-                Ok(Presence::Data)
+                self.unseal(data, *epoch, sector, out)
             }
             Some(Piece::Hole(SectorCount(1))) => {
                 out.fill(0);
-                Ok(Presence::Hole)
+                Ok(())
             }
             _ => Err(Cause::ShortAnswer { first: Lba(sector), asked: 1, got: 0 }),
         }
     }
 
     /// The last steps of every write: 1. encrypt, 2. see that the key was there throughout (both in `seal`), 3. write. A
-    /// check left out, or made before the encryption only, would let through what a wipe's zeros encrypted.
-    fn seal_and_write(&self, first: u64, clear: Clear) -> Result<(), Cause> {
-        let sequence = self.pool.take_sequences(clear.sectors())?;
-        let sealed = seal(clear, (&self.keyring, self.key), self.bound, (Lba(first), sequence))?;
-        Ok(self.pool.write(Lba(first), self.bound.epoch, &sealed)?)
+    /// check left out, or made before the encryption only, would let through what a wipe's zeros encrypted. Where another
+    /// epoch of the key begins in between, all of it is done again: what was sealed is gone, so `clear` makes it once more.
+    fn seal_and_write(&self, first: u64, clear: impl Fn() -> Result<Clear, Cause>) -> Result<(), Cause> {
+        let try_once = |clear: Clear| -> Result<(), Cause> {
+            let epoch = self.pool.epoch();
+            let key = self.key_of(Lba(first), epoch)?;
+            let sequence = self.pool.take_sequences(epoch, clear.sectors())?;
+            let bound = Bound { domain: self.domain, epoch };
+            let sealed = seal(clear, (&self.keys.keyring, key), bound, (Lba(first), sequence))?;
+            Ok(self.pool.write(Lba(first), epoch, &sealed)?)
+        };
+        loop {
+            match try_once(clear()?) {
+                Err(Cause::Pool(PoolError::WrongEpoch { .. })) => {}
+                done => return done,
+            }
+        }
     }
 
     fn write_sealed_zeros(&self, range: Bytes) -> Result<(), Cause> {
@@ -426,18 +447,22 @@ impl Inner {
             return Ok(());
         }
         let sector = part.start / SECTOR;
-        let mut clear = Clear::zeroed(SectorCount(1));
-        if self.read_sector(sector, clear.as_mut_bytes())? == Presence::Hole {
+        let is_hole = self.pool.presence(Lba(sector), SectorCount(1))?.iter().all(|(_, present)| !present);
+        if is_hole {
             return Ok(());
         }
-        clear.as_mut_bytes()[within(&part, sector * SECTOR)].fill(0);
-        self.seal_and_write(sector, clear)
+        self.seal_and_write(sector, || {
+            let mut clear = Clear::zeroed(SectorCount(1));
+            self.read_sector(sector, clear.as_mut_bytes())?;
+            clear.as_mut_bytes()[within(&part, sector * SECTOR)].fill(0);
+            Ok(clear)
+        })
     }
 
     /// Unmaps locked sectors. Needs no key, but a caller whose key is gone changes nothing: the range may have been written
     /// under a newer grant while this call waited for its lock.
     fn unmap_locked(&self, sectors: Range<u64>) -> Result<(), Cause> {
-        self.keyring.check(self.key)?;
+        self.keys.check()?;
         Ok(self.pool.unmap(Lba(sectors.start), SectorCount(sectors.end - sectors.start))?)
     }
 

@@ -7,6 +7,7 @@ mod bad_pages;
 mod behaviour;
 mod blocks;
 mod changes;
+mod epochs;
 mod fairness;
 mod golden;
 mod heal;

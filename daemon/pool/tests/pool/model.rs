@@ -9,7 +9,9 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use device::{Sealed, SectorBuf, SectorRecord};
-use pool::{Limits, Piece, Pool, PoolVolume, StateHead, Verdict, VolumeInfo, VolumeKind, VolumeSpec};
+use pool::{
+    Limits, Piece, Pool, PoolError, PoolVolume, StateHead, Verdict, VolumeInfo, VolumeKind, VolumeSpec,
+};
 use units::{ByteLen, DomainId, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::replica;
@@ -38,6 +40,11 @@ pub(crate) fn spec(number: u8, sectors: u64) -> VolumeSpec {
 
 /// Sectors with the content of `tags`.
 pub(crate) fn sealed(tags: impl IntoIterator<Item = Tag>) -> Sealed {
+    sealed_under(EPOCH, tags)
+}
+
+/// As [`sealed`], under an epoch: their records say which.
+pub(crate) fn sealed_under(epoch: VolumeEpoch, tags: impl IntoIterator<Item = Tag>) -> Sealed {
     let (mut bytes, mut records) = (Vec::new(), Vec::new());
     for tag in tags {
         let start = bytes.len();
@@ -45,13 +52,30 @@ pub(crate) fn sealed(tags: impl IntoIterator<Item = Tag>) -> Sealed {
             let word = unit_word(tag, unit).to_le_bytes();
             bytes.extend(word.iter().cycle().take(UNIT_BYTES));
         }
-        records.push(record_of(tag, &bytes[start..]));
+        records.push(record_of(tag, epoch, &bytes[start..]));
     }
     Sealed::from_cipher(SectorBuf::copied_from(&bytes).unwrap(), records)
 }
 
-fn record_of(tag: Tag, sector: &[u8]) -> SectorRecord {
-    let keyed = u128::from(tag) << 64 | 0x7a67;
+/// The same content under another epoch, as whoever has both keys makes it. What was not sealed under `before` is refused.
+pub(crate) fn resealed(data: &Sealed, before: VolumeEpoch, epoch: VolumeEpoch) -> Result<Sealed, PoolError> {
+    let tags = data.as_bytes().chunks(SECTOR_BYTES).zip(data.records()).map(|(sector, record)| {
+        let units = units(sector).expect("what a write made");
+        assert_eq!(*record, record_of(units[0], before, sector), "sealed under {before}");
+        units[0]
+    });
+    Ok(sealed_under(epoch, tags))
+}
+
+/// The key-check value of a domain's epoch.
+pub(crate) fn check_of(domain: DomainId, epoch: VolumeEpoch) -> [u8; 16] {
+    let number = domain.0[0] ^ 0xff;
+    let first = number.wrapping_add(1);
+    [if epoch == EPOCH { first } else { first ^ u8::try_from(epoch.0 % 251).unwrap() }; 16]
+}
+
+fn record_of(tag: Tag, epoch: VolumeEpoch, sector: &[u8]) -> SectorRecord {
+    let keyed = u128::from(tag) << 64 | u128::from(epoch.0) << 32 | 0x7a67;
     SectorRecord { sequence: tag, checksum: crc32c::crc32c(sector), tag: keyed.to_le_bytes() }
 }
 
@@ -83,13 +107,13 @@ pub(crate) fn read(volume: &PoolVolume, first: u64, count: u64) -> Result<Conten
         match piece {
             Piece::Hole(count) => content.extend((0..count.0).map(|_| None)),
             Piece::Sealed { first: at, epoch, data } => {
-                if at.0 != first + content.len() as u64 || epoch != EPOCH {
+                if at.0 != first + content.len() as u64 {
                     return Err(format!("a piece at {at} of epoch {epoch}, expected at {}", content.len()));
                 }
                 for (sector, record) in data.as_bytes().chunks(SECTOR_BYTES).zip(data.records()) {
                     let at = first + content.len() as u64;
                     let units = units(sector).ok_or_else(|| format!("garbage in sector {at}"))?;
-                    if *record != record_of(units[0], sector) {
+                    if *record != record_of(units[0], epoch, sector) {
                         return Err(format!("sector {at} holds {units:?}, and its record says {record:?}"));
                     }
                     content.push(Some(units));
@@ -191,6 +215,8 @@ pub(crate) enum Begun {
     Clone(VolumeId, VolumeId),
     /// The volume, to the snapshot.
     RollBack(VolumeId, VolumeId),
+    /// A new epoch of the volume's key.
+    Epoch(VolumeId, VolumeEpoch),
 }
 
 #[derive(Clone, Debug)]
@@ -231,6 +257,22 @@ impl Model {
         self.volumes[&id].fence
     }
 
+    /// What writes of the volume are sealed under.
+    pub(crate) fn epoch(&self, id: VolumeId) -> VolumeEpoch {
+        self.volumes[&id].spec.epoch
+    }
+
+    /// The newest epoch that a volume or snapshot of the volume's domain knows.
+    pub(crate) fn newest_epoch_of(&self, id: VolumeId) -> VolumeEpoch {
+        self.newest_epoch(self.volumes[&id].spec.domain)
+    }
+
+    fn newest_epoch(&self, domain: DomainId) -> VolumeEpoch {
+        let all = self.volumes.values().chain(self.snapshots.values().map(|snapshot| &snapshot.content));
+        let of_domain = all.filter(|volume| volume.spec.domain == domain);
+        of_domain.map(|volume| volume.spec.epoch).max().unwrap_or(EPOCH)
+    }
+
     pub(crate) fn begin(&mut self, begun: Begun) {
         self.begun = Some(begun);
     }
@@ -266,10 +308,16 @@ impl Model {
             }
             Some(Begun::Clone(snapshot, id)) => {
                 let Volume { spec, sectors, .. } = self.snapshots[&snapshot].content.clone();
-                let (spec, fence, limits) = (VolumeSpec { id, ..spec }, Fence(0), Limits::default());
+                let epoch = self.newest_epoch(spec.domain);
+                let spec = VolumeSpec { id, epoch, check: check_of(spec.domain, epoch), ..spec };
+                let (fence, limits) = (Fence(0), Limits::default());
                 self.volumes.insert(id, Volume { spec, fence, limits, sectors });
             }
             Some(Begun::RollBack(id, snapshot)) => self.roll_back(id, snapshot),
+            Some(Begun::Epoch(id, epoch)) => {
+                let spec = &mut self.volumes.get_mut(&id).unwrap().spec;
+                (spec.epoch, spec.check) = (epoch, check_of(spec.domain, epoch));
+            }
             None => {}
         }
         self.flushed();
@@ -393,6 +441,7 @@ impl Model {
                 return Err(format!("{info:?} is not {:?}", volume.spec));
             }
             compare(*id, info, volume)?;
+            verify_epochs(pool, info)?;
         }
         match found.keys().find(|id| !self.volumes.contains_key(id)) {
             Some(id) => Err(format!("volume {id} is back, or never was")),
@@ -518,6 +567,7 @@ impl Model {
             Begun::DeleteSnapshot(id) => pool.snapshot(id).is_err(),
             Begun::Clone(_, id) => info(id).is_some(),
             Begun::RollBack(id, snapshot) => self.shows(pool, id, snapshot)?,
+            Begun::Epoch(id, epoch) => info(id).is_some_and(|info| info.epoch == epoch),
         };
         self.begun = None;
         if !happened {
@@ -538,6 +588,43 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// What the pool says of the epochs that a volume's sectors are under is what reading them shows.
+fn verify_epochs(pool: &Pool, info: &VolumeInfo) -> Result<(), String> {
+    let wrong = |error: PoolError| format!("epochs: {error}");
+    let volume = pool.volume(info.id).map_err(wrong)?;
+    let (mut at, mut outdated, mut first) = (0, 0, None);
+    let mut seen = BTreeSet::new();
+    for (run, present) in volume.presence(Lba(0), info.sectors).map_err(wrong)? {
+        let pieces = if present { volume.read(Lba(at), run).map_err(wrong)? } else { Vec::new() };
+        for piece in pieces {
+            let Piece::Sealed { first: sector, epoch, data } = piece else { continue };
+            seen.insert(epoch);
+            if epoch != info.epoch {
+                outdated += data.sectors().0;
+                first.get_or_insert(sector);
+            }
+        }
+        at += run.0;
+    }
+    let said = volume.outdated().map_err(wrong)?.0;
+    let next = volume.next_outdated(Lba(0), SectorCount(1)).map_err(wrong)?.map(|(sector, _)| sector);
+    if (said, next) != (outdated, first) {
+        return Err(format!("{said} from {next:?} said to be outdated, {outdated} from {first:?} are"));
+    }
+    let named: BTreeSet<VolumeEpoch> = pool.epochs(info.domain).iter().map(|of| of.epoch).collect();
+    let shown: BTreeSet<VolumeEpoch> = pool
+        .epochs(info.domain)
+        .iter()
+        .filter(|of| of.shown_by.contains(&info.id))
+        .map(|of| of.epoch)
+        .collect();
+    // What a clone hides of what is below it is shown by it all the same, as far as is known.
+    if !seen.is_subset(&named) || !seen.is_subset(&shown) {
+        return Err(format!("{seen:?} are read, {named:?} are named, {shown:?} said to be shown"));
+    }
+    Ok(())
 }
 
 /// What somebody shows is what is allocated, and the metadata is sound.

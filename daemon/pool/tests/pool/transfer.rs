@@ -191,7 +191,7 @@ fn a_replica_takes_nothing_but_what_is_sent_until_it_is_promoted() {
     assert_eq!(read(&volume, 0, sectors.0).unwrap(), read(&snapshot, 0, sectors.0).unwrap());
     // A later write has a later sequence.
     let highest = content(&target, first).into_iter().flatten().map(|(_, sequence)| sequence).max();
-    assert!(volume.take_sequences(SectorCount(1)).unwrap() > highest.unwrap());
+    assert!(volume.take_sequences(EPOCH, SectorCount(1)).unwrap() > highest.unwrap());
     target.raise_fence(VOLUME, Fence(5)).unwrap();
     volume.write(Lba(0), EPOCH, &sealed([77])).unwrap();
     volume.flush().unwrap();

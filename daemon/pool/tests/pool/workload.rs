@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use device::{Device, SimulatedDevice};
 use pool::{CreateOptions, Limits, OpenOptions, Pool, PoolError, PoolErrorKind, StateHead, Witness};
-use units::{ByteLen, DomainId, Fence, Lba, SectorCount, VolumeId};
+use units::{ByteLen, DomainId, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
 
-use crate::model::{Begun, EPOCH, Model, sealed, spec, word};
+use crate::model::{Begun, Model, check_of, resealed, sealed_under, spec, word};
 use crate::replica::{SENDER, VOLUME as REPLICA};
 
 /// The smallest extents, 16 sectors, and the smallest log, 16 blocks: everything happens soon.
@@ -144,7 +144,7 @@ impl Workload {
         let ids = self.model.ids();
         let Some(id) = self.random.one_of(&ids) else { return self.create(pool) };
         let snapshots = self.model.snapshots();
-        match self.random.below(112) {
+        match self.random.below(120) {
             0..76 => self.step_on(pool, id),
             76..81 if ids.len() < VOLUMES_MAX => self.create(pool),
             76..82 => self.delete(pool, id),
@@ -157,6 +157,8 @@ impl Workload {
             100..103 => self.limit(pool, id),
             103..105 => self.grow(pool),
             105..108 => self.hold_key(pool, id),
+            108..110 => self.begin_epoch(pool, id),
+            110..116 => self.rewrite(pool, id),
             _ => self.receive(pool),
         }
     }
@@ -180,6 +182,29 @@ impl Workload {
         self.model.begin(Begun::Grow(longer));
         pool.grow()?;
         self.model.acknowledge();
+        Ok(())
+    }
+
+    /// A new epoch of the volume's key.
+    fn begin_epoch(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let epoch = VolumeEpoch(self.model.newest_epoch_of(id).0 + 1);
+        self.model.begin(Begun::Epoch(id, epoch));
+        let domain = pool.volume(id)?.info().domain;
+        self.settle(pool.begin_epoch(id, epoch, check_of(domain, epoch)))
+    }
+
+    /// Some of what lies under an older epoch is sealed anew. What it holds stays the same, whatever comes in between.
+    fn rewrite(&mut self, pool: &Pool, id: VolumeId) -> Result<(), PoolError> {
+        let (volume, epoch) = (pool.volume(id)?, self.model.epoch(id));
+        let from = if self.random.below(2) == 0 { 0 } else { self.range(id).0 };
+        let most = SectorCount(1 + self.random.below(24));
+        let Some((first, count)) = volume.next_outdated(Lba(from), most)? else { return Ok(()) };
+        let moved = volume.rewrite(first, count, epoch, |_, under, data| resealed(&data, under, epoch));
+        match moved {
+            Ok(moved) => assert_eq!(moved, count),
+            Err(error) if error.kind() == PoolErrorKind::NoSpace => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -306,7 +331,8 @@ impl Workload {
         let tags = self.next_tag..self.next_tag + count;
         self.next_tag += count;
         self.model.write(id, first, tags.clone());
-        match pool.volume(id)?.write(Lba(first), EPOCH, &sealed(tags)) {
+        let epoch = self.model.epoch(id);
+        match pool.volume(id)?.write(Lba(first), epoch, &sealed_under(epoch, tags)) {
             Err(error) if error.kind() == PoolErrorKind::NoSpace => {
                 // Where it cannot be read, power or the device has failed since, and either is allowed.
                 let found = crate::model::read(&*pool.volume(id)?, first, count).map_err(|_| error)?;
