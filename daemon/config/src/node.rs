@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use units::NodeId;
 
 use crate::error::{ConfigError, Invalid};
+use crate::health::HealthConfig;
 use crate::keyholder::{LEASE_MS, lease_ms_max_default};
 use crate::s3_webhook::{self, S3WebhookConfig};
 use crate::sources::{SourcesConfig, WatchdogConfig};
@@ -74,6 +75,9 @@ pub struct NodeConfig {
     /// A hardware watchdog to feed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<WatchdogConfig>,
+    /// How the machine's parts are watched.
+    #[serde(default, skip_serializing_if = "HealthConfig::is_default")]
+    pub health: HealthConfig,
     /// The machine's TPM, which says to keyholders what was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<TpmConfig>,
@@ -308,6 +312,7 @@ impl Validate for NodeConfig {
             resolve(&mut tpm.device, dir);
             resolve(&mut tpm.event_log, dir);
         }
+        self.health.resolve(dir);
         resolve(&mut self.memory_overwrite, dir);
         self.watchdog.iter_mut().for_each(|watchdog| watchdog.resolve(dir));
     }
@@ -332,6 +337,7 @@ impl Validate for NodeConfig {
         self.listen.validate()?;
         self.s3.validate()?;
         self.sources.validate()?;
+        self.health.validate()?;
         self.watchdog.iter().try_for_each(WatchdogConfig::validate)?;
         if self.needs_server_certificate() && self.tls.server.is_empty() {
             return Err(Invalid::new(

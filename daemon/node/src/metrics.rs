@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::boot_clock;
+use crate::health_metrics::HealthMetrics;
 use crate::node::Node;
 use crate::stages::StageTimes;
 
@@ -55,6 +56,7 @@ pub(crate) struct NodeMetrics {
     source_refused: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     notifications_lost: Gauge<i64, AtomicI64>,
     build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
+    health: HealthMetrics,
 }
 
 impl NodeMetrics {
@@ -109,6 +111,7 @@ impl NodeMetrics {
         metrics.register_scrub(pool);
         metrics.register_snapshots(node);
         metrics.register_sources(node);
+        metrics.health.register(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
         metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics
@@ -180,6 +183,7 @@ impl NodeMetrics {
             self.source_refused.get_or_create(&label).set(count(source.refused()));
         }
         self.refresh_snapshots(node);
+        self.health.refresh(node);
         let keyring = node.keyring.status();
         self.sealed.set(i64::from(node.is_sealed()));
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));

@@ -3,7 +3,7 @@
 //! A profile of a format newer than this program's is refused, and so is a key that it does not know: half a profile would leave
 //! something unwatched without a word.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::tree::Tree;
 
@@ -91,7 +91,7 @@ pub struct BoardLight {
 }
 
 /// What a line tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LineMeaning {
     /// Power is going.
@@ -101,7 +101,7 @@ pub enum LineMeaning {
 }
 
 /// The level at which a line says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LineActive {
     /// Current flows.
@@ -111,7 +111,7 @@ pub enum LineActive {
 }
 
 /// A general-purpose line.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BoardLine {
     /// Its chip's device.

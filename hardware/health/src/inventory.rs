@@ -1,17 +1,22 @@
 //! What the machine is: board, processors, memory, disks, interfaces.
 
+use std::io::{BufRead, BufReader, Read};
+
 use serde::{Deserialize, Serialize};
 
-use crate::board::Board;
+use crate::board::{Board, BoardLine};
 use crate::disk::Disk;
 use crate::link::Interface;
 use crate::locate::light_of;
 use crate::memory::Dimm;
 use crate::readings::{Readings, Roots};
-use crate::tree::Tree;
+use crate::tree::{Tree, cleaned};
 
 /// Longest part of `/proc/cpuinfo` that is read: it has about 1.5 KiB for each of a server's processors.
 const CPUINFO_BYTES_MAX: u64 = 4 << 20;
+
+/// Longest line of it that is looked at: the longest lists what the processor can.
+const CPUINFO_LINE_BYTES_MAX: usize = 8192;
 
 /// What the firmware says of the machine (`/sys/class/dmi/id`). Serial numbers are for root only, mostly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +73,8 @@ pub struct Inventory {
     pub disks: Vec<InventoryDisk>,
     /// The network interfaces.
     pub interfaces: Vec<Interface>,
+    /// General-purpose lines that the board's profile knows of.
+    pub lines: Vec<BoardLine>,
 }
 
 impl Inventory {
@@ -84,6 +91,7 @@ impl Inventory {
             dimms: readings.memory.iter().flat_map(|controller| controller.dimms.iter().cloned()).collect(),
             disks: disks.map(|disk| InventoryDisk { disk: disk.clone(), located: located(disk) }).collect(),
             interfaces: readings.interfaces.clone(),
+            lines: board.map_or_else(Vec::new, |board| board.lines.clone()),
         }
     }
 }
@@ -101,16 +109,27 @@ fn machine(sys: &Tree) -> Machine {
     }
 }
 
+/// Line by line: the whole is long on machines with many processors.
 fn processors(proc: &Tree) -> Processors {
-    let text = proc.bytes("cpuinfo", CPUINFO_BYTES_MAX).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let value = |key: &str| {
-        let line = text.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == key))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    let threads =
-        text.lines().filter(|line| line.split(':').next().is_some_and(|name| name.trim() == "processor"));
-    Processors { model: value("model name"), threads: u64::try_from(threads.count()).unwrap_or(u64::MAX) }
+    let mut processors = Processors::default();
+    let Some(file) = proc.open("cpuinfo") else { return processors };
+    let mut lines = BufReader::new(file.take(CPUINFO_BYTES_MAX));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let len = u64::try_from(CPUINFO_LINE_BYTES_MAX).unwrap_or(u64::MAX);
+        match (&mut lines).take(len).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return processors,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&line);
+        let Some((key, value)) = text.split_once(':') else { continue };
+        match key.trim() {
+            "processor" => processors.threads += 1,
+            "model name" if processors.model.is_none() => processors.model = cleaned(value.as_bytes()),
+            _ => {}
+        }
+    }
 }
 
 /// `/proc/meminfo` counts in KiB.
