@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test image image-test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd bench-s3
+.PHONY: help demo build test image packages image-test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd bench-s3
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -42,6 +42,10 @@ test: clients ## Install the test clients and run every test
 image: ## Build the appliance's image for PROFILE (server) from this tree, unsigned, into target/image/PROFILE
 	rm -rf target/image/$(PROFILE)
 	cargo run --locked --release -p cli --bin nightlatch -- image build $(PROFILE) target/image/$(PROFILE)
+
+packages: clients ## Debian packages and a tarball of the release, the same bytes each time, into target/packages
+	rm -rf target/packages
+	systemd/packages/build.sh target/packages
 
 image-test: clients build ## Boot the image every way there is, in emulated machines: power cuts, tampering, Secure Boot (minutes)
 	cargo nextest run --locked --workspace --profile image $(TEST)

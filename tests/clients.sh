@@ -3,7 +3,7 @@
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
 #   tests/clients.sh test     NBD, S3 and TLS clients, PostgreSQL, UPS daemons, a bus, a debugger, a machine for the guest tests
-#                             (QEMU, a kernel, busybox), a Python venv, an OpenID provider, cargo-nextest
+#                             (QEMU, a kernel, busybox), a Python venv, an OpenID provider, cargo-nextest, cargo-deb
 #   tests/clients.sh bench    what the NBD head is measured beside
 #   tests/clients.sh bench-s3 what the S3 head is measured beside: garage and s3s-fs (built, some minutes), SeaweedFS
 #   tests/clients.sh lint     cargo-deny
@@ -17,6 +17,7 @@ readonly tools="$PWD/target/tools"
 readonly venv="$tools/python"
 readonly nextest_version=0.9.143
 readonly deny_version=0.20.2
+readonly cargo_deb_version=3.8.0
 readonly garage_version=2.5.0
 readonly s3s_fs_version=0.14.1
 readonly seaweedfs_version=4.48
@@ -46,6 +47,8 @@ readonly programs=(
     gdb:gdb
     depmod:kmod
     strip:binutils
+    dpkg-shlibdeps:dpkg-dev
+    unshare:util-linux
     sgdisk:gdisk
     swtpm:swtpm
     systemd-analyze:systemd
@@ -264,7 +267,7 @@ cargo_tool() {
     cargo install --quiet --locked --debug --root "$tools" "$1@$2"
 }
 
-# rival NAME VERSION [arguments]: a server to be measured, optimised as its makers ship it.
+# rival NAME VERSION [arguments]: optimised as its makers ship it: a server to be measured, or what does much.
 rival() {
     command -v "$1" >/dev/null && return 0
     say "building $1 $2 (once; some minutes)"
@@ -294,6 +297,8 @@ case "${1:-}" in
         install_python
         install_openid_provider
         cargo_tool cargo-nextest "$nextest_version"
+        # Optimised: it compresses every program.
+        rival cargo-deb "$cargo_deb_version"
         ;;
     bench)
         install_packages "${rivals[@]}"

@@ -58,6 +58,8 @@ const KEYHOLDER: &[Role] = &[Role::Keyholder];
 /// Every endpoint over mutual TLS.
 pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Get, path: "/v1/status", roles: READERS },
+    Rule { verb: Verb::Get, path: "/v1/hardware", roles: READERS },
+    Rule { verb: Verb::Post, path: "/v1/disks/{disk}/locate", roles: STORAGE },
     Rule { verb: Verb::Get, path: "/v1/pools", roles: READERS },
     Rule { verb: Verb::Post, path: "/v1/pools/{pool}/grow", roles: STORAGE },
     Rule { verb: Verb::Get, path: "/v1/pools/{pool}/check", roles: STORAGE },

@@ -1,5 +1,8 @@
 //! The bodies of requests and answers, in JSON. openapi.json describes them for other languages.
 
+mod hardware;
+
+pub use hardware::{Hardware, Locate, Located, WorkerStatus};
 use serde::{Deserialize, Serialize};
 use units::{BootId, BootInstant, DomainId, Fence, NodeId, PoolId, VolumeEpoch, VolumeId};
 
@@ -89,6 +92,12 @@ pub struct NodeStatus {
     /// Snapshot schedules, by volume.
     #[serde(default)]
     pub schedules: Vec<ScheduleStatus>,
+    /// Parts of the machine that somebody should look after.
+    #[serde(default)]
+    pub findings: Vec<health::Finding>,
+    /// What works in the background.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
 }
 
 /// The cipher.

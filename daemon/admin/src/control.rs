@@ -85,16 +85,57 @@ pub struct Act {
     pub status: u16,
 }
 
+/// Something that somebody should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// The stable word for programs.
+    pub code: String,
+    /// What is the matter, and what to do.
+    pub text: String,
+}
+
+impl Reason {
+    /// From its parts.
+    pub fn new(code: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { code: code.into(), text: text.into() }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code, self.text)
+    }
+}
+
+/// Whether clients are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Why they are not.
+    pub refusal: Option<Reason>,
+    /// What does not keep them from being served, yet.
+    pub notes: Vec<Reason>,
+}
+
 /// The node, as far as this interface knows it.
 pub trait NodeControl: Send + Sync + 'static {
     /// Whether the process makes progress: its own threads answer.
     fn is_alive(&self) -> bool;
 
-    /// `Ok` when clients are served; otherwise why not.
-    fn readiness(&self) -> Result<(), String>;
+    /// Whether clients are served, and what somebody should know.
+    fn readiness(&self) -> Readiness;
 
     /// Everything that is not secret.
     fn status(&self) -> impl Future<Output = api::NodeStatus> + Send;
+
+    /// What the machine is and how its parts fare.
+    fn hardware(&self) -> impl Future<Output = Result<api::Hardware, ControlError>> + Send;
+
+    /// Switches the light at a disk's place.
+    fn locate(
+        &self,
+        disk: String,
+        request: api::Locate,
+    ) -> impl Future<Output = Result<api::Located, ControlError>> + Send;
 
     /// Takes the device's new size into use.
     fn grow_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;

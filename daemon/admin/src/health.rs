@@ -11,9 +11,10 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-use crate::control::NodeControl;
+use crate::control::{NodeControl, Readiness};
 
-/// `/livez`, `/readyz` and `/metrics`. `refresh` brings gauges up to date before they are read.
+/// `/livez`, `/readyz` and `/metrics`. The first line of `/readyz` is `ok` or the code of what keeps clients from being served and
+/// its text; a line each follows for what else somebody should know. `refresh` brings gauges up to date before they are read.
 pub fn health_router<N: NodeControl>(
     node: Arc<N>,
     registry: Registry,
@@ -41,10 +42,13 @@ async fn livez<N: NodeControl>(State(node): State<Arc<N>>) -> Response {
 }
 
 async fn readyz<N: NodeControl>(State(node): State<Arc<N>>) -> Response {
-    match node.readiness() {
-        Ok(()) => (StatusCode::OK, "ok\n").into_response(),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
-    }
+    let Readiness { refusal, notes } = node.readiness();
+    let (status, mut text) = match refusal {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    };
+    notes.iter().for_each(|note| text.push_str(&format!("note {note}\n")));
+    (status, text).into_response()
 }
 
 async fn render(State(metrics): State<Arc<Metrics>>) -> Response {

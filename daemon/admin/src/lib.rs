@@ -16,6 +16,6 @@ mod health;
 mod routes;
 mod transfer;
 
-pub use control::{Act, ControlError, ErrorKind, NodeControl};
+pub use control::{Act, ControlError, ErrorKind, NodeControl, Readiness, Reason};
 pub use health::health_router;
 pub use routes::control_router;

@@ -22,8 +22,10 @@ use crate::transfer;
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 47] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 49] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
+        (Verb::Get, "/v1/hardware", routing::get(hardware::<N>)),
+        (Verb::Post, "/v1/disks/{disk}/locate", routing::post(locate::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
         (Verb::Get, "/v1/pools/{pool}/check", routing::get(check_pool::<N>)),
@@ -101,7 +103,7 @@ impl<N> Clone for Gate<N> {
 const UNLISTED: &[&str] = &["/v1/replicas/{volume}/{snapshot}", "/v1/sectors/find", "/v1/audit/witnessed"];
 
 /// Parameters of paths that are ids and say nothing of what customers store.
-const IDS: &[&str] = &["pool", "volume", "snapshot"];
+const IDS: &[&str] = &["pool", "volume", "snapshot", "disk"];
 
 /// Lets the request through when the peer's role is in the rule. What changes something, and what is refused to a role, is
 /// written down.
@@ -201,6 +203,18 @@ pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -
 
 async fn status<N: NodeControl>(State(node): State<Arc<N>>) -> Json<api::NodeStatus> {
     Json(node.status().await)
+}
+
+async fn hardware<N: NodeControl>(State(node): State<Arc<N>>) -> Answer<api::Hardware> {
+    Answer(node.hardware().await)
+}
+
+async fn locate<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(disk): Path<String>,
+    Body(request): Body<api::Locate>,
+) -> Answer<api::Located> {
+    Answer(node.locate(disk, request).await)
 }
 
 async fn pools<N: NodeControl>(State(node): State<Arc<N>>) -> Json<Vec<api::PoolStatus>> {

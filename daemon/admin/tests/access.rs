@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use admin::access::{ACCEPTED_ROLES, TABLE, Verb};
-use admin::{Act, ControlError, ErrorKind, NodeControl, api, control_router, health_router};
+use admin::{
+    Act, ControlError, ErrorKind, NodeControl, Readiness, Reason, api, control_router, health_router,
+};
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -28,8 +30,17 @@ impl NodeControl for SealedNode {
     fn is_alive(&self) -> bool {
         true
     }
-    fn readiness(&self) -> Result<(), String> {
-        Err("sealed since the start: never-unsealed".into())
+    fn readiness(&self) -> Readiness {
+        Readiness {
+            refusal: Some(Reason::new("sealed", "never-unsealed")),
+            notes: vec![Reason::new("disk-wear", "sda: 93% of its endurance is used")],
+        }
+    }
+    async fn hardware(&self) -> Result<api::Hardware, ControlError> {
+        missing()
+    }
+    async fn locate(&self, _: String, _: api::Locate) -> Result<api::Located, ControlError> {
+        missing()
     }
     async fn status(&self) -> api::NodeStatus {
         api::NodeStatus {
@@ -65,6 +76,8 @@ impl NodeControl for SealedNode {
             sources: Vec::new(),
             hygiene: vec![],
             schedules: vec![],
+            findings: vec![],
+            workers: vec![],
         }
     }
     async fn grow_pool(&self, _: PoolId) -> Result<api::PoolStatus, ControlError> {
@@ -370,7 +383,7 @@ async fn health_tells_a_sealed_node_from_a_dead_one() {
     assert_eq!(ask("/livez").await.0, StatusCode::OK);
     let (status, reason) = ask("/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(reason.contains("sealed"), "{reason}");
+    assert_eq!(reason, "sealed: never-unsealed\nnote disk-wear: sda: 93% of its endurance is used\n");
     let (status, text) = ask("/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(text.ends_with("# EOF\n"), "{text}");

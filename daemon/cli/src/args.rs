@@ -493,11 +493,41 @@ pub(crate) enum NodeCommand {
         /// The node; not needed where the profile has only one
         name: Option<PeerName>,
     },
+    /// Show what a node's machine is and how its parts fare: disks, memory, sensors, network cards
+    #[command(
+        after_help = "Examples:\n  nightlatch node inventory node-1\n  nightlatch node inventory node-1 --json\n\nDisks are asked how they fare by nightlatch-smart.timer on the node. What is in capitals wants somebody to look after it; a disk with REPLACE is to be exchanged before it fails."
+    )]
+    Inventory {
+        /// The node; not needed where the profile has only one
+        name: Option<PeerName>,
+    },
+    /// Switch the light at a disk's place on or off
+    #[command(
+        after_help = "Examples:\n  nightlatch node locate sdc on\n  nightlatch node locate nvme2n1 off --node node-1\n\n`nightlatch node inventory` names the disks, and says which have a light."
+    )]
+    Locate {
+        /// The disk, as the inventory names it
+        disk: String,
+        /// What the light is to be
+        #[arg(value_enum)]
+        light: LightArg,
+        #[command(flatten)]
+        node: NodeArg,
+    },
     /// Make a node forget every key, now, until a security officer unlatches it
     Wipe {
         /// The node; not needed where the profile has only one
         name: Option<PeerName>,
     },
+}
+
+/// A light.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LightArg {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// `node init`.

@@ -10,6 +10,7 @@
 //! What it is not: it opens no port and reads no certificate; only [`read_public_key`] reads another file.
 
 mod error;
+mod health;
 mod keyholder;
 mod locate;
 mod node;
@@ -21,6 +22,7 @@ mod tls;
 mod webhook;
 
 pub use error::{ConfigError, ConfigErrorKind};
+pub use health::HealthConfig;
 pub use keyholder::{EtcdConfig, KeyholderConfig, KeyholderListen};
 pub use node::{
     NodeConfig, NodeKeys, NodeListen, PoolConfig, S3Config, ScrubConfig, TpmConfig, memory_overwrite_default,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use units::NodeId;
 
 use crate::error::{ConfigError, Invalid};
+use crate::health::HealthConfig;
 use crate::keyholder::{LEASE_MS, lease_ms_max_default};
 use crate::peers::{self, PeerConfig, ReplicationConfig};
 use crate::s3_webhook::{self, S3WebhookConfig};
@@ -75,6 +76,9 @@ pub struct NodeConfig {
     /// A hardware watchdog to feed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<WatchdogConfig>,
+    /// How the machine's parts are watched.
+    #[serde(default, skip_serializing_if = "HealthConfig::is_default")]
+    pub health: HealthConfig,
     /// The machine's TPM, which says to keyholders what was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<TpmConfig>,
@@ -318,6 +322,7 @@ impl Validate for NodeConfig {
             resolve(&mut tpm.device, dir);
             resolve(&mut tpm.event_log, dir);
         }
+        self.health.resolve(dir);
         resolve(&mut self.memory_overwrite, dir);
         self.watchdog.iter_mut().for_each(|watchdog| watchdog.resolve(dir));
     }
@@ -343,6 +348,7 @@ impl Validate for NodeConfig {
         self.s3.validate()?;
         peers::validate(&self.peers, &self.replication, self.name.as_str())?;
         self.sources.validate()?;
+        self.health.validate()?;
         self.watchdog.iter().try_for_each(WatchdogConfig::validate)?;
         if self.needs_server_certificate() && self.tls.server.is_empty() {
             return Err(Invalid::new(

@@ -84,6 +84,33 @@ fn reactions_that_are_left_out_are_those_of_the_example() {
 }
 
 #[test]
+fn how_parts_are_watched_has_defaults_limits_and_profiles_by_name() {
+    let parse = |text: &str| node(&format!("{MINIMAL_NODE}[health]\n{text}"));
+    let full = node(NODE).unwrap().health;
+    assert_eq!(config::HealthConfig { board: None, ..full }, node(MINIMAL_NODE).unwrap().health);
+    let own = parse("board_file = \"board.toml\"\nroot = \"recorded\"\n").unwrap().health;
+    assert_eq!(own.board_file, Some(PathBuf::from("/etc/nightlatch/board.toml")));
+    assert_eq!(own.root, PathBuf::from("/etc/nightlatch/recorded"));
+    for (text, key) in [
+        ("interval_ms = 99\n", "health.interval_ms"),
+        ("interval_ms = 600001\n", "health.interval_ms"),
+        ("disk_used_percent = 0\n", "health.disk_used_percent"),
+        ("disk_celsius = 121\n", "health.disk_celsius"),
+        ("memory_corrected = 0\n", "health.memory_corrected"),
+        ("board = \"nobody's\"\n", "health.board"),
+        ("board = \"generic\"\nboard_file = \"b\"\n", "health.board"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.to_string().contains(key), "{text}: {error}");
+    }
+    for text in
+        ["interval_ms = 100\n", "disk_used_percent = 200\n", "disk_celsius = 30\n", "board = \"generic\"\n"]
+    {
+        assert!(parse(text).is_ok(), "{text}");
+    }
+}
+
+#[test]
 fn sources_that_make_no_sense_are_refused() {
     let gpio = "[[sources.gpio]]\nname = \"line\"\nchip = \"chip\"\nline = 3\nactive = \"low\"\n";
     let event = "[[sources.kernel_event]]\nname = \"line\"\n[sources.kernel_event.match]\nACTION = \"add\"\n";

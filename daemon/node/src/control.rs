@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use admin::{Act, ControlError, ErrorKind, NodeControl, api};
+use admin::{Act, ControlError, ErrorKind, NodeControl, Readiness, api};
 use bytes::Bytes;
 use hygiene::{Report, Verdict};
 use lease::limits::NAMED_KEY_BYTES;
@@ -220,7 +220,7 @@ impl Node {
         }
     }
 
-    fn seal_state(&self) -> api::SealState {
+    pub(crate) fn seal_state(&self) -> api::SealState {
         let change = self.seal_change();
         let sealed = self.is_sealed();
         let deadline = self.keyring.status().deadline.filter(|_| !sealed);
@@ -560,19 +560,8 @@ impl NodeControl for Handle {
         self.0.wiper.is_watching()
     }
 
-    fn readiness(&self) -> Result<(), String> {
-        let node = &self.0;
-        if let Some(open) = node.pools.iter().find(|open| open.pool.info().failed) {
-            return Err(format!(
-                "the pool {} has failed; check its device, then restart the node",
-                open.path
-            ));
-        }
-        let seal = node.seal_state();
-        match seal.cause {
-            Some(cause) => Err(format!("sealed: {cause}; push the key to serve again")),
-            None => Ok(()),
-        }
+    fn readiness(&self) -> Readiness {
+        self.0.readiness()
     }
 
     async fn status(&self) -> api::NodeStatus {
@@ -605,12 +594,31 @@ impl NodeControl for Handle {
             sources: node.sources.iter().map(|source| source_status(source)).collect(),
             hygiene: hygiene_findings(node.subject.report()),
             schedules: node.schedules.status(node.retention.run_s()),
+            findings: node.health_watch.last().map_or_else(Vec::new, |last| last.findings.clone()),
+            workers: node.heartbeats.status(),
         }
     }
 
     async fn replication(&self) -> Result<api::Replication, ControlError> {
         let node = Arc::clone(&self.0);
         blocking(move || Ok(node.replication_status())).await
+    }
+
+    async fn hardware(&self) -> Result<api::Hardware, ControlError> {
+        let last = self.0.health_watch.last();
+        last.map(|last| api::Hardware::clone(&last)).ok_or_else(|| {
+            ControlError::new(
+                ErrorKind::Failed,
+                "the machine's parts have not been read yet",
+                "ask again in a moment",
+            )
+        })
+    }
+
+    async fn locate(&self, disk: String, request: api::Locate) -> Result<api::Located, ControlError> {
+        let located = self.0.health_watch.locate(disk, request.on).await?;
+        tracing::info!(disk = located.disk, on = located.on, "a disk's light was switched");
+        Ok(located)
     }
 
     async fn grow_pool(&self, pool: PoolId) -> Result<api::PoolStatus, ControlError> {

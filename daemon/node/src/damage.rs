@@ -68,10 +68,12 @@ pub(crate) fn findings() -> (DamageHook, Findings) {
 impl Findings {
     /// Starts the thread that writes them down, as long as the node is there.
     pub(crate) fn start(self, node: &Arc<Node>) -> std::io::Result<()> {
+        let heart = node.heartbeats.worker("damage");
         let node = Arc::downgrade(node);
         std::thread::Builder::new().name("damage".to_owned()).spawn(move || {
             let mut sightings = Sightings::new(Instant::now());
             loop {
+                heart.beat(HOUR);
                 let found = match self.waiting.recv_timeout(HOUR) {
                     Ok(found) => Some(found),
                     Err(RecvTimeoutError::Timeout) => None,

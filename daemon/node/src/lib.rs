@@ -5,6 +5,7 @@
 //!   control (administration) ───┼── node (state) ────┤
 //!   wiper (thread) ── events ───┘                    └── pools
 //!     └ sources of triggers         attestor (thread) ── TPM
+//!                                   health_watch (thread) ── the machine's parts
 //! ```
 //!
 //! Invariants:
@@ -19,11 +20,15 @@ mod claims;
 mod control;
 mod damage;
 mod exports;
+mod health_metrics;
+mod health_watch;
+mod heartbeat;
 mod hygiene_watch;
 mod key_port;
 mod listeners;
 mod metrics;
 mod node;
+mod readiness;
 #[cfg(feature = "rehearsal")]
 pub mod rehearsal;
 mod replication;

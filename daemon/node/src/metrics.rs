@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::boot_clock;
+use crate::health_metrics::HealthMetrics;
 use crate::node::Node;
 use crate::stages::StageTimes;
 
@@ -74,6 +75,7 @@ pub(crate) struct NodeMetrics {
     replication_peers_away: Gauge<i64, AtomicI64>,
     replication_volumes_stopped: Gauge<i64, AtomicI64>,
     build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
+    health: HealthMetrics,
 }
 
 impl NodeMetrics {
@@ -129,6 +131,7 @@ impl NodeMetrics {
         metrics.register_snapshots(node);
         metrics.register_sources(node);
         metrics.register_replication(node);
+        metrics.health.register(node);
         registry.register("nightlatch_build", "The running version", metrics.build.clone());
         metrics.build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics
@@ -274,6 +277,7 @@ impl NodeMetrics {
         }
         self.refresh_snapshots(node);
         self.refresh_replication(node);
+        self.health.refresh(node);
         let keyring = node.keyring.status();
         self.sealed.set(i64::from(node.is_sealed()));
         let remaining_ms = keyring.deadline.map_or(0, |deadline| deadline.ms_since(boot_clock::now()));

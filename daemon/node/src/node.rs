@@ -36,6 +36,8 @@ use crate::attestor::Attestor;
 use crate::boot_clock;
 use crate::claims::Claims;
 use crate::exports::ExportAccess;
+use crate::health_watch::HealthWatch;
+use crate::heartbeat::Heartbeats;
 use crate::hygiene_watch::HygieneWatch;
 use crate::replication::Replication;
 use crate::retention::Retention;
@@ -117,6 +119,8 @@ pub(crate) struct Parts {
     pub(crate) sources: Vec<Arc<SourceState>>,
     pub(crate) subject: Subject,
     pub(crate) hygiene_watch: Arc<HygieneWatch>,
+    pub(crate) health_watch: Arc<HealthWatch>,
+    pub(crate) heartbeats: Arc<Heartbeats>,
     pub(crate) memory_overwrite: Option<MemoryOverwrite>,
     pub(crate) lease: NodeLease,
     pub(crate) pools: Vec<OpenPool>,
@@ -178,6 +182,8 @@ pub(crate) struct Node {
     pub(crate) sources: Vec<Arc<SourceState>>,
     pub(crate) subject: Subject,
     hygiene_watch: Arc<HygieneWatch>,
+    pub(crate) health_watch: Arc<HealthWatch>,
+    pub(crate) heartbeats: Arc<Heartbeats>,
     memory_overwrite: Option<Mutex<OverwriteRequest>>,
     pub(crate) pools: Vec<OpenPool>,
     pub(crate) nbd: NbdServer,
@@ -226,6 +232,8 @@ impl Node {
             sources,
             subject,
             hygiene_watch,
+            health_watch,
+            heartbeats,
             memory_overwrite,
             lease,
             pools,
@@ -250,6 +258,8 @@ impl Node {
             sources,
             subject,
             hygiene_watch,
+            health_watch,
+            heartbeats,
             memory_overwrite: memory_overwrite
                 .map(|variable| Mutex::new(OverwriteRequest { variable, arriving: 0 })),
             pools,

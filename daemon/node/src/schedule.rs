@@ -32,6 +32,8 @@ const VERSION: u32 = 1;
 
 /// How often a thread that has nothing to do looks, and how long after a failure it tries again.
 const TICK_S: u64 = 60;
+/// Comparing one snapshot of a large volume with the next takes less.
+const TENDING: Duration = Duration::from_secs(3600);
 /// Longest interval: a year. One that is longer is no schedule.
 const EVERY_MAX_S: u64 = 366 * 86_400;
 /// Most that one schedule keeps: a quarter of what a pool can hold of volumes and snapshots.
@@ -156,11 +158,14 @@ impl Schedules {
 
     /// Starts the thread that keeps schedules and ends locks, as long as the node is there.
     pub(crate) fn start(node: &Arc<Node>) -> io::Result<()> {
+        let heart = node.heartbeats.worker("snapshots");
         let (schedules, node) = (Arc::clone(&node.schedules), Arc::downgrade(node));
         std::thread::Builder::new().name("snapshots".to_owned()).spawn(move || {
             while let Some(node) = node.upgrade() {
+                heart.beat(TENDING);
                 let wait_s = node.tend_snapshots();
                 drop(node);
+                heart.beat(Duration::from_secs(wait_s));
                 schedules.rest(wait_s);
             }
         })?;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use admin::api::{DamagedSector, ScrubAction, ScrubPass, ScrubPhase, ScrubReport, ScrubStatus, ShownBy};
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use units::{ByteLen, ByteOffset, Lba, SECTOR_BYTES, SectorCount, VolumeId};
 use zeroize::Zeroizing;
 
+use crate::heartbeat::Heart;
 use crate::node::{Node, Unsealed};
 use crate::threads::{self, OfItsOwn};
 
@@ -34,6 +35,8 @@ const KEYED_READ: u64 = 256 << 10;
 const KEYED_MAP: u64 = 1 << 30;
 /// After a report that could not be finished, such as of a pool that has failed, the next waits for so long.
 const AFTER_AN_ERROR: Duration = Duration::from_secs(600);
+/// Reading the next piece takes less, however slow the device is.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the file holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -89,6 +92,8 @@ pub(crate) struct Scrubber {
     file: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
+    /// The thread's, once it runs.
+    heart: OnceLock<Heart>,
 }
 
 /// Why a pass does not go on.
@@ -113,7 +118,8 @@ impl Scrubber {
             Err(_) => Saved { since_unix_s: now(), ..Saved::default() },
         };
         let state = State { saved, ordered: false, restart: false, running: false, bytes_per_s: 0 };
-        let scrubber = Self { config, file, state: Mutex::new(state), changed: Condvar::new() };
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let scrubber = Self { config, file, state, changed, heart: OnceLock::new() };
         scrubber.save(&scrubber.state().saved);
         scrubber
     }
@@ -198,6 +204,7 @@ impl Scrubber {
 
     /// Starts a thread that scrubs as long as the node is there.
     pub(crate) fn start(number: usize, node: &Arc<Node>) -> std::io::Result<()> {
+        let _ = node.pools[number].scrubber.heart.set(node.heartbeats.worker(format!("scrub-{number}")));
         let node = Arc::downgrade(node);
         std::thread::Builder::new().name(format!("scrub-{number}")).spawn(move || {
             let _own = OfItsOwn::begin();
@@ -215,6 +222,10 @@ impl Scrubber {
         Ok(())
     }
 
+    fn beat(&self, within: Duration) {
+        self.heart.get().into_iter().for_each(|heart| heart.beat(within));
+    }
+
     /// A wipe has happened: whoever rests wakes and looks.
     pub(crate) fn wake(&self) {
         // Under the lock, so that nobody is between looking and resting.
@@ -224,6 +235,7 @@ impl Scrubber {
 
     /// Rests until the time is over or somebody wakes it.
     fn rest(&self, time: Duration, node: &Weak<Node>) {
+        self.beat(time);
         let state = self.state();
         if wiped_since(node).is_none() {
             drop(self.changed.wait_timeout(state, time));
@@ -339,6 +351,7 @@ fn wait_for_work(number: usize, node: &Weak<Node>) -> Option<Arc<Scrubber>> {
             drop(state);
             return Some(scrubber);
         }
+        scrubber.beat(LOOKS_EVERY);
         drop(scrubber.changed.wait_timeout(state, LOOKS_EVERY));
     }
 }
@@ -462,6 +475,7 @@ impl<'a> Throttle<'a> {
             self.saved = Instant::now();
         }
         loop {
+            scrubber.beat(STEP_WITHIN);
             if state.saved.stopped {
                 return Err(Halt::Stopped);
             }

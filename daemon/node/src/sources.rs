@@ -47,6 +47,7 @@ pub(crate) struct Asked {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reach {
     files: Vec<PathBuf>,
+    changed: Vec<PathBuf>,
     port: Option<u16>,
 }
 
@@ -62,22 +63,30 @@ const NAME_FILES: [&str; 7] = [
 ];
 
 impl Reach {
-    fn files(files: &[&Path]) -> Self {
-        Self { files: files.iter().map(|file| file.to_path_buf()).collect(), port: None }
+    pub(crate) fn files(files: &[&Path]) -> Self {
+        Self { files: files.iter().map(|file| file.to_path_buf()).collect(), ..Self::default() }
+    }
+
+    /// Files that may be written to as well.
+    pub(crate) fn and_change(mut self, files: impl Iterator<Item = PathBuf>) -> Self {
+        self.changed.extend(files);
+        self
     }
 
     /// A server by its `host:port`.
     pub(crate) fn server(server: &str) -> Self {
         let port = server.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        Self { files: NAME_FILES.map(PathBuf::from).to_vec(), port }
+        Self { files: NAME_FILES.map(PathBuf::from).to_vec(), port, ..Self::default() }
     }
 
     /// Gives up in this thread what the source does not need.
     pub(crate) fn confine(self) -> anyhow::Result<()> {
         sandbox::drop_capabilities()?;
         // What is not there now cannot be allowed; the source then says that it cannot read it.
-        let there = self.files.into_iter().filter(|file| file.exists());
-        let rules = there.fold(FileRules::default(), |rules, file| rules.allow(file, Access::Read));
+        let read = self.files.into_iter().map(|file| (file, Access::Read));
+        let changed = self.changed.into_iter().map(|file| (file, Access::Change));
+        let there = read.chain(changed).filter(|(file, _)| file.exists());
+        let rules = there.fold(FileRules::default(), |rules, (file, access)| rules.allow(file, access));
         sandbox::restrict_files(&self.port.into_iter().fold(rules, FileRules::dial))?;
         sandbox::restrict_calls(sandbox::Role::Source)?;
         Ok(())

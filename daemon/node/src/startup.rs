@@ -39,6 +39,8 @@ use crate::attestor::Attestor;
 use crate::control::Handle;
 use crate::damage::{Findings, findings};
 use crate::exports::{self, ExportAccess, Porter, Refusals};
+use crate::health_watch::HealthWatch;
+use crate::heartbeat::{Heart, Heartbeats};
 use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
@@ -110,6 +112,11 @@ pub fn prepare(config: NodeConfig, passed: Passed) -> anyhow::Result<Prepared> {
     let hygiene_watch = HygieneWatch::new(&config.sources.hygiene.root, live);
     let Hearing { wiper, sources, stop: stop_sources } =
         start_hearing(&config, &keyring, &hygiene_watch, events_in)?;
+    let heartbeats = Arc::new(Heartbeats::default());
+    let (health_watch, health_reader) = HealthWatch::open(&config)?;
+    health_reader
+        .start(heartbeats.worker("health"))
+        .context("the thread that reads the machine's parts could not be started")?;
     let (on_damage, findings) = findings();
     let pools = open_pools(&config, &on_damage)?;
     let heads = Heads::from_config(&config)?;
@@ -152,6 +159,8 @@ pub fn prepare(config: NodeConfig, passed: Passed) -> anyhow::Result<Prepared> {
         sources,
         subject,
         hygiene_watch,
+        health_watch,
+        heartbeats,
         memory_overwrite: open_memory_overwrite(&config.memory_overwrite),
         lease,
         pools,
@@ -443,8 +452,9 @@ fn serve(
 ) -> std::io::Result<JoinSet<()>> {
     let mut servers = JoinSet::new();
     let control = Arc::new(Handle(Arc::clone(node)));
-    servers.spawn(write_back(Arc::clone(node), stop.clone()));
-    servers.spawn(note_forgeries(Arc::clone(node), stop.clone()));
+    let heart = |name| node.heartbeats.worker(name);
+    servers.spawn(write_back(Arc::clone(node), heart("write-back"), stop.clone()));
+    servers.spawn(note_forgeries(Arc::clone(node), heart("refusals"), stop.clone()));
     let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
     servers.spawn(key_port::serve(
         Arc::clone(node),
@@ -610,8 +620,10 @@ async fn flush_pools(node: &Arc<Node>) {
 fn start_tending(node: &Node) -> std::io::Result<()> {
     for (number, open) in node.pools.iter().enumerate() {
         let pool = Arc::downgrade(&open.pool);
+        let heart = node.heartbeats.worker(format!("pool-{number}"));
         std::thread::Builder::new().name(format!("pool-{number}")).spawn(move || {
             while let Some(pool) = pool.upgrade() {
+                heart.beat(TENDING_PATIENCE);
                 if pool.tend(TENDING_PATIENCE).is_err() {
                     // The pool has said so and tells every client.
                     return;
@@ -622,16 +634,18 @@ fn start_tending(node: &Node) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn write_back(node: Arc<Node>, stop: CancellationToken) {
+async fn write_back(node: Arc<Node>, heart: Heart, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(WRITE_BACK_INTERVAL)).await.is_some() {
         flush_pools(&node).await;
+        heart.beat(WRITE_BACK_INTERVAL);
     }
 }
 
 /// Writes down what sources refused. They only count it: nothing of a source's thread waits for a disk.
-async fn note_forgeries(node: Arc<Node>, stop: CancellationToken) {
+async fn note_forgeries(node: Arc<Node>, heart: Heart, stop: CancellationToken) {
     let mut noted = vec![0; node.sources.len()];
     while stop.run_until_cancelled(tokio::time::sleep(FORGERIES_INTERVAL)).await.is_some() {
+        heart.beat(FORGERIES_INTERVAL);
         for (source, noted) in node.sources.iter().zip(&mut noted) {
             let refused = source.refused();
             let more = refused - *noted;

@@ -30,7 +30,7 @@ pub enum CallError {
 pub enum Role {
     /// Waits for an event, wipes.
     Wiper,
-    /// Asks one source of triggers: a daemon over TCP or the system's bus, or files of the kernel.
+    /// Asks one source of triggers: a daemon over TCP or the system's bus, or files of the kernel. Reads how the machine's parts fare.
     Source,
     /// Everything else in a storage node: heads, pools, sessions, administration.
     Node,
@@ -181,9 +181,9 @@ const SOURCE: &[Rule] = rules! {
     SYS_fstat, rare Library => "the C library looks at a file";
     SYS_newfstatat, rare Library => "the C library looks at a file";
     SYS_getdents64 => "directories of the kernel";
-    SYS_readlinkat, rare Hardware => "links in directories of the kernel";
+    SYS_readlinkat => "links in directories of the kernel";
     // What a wipe does afterwards, and the thread itself.
-    SYS_write, rare Chance => "the log, the last line of a fault, an idle executor that is to hear of an event";
+    SYS_write, rare Chance => "the light at a disk's place, the log, the last line of a fault, an idle executor that is to hear of an event";
     SYS_timerfd_settime => "a source begins a drain";
     SYS_sched_yield, rare Chance => "a channel that another thread is writing to";
     SYS_mmap if Without(2, EXECUTABLE), rare Allocator => "the allocator grows";

@@ -51,7 +51,18 @@ const RULES: &[(Rule, (&str, &str))] = &[
     ),
     (
         Rule::Unreachable {
-            from: &["admin", "config", "identity", "units", "hygiene", "sources", "attestation", "tpm"],
+            from: &[
+                "admin",
+                "config",
+                "identity",
+                "units",
+                "health",
+                "hygiene",
+                "sources",
+                "attestation",
+                "smart",
+                "tpm",
+            ],
             to: KEY_SIDE,
             why: "state, configuration and identity are told about keys and never see one",
         },
@@ -64,6 +75,14 @@ const RULES: &[(Rule, (&str, &str))] = &[
             why: "a storage node carries no code that holds a root secret",
         },
         ("objects", "keyholder"),
+    ),
+    (
+        Rule::NotDirect {
+            from: &["node", "keyholder", "cli", "health", "config", "admin"],
+            to: &["smart"],
+            why: "commands to disks are another program's, which has the rights for them and no key",
+        },
+        ("health", "smart"),
     ),
     (
         Rule::Unreachable {
@@ -101,7 +120,17 @@ const RULES: &[(Rule, (&str, &str))] = &[
     ),
     (
         Rule::Unreachable {
-            from: &["device", "pool", "sealing", "keyring", "locked-memory", "objects", "sources"],
+            from: &[
+                "device",
+                "pool",
+                "sealing",
+                "keyring",
+                "locked-memory",
+                "objects",
+                "health",
+                "smart",
+                "sources",
+            ],
             to: &["tokio"],
             why: "storage and sources of triggers are synchronous: no executor thread ever waits for a device",
         },

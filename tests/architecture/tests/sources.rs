@@ -19,7 +19,8 @@ const UNSAFE_CRATES: &[&str] = &[
 ];
 
 /// Crates that become programs: threads, runtimes, arguments, environment and exit codes are theirs.
-const PROGRAMS: &[&str] = &["daemon/node", "daemon/keyholder", "daemon/cli", "image-build/init"];
+const PROGRAMS: &[&str] =
+    &["daemon/node", "daemon/keyholder", "daemon/cli", "hardware/smart", "image-build/init"];
 
 /// Crates that speak to a network, or to a UPS's daemon over one.
 const SOCKETS: &[&str] = &[

@@ -6,6 +6,7 @@ pub mod bus;
 pub mod client;
 pub mod cluster;
 pub mod desk;
+pub mod hardware;
 pub mod nut;
 pub mod process;
 pub mod random;

@@ -38,6 +38,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use units::{ByteLen, NodeId};
 
+use crate::hardware::Machine;
 use crate::process::{Process, program, wait_for};
 
 /// The block volume's label and export name.
@@ -438,6 +439,30 @@ impl Site {
     /// Runs a request to its end.
     pub fn wait<T>(&self, request: impl Future<Output = T>) -> T {
         self.runtime.block_on(request)
+    }
+
+    /// A profile for the command line: the operator's certificate, and the node by its address.
+    ///
+    /// # Panics
+    /// Where it cannot be written.
+    pub fn profile(&self) -> PathBuf {
+        let trust = self.authority.trust_files();
+        let operator = self.authority.leaf_files(Role::Operator, &name("op"));
+        let text = format!(
+            "trust_domain = \"{}\"\npeople_issuer = {:?}\nmachines_issuer = {:?}\nclients_issuer = {:?}\n\
+             [[identities]]\nrole = \"operator\"\ncert = {:?}\nkey = {:?}\n\
+             [[nodes]]\nname = \"node\"\nadmin = \"https://{}\"\n",
+            trust.trust_domain,
+            trust.people,
+            trust.machines,
+            trust.clients,
+            operator.cert,
+            operator.key,
+            self.node_config.listen.admin
+        );
+        let path = self.dir().join("profile.toml");
+        std::fs::write(&path, text).expect("a writable directory");
+        path
     }
 
     /// The node's status.
@@ -955,6 +980,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
             .map(|socket| TpmConfig { device: socket.clone(), event_log: dir.join("event-log") }),
         peers: Vec::new(),
         replication: config::ReplicationConfig::default(),
+        health: Machine::record(dir).config(),
         memory_overwrite: dir.join("memory-overwrite"),
     }
 }

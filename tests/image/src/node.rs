@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use config::TpmConfig;
+use config::{HealthConfig, TpmConfig};
 use guest::appliance::{Appliance, ApplianceBuilder};
 use harness::client::run;
 use harness::process::program;
@@ -57,6 +57,7 @@ impl BootedSite {
             listen.nbd_unix = None;
             config.pools[0].path = POOL.into();
             config.memory_overwrite = MEMORY_OVERWRITE.into();
+            config.health = HealthConfig::default();
             config.tpm = config.tpm.take().map(|tpm| TpmConfig::with_device(tpm.device));
         });
         let disk = site.dir().join("boot.img");

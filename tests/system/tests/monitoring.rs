@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::client::{client, run};
+use harness::hardware::{DiskSays, Machine};
 use harness::process::{Process, wait_for};
 use harness::site::{PATIENCE, PushPolicy, Site, SiteSpec, free_port};
 use serde_json::Value;
@@ -90,7 +91,11 @@ impl Prometheus {
 #[test]
 fn alerts_and_dashboard_name_what_a_node_shows_and_a_sealed_node_raises_its_alert() {
     run(client("promtool").args(["check", "rules"]).arg(folder().join("alerts.yml"))).expect_success();
-    let site = Site::serving(SiteSpec { push: PushPolicy::Approve, ..SiteSpec::default() });
+    let mut site = Site::serving(SiteSpec { push: PushPolicy::Approve, ..SiteSpec::default() });
+    site.expect_log("needs looking after");
+    // Findings are shown where there are some: a disk that is worn out.
+    let worn = DiskSays { used_percent: 95, ..DiskSays::WELL };
+    Machine::at(site.dir()).disk_says(worn);
     // Counters by label appear with the first that is counted: a request that nobody signed.
     let mut curl = client("curl");
     curl.args(["--silent", "--cacert"]).arg(site.ca_bundle()).arg(site.s3_endpoint());
@@ -115,6 +120,11 @@ fn alerts_and_dashboard_name_what_a_node_shows_and_a_sealed_node_raises_its_aler
     let named = metrics_in(&format!("{}\n{}", alert_expressions(), dashboard_expressions()));
     let unknown: Vec<&String> = named.iter().filter(|name| !is_known(name)).collect();
     assert!(unknown.is_empty(), "no node shows {unknown:?}; it shows {known:#?}");
+    // Each would fire after its minutes; until then it is pending.
+    for alert in ["NightlatchDiskToReplace", "NightlatchHardwareWarns"] {
+        prometheus.wait_alert(alert, "pending");
+    }
+    prometheus.wait_alert("NightlatchHardwareFails", "inactive");
     site.lose_power();
     site.wait_sealed("power-loss");
     // It would fire after its minutes; until then it is pending.

@@ -5,6 +5,7 @@ mod audit;
 pub(crate) mod doctor;
 mod erasure;
 mod generate;
+mod hardware;
 mod heal;
 mod identity;
 pub(crate) mod image;

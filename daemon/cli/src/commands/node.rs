@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
 use config::{
-    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ReplicationConfig, S3Config, ScrubConfig,
-    ServerCertificate, SourcesConfig, TpmConfig, memory_overwrite_default,
+    HealthConfig, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ReplicationConfig, S3Config,
+    ScrubConfig, ServerCertificate, SourcesConfig, TpmConfig, memory_overwrite_default,
 };
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
@@ -18,9 +18,9 @@ use keyholder::api::{
 use lease::KeyFingerprint;
 use units::{ByteLen, NodeId};
 
-use crate::args::{NodeAdd, NodeChange, NodeCommand, NodeInit, PushArg};
+use crate::args::{LightArg, NodeAdd, NodeChange, NodeCommand, NodeInit, PushArg};
 use crate::commands::schedule::troubles;
-use crate::commands::{keys_out, wait};
+use crate::commands::{hardware, keys_out, wait};
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
 use crate::output::{Output, duration_ms, moment, table};
@@ -50,6 +50,11 @@ pub(crate) fn run(
         }
         NodeCommand::Remove { name, yes } => remove(name, *yes, &connections()?, output),
         NodeCommand::Status { name } => status(name.as_ref(), &connections()?, output),
+        NodeCommand::Inventory { name } => hardware::inventory(name.as_ref(), &connections()?, output),
+        NodeCommand::Locate { disk, light, node } => {
+            let on = matches!(light, LightArg::On);
+            hardware::locate(disk, on, node.node.as_deref(), &connections()?, output)
+        }
         NodeCommand::Wipe { name } => wipe(name.as_ref(), &connections()?, output),
     }
 }
@@ -105,6 +110,7 @@ impl PlannedNode<'_> {
             pools: self.pools.iter().map(|path| PoolConfig { path: path.clone() }).collect(),
             sources: SourcesConfig::default(),
             watchdog: None,
+            health: HealthConfig::default(),
             scrub: ScrubConfig::default(),
             s3: S3Config::default(),
             tpm: self.tpm.clone().map(TpmConfig::with_device),
@@ -477,6 +483,13 @@ pub(crate) fn describe(status: &NodeStatus) -> String {
     text.push_str(&pool_lines(status));
     text.push_str(&volume_lines(status));
     status.schedules.iter().for_each(|schedule| text.push_str(&troubles(schedule)));
+    text.push_str(&hardware::finding_lines(&status.findings, "  "));
+    for worker in status.workers.iter().filter(|worker| worker.stalled) {
+        text.push_str(&format!(
+            "  STALLED {}: it has given no sign of life for long; look at the node's log and its disks\n",
+            worker.name
+        ));
+    }
     for finding in status.hygiene.iter().filter(|finding| finding.verdict == "broken") {
         text.push_str(&format!("  BROKEN {}: {}. {}\n", finding.probe, finding.found, finding.advice));
     }
