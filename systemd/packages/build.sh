@@ -87,7 +87,7 @@ documents
 
 package=nightlatch
 program nightlatch
-"$programs/nightlatch" manual --dir "$stage/man" >/dev/null
+"$programs/nightlatch" man "$stage/man" >/dev/null
 for one in "$stage"/man/*.1; do page "$one" 1; done
 for shell in bash:bash-completion/completions/nightlatch zsh:zsh/vendor-completions/_nightlatch fish:fish/vendor_completions.d/nightlatch.fish; do
     "$programs/nightlatch" completions "${shell%%:*}" >"$stage/completion"
