@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test image packages image-test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd bench-s3
+.PHONY: help demo build test image packages package-test image-test conformance soak clients lint fmt advisories fuzz miri aarch64 bench bench-index bench-cipher bench-pool bench-wipe bench-nbd bench-s3
 
 # Tools that tests/clients.sh builds live under the build directory, beside everything else that `cargo clean` removes.
 TOOLS := $(CURDIR)/target/tools
@@ -43,9 +43,14 @@ image: ## Build the appliance's image for PROFILE (server) from this tree, unsig
 	rm -rf target/image/$(PROFILE)
 	cargo run --locked --release -p cli --bin nightlatch -- image build $(PROFILE) target/image/$(PROFILE)
 
-packages: clients ## Debian packages and a tarball of the release, the same bytes each time, into target/packages
+packages: ## Debian packages and a tarball of the release, the same bytes each time, into target/packages
+	tests/clients.sh packages
 	rm -rf target/packages
 	systemd/packages/build.sh target/packages
+
+package-test: clients build ## Build the packages twice, install, upgrade and purge them on a throw-away copy of this root (root; minutes)
+	tests/clients.sh packages
+	cargo nextest run --locked -p system-tests --profile packages $(TEST)
 
 image-test: clients build ## Boot the image every way there is, in emulated machines: power cuts, tampering, Secure Boot (minutes)
 	cargo nextest run --locked --workspace --profile image $(TEST)

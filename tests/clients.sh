@@ -3,9 +3,10 @@
 # tests drive, and the test runner. Idempotent, and quick when everything is there.
 #
 #   tests/clients.sh test     NBD, S3 and TLS clients, PostgreSQL, UPS daemons, a bus, a debugger, a machine for the guest tests
-#                             (QEMU, a kernel, busybox), a Python venv, an OpenID provider, cargo-nextest, cargo-deb
+#                             (QEMU, a kernel, busybox), a Python venv, an OpenID provider, cargo-nextest
 #   tests/clients.sh bench    what the NBD head is measured beside
 #   tests/clients.sh bench-s3 what the S3 head is measured beside: garage and s3s-fs (built, some minutes), SeaweedFS
+#   tests/clients.sh packages what makes packages: cargo-deb (built, some minutes)
 #   tests/clients.sh lint     cargo-deny
 #
 # System packages come through apt, as root or with sudo. Everything else lands under target/tools and goes with
@@ -29,6 +30,13 @@ fail() {
     exit 1
 }
 
+# What makes packages, and installs them on a throw-away copy of a root.
+readonly packagers=(
+    dpkg-shlibdeps:dpkg-dev
+    strip:binutils
+    unshare:util-linux
+)
+
 # What a test calls, and the Debian or Ubuntu package that brings it.
 readonly programs=(
     qemu-img:qemu-utils
@@ -47,8 +55,6 @@ readonly programs=(
     gdb:gdb
     depmod:kmod
     strip:binutils
-    dpkg-shlibdeps:dpkg-dev
-    unshare:util-linux
     sgdisk:gdisk
     swtpm:swtpm
     systemd-analyze:systemd
@@ -297,6 +303,10 @@ case "${1:-}" in
         install_python
         install_openid_provider
         cargo_tool cargo-nextest "$nextest_version"
+        ;;
+    packages)
+        mkdir -p "$tools/bin"
+        install_packages "${packagers[@]}"
         # Optimised: it compresses every program.
         rival cargo-deb "$cargo_deb_version"
         ;;
@@ -313,6 +323,6 @@ case "${1:-}" in
         cargo_tool cargo-deny "$deny_version"
         ;;
     *)
-        fail "say which set: tests/clients.sh test | bench | bench-s3 | lint"
+        fail "say which set: tests/clients.sh test | packages | bench | bench-s3 | lint"
         ;;
 esac

@@ -167,8 +167,8 @@ fn check(device: Arc<SimulatedDevice>, format: u32) {
 }
 
 #[test]
-fn stores_of_versions_2_to_4_open() {
-    for format in 2..=4 {
+fn stores_of_versions_2_to_5_open() {
+    for format in 2..=5 {
         let path = golden(&format!("objects-{format}.bin"));
         if std::env::var_os("NIGHTLATCH_WRITE_GOLDEN").is_some() && !path.exists() {
             std::fs::write(&path, encode(&write())).expect("a writable golden folder");
