@@ -298,6 +298,7 @@ fn request(verb: Verb, path: &str, peer: Option<Role>) -> Request<Body> {
         }
         (Verb::Post, Some("identities")) => r#"{"change":"create-group","group":"staff"}"#.to_owned(),
         (Verb::Post, Some("webhooks")) => r#"{"change":"retry","webhook":"billing"}"#.to_owned(),
+        (Verb::Post, _) if path.ends_with("/locate") => r#"{"on":true}"#.to_owned(),
         (Verb::Post, _) if path.ends_with("/scrub") => r#"{"action":"start"}"#.to_owned(),
         (Verb::Post, _) => r#"{"name":"anna"}"#.to_owned(),
         _ => String::new(),

@@ -161,6 +161,7 @@ mod tests {
             version: None,
             attributes: Attributes::default(),
             proof: None,
+            named_key: None,
         }
     }
 
