@@ -22,7 +22,8 @@ mod webhook;
 pub use error::{ConfigError, ConfigErrorKind};
 pub use keyholder::{EtcdConfig, KeyholderConfig, KeyholderListen};
 pub use node::{
-    NodeConfig, NodeKeys, NodeListen, PoolConfig, S3Config, ScrubConfig, TpmConfig, memory_overwrite_default,
+    NodeConfig, NodeKeys, NodeListen, PoolConfig, RekeyConfig, S3Config, ScrubConfig, TpmConfig,
+    memory_overwrite_default,
 };
 pub use oidc::OidcConfig;
 pub use s3_webhook::{InvalidWebhookUrl, S3WebhookConfig, WebhookUrl};

@@ -26,6 +26,7 @@ mod metrics;
 mod node;
 #[cfg(feature = "rehearsal")]
 pub mod rehearsal;
+mod rekey;
 mod retention;
 mod schedule;
 mod scrub;

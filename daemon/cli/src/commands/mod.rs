@@ -19,6 +19,7 @@ mod pki;
 mod policy;
 mod pool;
 pub(crate) mod provision;
+mod rotate;
 mod schedule;
 mod scrub;
 pub(crate) mod send;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
 use config::{
-    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, S3Config, ScrubConfig, ServerCertificate,
-    SourcesConfig, TpmConfig, memory_overwrite_default,
+    NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, RekeyConfig, S3Config, ScrubConfig,
+    ServerCertificate, SourcesConfig, TpmConfig, memory_overwrite_default,
 };
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
@@ -106,6 +106,7 @@ impl PlannedNode<'_> {
             sources: SourcesConfig::default(),
             watchdog: None,
             scrub: ScrubConfig::default(),
+            rekey: RekeyConfig::default(),
             s3: S3Config::default(),
             tpm: self.tpm.clone().map(TpmConfig::with_device),
             memory_overwrite: memory_overwrite_default(),
