@@ -1226,7 +1226,9 @@ mod tests {
                 if line.starts_with("```") {
                     in_code = line == "```sh";
                 }
-                let command = line.split('#').next().unwrap_or_default().trim();
+                let command = line.split('#').next().unwrap_or_default();
+                // What the shell does with it is the shell's.
+                let command = command.split(" > ").next().unwrap_or_default().trim();
                 if in_code && command.starts_with("nightlatch ") {
                     // Placeholders that stand for a value of a certain form.
                     let command = command

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,7 +23,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::time::TimeVal;
-use nix::unistd::{Gid, Pid, Uid, chown};
+use nix::unistd::Pid;
 use security_tests::memory::scan;
 use security_tests::needles::Needles;
 use security_tests::planted::Planted;
@@ -66,8 +66,8 @@ fn give_away(path: &Path, keep: &Path) {
     if path == keep {
         return;
     }
-    chown(path, Some(Uid::from_raw(USER)), Some(Gid::from_raw(USER))).expect("run the tests as root");
-    if path.is_dir() {
+    lchown(path, Some(USER), Some(USER)).expect("run the tests as root");
+    if path.is_dir() && !path.is_symlink() {
         for entry in std::fs::read_dir(path).expect("a readable folder") {
             give_away(&entry.expect("an entry").path(), keep);
         }
