@@ -110,7 +110,7 @@ fn the_inventory_names_the_parts_and_a_disk_is_found_by_its_light() {
         "Recorded 1T",
         "R1",
         "Recorded CPU",
-        "1.0 GiB of memory",
+        "1 GiB of memory",
         "A1",
         RECORDED_CARD,
         "nvme-nvme0/Composite",
