@@ -106,15 +106,9 @@ fn a_disk_that_takes_no_writes_makes_a_node_unready_only_where_a_pool_is_on_it()
 fn the_inventory_names_the_parts_and_a_disk_is_found_by_its_light() {
     let (site, machine) = site();
     let shown = said(&site, &["node", "inventory"]);
-    for part in [
-        "Recorded 1T",
-        "R1",
-        "Recorded CPU",
-        "1 GiB of memory",
-        "A1",
-        RECORDED_CARD,
-        "nvme-nvme0/Composite",
-    ] {
+    for part in
+        ["Recorded 1T", "R1", "Recorded CPU", "1 GiB of memory", "A1", RECORDED_CARD, "nvme-nvme0/Composite"]
+    {
         assert!(shown.contains(part), "no `{part}` in\n{shown}");
     }
     let inventory: Value =
