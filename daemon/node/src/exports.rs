@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use admin::api::VolumeAccess;
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use units::VolumeId;
 
+use crate::lock::lock;
 use crate::node::Node;
 use crate::state_file;
 
@@ -75,11 +76,6 @@ pub(crate) struct ExportAccess {
     file: PathBuf,
     changing: Mutex<()>,
     current: Mutex<Lists>,
-}
-
-/// Every critical section leaves its data whole, so one that panicked has left nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn parsed(access: &VolumeAccess) -> Result<Access, InvalidAccess> {

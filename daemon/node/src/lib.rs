@@ -26,6 +26,7 @@ mod heartbeat;
 mod hygiene_watch;
 mod key_port;
 mod listeners;
+mod lock;
 mod metrics;
 mod node;
 mod readiness;

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin::api::Listening;
@@ -39,6 +39,7 @@ use crate::exports::ExportAccess;
 use crate::health_watch::HealthWatch;
 use crate::heartbeat::Heartbeats;
 use crate::hygiene_watch::HygieneWatch;
+use crate::lock::lock;
 use crate::replication::Replication;
 use crate::retention::Retention;
 use crate::schedule::Schedules;
@@ -212,11 +213,6 @@ impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Node").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-/// Every critical section leaves its data whole, so one that panicked has left nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Node {

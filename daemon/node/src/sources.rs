@@ -4,6 +4,8 @@
 //! - A source that cannot be opened is lost, not left out: it is in status and metrics, and its policy for that applies.
 //! - Nothing here wipes: fast sources are read by the wiper's own thread, slow ones call [`Wiper::on_fired`] from theirs.
 
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -51,6 +53,9 @@ pub(crate) struct Reach {
     port: Option<u16>,
 }
 
+/// For connecting to one address of a server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Where the C library looks names up.
 const NAME_FILES: [&str; 7] = [
     "/etc/hosts",
@@ -91,6 +96,21 @@ impl Reach {
         sandbox::restrict_calls(sandbox::Role::Source)?;
         Ok(())
     }
+}
+
+/// A connection to the first address of a server that takes one, from a thread that may dial it.
+pub(crate) fn connect(server: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for address in server.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// What the configuration asks to be heard.

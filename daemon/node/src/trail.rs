@@ -8,7 +8,7 @@
 //! - No label, no name of a bucket, a user or an object: volumes by their ids, acts by the endpoint's pattern.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use audit_log::{Digest, Limits, Moment, Page, Refusals, SignedHead, Trail, TrailError, TrailId};
@@ -16,6 +16,7 @@ use serde_json::Value;
 use units::{BootId, NodeId};
 
 use crate::boot_clock;
+use crate::lock::lock;
 
 /// The node's identity key, as a trail signs with it.
 #[derive(Debug)]
@@ -39,10 +40,6 @@ pub(crate) struct NodeTrail {
     /// Number of the last entry that is known to be durable: one sync serves all who wait.
     synced: Mutex<u64>,
     refusals: Mutex<Refusals>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl NodeTrail {

@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use admin::api;
@@ -27,10 +27,8 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::control::unix_seconds;
-use crate::sources::Reach;
-
-/// For connecting to one address of the receiver.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::lock::lock;
+use crate::sources::{self, Reach};
 
 /// For each read and write.
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,10 +117,6 @@ pub(crate) fn change(
         }
     };
     Ok(api::WebhookChanged { notifications })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A message between those who want it sent and the thread that sends it.
@@ -236,19 +230,10 @@ fn post(url: &WebhookUrl, tls: Option<&Arc<ClientConfig>>, handover: &Mutex<Hand
 }
 
 fn connect(url: &WebhookUrl) -> io::Result<TcpStream> {
-    let mut last = io::ErrorKind::NotFound.into();
-    for address in (url.host.as_str(), url.port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(IO_TIMEOUT))?;
-                stream.set_write_timeout(Some(IO_TIMEOUT))?;
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let stream = sources::connect((url.host.as_str(), url.port))?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
+    stream.set_write_timeout(Some(IO_TIMEOUT))?;
+    Ok(stream)
 }
 
 /// A stream that writes one piece at a time: the thread may make no other call.

@@ -13,10 +13,10 @@ use replication::{Epoch, EpochKey, EpochName, Generation, Progress, State};
 use tokio_util::sync::CancellationToken;
 use units::{BootInstant, Fence, VolumeId};
 
-use super::lock;
 use super::outgoing::Way;
 use crate::boot_clock;
 use crate::control::unix_seconds;
+use crate::lock::lock;
 use crate::node::{Node, OpenPool, snapshot_label};
 
 /// How often it is looked whether an epoch is due.

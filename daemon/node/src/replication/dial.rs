@@ -2,16 +2,12 @@
 //! session passes through it.
 
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::sources::Reach;
-
-/// For connecting to one address of the peer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::sources::{self, Reach};
 
 type Answer = oneshot::Sender<io::Result<TcpStream>>;
 
@@ -50,16 +46,7 @@ fn run(asks: &Receiver<Answer>, address: &str) {
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {
-    let mut last = io::ErrorKind::NotFound.into();
-    for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let stream = sources::connect(address)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }

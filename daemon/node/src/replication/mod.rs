@@ -22,7 +22,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use config::{NodeConfig, PeerConfig, ReplicationConfig};
@@ -32,15 +32,11 @@ use replication::{Reason, Sender, SenderLimits};
 use units::{NodeId, VolumeId};
 
 use crate::boot_clock;
+use crate::lock::lock;
 
 pub(crate) use closing::keep as keep_epochs;
 pub(crate) use incoming::serve;
 pub(crate) use outgoing::keep as keep_peer;
-
-/// A lock whose critical sections all leave their data whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Who a node is in the protocol, by its certificate's key.
 fn protocol_id(spki_sha256: [u8; 32]) -> NodeId {

@@ -12,7 +12,7 @@ use replication::{EpochKey, Generation, Histories, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 use units::{Fence, VolumeId};
 
-use super::lock;
+use crate::lock::lock;
 use crate::state_file;
 
 const FILE: &str = "replication.json";
