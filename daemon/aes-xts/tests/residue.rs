@@ -44,14 +44,27 @@ macro_rules! store_vectors {
     };
 }
 
+macro_rules! clear_vectors {
+    ($($i:literal)*) => {
+        concat!($("pxor xmm", $i, ",xmm", $i, "\n",)*)
+    };
+}
+
 /// Runs `work` and dumps what it left. What is planted goes there between the two.
 #[inline(never)]
 fn dump_after(work: &mut dyn FnMut(), plant: Plant, secret: u64) -> Dump {
     let mut bytes = vec![0_u8; REGISTER_BYTES + STACK_BYTES];
     let out = bytes.as_mut_ptr();
     let wide = is_x86_feature_detected!("avx512f");
-    // SAFETY: clears the stack below, where the test's own frames were.
+    // SAFETY: clears the stack below, where the test's own frames were, and the vector registers, in which its own secrets may be.
     unsafe {
+        std::arch::asm!(
+            clear_vectors!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15"),
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nomem, nostack),
+        );
         std::arch::asm!(
             "lea rdi,[rsp-{stack}]",
             "mov ecx,{stack}",
