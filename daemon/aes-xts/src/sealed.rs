@@ -31,6 +31,26 @@ impl Cipher<'_> {
         self.tagged(&job, tag_key, binding, records)
     }
 
+    /// As [`Cipher::seal`], of `source` into `target`.
+    ///
+    /// # Errors
+    /// As [`Cipher::seal`], and different lengths.
+    pub fn seal_into(
+        self,
+        tag_key: &TagSchedule,
+        sectors: Sectors,
+        binding: Binding<'_>,
+        (source, target): (&[u8], &mut [u8]),
+        records: &mut [Record],
+    ) -> Result<u64, BatchError> {
+        if source.len() != target.len() {
+            return Err(BatchError::Lengths { from: source.len(), into: target.len() });
+        }
+        let ends = (source.as_ptr(), target.as_mut_ptr(), target.len());
+        let job = self.job(Direction::Encrypt, sectors, ends)?;
+        self.tagged(&job, tag_key, binding, records)
+    }
+
     /// Decrypts `source` into `target` and computes the records that the sectors should have: compare each with the stored
     /// one before anything of `target` is used. Returns the blocks that went through the data cipher.
     ///

@@ -1,27 +1,18 @@
 //! Sector buffers, and the two kinds of content that a device takes.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
-use std::num::NonZero;
 use std::ops::Range;
-use std::ptr::NonNull;
 
 use units::{SECTOR_BYTES, SectorCount};
 
-/// A sector, as the address of a buffer without memory.
-const ALIGNMENT: NonZero<usize> = NonZero::new(SECTOR_BYTES).expect("a sector is not empty");
+use crate::memory::Memory;
 
-/// Raw memory of whole sectors, aligned to a sector, zero when new. It says nothing of what it holds: the types
-/// around it do.
+/// Raw memory of whole sectors, aligned to a sector. It says nothing of what it holds: the types around it do. Whoever puts
+/// something clear into one wipes it before it is dropped: its memory is used again as it is.
 pub struct SectorBuf {
-    start: NonNull<u8>,
+    memory: Memory,
     bytes: usize,
 }
-
-// SAFETY: the buffer is plain memory that this value alone owns; it has no interior mutability.
-unsafe impl Send for SectorBuf {}
-// SAFETY: as above; a shared reference only ever reads.
-unsafe impl Sync for SectorBuf {}
 
 impl SectorBuf {
     /// `count` sectors of zeros. The caller bounds `count`: like any allocation this ends the process where there
@@ -31,18 +22,24 @@ impl SectorBuf {
     ///
     /// Where the length does not fit the address space.
     pub fn zeroed(count: SectorCount) -> Self {
+        let mut buf = Self::to_fill(count);
+        if !buf.memory.is_new() {
+            buf.as_mut_bytes().fill(0);
+        }
+        buf
+    }
+
+    /// As [`Self::zeroed`], of what some buffer before held: for whoever fills all of it.
+    ///
+    /// # Panics
+    ///
+    /// Where the length does not fit the address space.
+    pub fn to_fill(count: SectorCount) -> Self {
         let bytes = usize::try_from(count.0)
             .ok()
             .and_then(|sectors| sectors.checked_mul(SECTOR_BYTES))
             .expect("a buffer fits the address space");
-        if bytes == 0 {
-            return Self { start: NonNull::without_provenance(ALIGNMENT), bytes };
-        }
-        let layout = Self::layout(bytes);
-        // SAFETY: the layout's size is not zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Self { start, bytes }
+        Self { memory: Memory::of(bytes), bytes }
     }
 
     /// A copy of `bytes`; `None` where they are not whole sectors.
@@ -50,39 +47,24 @@ impl SectorBuf {
         if !bytes.len().is_multiple_of(SECTOR_BYTES) {
             return None;
         }
-        let mut buf = Self::zeroed(sectors_in(bytes));
+        let mut buf = Self::to_fill(sectors_in(bytes));
         buf.as_mut_bytes().copy_from_slice(bytes);
         Some(buf)
     }
 
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, SECTOR_BYTES).expect("a buffer fits the address space")
-    }
-
     /// Everything in the buffer.
     pub fn as_bytes(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `bytes` initialised bytes (or dangling with zero) for the life of `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+        &self.memory.as_bytes()[..self.bytes]
     }
 
     /// Everything in the buffer, to change.
     pub fn as_mut_bytes(&mut self) -> &mut [u8] {
-        // SAFETY: as in `as_bytes`, and `self` is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+        &mut self.memory.as_mut_bytes()[..self.bytes]
     }
 
     /// Sectors in the buffer.
     pub fn sectors(&self) -> SectorCount {
         sectors_in(self.as_bytes())
-    }
-}
-
-impl Drop for SectorBuf {
-    fn drop(&mut self) {
-        if self.bytes != 0 {
-            // SAFETY: allocated in `zeroed` with this very layout, and not freed before.
-            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.bytes)) };
-        }
     }
 }
 
@@ -168,7 +150,7 @@ impl Sealed {
     /// Where some of the parts have records and others none.
     pub fn gathered<'a>(parts: impl Iterator<Item = SealedSlice<'a>> + Clone) -> Self {
         let sectors = parts.clone().map(|part| part.sectors().0).sum();
-        let mut buf = SectorBuf::zeroed(SectorCount(sectors));
+        let mut buf = SectorBuf::to_fill(SectorCount(sectors));
         let mut records = Vec::new();
         let mut at = 0;
         for part in parts {
@@ -268,22 +250,15 @@ impl Metadata {
         Self(buf)
     }
 
-    /// With ciphertext behind it, to be written in one transfer.
-    #[must_use]
-    pub fn followed_by<'a>(self, sealed: impl IntoIterator<Item = SealedSlice<'a>, IntoIter: Clone>) -> Self {
-        let sealed = sealed.into_iter();
-        let more: u64 = sealed.clone().map(|slice| slice.sectors().0).sum();
-        if more == 0 {
-            return self;
-        }
-        let own = self.as_bytes().len();
-        let mut buf = SectorBuf::zeroed(SectorCount(self.sectors().0 + more));
-        let (front, mut behind) = buf.as_mut_bytes().split_at_mut(own);
-        front.copy_from_slice(self.as_bytes());
-        for slice in sealed {
-            let (to, rest) = behind.split_at_mut(slice.as_bytes().len());
-            to.copy_from_slice(slice.as_bytes());
-            behind = rest;
+    /// A copy with ciphertext behind it.
+    pub(crate) fn followed_by(&self, behind: &[SealedSlice<'_>]) -> Self {
+        let more: u64 = behind.iter().map(|slice| slice.sectors().0).sum();
+        let mut buf = SectorBuf::to_fill(SectorCount(self.sectors().0 + more));
+        let mut rest = buf.as_mut_bytes();
+        for bytes in std::iter::once(self.as_bytes()).chain(behind.iter().map(|slice| slice.bytes)) {
+            let (to, left) = rest.split_at_mut(bytes.len());
+            to.copy_from_slice(bytes);
+            rest = left;
         }
         Self(buf)
     }
@@ -308,11 +283,13 @@ mod tests {
 
     #[test]
     fn buffers_are_zeroed_aligned_and_whole_sectors() {
-        for sectors in [0, 1, 3, 257] {
-            let buf = SectorBuf::zeroed(SectorCount(sectors));
+        // The second time memory is used again, in which there are ones.
+        for sectors in [0, 1, 3, 257, 0, 1, 3, 257] {
+            let mut buf = SectorBuf::zeroed(SectorCount(sectors));
             assert_eq!(buf.sectors(), SectorCount(sectors));
             assert_eq!(buf.as_bytes().as_ptr().addr() % SECTOR_BYTES, 0);
             assert!(buf.as_bytes().iter().all(|byte| *byte == 0));
+            buf.as_mut_bytes().fill(1);
         }
         assert!(SectorBuf::copied_from(&[0; SECTOR_BYTES + 1]).is_none());
         assert_eq!(SectorBuf::copied_from(&[7; 2 * SECTOR_BYTES]).unwrap().as_bytes()[4097], 7);

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{File, Metadata as FileMetadata};
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, Flock, FlockArg, OFlag, fallocate, fcntl};
-use nix::sys::uio::{pread, pwrite};
+use nix::sys::uio::{pread, pwrite, pwritev};
 use nix::unistd::{fdatasync, fsync};
 use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
 
@@ -191,7 +192,7 @@ impl FileDevice {
     fn read_into_new(&self, at: ByteOffset, count: SectorCount) -> Result<SectorBuf, DeviceError> {
         let len = count.byte_len().unwrap_or(ByteLen(u64::MAX));
         self.check_range(at, len, Operation::Read)?;
-        let mut buf = SectorBuf::zeroed(count);
+        let mut buf = SectorBuf::to_fill(count);
         let bytes = buf.as_mut_bytes();
         transfer_all(at, bytes.len(), |done, offset| pread(&*self.file, &mut bytes[done..], offset))
             .map_err(|stop| self.transfer_error(&stop, Operation::Read, at, len))?;
@@ -206,16 +207,32 @@ impl FileDevice {
             .map_err(|stop| self.transfer_error(&stop, Operation::Write, at, len))
     }
 
-    fn write_all_of(&self, parts: &[(ByteOffset, &[u8])]) -> Result<(), DeviceError> {
+    /// As [`Self::write_all`], of pieces one behind the other.
+    fn write_gathered(&self, at: ByteOffset, pieces: &[&[u8]]) -> Result<(), DeviceError> {
+        let len = len_of(pieces);
+        self.check_not_failed(Operation::Write)?;
+        self.check_range(at, len, Operation::Write)?;
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut left = &mut slices[..];
+        let mut moved = 0;
+        // What is longer than the system takes at once comes in several.
+        transfer_all(at, usize::try_from(len.0).unwrap_or(usize::MAX), |_, offset| {
+            IoSlice::advance_slices(&mut left, moved);
+            moved = pwritev(&*self.file, &left[..left.len().min(PIECES_AT_ONCE)], offset)?;
+            Ok(moved)
+        })
+        .map_err(|stop| self.transfer_error(&stop, Operation::Write, at, len))
+    }
+
+    fn write_all_of(&self, parts: &[(ByteOffset, Vec<&[u8]>)]) -> Result<(), DeviceError> {
         let Some(ring) = self.ring.as_ref().filter(|_| parts.len() > 1) else {
-            return parts.iter().try_for_each(|(at, bytes)| self.write_all(*at, bytes));
+            return parts.iter().try_for_each(|(at, pieces)| self.write_gathered(*at, pieces));
         };
         self.check_not_failed(Operation::Write)?;
-        let len = |bytes: &[u8]| ByteLen(bytes.len() as u64);
-        parts.iter().try_for_each(|(at, bytes)| self.check_range(*at, len(bytes), Operation::Write))?;
+        parts.iter().try_for_each(|(at, pieces)| self.check_range(*at, len_of(pieces), Operation::Write))?;
         ring.write(parts).map_err(|(nth, stop)| {
-            let (at, bytes) = parts[nth];
-            self.transfer_error(&stop, Operation::Write, at, len(bytes))
+            let (at, pieces) = &parts[nth];
+            self.transfer_error(&stop, Operation::Write, *at, len_of(pieces))
         })
     }
 
@@ -246,6 +263,13 @@ fn while_held<T, E>(
             outcome => return outcome,
         }
     }
+}
+
+/// Pieces that the system takes at once (UIO_MAXIOV of linux/uio.h).
+const PIECES_AT_ONCE: usize = 1024;
+
+fn len_of(pieces: &[&[u8]]) -> ByteLen {
+    ByteLen(pieces.iter().map(|piece| piece.len() as u64).sum())
 }
 
 /// Repeats `transfer(bytes done, file offset)` until `len` bytes are done: the system may transfer less than it was
@@ -314,12 +338,25 @@ impl Device for FileDevice {
         self.write_all(at, data.as_bytes())
     }
 
-    fn write_many(&self, parts: &[(ByteOffset, SealedSlice<'_>)]) -> Result<(), DeviceError> {
-        self.write_all_of(&parts.iter().map(|(at, data)| (*at, data.as_bytes())).collect::<Vec<_>>())
+    fn write_metadata_before(
+        &self,
+        at: ByteOffset,
+        front: &Metadata,
+        behind: &[SealedSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        let pieces: Vec<&[u8]> =
+            std::iter::once(front.as_bytes()).chain(behind.iter().map(|piece| piece.as_bytes())).collect();
+        self.write_gathered(at, &pieces)
+    }
+
+    fn write_many(&self, parts: &[(ByteOffset, Vec<SealedSlice<'_>>)]) -> Result<(), DeviceError> {
+        let parts =
+            parts.iter().map(|(at, pieces)| (*at, pieces.iter().map(|piece| piece.as_bytes()).collect()));
+        self.write_all_of(&parts.collect::<Vec<_>>())
     }
 
     fn write_metadata_many(&self, parts: &[(ByteOffset, Metadata)]) -> Result<(), DeviceError> {
-        self.write_all_of(&parts.iter().map(|(at, data)| (*at, data.as_bytes())).collect::<Vec<_>>())
+        self.write_all_of(&parts.iter().map(|(at, data)| (*at, vec![data.as_bytes()])).collect::<Vec<_>>())
     }
 
     fn read_metadata_many(&self, parts: &[(ByteOffset, SectorCount)]) -> Result<Vec<Metadata>, DeviceError> {
@@ -328,7 +365,7 @@ impl Device for FileDevice {
         };
         let len = |count: SectorCount| count.byte_len().unwrap_or(ByteLen(u64::MAX));
         parts.iter().try_for_each(|(at, count)| self.check_range(*at, len(*count), Operation::Read))?;
-        let mut bufs: Vec<SectorBuf> = parts.iter().map(|(_, count)| SectorBuf::zeroed(*count)).collect();
+        let mut bufs: Vec<SectorBuf> = parts.iter().map(|(_, count)| SectorBuf::to_fill(*count)).collect();
         let mut targets: Vec<(ByteOffset, &mut [u8])> =
             parts.iter().zip(&mut bufs).map(|((at, _), buf)| (*at, buf.as_mut_bytes())).collect();
         ring.read(&mut targets).map_err(|(nth, stop)| {

@@ -21,6 +21,7 @@
 mod buffer;
 mod error;
 mod file;
+mod memory;
 mod ring;
 #[cfg(any(test, feature = "simulated"))]
 mod simulated;
@@ -67,10 +68,22 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// Writes pool metadata. Durable only after a later [`Device::flush`].
     fn write_metadata(&self, at: ByteOffset, data: &Metadata) -> Result<(), DeviceError>;
 
-    /// Writes all of these, in any order, together where the device can: none lies over another. After an error any of them may
-    /// have been written.
-    fn write_many(&self, parts: &[(ByteOffset, SealedSlice<'_>)]) -> Result<(), DeviceError> {
-        parts.iter().try_for_each(|(at, data)| self.write(*at, *data))
+    /// Writes pool metadata with ciphertext right behind it, in one transfer where the device can.
+    fn write_metadata_before(
+        &self,
+        at: ByteOffset,
+        front: &Metadata,
+        behind: &[SealedSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        self.write_metadata(at, &front.followed_by(behind))
+    }
+
+    /// Writes all of these, each made of pieces one behind the other, in any order, together where the device can: none lies over
+    /// another. After an error any of them may have been written.
+    fn write_many(&self, parts: &[(ByteOffset, Vec<SealedSlice<'_>>)]) -> Result<(), DeviceError> {
+        parts
+            .iter()
+            .try_for_each(|(at, pieces)| self.write(*at, Sealed::gathered(pieces.iter().copied()).as_slice()))
     }
 
     /// As [`Device::write_many`], of metadata.

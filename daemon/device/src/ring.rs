@@ -10,6 +10,7 @@
 //! - The ring can do nothing but read and write its one file: the kernel is told so before the ring is enabled, because
 //!   what goes through a ring passes by the filter of system calls.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,11 +61,39 @@ impl Drop for Ring {
     }
 }
 
-/// What is left of a transfer.
+/// What is left of a transfer: pieces of memory, in order.
 struct Left {
     at: u64,
-    start: *mut u8,
-    bytes: usize,
+    pieces: VecDeque<libc::iovec>,
+}
+
+impl Left {
+    fn new(at: ByteOffset, pieces: impl Iterator<Item = (*mut u8, usize)>) -> Self {
+        let pieces = pieces.filter(|(_, bytes)| *bytes > 0);
+        let pieces = pieces.map(|(start, bytes)| libc::iovec { iov_base: start.cast(), iov_len: bytes });
+        let mut pieces: VecDeque<_> = pieces.collect();
+        // From here on they lie in one piece of memory: what is taken off the front moves nothing.
+        pieces.make_contiguous();
+        Self { at: at.0, pieces }
+    }
+
+    /// Goes on behind what was moved.
+    fn moved(&mut self, bytes: usize) {
+        self.at += bytes as u64;
+        let mut bytes = bytes;
+        while bytes > 0
+            && let Some(first) = self.pieces.front_mut()
+        {
+            if bytes < first.iov_len {
+                // SAFETY: the kernel moved no more than it was asked to, and the rest of it lies within this piece.
+                first.iov_base = unsafe { first.iov_base.add(bytes) };
+                first.iov_len -= bytes;
+                return;
+            }
+            bytes -= first.iov_len;
+            self.pieces.pop_front();
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,8 +109,8 @@ impl Ring {
         let submitter = ring.submitter();
         submitter.register_files(&[file.as_raw_fd()]).ok()?;
         let mut restrictions = [
-            Restriction::sqe_op(opcode::Read::CODE),
-            Restriction::sqe_op(opcode::Write::CODE),
+            Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
             Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
             Restriction::register_op(UNREGISTER_FILES),
         ];
@@ -90,23 +119,19 @@ impl Ring {
         Some(Self(Mutex::new(ring)))
     }
 
-    /// Writes every part.
-    pub(crate) fn write(&self, parts: &[(ByteOffset, &[u8])]) -> Result<(), Failure> {
-        let left = parts.iter().map(|(at, bytes)| Left {
-            at: at.0,
-            start: bytes.as_ptr().cast_mut(),
-            bytes: bytes.len(),
+    /// Writes every part, each of pieces one behind the other.
+    pub(crate) fn write(&self, parts: &[(ByteOffset, Vec<&[u8]>)]) -> Result<(), Failure> {
+        let left = parts.iter().map(|(at, pieces)| {
+            Left::new(*at, pieces.iter().map(|bytes| (bytes.as_ptr().cast_mut(), bytes.len())))
         });
         self.run(Way::Write, left.collect())
     }
 
     /// Fills every part.
     pub(crate) fn read(&self, parts: &mut [(ByteOffset, &mut [u8])]) -> Result<(), Failure> {
-        let left = parts.iter_mut().map(|(at, bytes)| Left {
-            at: at.0,
-            start: bytes.as_mut_ptr(),
-            bytes: bytes.len(),
-        });
+        let left = parts
+            .iter_mut()
+            .map(|(at, bytes)| Left::new(*at, std::iter::once((bytes.as_mut_ptr(), bytes.len()))));
         self.run(Way::Read, left.collect())
     }
 
@@ -119,7 +144,8 @@ impl Ring {
     /// flight.
     fn run(&self, way: Way, mut left: Vec<Left>) -> Result<(), Failure> {
         let mut ring = self.ring();
-        let mut waiting: Vec<usize> = (0..left.len()).rev().filter(|nth| left[*nth].bytes > 0).collect();
+        let mut waiting: Vec<usize> =
+            (0..left.len()).rev().filter(|nth| !left[*nth].pieces.is_empty()).collect();
         let mut in_flight = 0_u32;
         let mut failed: Option<Failure> = None;
         loop {
@@ -158,12 +184,17 @@ impl Ring {
     }
 }
 
+/// Pieces that the kernel takes at once (UIO_MAXIOV of linux/uio.h).
+const PIECES_AT_ONCE: usize = 1024;
+
 fn entry(way: Way, left: &Left, nth: usize) -> Entry {
-    // The kernel moves less than 2 GiB at once and says how much.
-    let bytes = u32::try_from(left.bytes).unwrap_or(1 << 30);
+    // The kernel moves less than 2 GiB at once and says how much. It has read the list of pieces when the call that submits it
+    // returns.
+    let (pieces, _) = left.pieces.as_slices();
+    let count = u32::try_from(pieces.len().min(PIECES_AT_ONCE)).unwrap_or(1);
     let entry = match way {
-        Way::Read => opcode::Read::new(FILE, left.start, bytes).offset(left.at).build(),
-        Way::Write => opcode::Write::new(FILE, left.start, bytes).offset(left.at).build(),
+        Way::Read => opcode::Readv::new(FILE, pieces.as_ptr(), count).offset(left.at).build(),
+        Way::Write => opcode::Writev::new(FILE, pieces.as_ptr(), count).offset(left.at).build(),
     };
     entry.user_data(nth as u64)
 }
@@ -173,11 +204,8 @@ fn take(left: &mut Left, result: i32) -> Result<bool, Stop> {
     match usize::try_from(result) {
         Ok(0) => Err(Stop::End),
         Ok(moved) => {
-            left.at += moved as u64;
-            // SAFETY: the kernel moved no more than it was asked to, which lies within the part.
-            left.start = unsafe { left.start.add(moved) };
-            left.bytes -= moved;
-            Ok(left.bytes == 0)
+            left.moved(moved);
+            Ok(left.pieces.is_empty())
         }
         Err(_) => match Errno::from_raw(-result) {
             Errno::EINTR | Errno::EAGAIN => Ok(false),
@@ -209,14 +237,20 @@ mod tests {
         let ring = ring(&file);
         let contents: Vec<Vec<u8>> = (0..255_u8).map(|nth| vec![nth + 1; 4096 - usize::from(nth)]).collect();
         let at = |nth: usize| ByteOffset(((nth * 7) % 255) as u64 * 4096);
-        let parts: Vec<(ByteOffset, &[u8])> =
-            contents.iter().enumerate().map(|(nth, bytes)| (at(nth), bytes.as_slice())).collect();
+        // In one piece or in three, one of them empty.
+        let pieces = |nth: usize, bytes: &'static [u8]| match nth % 2 {
+            0 => vec![bytes],
+            _ => vec![&bytes[..7], &[], &bytes[7..]],
+        };
+        let contents: &'static [Vec<u8>] = contents.leak();
+        let parts: Vec<(ByteOffset, Vec<&[u8]>)> =
+            contents.iter().enumerate().map(|(nth, bytes)| (at(nth), pieces(nth, bytes))).collect();
         ring.write(&parts).unwrap();
         let mut read: Vec<Vec<u8>> = contents.iter().map(|bytes| vec![0; bytes.len()]).collect();
         let mut targets: Vec<(ByteOffset, &mut [u8])> =
             read.iter_mut().enumerate().map(|(nth, bytes)| (at(nth), bytes.as_mut_slice())).collect();
         ring.read(&mut targets).unwrap();
-        assert!(read == contents);
+        assert!(read == *contents);
         let mut direct = vec![0; contents[3].len()];
         file.read_exact_at(&mut direct, at(3).0).unwrap();
         assert!(direct == contents[3]);
@@ -237,10 +271,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_part_begins_behind_what_was_moved() {
+        let mut bytes = [0_u8; 10];
+        let start = bytes.as_mut_ptr();
+        let of = |from: usize, len: usize| (start.wrapping_add(from), len);
+        let mut left = Left::new(ByteOffset(100), [of(0, 4), of(4, 0), of(4, 5)].into_iter());
+        left.moved(3);
+        assert_eq!((left.at, left.pieces.len(), left.pieces[0].iov_len), (103, 2, 1));
+        left.moved(2);
+        assert_eq!((left.at, left.pieces.len(), left.pieces[0].iov_len), (105, 1, 4));
+        assert_eq!(left.pieces[0].iov_base.cast(), start.wrapping_add(5));
+        left.moved(4);
+        assert!(left.pieces.is_empty());
+    }
+
+    #[test]
     fn an_error_of_the_system_is_named() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let stop = Stop::Errno(Errno::ENOSPC);
-        assert_eq!(ring(&full).write(&[(ByteOffset(0), &[1; 512])]), Err((0, stop)));
+        assert_eq!(ring(&full).write(&[(ByteOffset(0), vec![&[1; 512]])]), Err((0, stop)));
     }
 
     /// What passes by the filter of system calls is kept to its file by the kernel.

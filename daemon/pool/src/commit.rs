@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use device::{Device, DeviceErrorKind, Sealed, SectorRecord};
+use device::{Device, DeviceErrorKind, SealedSlice, SectorRecord};
 use units::{ByteLen, ByteOffset, Lba, PoolId, SectorCount, VolumeId};
 
 use crate::allocator::{Account, Allocated, Allocator, Share, Shortage};
@@ -175,7 +175,7 @@ impl TakenExtent {
             of: of(*sector),
             record: content.record(),
             ciphertext: match content {
-                Content::InMemory(sealed) => Some(Arc::clone(sealed)),
+                Content::InMemory(held) => Some(held.clone()),
                 Content::Placed(_) => None,
             },
         })
@@ -326,9 +326,14 @@ impl Core {
         }
     }
 
-    /// Counts sectors that are written to memory.
+    /// Counts sectors that are written to memory. When half of it is full, whoever tends the pool commits, while the other half
+    /// takes what comes.
     pub(crate) fn buffered(&self, sectors: u64) {
-        self.buffered.fetch_add(sectors, Ordering::AcqRel);
+        let before = self.buffered.fetch_add(sectors, Ordering::AcqRel);
+        let half = self.buffer_sectors() / 2;
+        if before <= half && before + sectors > half {
+            self.placement.want_commit();
+        }
     }
 
     /// Sectors that may wait in memory for a flush, and as many behind it for their placing: a log's worth at most.
@@ -711,8 +716,8 @@ impl Core {
             Record::Sector { of, record, ciphertext } => {
                 self.records.logged(of, record);
                 match ciphertext.zip(extents.get(&of.extent)) {
-                    Some((sealed, extent)) => {
-                        self.placement.add(of, Waiting { extent: Arc::clone(extent), sealed });
+                    Some((held, extent)) => {
+                        self.placement.add(of, Waiting { extent: Arc::clone(extent), held });
                     }
                     // What the place has now is newer than what an earlier record of the log would put there.
                     None => self.placement.forget_sector(of),
@@ -725,11 +730,11 @@ impl Core {
     /// Step 16, a part of it: as much as a round of `added` sectors must place for the log and memory not to fill up.
     fn place_some(&self, added: u64) -> Result<(), PoolError> {
         let waiting = self.placement.sectors();
-        if waiting <= self.buffer_sectors() / 2 {
+        if self.placement.in_memory() <= self.buffer_sectors() / 2 {
             return Ok(());
         }
         let share = (2 * added).max(PLACED_AT_ONCE_MIN);
-        let most = if waiting > self.buffer_sectors() { waiting } else { share };
+        let most = if self.placement.in_memory() > self.buffer_sectors() { waiting } else { share };
         self.place(most)
     }
 
@@ -745,19 +750,24 @@ impl Core {
             }
             left = left.saturating_sub(batch.len());
             self.step(CrashStep::PlaceWrite);
-            let runs: Vec<(SectorId, Sealed)> = batch.runs().collect();
-            let at = |of: &SectorId| self.layout.sector_at(of.extent, of.sector);
-            let parts: Vec<_> = runs.iter().map(|(first, run)| (at(first), run.as_slice())).collect();
-            self.device.write_many(&parts)?;
+            let at = |of: SectorId| self.layout.sector_at(of.extent, of.sector);
+            let runs: Vec<(ByteOffset, Vec<SealedSlice<'_>>)> =
+                batch.runs().map(|(first, run)| (at(first), run)).collect();
+            self.device.write_many(&runs)?;
+            drop(runs);
             batch.let_go();
         }
         Ok(())
     }
 
-    /// Beside commits: puts what waits to its place, once it is worth it or `patience` is over.
+    /// Beside what others commit: commits where memory fills, and puts what waits to its place, once it is worth it or `patience`
+    /// is over.
     pub(crate) fn tend(&self, patience: Duration) -> Result<(), PoolError> {
-        self.placement.wait(patience);
+        let commit_wanted = self.placement.wait(patience);
         self.check_not_failed()?;
+        if commit_wanted {
+            self.flush()?;
+        }
         self.place(self.placement.sectors()).map_err(|error| self.fail(error))
     }
 

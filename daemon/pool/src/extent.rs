@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use device::{Sealed, SectorRecord};
+use device::SectorRecord;
 use units::VolumeEpoch;
 
 use crate::allocator::Allocated;
 use crate::commit::lock;
+use crate::held::Held;
 use crate::presence::Presence;
 
 /// What an entry stands for.
@@ -74,22 +75,21 @@ pub(crate) struct Pending {
 pub(crate) enum Content {
     /// Its ciphertext is in its place.
     Placed(SectorRecord),
-    /// One sector, with its record.
-    InMemory(Arc<Sealed>),
+    InMemory(Held),
 }
 
 impl Content {
     pub(crate) fn record(&self) -> SectorRecord {
         match self {
             Self::Placed(record) => *record,
-            Self::InMemory(sealed) => sealed.records().first().copied().unwrap_or_default(),
+            Self::InMemory(held) => held.record(),
         }
     }
 
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Placed(a), Self::Placed(b)) => a == b,
-            (Self::InMemory(a), Self::InMemory(b)) => Arc::ptr_eq(a, b),
+            (Self::InMemory(a), Self::InMemory(b)) => a.is(b),
             _ => false,
         }
     }
@@ -248,8 +248,8 @@ impl ExtentState {
     }
 
     /// As opening finds it in the log.
-    pub(crate) fn restore(&mut self, sector: u32, sealed: Arc<Sealed>) {
-        self.busy().pending.insert(sector, Pending { content: Content::InMemory(sealed), taken: true });
+    pub(crate) fn restore(&mut self, sector: u32, held: Held) {
+        self.busy().pending.insert(sector, Pending { content: Content::InMemory(held), taken: true });
     }
 
     fn way(&self, sector: u32) -> Way {

@@ -15,6 +15,7 @@ use crate::branch::{Branch, Written};
 use crate::commit::lock;
 use crate::entry::Place;
 use crate::extent::{Content, Extent, Route};
+use crate::held::Held;
 use crate::scrub::{judge, records};
 use crate::{Piece, Pool, PoolError, PoolVolume};
 
@@ -103,7 +104,7 @@ impl Pool {
         let still =
             Arc::ptr_eq(&joined, extent) && self.expected(&found).is_ok_and(|now| now == Some(record));
         let written = match still {
-            true => Written::Healed(*sector, Content::InMemory(Arc::new(sealed))),
+            true => Written::Healed(*sector, Content::InMemory(Held::new(&Arc::new(sealed), 0))),
             false => Written::Nothing,
         };
         if !branch.end_write(&self.core, *place, &joined, (part.clone(), written)) {

@@ -28,6 +28,7 @@ mod epochs;
 mod error;
 mod extent;
 mod heal;
+mod held;
 mod history;
 mod holes;
 mod layout;

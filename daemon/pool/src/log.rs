@@ -14,9 +14,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
-use device::{Device, Metadata, Sealed, SectorBuf, SectorRecord};
+use device::{Device, Metadata, SectorBuf, SectorRecord};
 use units::{ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
 
 use crate::bytes::{Decoder, Encoder};
@@ -24,6 +23,7 @@ use crate::digest::{NextState, Planned, Root, StateHead};
 use crate::entry::{
     Mapping, VolumeEntry, decode_extent, decode_volume, encode_extent, encode_volume, extent_record_bytes,
 };
+use crate::held::Held;
 use crate::layout::{
     DIGEST_BYTES, Layout, PAGES_PER_TRANSFER, SECTOR, SECTOR_RECORD_BYTES, VOLUME_ENTRY_BYTES,
 };
@@ -74,7 +74,7 @@ pub(crate) enum Record {
     Volume { slot: u32, entry: Box<VolumeEntry> },
     Extent { index: u32, mapping: Option<Mapping> },
     Holes { index: u32, mapping: Option<Mapping> },
-    Sector { of: SectorId, record: SectorRecord, ciphertext: Option<Arc<Sealed>> },
+    Sector { of: SectorId, record: SectorRecord, ciphertext: Option<Held> },
     Plan { page: ByteOffset, planned: Planned },
     Root(Root),
     Vouch { slot: u32, mac: VouchMac },
@@ -126,7 +126,7 @@ pub(crate) enum Replayed {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     payloads: Vec<Vec<u8>>,
-    ciphertexts: Vec<Arc<Sealed>>,
+    ciphertexts: Vec<Held>,
     pub(crate) records: Vec<Record>,
 }
 
@@ -560,9 +560,12 @@ impl Log {
                 end.next += 1;
                 end.link = Link { session: self.session, checksum };
             }
-            let transfer =
-                Metadata::from_encoding(buf).followed_by(behind.iter().map(|sealed| sealed.as_slice()));
-            device.write_metadata(self.layout.log_block_at(at), &transfer)?;
+            let front_blocks = Metadata::from_encoding(buf);
+            device.write_metadata_before(
+                self.layout.log_block_at(at),
+                &front_blocks,
+                &Held::pieces(behind),
+            )?;
             at += (front.len() + behind.len()) as u64;
             (payloads, ciphertexts) = (payloads_left, ciphertexts_left);
         }
@@ -627,8 +630,8 @@ impl Packer {
             payload.resize(start + record.encoded_bytes(self.layout), 0);
             record.encode(self.layout, self.pool, &mut payload[start..]);
         }
-        if let Record::Sector { ciphertext: Some(sealed), .. } = &record {
-            self.batch.ciphertexts.push(Arc::clone(sealed));
+        if let Record::Sector { ciphertext: Some(held), .. } = &record {
+            self.batch.ciphertexts.push(held.clone());
         }
         self.batch.records.push(record);
     }
@@ -661,7 +664,7 @@ const _: () = assert!(RECORD_HEADER_BYTES + 24 + (64 << 20) / (8 * SECTOR_BYTES)
 mod tests {
     use std::sync::Arc;
 
-    use device::SimulatedDevice;
+    use device::{Sealed, SimulatedDevice};
     use units::ByteLen;
 
     use super::*;
@@ -727,12 +730,12 @@ mod tests {
         packer.take()
     }
 
-    fn sealed(tag: u32) -> (SectorRecord, Arc<Sealed>) {
+    fn sealed(tag: u32) -> (SectorRecord, Held) {
         let mut buf = SectorBuf::zeroed(SectorCount(1));
         buf.as_mut_bytes().fill(u8::try_from(tag).unwrap());
         let checksum = crc32c::crc32c(buf.as_bytes());
         let record = SectorRecord { sequence: u64::from(tag), checksum, tag: [9; 16] };
-        (record, Arc::new(Sealed::from_cipher(buf, vec![record])))
+        (record, Held::new(&Arc::new(Sealed::from_cipher(buf, vec![record])), 0))
     }
 
     /// What replay makes of [`sectors`], whose first ciphertext is in block `first`.

@@ -14,10 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use device::Sealed;
+use device::SealedSlice;
 
 use crate::commit::lock;
 use crate::extent::{Content, Extent};
+use crate::held::Held;
 use crate::presence::Presence;
 use crate::records::SectorId;
 
@@ -28,7 +29,7 @@ const WORTHWHILE: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Waiting {
     pub(crate) extent: Arc<Extent>,
-    pub(crate) sealed: Arc<Sealed>,
+    pub(crate) held: Held,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +43,10 @@ pub(crate) struct Placement {
 struct State {
     /// By place, the newest of each sector.
     sectors: BTreeMap<SectorId, Waiting>,
+    /// Sectors that wait no more, while others that came with them may wait still. Back at nothing when nobody waits.
+    of_no_use: u64,
+    /// Memory fills with what waits for a commit.
+    commit_wanted: bool,
     /// Where the next batch goes on, so that all get their turn.
     next: SectorId,
     /// Extents of the batch that is on its way.
@@ -65,9 +70,16 @@ impl Placement {
         lock(&self.state).sectors.len() as u64
     }
 
+    /// How many sectors there may be in memory for those that wait: with what came with them and is not of use any more.
+    pub(crate) fn in_memory(&self) -> u64 {
+        let state = lock(&self.state);
+        state.sectors.len() as u64 + state.of_no_use
+    }
+
     /// The log has this.
     pub(crate) fn add(&self, of: SectorId, waiting: Waiting) {
         let mut state = lock(&self.state);
+        state.remove(&of);
         state.sectors.insert(of, waiting);
         if state.sectors.len() == WORTHWHILE {
             self.changed.notify_all();
@@ -76,7 +88,8 @@ impl Placement {
 
     /// The log has something newer, which is in its place.
     pub(crate) fn forget_sector(&self, of: SectorId) {
-        self.settled(of.extent).sectors.remove(&of);
+        let mut state = self.settled(of.extent);
+        state.remove(&of);
     }
 
     /// The log says that the extent is nobody's.
@@ -90,7 +103,7 @@ impl Placement {
         let of = state.sectors.range(SectorId::all_of(extent)).map(|(of, _)| *of);
         let gone: Vec<SectorId> = of.filter(|of| !present.contains(of.sector)).collect();
         for sector in gone {
-            state.sectors.remove(&sector);
+            state.remove(&sector);
         }
     }
 
@@ -101,10 +114,18 @@ impl Placement {
         self.changed.wait_while(lock(&self.state), of_it).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is something worth placing, or something and `patience` is over.
-    pub(crate) fn wait(&self, patience: Duration) {
-        let too_few = |state: &mut State| state.sectors.len() < WORTHWHILE;
-        drop(self.changed.wait_timeout_while(lock(&self.state), patience, too_few));
+    /// Waits until there is something worth placing or a commit is wanted, or until `patience` is over; whether one is.
+    pub(crate) fn wait(&self, patience: Duration) -> bool {
+        let idle = |state: &mut State| state.sectors.len() < WORTHWHILE && !state.commit_wanted;
+        let woken = self.changed.wait_timeout_while(lock(&self.state), patience, idle);
+        let (mut state, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut state.commit_wanted)
+    }
+
+    /// Has whoever waits commit: what comes next is to find room in memory without waiting for it.
+    pub(crate) fn want_commit(&self) {
+        lock(&self.state).commit_wanted = true;
+        self.changed.notify_all();
     }
 
     /// Takes up to `most` sectors out, once no other batch is on its way. Nothing waits and nothing is on its way when an
@@ -127,26 +148,34 @@ impl Placement {
     }
 }
 
+impl State {
+    fn remove(&mut self, of: &SectorId) {
+        if let Some(older) = self.sectors.remove(of) {
+            self.of_no_use += u64::from(older.held.is_one_of_many());
+        }
+    }
+}
+
 impl PlacementBatch<'_> {
     pub(crate) fn len(&self) -> u64 {
         self.sectors.len() as u64
     }
 
     /// Sectors that lie one behind the other, each run from its first on.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = (SectorId, Sealed)> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (SectorId, Vec<SealedSlice<'_>>)> {
         let follows = |(a, _): &(SectorId, Waiting), (b, _): &(SectorId, Waiting)| {
             a.extent == b.extent && a.sector + 1 == b.sector
         };
         self.sectors.chunk_by(follows).filter_map(|run| {
             let first = run.first()?.0;
-            Some((first, Sealed::gathered(run.iter().map(|(_, waiting)| waiting.sealed.as_slice()))))
+            Some((first, Held::pieces(run.iter().map(|(_, waiting)| &waiting.held))))
         })
     }
 
     /// They are in their places: readers find them there.
     pub(crate) fn let_go(mut self) {
-        for (of, Waiting { extent, sealed }) in self.sectors.drain(..) {
-            extent.state().forget(of.sector, &Content::InMemory(sealed));
+        for (of, Waiting { extent, held }) in self.sectors.drain(..) {
+            extent.state().forget(of.sector, &Content::InMemory(held));
         }
     }
 }
@@ -158,6 +187,9 @@ impl Drop for PlacementBatch<'_> {
             state.sectors.entry(of).or_insert(waiting);
         }
         state.on_its_way = None;
+        if state.sectors.is_empty() {
+            state.of_no_use = 0;
+        }
         drop(state);
         self.of.changed.notify_all();
     }

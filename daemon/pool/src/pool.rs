@@ -15,6 +15,7 @@ use crate::commit::{Core, Parts, lock};
 use crate::digest::{StateHead, Tables};
 use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
 use crate::extent::{Extent, ExtentKind};
+use crate::held::Held;
 use crate::history::History;
 use crate::holes::HoleTable;
 use crate::layout::{Layout, PAGES_PER_TRANSFER, SUPERBLOCK_SECTORS, SectorRecords};
@@ -567,10 +568,10 @@ fn restore_from_log(
         for sector in together {
             let nth = place(&sector) - first;
             let sealed = Sealed::gathered(std::iter::once(read.as_slice().sectors_in(nth..nth + 1)));
-            let sealed = Arc::new(sealed.with_records(vec![sector.record]));
+            let held = Held::new(&Arc::new(sealed.with_records(vec![sector.record])), 0);
             let InLog { of, extent, .. } = sector;
-            extent.state().restore(of.sector, Arc::clone(&sealed));
-            waiting.insert(of, Waiting { extent, sealed });
+            extent.state().restore(of.sector, held.clone());
+            waiting.insert(of, Waiting { extent, held });
         }
     }
     Ok(waiting)

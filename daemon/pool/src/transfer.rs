@@ -211,7 +211,7 @@ impl Pool {
         }
         for (first, sealed) in decoded.written {
             self.core.raise_sequence(sealed.records());
-            target.store(first, decoded.epoch, &sealed)?;
+            target.store(first, decoded.epoch, &Arc::new(sealed))?;
         }
         self.core.flush()?;
         // Durable with the next portion: before, this one comes again.
@@ -347,8 +347,8 @@ impl Pool {
                     Piece::Sealed { first, epoch, data } => {
                         compare(from, at, &data)?;
                         self.change_key(&to.state, (epoch, to.info().check))?;
-                        to.store(first, epoch, &data)?;
                         at += data.sectors().0;
+                        to.store(first, epoch, &Arc::new(data))?;
                     }
                 }
             }

@@ -22,6 +22,7 @@ use crate::ceilings::Pace;
 use crate::commit::{Core, lock};
 use crate::entry::{BranchId, Moment, Place, Receiving, Role, VolumeEntry, VolumeRecord};
 use crate::extent::{Content, Extent, ExtentKind, Route, Way};
+use crate::held::Held;
 use crate::{
     Ceilings, CrashStep, Limits, PoolError, SnapshotInfo, StateHead, Verdict, VolumeInfo, VolumeSpec, Witness,
 };
@@ -571,7 +572,7 @@ enum Source {
     /// Not in their places yet.
     Memory {
         epoch: VolumeEpoch,
-        sectors: Vec<Arc<Sealed>>,
+        sectors: Vec<Held>,
     },
 }
 
@@ -639,12 +640,12 @@ impl Spans {
         for (sector, content) in state.pending(run.clone()) {
             match content {
                 Content::Placed(record) => known.push((sector, *record)),
-                Content::InMemory(sealed) => {
+                Content::InMemory(held) => {
                     self.push(placed(at..sector, std::mem::take(&mut known)));
                     self.push(Span {
                         first: first + u64::from(sector - run.start),
                         count: 1,
-                        source: Source::Memory { epoch, sectors: vec![Arc::clone(sealed)] },
+                        source: Source::Memory { epoch, sectors: vec![held.clone()] },
                     });
                     at = sector + 1;
                 }
@@ -709,7 +710,7 @@ impl PoolVolume {
         match span.source {
             Source::Hole => Ok(Piece::Hole(SectorCount(span.count))),
             Source::Memory { epoch, sectors } => {
-                let data = Sealed::gathered(sectors.iter().map(|sealed| sealed.as_slice()));
+                let data = Sealed::gathered(Held::pieces(&sectors).into_iter());
                 Ok(Piece::Sealed { first, epoch, data })
             }
             Source::Device { at, epoch, parts } => {
@@ -788,13 +789,18 @@ impl PoolVolume {
 
     /// Writes sealed sectors from `first` on. Durable only after a later [`PoolVolume::flush`]. On an error any part
     /// of it may have been written.
-    pub fn write(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
+    pub fn write(
+        &self,
+        first: Lba,
+        epoch: VolumeEpoch,
+        data: impl Into<Arc<Sealed>>,
+    ) -> Result<(), PoolError> {
         self.state.check_writable()?;
-        self.store(first, epoch, data)
+        self.store(first, epoch, &data.into())
     }
 
     /// As [`PoolVolume::write`], to a replica too.
-    pub(crate) fn store(&self, first: Lba, epoch: VolumeEpoch, data: &Sealed) -> Result<(), PoolError> {
+    pub(crate) fn store(&self, first: Lba, epoch: VolumeEpoch, data: &Arc<Sealed>) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
         self.core.make_room(data.sectors().0)?;
         let (range, view, _request) = {
@@ -813,13 +819,12 @@ impl PoolVolume {
         &self,
         present: (&View, VolumeEpoch),
         range: &Range<u64>,
-        data: &Sealed,
+        data: &Arc<Sealed>,
     ) -> Result<(), PoolError> {
         for logical in self.state.logical(range) {
             let part = self.state.part(logical, range);
             let start = logical * u64::from(self.state.extent_sectors) + u64::from(part.start) - range.start;
-            let slice = data.as_slice().sectors_in(start..start + part.len() as u64);
-            self.write_part(present, logical, part, slice)?;
+            self.write_part(present, logical, part, (data, start))?;
         }
         Ok(())
     }
@@ -854,7 +859,7 @@ impl PoolVolume {
             let sectors = data.sectors();
             let sealed = reseal(first, under, data)?;
             debug_assert_eq!(sealed.sectors(), sectors);
-            self.store_in((&view, epoch), &(first.0..first.0 + sectors.0), &sealed)?;
+            self.store_in((&view, epoch), &(first.0..first.0 + sectors.0), &Arc::new(sealed))?;
             rewritten.0 += sectors.0;
         }
         drop(held);
@@ -866,19 +871,21 @@ impl PoolVolume {
         (view, epoch): (&View, VolumeEpoch),
         logical: u64,
         part: Range<u32>,
-        data: device::SealedSlice<'_>,
+        (data, start): (&Arc<Sealed>, u64),
     ) -> Result<(), PoolError> {
         let extent = self.begin_write(view, epoch, logical)?;
         let route = match self.core.layout.has_records() {
             false => Route::Direct,
-            true if self.core.buffers_small(data.sectors().0) => Route::Buffered,
+            true if self.core.buffers_small(part.len() as u64) => Route::Buffered,
             true => Route::ByPlace,
         };
-        let mut contents = Vec::with_capacity(data.records().len());
+        let mut contents = Vec::with_capacity(part.len());
         let mut result = Ok(());
         let mut direct = false;
         for (run, way) in extent.begin_ways(part.clone(), route) {
-            let slice = data.sectors_in(u64::from(run.start - part.start)..u64::from(run.end - part.start));
+            // Of what the caller has given.
+            let first = start + u64::from(run.start - part.start);
+            let slice = data.as_slice().sectors_in(first..first + run.len() as u64);
             match way {
                 Way::Direct if result.is_ok() => {
                     direct = true;
@@ -889,10 +896,8 @@ impl PoolVolume {
                         .extend(run.zip(slice.records()).map(|(at, record)| (at, Content::Placed(*record))));
                 }
                 Way::Direct => {}
-                Way::Buffered => contents.extend(run.clone().zip(0..).map(|(at, nth)| {
-                    let sector = Sealed::gathered(std::iter::once(slice.sectors_in(nth..nth + 1)));
-                    (at, Content::InMemory(Arc::new(sector)))
-                })),
+                Way::Buffered => contents
+                    .extend(run.zip(first..).map(|(at, nth)| (at, Content::InMemory(Held::new(data, nth))))),
             }
         }
         let written = match (&result, route) {

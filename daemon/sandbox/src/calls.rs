@@ -202,6 +202,7 @@ const NODE: &[Rule] = rules! {
     // Disks. They were opened before; what is opened from here on is bounded by the file rules.
     SYS_pread64 => "sectors";
     SYS_pwrite64 => "sectors";
+    SYS_pwritev => "blocks of the log with the sectors behind them, in one transfer";
     SYS_io_uring_enter => "many sectors at once, once so many wait, by a ring that the kernel keeps to its one device";
     SYS_fdatasync => "a flush";
     SYS_fallocate => "discards on a pool in a file";

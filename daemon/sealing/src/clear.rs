@@ -19,6 +19,11 @@ impl Clear {
         Self(SectorBuf::zeroed(count))
     }
 
+    /// `count` sectors of ciphertext that some buffer before held: for whoever fills all of them.
+    pub(crate) fn to_fill(count: SectorCount) -> Self {
+        Self(SectorBuf::to_fill(count))
+    }
+
     /// The plaintext.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
@@ -66,15 +71,43 @@ pub struct Bound {
 /// A buffer that was being encrypted while the key went is neither plaintext nor ciphertext: it is zeroed and the
 /// answer is [`KeyGone`].
 pub fn seal(
+    clear: Clear,
+    keys: (&Keyring, KeyHandle),
+    bound: Bound,
+    at: (Lba, u64),
+) -> Result<Sealed, KeyGone> {
+    seal_within(clear, None, keys, bound, at)
+}
+
+/// As [`seal`], of whole sectors that stay where they are: they are encrypted into a buffer of their own.
+pub(crate) fn seal_bytes(
+    clear: &[u8],
+    keys: (&Keyring, KeyHandle),
+    bound: Bound,
+    at: (Lba, u64),
+) -> Result<Sealed, KeyGone> {
+    let count = SectorCount((clear.len() / SECTOR_BYTES) as u64);
+    seal_within(Clear::to_fill(count), Some(clear), keys, bound, at)
+}
+
+/// Encrypts what is in `clear`, or else all of `source` into it.
+fn seal_within(
     mut clear: Clear,
+    source: Option<&[u8]>,
     (keyring, key): (&Keyring, KeyHandle),
     bound: Bound,
     (first, sequence): (Lba, u64),
 ) -> Result<Sealed, KeyGone> {
     let sequences: Vec<u64> = (sequence..sequence.saturating_add(clear.sectors().0)).collect();
+    let sectors = sectors_from(first);
     if key.integrity() == Integrity::Checksummed {
         keyring.with_key(key, |key| {
-            whole(key.cipher.apply(Direction::Encrypt, sectors_from(first), clear.as_mut_bytes()));
+            whole(match source {
+                None => key.cipher.apply(Direction::Encrypt, sectors, clear.as_mut_bytes()),
+                Some(source) => {
+                    key.cipher.apply_into(Direction::Encrypt, sectors, (source, clear.as_mut_bytes()))
+                }
+            });
         })?;
         let checksums = clear.as_bytes().chunks_exact(SECTOR_BYTES).map(crc32c::crc32c);
         let records = sequences.iter().zip(checksums);
@@ -86,7 +119,13 @@ pub fn seal(
     let mut made = vec![Record::default(); sequences.len()];
     keyring.with_key(key, |key| {
         let binding = bound.binding(&sequences);
-        whole(key.cipher.seal(key.tags, sectors_from(first), binding, clear.as_mut_bytes(), &mut made));
+        whole(match source {
+            None => key.cipher.seal(key.tags, sectors, binding, clear.as_mut_bytes(), &mut made),
+            Some(source) => {
+                let ends = (source, clear.as_mut_bytes());
+                key.cipher.seal_into(key.tags, sectors, binding, ends, &mut made)
+            }
+        });
     })?;
     let records = sequences.iter().zip(&made).map(|(sequence, made)| SectorRecord {
         sequence: *sequence,

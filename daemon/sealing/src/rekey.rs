@@ -81,7 +81,7 @@ impl Inner {
         (under, epoch): (VolumeEpoch, VolumeEpoch),
         data: &Sealed,
     ) -> Result<Sealed, Cause> {
-        let mut clear = Clear::zeroed(data.sectors());
+        let mut clear = Clear::to_fill(data.sectors());
         self.unseal(data, under, first.0, clear.as_mut_bytes())?;
         let key = self.key_of(first, epoch)?;
         let bound = Bound { domain: self.domain, epoch };

@@ -11,7 +11,7 @@ use pool::{Change, Piece, PoolError, PoolVolume};
 use units::{ByteLen, ByteOffset, DomainId, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 use zeroize::Zeroize;
 
-use crate::clear::{Bound, Clear, UnsealError, seal, unseal};
+use crate::clear::{Bound, Clear, UnsealError, seal, seal_bytes, unseal};
 use crate::error::{Cause, Operation, VolumeError};
 use crate::keys::VolumeKeys;
 use crate::locks::{Access, RangeLocks};
@@ -89,6 +89,22 @@ impl fmt::Debug for Volume {
 enum Source<'a> {
     Data(&'a [u8]),
     Zeros,
+}
+
+/// Whole sectors to seal.
+enum Plain<'a> {
+    Owned(Clear),
+    /// As the caller has them.
+    Borrowed(&'a [u8]),
+}
+
+impl Plain<'_> {
+    fn sectors(&self) -> SectorCount {
+        match self {
+            Self::Owned(clear) => clear.sectors(),
+            Self::Borrowed(bytes) => SectorCount((bytes.len() / SECTOR_BYTES) as u64),
+        }
+    }
 }
 
 /// A non-empty range of bytes, in a volume or in a part of one.
@@ -319,7 +335,7 @@ impl Inner {
         if wanted == (0..data.as_bytes().len()) {
             return self.unseal(data, *epoch, first, out);
         }
-        let mut clear = Clear::zeroed(data.sectors());
+        let mut clear = Clear::to_fill(data.sectors());
         self.unseal(data, *epoch, first, clear.as_mut_bytes())?;
         out.copy_from_slice(&clear.as_bytes()[wanted]);
         Ok(())
@@ -352,15 +368,21 @@ impl Inner {
         for batch in batches(touched_sectors(&range)) {
             let batch_bytes = batch.start * SECTOR..batch.end * SECTOR;
             let covered = batch_bytes.start.max(range.start)..batch_bytes.end.min(range.end);
+            if let (Source::Data(data), true) = (source, covered == batch_bytes) {
+                let data = &data[within(&covered, range.start)];
+                self.seal_and_write(batch.start, || Ok(Plain::Borrowed(data)))?;
+                continue;
+            }
             self.seal_and_write(batch.start, || {
-                let mut clear = Clear::zeroed(SectorCount(batch.end - batch.start));
+                // The range covers all but the edges, which are kept.
+                let mut clear = Clear::to_fill(SectorCount(batch.end - batch.start));
                 self.keep_edges(&batch, &covered, &mut clear)?;
                 let target = &mut clear.as_mut_bytes()[within(&covered, batch_bytes.start)];
                 match source {
                     Source::Data(data) => target.copy_from_slice(&data[within(&covered, range.start)]),
                     Source::Zeros => target.fill(0),
                 }
-                Ok(clear)
+                Ok(Plain::Owned(clear))
             })?;
         }
         Ok(())
@@ -399,14 +421,22 @@ impl Inner {
     /// The last steps of every write: 1. encrypt, 2. see that the key was there throughout (both in `seal`), 3. write. A
     /// check left out, or made before the encryption only, would let through what a wipe's zeros encrypted. Where another
     /// epoch of the key begins in between, all of it is done again: what was sealed is gone, so `clear` makes it once more.
-    fn seal_and_write(&self, first: u64, clear: impl Fn() -> Result<Clear, Cause>) -> Result<(), Cause> {
-        let try_once = |clear: Clear| -> Result<(), Cause> {
+    fn seal_and_write<'a>(
+        &self,
+        first: u64,
+        clear: impl Fn() -> Result<Plain<'a>, Cause>,
+    ) -> Result<(), Cause> {
+        let try_once = |clear: Plain<'_>| -> Result<(), Cause> {
             let epoch = self.pool.epoch();
             let key = self.key_of(Lba(first), epoch)?;
             let sequence = self.pool.take_sequences(epoch, clear.sectors())?;
             let bound = Bound { domain: self.domain, epoch };
-            let sealed = seal(clear, (&self.keys.keyring, key), bound, (Lba(first), sequence))?;
-            Ok(self.pool.write(Lba(first), epoch, &sealed)?)
+            let (keys, at) = ((&*self.keys.keyring, key), (Lba(first), sequence));
+            let sealed = match clear {
+                Plain::Owned(clear) => seal(clear, keys, bound, at)?,
+                Plain::Borrowed(bytes) => seal_bytes(bytes, keys, bound, at)?,
+            };
+            Ok(self.pool.write(Lba(first), epoch, sealed)?)
         };
         loop {
             match try_once(clear()?) {
@@ -455,7 +485,7 @@ impl Inner {
             let mut clear = Clear::zeroed(SectorCount(1));
             self.read_sector(sector, clear.as_mut_bytes())?;
             clear.as_mut_bytes()[within(&part, sector * SECTOR)].fill(0);
-            Ok(clear)
+            Ok(Plain::Owned(clear))
         })
     }
 

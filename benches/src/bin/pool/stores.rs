@@ -29,7 +29,7 @@ pub(crate) trait Store: Send + Sync {
 /// What is written, in the form that each store takes.
 pub(crate) struct Content {
     clear: Vec<u8>,
-    sealed: Sealed,
+    sealed: Arc<Sealed>,
 }
 
 impl Content {
@@ -37,7 +37,7 @@ impl Content {
         let sealed = of.0.read(ByteOffset(0), SectorCount(count))?;
         let clear = sealed.as_bytes().to_vec();
         let records = (0..count).map(|_| SectorRecord { sequence: 1, checksum: 2, tag: [3; 16] });
-        Ok(Self { clear, sealed: sealed.with_records(records.collect()) })
+        Ok(Self { clear, sealed: Arc::new(sealed.with_records(records.collect())) })
     }
 }
 
@@ -128,7 +128,7 @@ impl Store for SealedStore {
         Ok(())
     }
     fn write(&self, first: u64, content: &Content) -> Result<()> {
-        Ok(self.0.write(Lba(first), EPOCH, &content.sealed)?)
+        Ok(self.0.write(Lba(first), EPOCH, Arc::clone(&content.sealed))?)
     }
     fn flush(&self) -> Result<()> {
         Ok(self.0.flush()?)

@@ -22,7 +22,7 @@ const ANEW: u64 = 5000;
 fn full() -> Arc<SimulatedDevice> {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..SECTORS)).unwrap();
     volume.flush().unwrap();
     wind(&pool, 1);
     drop((volume, pool));
@@ -50,7 +50,7 @@ fn open(device: Arc<SimulatedDevice>) -> (Arc<Pool>, Arc<PoolVolume>) {
 
 fn write_again(volume: &PoolVolume) {
     for sector in AGAIN {
-        volume.write(Lba(sector), EPOCH, &sealed([ANEW + sector])).unwrap();
+        volume.write(Lba(sector), EPOCH, sealed([ANEW + sector])).unwrap();
         volume.flush().unwrap();
     }
 }
@@ -103,8 +103,7 @@ fn no_cut_loses_what_was_flushed_while_a_page_of_records_cannot_be_read() {
         let mut flushed = AGAIN.start;
         let Ok((pool, volume)) = try_open(device.clone()) else { return flushed };
         for sector in AGAIN {
-            if volume.write(Lba(sector), EPOCH, &sealed([ANEW + sector])).is_err() || volume.flush().is_err()
-            {
+            if volume.write(Lba(sector), EPOCH, sealed([ANEW + sector])).is_err() || volume.flush().is_err() {
                 break;
             }
             flushed = sector + 1;
@@ -136,7 +135,7 @@ fn a_page_that_a_cut_checkpoint_could_not_use_again_is_used_as_soon_as_it_can_be
     let script = |device: &Arc<SimulatedDevice>| -> Option<()> {
         let (pool, volume) = try_open(device.clone()).ok()?;
         for sector in AGAIN {
-            volume.write(Lba(sector), EPOCH, &sealed([ANEW + sector])).ok()?;
+            volume.write(Lba(sector), EPOCH, sealed([ANEW + sector])).ok()?;
         }
         volume.flush().ok()?;
         (100..140).try_for_each(|fence| pool.raise_fence(spec(1, SECTORS).id, Fence(fence))).ok()
@@ -151,7 +150,7 @@ fn a_page_that_a_cut_checkpoint_could_not_use_again_is_used_as_soon_as_it_can_be
             let device = device.power_cut_leaving(survivors);
             device.make_unreadable(PAGE);
             let (pool, volume) = open(device.clone());
-            volume.write(Lba(AGAIN.start), EPOCH, &sealed([NEWEST])).unwrap();
+            volume.write(Lba(AGAIN.start), EPOCH, sealed([NEWEST])).unwrap();
             wind(&pool, 200);
             drop((pool, volume));
             let device = device.reopened();
@@ -181,7 +180,7 @@ fn more_records_without_a_page_than_the_log_keeps_room_for_are_an_error() {
     (0..3).for_each(|page| device.make_unreadable(PAGE + page));
     let (pool, volume) = open(device.clone());
     let error = (0..SECTORS).try_for_each(|sector| {
-        volume.write(Lba(sector), EPOCH, &sealed([ANEW + sector]))?;
+        volume.write(Lba(sector), EPOCH, sealed([ANEW + sector]))?;
         volume.flush()
     });
     assert_eq!(error.unwrap_err().kind(), PoolErrorKind::Failed);

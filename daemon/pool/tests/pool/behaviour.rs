@@ -46,8 +46,8 @@ fn a_pebibyte_volume_takes_writes_at_both_ends_and_costs_two_extents() {
     let (device, pool) = small_pool();
     let last = (1 << 38) - 1;
     let volume = pool.create_volume(spec(1, last + 1)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
-    volume.write(Lba(last), EPOCH, &sealed([2])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
+    volume.write(Lba(last), EPOCH, sealed([2])).unwrap();
     volume.flush().unwrap();
     drop((volume, pool));
     let pool = reopen(&device);
@@ -65,7 +65,7 @@ fn a_pebibyte_volume_takes_writes_at_both_ends_and_costs_two_extents() {
 fn fill(pool: &Pool) -> Arc<pool::PoolVolume> {
     let volume = pool.create_volume(spec(1, 2 * EXTENTS * 16)).unwrap();
     for extent in 0..EXTENTS {
-        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+        volume.write(Lba(extent * 16), EPOCH, sealed([extent + 1])).unwrap();
     }
     assert_eq!(pool.info().allocated, pool.info().capacity);
     volume
@@ -76,19 +76,19 @@ fn a_full_pool_says_so_and_still_trims_deletes_and_overwrites() {
     let (_, pool) = small_pool();
     let volume = fill(&pool);
     let beyond = Lba(EXTENTS * 16);
-    assert_eq!(volume.write(beyond, EPOCH, &sealed([99])).unwrap_err().kind(), PoolErrorKind::NoSpace);
-    volume.write(Lba(0), EPOCH, &sealed([100])).unwrap();
+    assert_eq!(volume.write(beyond, EPOCH, sealed([99])).unwrap_err().kind(), PoolErrorKind::NoSpace);
+    volume.write(Lba(0), EPOCH, sealed([100])).unwrap();
     volume.flush().unwrap();
     // A trim makes room at once, though nobody has flushed it.
     volume.unmap(Lba(16), SectorCount(16)).unwrap();
-    volume.write(beyond, EPOCH, &sealed([101])).unwrap();
-    assert!(matches!(volume.write(Lba(16), EPOCH, &sealed([102])), Err(PoolError::NoSpace)));
+    volume.write(beyond, EPOCH, sealed([101])).unwrap();
+    assert!(matches!(volume.write(Lba(16), EPOCH, sealed([102])), Err(PoolError::NoSpace)));
     assert_eq!(read(&volume, beyond.0, 1).unwrap(), [Some([101; 8])]);
     assert_eq!(read(&volume, 0, 1).unwrap(), [Some([100; 8])]);
     let second = pool.create_volume(spec(2, 16)).unwrap();
-    assert!(matches!(second.write(Lba(0), EPOCH, &sealed([103])), Err(PoolError::NoSpace)));
+    assert!(matches!(second.write(Lba(0), EPOCH, sealed([103])), Err(PoolError::NoSpace)));
     pool.delete_volume(spec(1, 1).id).unwrap();
-    second.write(Lba(0), EPOCH, &sealed([103])).unwrap();
+    second.write(Lba(0), EPOCH, sealed([103])).unwrap();
     assert_eq!(pool.info().allocated, ByteLen(EXTENT));
     verify_metadata(&pool).unwrap();
 }
@@ -101,7 +101,7 @@ fn what_a_deleted_volume_held_is_never_shown_to_the_next() {
     pool.delete_volume(spec(1, 1).id).unwrap();
     let next = pool.create_volume(spec(2, EXTENTS * 16)).unwrap();
     for extent in 0..EXTENTS {
-        next.write(Lba(extent * 16 + 3), EPOCH, &sealed([1000 + extent])).unwrap();
+        next.write(Lba(extent * 16 + 3), EPOCH, sealed([1000 + extent])).unwrap();
     }
     next.flush().unwrap();
     for pool in [&pool, &reopen(&device)] {
@@ -120,7 +120,7 @@ fn a_handle_to_a_deleted_volume_is_refused() {
     pool.delete_volume(volume.id()).unwrap();
     let refused = |error: PoolError| assert!(matches!(error, PoolError::NoSuchVolume(_)), "{error}");
     refused(volume.read(Lba(0), SectorCount(1)).unwrap_err());
-    refused(volume.write(Lba(0), EPOCH, &sealed([1])).unwrap_err());
+    refused(volume.write(Lba(0), EPOCH, sealed([1])).unwrap_err());
     refused(volume.unmap(Lba(0), SectorCount(1)).unwrap_err());
     refused(pool.volume(volume.id()).unwrap_err());
     refused(pool.delete_volume(volume.id()).unwrap_err());
@@ -132,7 +132,7 @@ fn a_handle_to_a_deleted_volume_is_refused() {
 fn growing_again_after_shrinking_shows_holes() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=64)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=64)).unwrap();
     volume.flush().unwrap();
     pool.resize_volume(volume.id(), SectorCount(20)).unwrap();
     assert_eq!(volume.info().allocated, ByteLen(2 * EXTENT));
@@ -153,18 +153,18 @@ fn requests_at_the_limits_are_taken_and_one_past_refused() {
     let volume = pool.create_volume(spec(1, 20)).unwrap();
     assert!(matches!(pool.create_volume(spec(1, 20)), Err(PoolError::VolumeExists(_))));
     assert!(matches!(pool.resize_volume(volume.id(), SectorCount(0)), Err(PoolError::VolumeSize(_))));
-    volume.write(Lba(18), EPOCH, &sealed([1, 2])).unwrap();
+    volume.write(Lba(18), EPOCH, sealed([1, 2])).unwrap();
     for (first, count) in [(19, 2), (20, 1), (u64::MAX, 1), (1, u64::MAX)] {
         let error = volume.read(Lba(first), SectorCount(count)).unwrap_err();
         assert_eq!(error.kind(), PoolErrorKind::OutOfRange);
         assert!(volume.unmap(Lba(first), SectorCount(count)).is_err());
         assert!(volume.presence(Lba(first), SectorCount(count)).is_err());
     }
-    assert!(volume.write(Lba(19), EPOCH, &sealed([1, 2])).is_err());
+    assert!(volume.write(Lba(19), EPOCH, sealed([1, 2])).is_err());
     assert!(volume.read(Lba(20), SectorCount(0)).unwrap().is_empty());
-    volume.write(Lba(20), EPOCH, &sealed([])).unwrap();
+    volume.write(Lba(20), EPOCH, sealed([])).unwrap();
     volume.unmap(Lba(5), SectorCount(0)).unwrap();
-    let foreign = volume.write(Lba(0), VolumeEpoch(EPOCH.0 + 1), &sealed([1])).unwrap_err();
+    let foreign = volume.write(Lba(0), VolumeEpoch(EPOCH.0 + 1), sealed([1])).unwrap_err();
     assert!(matches!(foreign, PoolError::WrongEpoch { .. }));
     assert_eq!(read(&volume, 0, 20).unwrap()[19], Some([2; 8]));
 }
@@ -210,10 +210,10 @@ fn fences_only_rise_and_are_remembered() {
 fn overwriting_needs_one_device_write_and_one_flush() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 16)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
     volume.flush().unwrap();
     let (operations, flushes) = (device.operations(), device.flushes());
-    volume.write(Lba(0), EPOCH, &sealed([2])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([2])).unwrap();
     volume.flush().unwrap();
     volume.flush().unwrap();
     // The log's block with the ciphertext behind it, and the flush.
@@ -227,12 +227,12 @@ fn opening_reads_the_ciphertext_in_the_log_together() {
     let options = CreateOptions { log_len: Some(ByteLen(4 << 20)), ..create_options() };
     let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, 256)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..256)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..256)).unwrap();
     volume.flush().unwrap();
     // Each in a batch of its own, here and there.
     let sector = |nth: u64| nth * 37 % 256;
     for nth in 0..OVERWRITTEN {
-        volume.write(Lba(sector(nth)), EPOCH, &sealed([1000 + sector(nth)])).unwrap();
+        volume.write(Lba(sector(nth)), EPOCH, sealed([1000 + sector(nth)])).unwrap();
         volume.flush().unwrap();
     }
     drop((pool, volume));
@@ -253,10 +253,10 @@ fn a_failed_flush_is_final_for_the_pool_and_every_volume() {
         let (device, pool) = small_pool();
         let first = pool.create_volume(spec(1, 16)).unwrap();
         let second = pool.create_volume(spec(2, 16)).unwrap();
-        second.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        second.write(Lba(0), EPOCH, sealed([1])).unwrap();
         pool.flush().unwrap();
         // So many go to their places at once: the flush is one of the device before the log, and one behind it.
-        first.write(Lba(0), EPOCH, &sealed(2..=17)).unwrap();
+        first.write(Lba(0), EPOCH, sealed(2..=17)).unwrap();
         device.inject(Fault { operation: Operation::Flush, after, errno: Errno::EIO, lasting: false });
         let error = first.flush().unwrap_err();
         assert!(matches!(&error, PoolError::Failed(_)), "{error}");
@@ -264,7 +264,7 @@ fn a_failed_flush_is_final_for_the_pool_and_every_volume() {
         device.clear_faults();
         for result in [
             second.flush(),
-            second.write(Lba(0), EPOCH, &sealed([3])),
+            second.write(Lba(0), EPOCH, sealed([3])),
             second.read(Lba(0), SectorCount(1)).map(drop),
             second.unmap(Lba(0), SectorCount(1)),
             pool.create_volume(spec(3, 16)).map(drop),
@@ -287,13 +287,13 @@ fn a_failed_write_is_that_writes_alone_and_gives_its_extent_back() {
     for (errno, kind) in [(Errno::EIO, PoolErrorKind::Io), (Errno::ENOSPC, PoolErrorKind::NoSpace)] {
         device.inject(Fault { operation: Operation::Write, after: 0, errno, lasting: false });
         // More than is held in memory for a flush that may follow.
-        assert_eq!(volume.write(Lba(0), EPOCH, &sealed(1..=16)).unwrap_err().kind(), kind);
+        assert_eq!(volume.write(Lba(0), EPOCH, sealed(1..=16)).unwrap_err().kind(), kind);
         assert_eq!(read(&volume, 0, 1).unwrap(), [None]);
     }
     volume.flush().unwrap();
     assert_eq!(pool.info().allocated, ByteLen(0));
-    volume.write(Lba(0), EPOCH, &sealed([2])).unwrap();
-    volume.write(Lba(16), EPOCH, &sealed(1..=16)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([2])).unwrap();
+    volume.write(Lba(16), EPOCH, sealed(1..=16)).unwrap();
     assert_eq!(read(&volume, 0, 1).unwrap(), [Some([2; 8])]);
     device.inject(Fault { operation: Operation::Read, after: 0, errno: Errno::EIO, lasting: false });
     assert_eq!(volume.read(Lba(16), SectorCount(1)).unwrap_err().kind(), PoolErrorKind::Io);
@@ -304,7 +304,7 @@ fn a_failed_write_is_that_writes_alone_and_gives_its_extent_back() {
 fn a_metadata_write_that_fails_ends_the_pool() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
     device.inject(Fault { operation: Operation::Write, after: 0, errno: Errno::ENOSPC, lasting: false });
     assert_eq!(volume.flush().unwrap_err().kind(), PoolErrorKind::Failed);
     device.clear_faults();
@@ -323,14 +323,14 @@ fn a_longer_device_is_used_after_grow_and_across_groups() {
     let long = ByteLen((2 << 20) + LOG + 2 * (2 + 2048 + 16) * EXTENT + 102 * EXTENT);
     device.set_len(long);
     assert_eq!(pool.info().capacity, ByteLen(EXTENTS * EXTENT));
-    assert!(matches!(volume.write(Lba(EXTENTS * 16), EPOCH, &sealed([7])), Err(PoolError::NoSpace)));
+    assert!(matches!(volume.write(Lba(EXTENTS * 16), EPOCH, sealed([7])), Err(PoolError::NoSpace)));
     assert_eq!(pool.grow().unwrap(), long);
     assert_eq!(pool.grow().unwrap(), long);
     let extents = 2 * 2048 + 99;
     assert_eq!(pool.info().capacity, ByteLen(extents * EXTENT));
     pool.resize_volume(volume.id(), SectorCount(extents * 16)).unwrap();
     for extent in EXTENTS..extents {
-        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+        volume.write(Lba(extent * 16), EPOCH, sealed([extent + 1])).unwrap();
     }
     volume.flush().unwrap();
     assert_eq!(pool.info().allocated, pool.info().capacity);
@@ -364,7 +364,7 @@ fn a_trimmed_part_of_an_extent_is_given_back_to_the_device_unless_it_is_small_or
     let device = SimulatedDevice::new(Shape::LARGE.device_len());
     let pool = Pool::create(device.clone(), Shape::LARGE.create_options()).unwrap();
     let volume = pool.create_volume(spec(1, 1000)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..300)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..300)).unwrap();
     volume.flush().unwrap();
     // Sectors of ciphertext, which repeat their first word.
     let is_ciphertext =
@@ -379,7 +379,7 @@ fn a_trimmed_part_of_an_extent_is_given_back_to_the_device_unless_it_is_small_or
     volume.flush().unwrap();
     assert_eq!(held(), before - 100);
     // What is written there next is what is read, also by whoever opens the pool after a cut.
-    volume.write(Lba(110), EPOCH, &sealed(500..530)).unwrap();
+    volume.write(Lba(110), EPOCH, sealed(500..530)).unwrap();
     volume.flush().unwrap();
     let pool = reopen(&device.power_cut_leaving(Survivors::Nothing));
     let found = read(&pool.volume(spec(1, 1).id).unwrap(), 0, 300).unwrap();
@@ -489,7 +489,7 @@ fn an_extent_is_not_given_away_while_somebody_reads_it() {
     let volume = fill(&pool);
     volume.flush().unwrap();
     // In its place, with a record that only the log has.
-    volume.write(Lba(0), EPOCH, &sealed([7])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([7])).unwrap();
     volume.flush().unwrap();
     pool.tend(Duration::ZERO).unwrap();
     let gate = gated.close(Point::BeforeRead);
@@ -499,15 +499,15 @@ fn an_extent_is_not_given_away_while_somebody_reads_it() {
     assert_eq!(pool.info().allocated, ByteLen(EXTENT), "only the extent that is being read is still held");
     let next = pool.create_volume(spec(2, EXTENTS * 16)).unwrap();
     for extent in 0..EXTENTS - 1 {
-        next.write(Lba(extent * 16), EPOCH, &sealed([1000 + extent])).unwrap();
+        next.write(Lba(extent * 16), EPOCH, sealed([1000 + extent])).unwrap();
     }
-    assert!(matches!(next.write(Lba((EXTENTS - 1) * 16), EPOCH, &sealed([1])), Err(PoolError::NoSpace)));
+    assert!(matches!(next.write(Lba((EXTENTS - 1) * 16), EPOCH, sealed([1])), Err(PoolError::NoSpace)));
     gate.open.send(()).unwrap();
     let pieces = reader.join().unwrap();
     let [Piece::Sealed { data, .. }] = &pieces[..] else { panic!("{pieces:?}") };
     assert_eq!(data.as_bytes(), sealed([7]).as_bytes());
     assert_eq!(data.records(), sealed([7]).records());
-    next.write(Lba((EXTENTS - 1) * 16), EPOCH, &sealed([1])).unwrap();
+    next.write(Lba((EXTENTS - 1) * 16), EPOCH, sealed([1])).unwrap();
     verify_metadata(&pool).unwrap();
 }
 
@@ -533,7 +533,7 @@ fn an_extent_is_not_given_away_before_its_unmapping_is_durable() {
         let gated = Gated::new();
         let pool = Pool::create(gated.clone(), create_options()).unwrap();
         let volume = pool.create_volume(spec(1, 160)).unwrap();
-        volume.write(Lba(0), EPOCH, &sealed(1..=160)).unwrap();
+        volume.write(Lba(0), EPOCH, sealed(1..=160)).unwrap();
         volume.flush().unwrap();
         let gate = gated.close(Point::BeforeFlush);
         let deleting = {
@@ -562,7 +562,7 @@ fn a_write_that_overtakes_the_device_flush_is_not_logged_as_present() {
         let gated = Gated::new();
         let pool = Pool::create(gated.clone(), create_options()).unwrap();
         let volume = pool.create_volume(spec(1, 160)).unwrap();
-        volume.write(Lba(0), EPOCH, &sealed(1..=9)).unwrap();
+        volume.write(Lba(0), EPOCH, sealed(1..=9)).unwrap();
         let gate = gated.close(Point::AfterFlush);
         let flushing = {
             let volume = Arc::clone(&volume);
@@ -570,8 +570,8 @@ fn a_write_that_overtakes_the_device_flush_is_not_logged_as_present() {
         };
         gate.arrived.recv().unwrap();
         // In their places, in an extent of their own, and in memory, in the same extent; neither is flushed.
-        volume.write(Lba(32), EPOCH, &sealed(30..=45)).unwrap();
-        volume.write(Lba(9), EPOCH, &sealed([20])).unwrap();
+        volume.write(Lba(32), EPOCH, sealed(30..=45)).unwrap();
+        volume.write(Lba(9), EPOCH, sealed([20])).unwrap();
         gate.open.send(()).unwrap();
         flushing.join().unwrap();
         // Nothing was logged after the snapshot, so nothing of it is flushed by the log's flush but what it covers.
@@ -591,12 +591,12 @@ fn unmapping_beside_a_write_on_its_way_is_durable_and_leaks_nothing() {
         let gated = Gated::new();
         let pool = Pool::create(gated.clone(), create_options()).unwrap();
         let volume = pool.create_volume(spec(1, 16)).unwrap();
-        volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
         volume.flush().unwrap();
         let gate = gated.close(Point::BeforeWrite);
         let writing = {
             let volume = Arc::clone(&volume);
-            thread::spawn(move || volume.write(Lba(1), EPOCH, &sealed(2..=13)))
+            thread::spawn(move || volume.write(Lba(1), EPOCH, sealed(2..=13)))
         };
         gate.arrived.recv().unwrap();
         volume.unmap(Lba(0), SectorCount(1)).unwrap();
@@ -625,15 +625,15 @@ fn what_waits_for_a_place_is_forgotten_when_nothing_is_there_any_more() {
     for filled in 0..20 {
         let (device, pool) = small_pool();
         let volume = pool.create_volume(spec(1, 16)).unwrap();
-        volume.write(Lba(15), EPOCH, &sealed([15])).unwrap();
-        volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+        volume.write(Lba(15), EPOCH, sealed([15])).unwrap();
+        volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
         for fence in 0..filled {
             pool.raise_fence(volume.id(), Fence(fence + 1)).unwrap();
         }
         volume.unmap(Lba(0), SectorCount(1)).unwrap();
         volume.flush().unwrap();
         // More than such a log takes: to its place at once.
-        volume.write(Lba(0), EPOCH, &sealed(101..=109)).unwrap();
+        volume.write(Lba(0), EPOCH, sealed(101..=109)).unwrap();
         volume.flush().unwrap();
         let expected = [Some([101; 8]), Some([102; 8])];
         assert_eq!(read(&volume, 0, 2).unwrap(), expected, "{filled} batches before");

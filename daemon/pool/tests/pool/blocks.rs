@@ -95,10 +95,10 @@ fn a_handle_to_a_deleted_volume_takes_nothing_from_the_one_that_has_its_place() 
     let old = pool.create_volume(spec(1, 100)).unwrap();
     pool.delete_volume(id(1)).unwrap();
     let new = pool.create_volume(spec(2, 100)).unwrap();
-    new.write(Lba(0), EPOCH, &sealed([5])).unwrap();
+    new.write(Lba(0), EPOCH, sealed([5])).unwrap();
     let gone = |error: PoolError| assert!(matches!(error, PoolError::NoSuchVolume(_)), "{error}");
     gone(old.take_sequences(EPOCH, SectorCount(2 * GIB / PER_SECTOR)).unwrap_err());
-    gone(old.write(Lba(0), EPOCH, &sealed([6])).unwrap_err());
+    gone(old.write(Lba(0), EPOCH, sealed([6])).unwrap_err());
     gone(old.unmap(Lba(0), SectorCount(1)).unwrap_err());
     gone(old.set_witness(Arc::new(AnyWitness)).unwrap_err());
     old.flush().unwrap();

@@ -30,12 +30,12 @@ fn changes(of: &PoolVolume, older: Option<&PoolVolume>, first: u64, count: u64) 
 fn what_was_written_and_unmapped_since_a_snapshot_is_told_and_nothing_else() {
     let (_device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..40)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..40)).unwrap();
     pool.create_snapshot(id(1), id(9), 0).unwrap();
     let snapshot = pool.snapshot(id(9)).unwrap();
     assert_eq!(changes(&volume, Some(&snapshot), 0, SECTORS), vec![Change::Same; 100]);
-    volume.write(Lba(7), EPOCH, &sealed([7, 8])).unwrap();
-    volume.write(Lba(50), EPOCH, &sealed([50])).unwrap();
+    volume.write(Lba(7), EPOCH, sealed([7, 8])).unwrap();
+    volume.write(Lba(50), EPOCH, sealed([50])).unwrap();
     volume.unmap(Lba(20), SectorCount(3)).unwrap();
     // There was nothing.
     volume.unmap(Lba(90), SectorCount(3)).unwrap();
@@ -69,7 +69,7 @@ fn what_was_written_and_unmapped_since_a_snapshot_is_told_and_nothing_else() {
 fn what_an_older_snapshot_was_too_short_for_is_told() {
     let (_device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..SECTORS)).unwrap();
     pool.create_snapshot(id(1), id(9), 0).unwrap();
     // In the middle of an extent, and far before others.
     pool.resize_volume(id(1), SectorCount(20)).unwrap();
@@ -96,7 +96,7 @@ fn changes_between_any_two_moments_carry_the_one_over_to_the_other() {
             let at = random.below(SECTORS - 12);
             let count = 1 + random.below(12);
             match random.below(10) {
-                0..5 => match target.write(Lba(at), EPOCH, &sealed(nth * 100..nth * 100 + count)) {
+                0..5 => match target.write(Lba(at), EPOCH, sealed(nth * 100..nth * 100 + count)) {
                     Ok(()) | Err(PoolError::NoSpace) => {}
                     Err(error) => panic!("{error}"),
                 },

@@ -37,7 +37,7 @@ fn in_use(pool: &Pool) -> Vec<VolumeEpoch> {
 fn writes_are_under_the_new_epoch_and_what_was_there_stays_until_it_is_moved() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=40)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=40)).unwrap();
     volume.unmap(Lba(6), SectorCount(2)).unwrap();
     let expected = read(&volume, 0, SECTORS).unwrap();
     begin(&pool, volume.id(), NEXT).unwrap();
@@ -46,7 +46,7 @@ fn writes_are_under_the_new_epoch_and_what_was_there_stays_until_it_is_moved() {
     assert_eq!((info.epoch, info.check), (NEXT, check_of(domain(), NEXT)));
     assert_eq!(read(&volume, 0, SECTORS).unwrap(), expected, "under the epoch of each");
     assert_eq!((volume.outdated().unwrap(), in_use(&pool)), (SectorCount(38), vec![EPOCH, NEXT]));
-    let old = volume.write(Lba(0), EPOCH, &sealed([1]));
+    let old = volume.write(Lba(0), EPOCH, sealed([1]));
     assert!(matches!(old, Err(PoolError::WrongEpoch { expected: NEXT, given: EPOCH })));
     let old = volume.take_sequences(EPOCH, SectorCount(1 << 30));
     assert!(matches!(old, Err(PoolError::WrongEpoch { .. })));
@@ -57,7 +57,7 @@ fn writes_are_under_the_new_epoch_and_what_was_there_stays_until_it_is_moved() {
 
     // A hole over what is under the old one hides it; a write moves what it writes.
     volume.unmap(Lba(20), SectorCount(2)).unwrap();
-    volume.write(Lba(0), NEXT, &sealed_under(NEXT, [1, 2])).unwrap();
+    volume.write(Lba(0), NEXT, sealed_under(NEXT, [1, 2])).unwrap();
     assert_eq!(volume.outdated().unwrap(), SectorCount(34));
     let expected = read(&volume, 0, SECTORS).unwrap();
     volume.flush().unwrap();
@@ -76,7 +76,7 @@ fn writes_are_under_the_new_epoch_and_what_was_there_stays_until_it_is_moved() {
 fn what_keeps_an_epoch_is_named_and_gone_with_it() {
     let (_, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=16)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=16)).unwrap();
     let snapshot = VolumeId([9; 16]);
     pool.create_snapshot(volume.id(), snapshot, 1).unwrap();
     let clone = pool.clone_snapshot(snapshot, VolumeId([10; 16]), Limits::default()).unwrap();
@@ -109,9 +109,9 @@ fn moving_on_a_full_pool_says_so_and_goes_on_when_there_is_room() {
     let volume = pool.create_volume(spec(1, 30 * 16)).unwrap();
     begin(&pool, volume.id(), NEXT).unwrap();
     let other = pool.create_volume(spec(2, 30 * 16)).unwrap();
-    volume.write(Lba(0), NEXT, &sealed_under(NEXT, 1..=32)).unwrap();
+    volume.write(Lba(0), NEXT, sealed_under(NEXT, 1..=32)).unwrap();
     begin(&pool, volume.id(), VolumeEpoch(NEXT.0 + 1)).unwrap();
-    let full = (0..).find(|extent| other.write(Lba(extent * 16), EPOCH, &sealed([1])).is_err()).unwrap();
+    let full = (0..).find(|extent| other.write(Lba(extent * 16), EPOCH, sealed([1])).is_err()).unwrap();
     pool.flush().unwrap();
     let epoch = volume.epoch();
     let none = volume.rewrite(Lba(0), SectorCount(16), epoch, |_, under, data| resealed(&data, under, epoch));
@@ -135,7 +135,7 @@ fn a_new_key_has_its_own_count_and_the_old_count_goes_on_where_that_key_is_used(
     const PER_SECTOR: u64 = 256;
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
     let snapshot = VolumeId([9; 16]);
     pool.create_snapshot(volume.id(), snapshot, 1).unwrap();
     let clone = pool.clone_snapshot(snapshot, VolumeId([10; 16]), Limits::default()).unwrap();
@@ -167,15 +167,15 @@ fn a_replica_follows_a_rotation_without_a_key() {
         there.end_receiving(&manifest).map(drop)
     };
     let id = |number: u8| VolumeId([number; 16]);
-    volume.write(Lba(0), EPOCH, &sealed(1..=20)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=20)).unwrap();
     send(id(21), None).unwrap();
     begin(&pool, volume.id(), NEXT).unwrap();
-    volume.write(Lba(0), NEXT, &sealed_under(NEXT, [50, 51])).unwrap();
+    volume.write(Lba(0), NEXT, sealed_under(NEXT, [50, 51])).unwrap();
     // What was written before it began and is not moved yet is under another epoch than the rest: it is not sent.
-    volume.write(Lba(30), NEXT, &sealed_under(NEXT, [52])).unwrap();
+    volume.write(Lba(30), NEXT, sealed_under(NEXT, [52])).unwrap();
     begin(&pool, volume.id(), VolumeEpoch(NEXT.0 + 1)).unwrap();
     let epoch = volume.epoch();
-    volume.write(Lba(31), epoch, &sealed_under(epoch, [53])).unwrap();
+    volume.write(Lba(31), epoch, sealed_under(epoch, [53])).unwrap();
     let mixed = send(id(22), Some(id(21))).unwrap_err();
     assert!(matches!(mixed, PoolError::TwoEpochs { .. }), "{mixed}");
     pool.delete_snapshot(id(22)).unwrap();
@@ -203,7 +203,7 @@ fn a_replica_follows_a_rotation_without_a_key() {
     assert_eq!((promoted.epoch(), promoted.info().check), (epoch, check_of(domain(), epoch)));
     let expected = pool.snapshot(id(23)).unwrap();
     assert_eq!(read(&promoted, 0, SECTORS).unwrap(), read(&expected, 0, SECTORS).unwrap());
-    promoted.write(Lba(0), epoch, &sealed_under(epoch, [99])).unwrap();
+    promoted.write(Lba(0), epoch, sealed_under(epoch, [99])).unwrap();
     for _ in 0..2 {
         there.flush().unwrap();
     }

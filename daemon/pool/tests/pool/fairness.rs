@@ -100,9 +100,9 @@ fn a_small_flushed_write_waits_for_a_bounded_number_of_batches_whatever_another_
     let small = pool.create_volume(spec(2, 16)).unwrap();
     // From here on everything is overwritten, and waits in the buffer.
     for first in (0..FLOODS * REACH).step_by(64) {
-        flooded.write(Lba(first), EPOCH, &sealed(first..first + 64)).unwrap();
+        flooded.write(Lba(first), EPOCH, sealed(first..first + 64)).unwrap();
     }
-    small.write(Lba(0), EPOCH, &sealed(0..16)).unwrap();
+    small.write(Lba(0), EPOCH, sealed(0..16)).unwrap();
     pool.flush().unwrap();
 
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -114,7 +114,7 @@ fn a_small_flushed_write_waits_for_a_bounded_number_of_batches_whatever_another_
                 let mut nth = 0;
                 while !stop.load(Ordering::Relaxed) {
                     let first = flood * REACH + nth * AT_ONCE % REACH;
-                    flooded.write(Lba(first), EPOCH, &sealed(nth..nth + AT_ONCE)).unwrap();
+                    flooded.write(Lba(first), EPOCH, sealed(nth..nth + AT_ONCE)).unwrap();
                     written.fetch_add(AT_ONCE, Ordering::Relaxed);
                     nth += 1;
                 }
@@ -127,7 +127,7 @@ fn a_small_flushed_write_waits_for_a_bounded_number_of_batches_whatever_another_
                 thread::yield_now();
             }
             gate.begin();
-            small.write(Lba(nth % 16), EPOCH, &sealed([nth])).unwrap();
+            small.write(Lba(nth % 16), EPOCH, sealed([nth])).unwrap();
             small.flush().unwrap();
             most = most.max(gate.end());
         }

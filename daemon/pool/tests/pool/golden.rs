@@ -60,33 +60,33 @@ fn make() -> Arc<SimulatedDevice> {
     let pool = Pool::create(device.clone(), options).unwrap();
     let block = pool.create_volume(spec(2, 1000)).unwrap();
     let gone = pool.create_volume(spec(4, 64)).unwrap();
-    gone.write(Lba(0), EPOCH, &sector(40)).unwrap();
+    gone.write(Lba(0), EPOCH, sector(40)).unwrap();
     for lba in 0..16 {
-        block.write(Lba(lba), EPOCH, &sector(20)).unwrap();
+        block.write(Lba(lba), EPOCH, sector(20)).unwrap();
     }
-    block.write(Lba(999), EPOCH, &sector(21)).unwrap();
-    block.write(Lba(500), EPOCH, &sector(22)).unwrap();
+    block.write(Lba(999), EPOCH, sector(21)).unwrap();
+    block.write(Lba(500), EPOCH, sector(22)).unwrap();
     pool.create_snapshot(block.id(), spec(10, 1).id, 1_700_000_000).unwrap();
     pool.create_snapshot(gone.id(), spec(11, 1).id, 1_700_000_001).unwrap();
     pool.delete_volume(gone.id()).unwrap();
     block.unmap(Lba(999), SectorCount(1)).unwrap();
     block.unmap(Lba(4), SectorCount(3)).unwrap();
-    block.write(Lba(5), EPOCH, &sector(24)).unwrap();
+    block.write(Lba(5), EPOCH, sector(24)).unwrap();
     let clone = pool.clone_snapshot(spec(10, 1).id, spec(5, 1).id, LIMITS).unwrap();
-    clone.write(Lba(1), EPOCH, &sector(50)).unwrap();
+    clone.write(Lba(1), EPOCH, sector(50)).unwrap();
     clone.unmap(Lba(0), SectorCount(1)).unwrap();
     for fence in 1..=14 {
         pool.raise_fence(block.id(), Fence(fence)).unwrap();
     }
     let objects = pool.create_volume(spec(3, 1 << 34)).unwrap();
-    objects.write(Lba((1 << 34) - 1), EPOCH, &sector(30)).unwrap();
+    objects.write(Lba((1 << 34) - 1), EPOCH, sector(30)).unwrap();
     pool.create_snapshot(objects.id(), spec(12, 1).id, 1_700_000_002).unwrap();
-    objects.write(Lba(7), EPOCH, &sector(31)).unwrap();
+    objects.write(Lba(7), EPOCH, sector(31)).unwrap();
     pool.roll_back(objects.id(), spec(12, 1).id).unwrap();
-    objects.write(Lba(8), EPOCH, &sector(32)).unwrap();
+    objects.write(Lba(8), EPOCH, sector(32)).unwrap();
     block.unmap(Lba(500), SectorCount(1)).unwrap();
-    block.write(Lba(17), EPOCH, &sector(23)).unwrap();
-    block.write(Lba(608), EPOCH, &sectors(25, 12)).unwrap();
+    block.write(Lba(17), EPOCH, sector(23)).unwrap();
+    block.write(Lba(608), EPOCH, sectors(25, 12)).unwrap();
     objects.flush().unwrap();
     pool.delete_volume(pool.create_volume(spec(6, 1)).unwrap().id()).unwrap();
     pool.set_limits(clone.id(), Limits { ceilings: CEILINGS, ..LIMITS }).unwrap();
@@ -100,11 +100,11 @@ fn sender() -> Arc<Pool> {
         CreateOptions { extent_len: ByteLen(64 << 10), log_len: Some(LOG), ..CreateOptions::default() };
     let pool = Pool::create(SimulatedDevice::new(DEVICE), options).unwrap();
     let volume = pool.create_volume(spec(7, 100)).unwrap();
-    volume.write(Lba(0), EPOCH, &sectors(60, 4)).unwrap();
+    volume.write(Lba(0), EPOCH, sectors(60, 4)).unwrap();
     pool.create_snapshot(volume.id(), spec(13, 1).id, 1_700_000_003).unwrap();
     pool.resize_volume(volume.id(), SectorCount(200)).unwrap();
-    volume.write(Lba(5), EPOCH, &sectors(61, 3)).unwrap();
-    volume.write(Lba(199), EPOCH, &sector(62)).unwrap();
+    volume.write(Lba(5), EPOCH, sectors(61, 3)).unwrap();
+    volume.write(Lba(199), EPOCH, sector(62)).unwrap();
     pool.create_snapshot(volume.id(), spec(14, 1).id, 1_700_000_004).unwrap();
     pool
 }
@@ -363,7 +363,7 @@ fn the_image_of_version_2_opens_as_it_was_and_is_version_5_from_then_on() {
     let pool = Pool::open(device.clone()).unwrap();
     let volume = pool.volume(spec(2, 1).id).unwrap();
     assert!(!volume.keeps_records());
-    volume.write(Lba(0), EPOCH, &sectors(60, 40)).unwrap();
+    volume.write(Lba(0), EPOCH, sectors(60, 40)).unwrap();
     volume.flush().unwrap();
     drop(holds(&device, &[(2, 0, Some(60)), (2, 39, Some(60)), (10, 0, Some(20))]));
 }

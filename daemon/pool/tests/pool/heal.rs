@@ -46,7 +46,7 @@ impl Sites {
         let (first_device, first) = small_pool();
         let (second_device, second) = small_pool();
         let volume = first.create_volume(spec(1, SECTORS)).unwrap();
-        volume.write(Lba(0), EPOCH, &sealed(1000..1000 + SECTORS)).unwrap();
+        volume.write(Lba(0), EPOCH, sealed(1000..1000 + SECTORS)).unwrap();
         first.create_snapshot(VOLUME, SNAPSHOT, 0).unwrap();
         let manifest = first.manifest(SNAPSHOT, None).unwrap();
         let mut next = second.begin_receiving(&manifest).unwrap();
@@ -144,7 +144,7 @@ fn nothing_but_what_the_record_says_is_taken() {
     // A site that has written the sector since, and deleted the snapshot, has nothing that fits.
     let first = &sites.first.1;
     let volume = first.volume(VOLUME).unwrap();
-    volume.write(Lba(5), EPOCH, &sealed([7])).unwrap();
+    volume.write(Lba(5), EPOCH, sealed([7])).unwrap();
     assert!(fetched(first, &wanted).is_some(), "the snapshot still shows it");
     first.delete_snapshot(SNAPSHOT).unwrap();
     assert_eq!(fetched(first, &wanted), None);
@@ -172,7 +172,7 @@ fn what_is_written_while_a_sector_is_healed_stays() {
             std::thread::sleep(patience);
             match unmaps {
                 true => volume.unmap(Lba(5), SectorCount(1)).unwrap(),
-                false => volume.write(Lba(5), EPOCH, &sealed([7])).unwrap(),
+                false => volume.write(Lba(5), EPOCH, sealed([7])).unwrap(),
             }
             pool.flush().unwrap();
             healing.join().unwrap()

@@ -59,7 +59,7 @@ impl Opened {
     }
 
     fn write(&self, first: u64, tags: std::ops::Range<u64>) {
-        self.volume.write(Lba(first), EPOCH, &sealed(tags)).unwrap();
+        self.volume.write(Lba(first), EPOCH, sealed(tags)).unwrap();
         self.volume.flush().unwrap();
     }
 
@@ -277,8 +277,8 @@ fn no_power_cut_looks_like_an_attack() {
                 let first = round * 37 % (SECTORS - 20);
                 let write = match round % 5 {
                     0 => volume.unmap(Lba(first), SectorCount(3)),
-                    1 => volume.write(Lba(first), EPOCH, &sealed(round..round + 18)),
-                    _ => volume.write(Lba(first), EPOCH, &sealed(round..round + 1)),
+                    1 => volume.write(Lba(first), EPOCH, sealed(round..round + 18)),
+                    _ => volume.write(Lba(first), EPOCH, sealed(round..round + 1)),
                 };
                 if write.and_then(|()| volume.flush()).is_err() {
                     break;
@@ -315,7 +315,7 @@ fn with_log(log: u64) -> Arc<SimulatedDevice> {
     let options = CreateOptions { log_len: Some(ByteLen(log)), ..create_options() };
     let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..SECTORS)).unwrap();
     volume.flush().unwrap();
     device
 }

@@ -24,7 +24,7 @@ fn allocated(pool: &Pool) -> u64 {
 
 /// Writes a sector in each of these extents of the volume that the pool has room for; how many.
 fn fill(volume: &PoolVolume, from: std::ops::Range<u64>) -> u64 {
-    let write = |extent: &u64| match volume.write(Lba(extent * PER_EXTENT), EPOCH, &sealed([extent + 1])) {
+    let write = |extent: &u64| match volume.write(Lba(extent * PER_EXTENT), EPOCH, sealed([extent + 1])) {
         Ok(()) => true,
         Err(PoolError::NoSpace) => false,
         Err(error) => panic!("extent {extent}: {error}"),

@@ -35,9 +35,9 @@ fn a_mapped_extent_costs_no_more_memory_than_it_did() {
     let device = SimulatedDevice::new(ByteLen((EXTENTS + EXTENTS / 64 + 100) * EXTENT));
     let pool = Pool::create(device.clone(), create_options()).unwrap();
     let volume = pool.create_volume(spec(1, EXTENTS * 16)).unwrap();
-    let sealed = zeros(1024);
+    let sealed = Arc::new(zeros(1024));
     for first in (0..EXTENTS * 16).step_by(1024) {
-        volume.write(Lba(first), EPOCH, &sealed).unwrap();
+        volume.write(Lba(first), EPOCH, Arc::clone(&sealed)).unwrap();
     }
     volume.flush().unwrap();
     drop((volume, pool));

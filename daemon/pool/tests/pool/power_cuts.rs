@@ -212,7 +212,7 @@ fn a_cut_on_a_device_that_was_used_before_leaves_a_pool_that_opens_and_loses_not
         let pool = Pool::create(full.clone(), Shape::USED_BEFORE.create_options()).unwrap();
         let volume = pool.create_volume(of).unwrap();
         for page in (0..sectors).step_by(128) {
-            volume.write(Lba(page + 1), EPOCH, &sealed(page + 1..sectors.min(page + PAGE))).unwrap();
+            volume.write(Lba(page + 1), EPOCH, sealed(page + 1..sectors.min(page + PAGE))).unwrap();
         }
         volume.flush().unwrap();
         drop((pool, volume));
@@ -377,7 +377,7 @@ fn many_extents(extents: u64) -> (Arc<SimulatedDevice>, Arc<Pool>, Arc<PoolVolum
     let pool = Pool::create(device.clone(), create_options()).unwrap();
     let volume = pool.create_volume(spec(2, extents * 16)).unwrap();
     for extent in 0..extents {
-        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+        volume.write(Lba(extent * 16), EPOCH, sealed([extent + 1])).unwrap();
     }
     (device, pool, volume)
 }
@@ -424,7 +424,7 @@ fn shrinking_cut_in_the_middle_shows_nothing_when_the_volume_grows_again() {
     const MANY: u64 = 2 * LOG_OF_FREES + 500;
     let (device, pool, volume) = many_extents(MANY);
     // Two sectors past the new end in an extent that stays.
-    volume.write(Lba(20), EPOCH, &sealed([77, 78])).unwrap();
+    volume.write(Lba(20), EPOCH, sealed([77, 78])).unwrap();
     volume.flush().unwrap();
     let id = volume.id();
     drop((pool, volume));
@@ -495,11 +495,11 @@ fn open_after_a_kill(broken: Option<CrashStep>) -> Result<(), String> {
         for seed in 0..50 {
             let (device, pool) = small_pool();
             let volume = pool.create_volume(spec(1, 16)).unwrap();
-            volume.write(Lba(0), EPOCH, &sealed([1; 9])).unwrap();
+            volume.write(Lba(0), EPOCH, sealed([1; 9])).unwrap();
             let other = pool.create_volume(spec(2, 64 * 16)).unwrap();
             // More than goes to the log: to its place. Until the pool is full.
             let write =
-                |other: &PoolVolume, extent: u64| other.write(Lba(extent * 16), EPOCH, &sealed([2; 9]));
+                |other: &PoolVolume, extent: u64| other.write(Lba(extent * 16), EPOCH, sealed([2; 9]));
             let full = (0..).find(|extent| write(&other, *extent).is_err()).unwrap();
             pool.flush().unwrap();
             volume.unmap(Lba(0), SectorCount(16)).unwrap();

@@ -17,9 +17,9 @@ fn closed_pool() -> Arc<SimulatedDevice> {
     let volume = pool.create_volume(spec(1, 64)).unwrap();
     for fence in 1..40 {
         pool.raise_fence(volume.id(), units::Fence(fence)).unwrap();
-        volume.write(Lba(fence), EPOCH, &sealed([1000])).unwrap();
+        volume.write(Lba(fence), EPOCH, sealed([1000])).unwrap();
     }
-    volume.write(Lba(0), EPOCH, &sealed(1..=40)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=40)).unwrap();
     volume.flush().unwrap();
     drop((pool, volume));
     device
@@ -255,7 +255,7 @@ fn damaged_tables_are_found_and_nothing_is_written() {
     let volume = pool.create_volume(spec(1, 64)).unwrap();
     for round in 0..40 {
         volume.unmap(units::Lba(0), units::SectorCount(64)).unwrap();
-        volume.write(Lba(round % 40), EPOCH, &sealed([round + 1])).unwrap();
+        volume.write(Lba(round % 40), EPOCH, sealed([round + 1])).unwrap();
         volume.flush().unwrap();
     }
     drop((pool, volume));

@@ -31,9 +31,9 @@ pub(crate) static SENDER: LazyLock<Sender> = LazyLock::new(|| {
     let mut snapshots: Vec<Arriving> = Vec::new();
     for (id, first) in [(251, 1_u64 << 50), (252, 1 << 51)] {
         // In the second, sectors of the first are overwritten and unmapped.
-        volume.write(Lba(first >> 50), EPOCH, &sealed(first..first + 20)).unwrap();
+        volume.write(Lba(first >> 50), EPOCH, sealed(first..first + 20)).unwrap();
         volume.unmap(Lba(30), SectorCount(4)).unwrap();
-        volume.write(Lba(28), EPOCH, &sealed(first + 100..first + 104)).unwrap();
+        volume.write(Lba(28), EPOCH, sealed(first + 100..first + 104)).unwrap();
         let id = VolumeId([id; 16]);
         pool.create_snapshot(VOLUME, id, 1).unwrap();
         let since = snapshots.last().map(|older| older.manifest.snapshot);

@@ -33,7 +33,7 @@ fn pass(pool: &Arc<Pool>) -> (u64, Vec<DamagedSector>) {
 fn written() -> Arc<SimulatedDevice> {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 10 * PER_EXTENT)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..10 * PER_EXTENT)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..10 * PER_EXTENT)).unwrap();
     volume.flush().unwrap();
     for fence in 1..40 {
         pool.raise_fence(volume.id(), units::Fence(fence)).unwrap();
@@ -54,7 +54,7 @@ fn a_sound_pool_is_read_whole_and_once_and_nothing_is_found() {
     // What volume and snapshot share is read once; what only one of them shows as well.
     pool.create_snapshot(VolumeId([1; 16]), VolumeId([9; 16]), 0).unwrap();
     let volume = pool.volume(VolumeId([1; 16])).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(500..516)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(500..516)).unwrap();
     volume.unmap(Lba(32), SectorCount(16)).unwrap();
     volume.flush().unwrap();
     pool.tend(Duration::ZERO).unwrap();
@@ -106,7 +106,7 @@ fn damage_is_named_for_everyone_who_shows_it_and_for_nobody_else() {
     let pool = open(&device);
     pool.create_snapshot(volume, snapshot, 0).unwrap();
     pool.clone_snapshot(snapshot, clone, pool::Limits::default()).unwrap();
-    pool.volume(volume).unwrap().write(Lba(3), EPOCH, &sealed([700])).unwrap();
+    pool.volume(volume).unwrap().write(Lba(3), EPOCH, sealed([700])).unwrap();
     pool.volume(clone).unwrap().unmap(Lba(4), SectorCount(1)).unwrap();
     pool.flush().unwrap();
     device.edit(DATA + 3, |sector| sector[0] ^= 1);
@@ -159,7 +159,7 @@ fn what_is_written_trimmed_and_deleted_meanwhile_is_not_called_damaged() {
                     at = (at * 31 + 7) % (5 * PER_EXTENT - 4);
                     match round % 7 {
                         0 => volume.unmap(Lba(at), SectorCount(3)).unwrap(),
-                        _ => volume.write(Lba(at), EPOCH, &sealed(round..round + 4)).unwrap(),
+                        _ => volume.write(Lba(at), EPOCH, sealed(round..round + 4)).unwrap(),
                     }
                     if round % 3 == 0 {
                         volume.flush().unwrap();

@@ -25,11 +25,11 @@ fn tags(volume: &PoolVolume, first: u64, count: u64) -> Vec<Option<u64>> {
 fn a_snapshot_stays_as_it_was_while_its_volume_is_written_trimmed_resized_and_deleted() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=40)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=40)).unwrap();
     let info = pool.create_snapshot(id(1), id(2), 77).unwrap();
     assert_eq!((info.id, info.volume, info.created_s, info.sectors), (id(2), id(1), 77, SectorCount(64)));
     let before: Vec<_> = (1..=40).map(Some).chain([None; 24]).collect();
-    volume.write(Lba(3), EPOCH, &sealed([100])).unwrap();
+    volume.write(Lba(3), EPOCH, sealed([100])).unwrap();
     volume.unmap(Lba(8), SectorCount(20)).unwrap();
     assert_eq!(tags(&volume, 2, 3), [Some(3), Some(100), Some(5)]);
     assert_eq!(tags(&volume, 7, 3), [Some(8), None, None]);
@@ -60,7 +60,7 @@ fn a_snapshot_takes_no_writes_and_is_no_volume() {
     pool.create_volume(spec(1, 64)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     let snapshot = pool.snapshot(id(2)).unwrap();
-    for result in [snapshot.write(Lba(0), EPOCH, &sealed([1])), snapshot.unmap(Lba(0), SectorCount(1))] {
+    for result in [snapshot.write(Lba(0), EPOCH, sealed([1])), snapshot.unmap(Lba(0), SectorCount(1))] {
         assert_eq!(result.unwrap_err().kind(), PoolErrorKind::ReadOnly);
     }
     assert!(matches!(pool.volume(id(2)), Err(PoolError::NotAVolume(_))));
@@ -81,7 +81,7 @@ fn a_snapshot_and_the_first_write_after_it_cost_one_write_and_one_flush_each() {
     let options = CreateOptions { log_len: Some(ByteLen(4 * LOG)), ..create_options() };
     let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=64)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=64)).unwrap();
     volume.flush().unwrap();
     // The first of a pool takes an extent for the hole table.
     for number in 2..5 {
@@ -89,7 +89,7 @@ fn a_snapshot_and_the_first_write_after_it_cost_one_write_and_one_flush_each() {
         pool.create_snapshot(id(1), id(number), 0).unwrap();
         assert_eq!((device.writes() - writes, device.flushes() - flushes), (1, 1));
         let (writes, flushes) = (device.writes(), device.flushes());
-        volume.write(Lba(20), EPOCH, &sealed([99])).unwrap();
+        volume.write(Lba(20), EPOCH, sealed([99])).unwrap();
         volume.flush().unwrap();
         assert_eq!((device.writes() - writes, device.flushes() - flushes), (1, 1), "the log has the sector");
     }
@@ -99,14 +99,14 @@ fn a_snapshot_and_the_first_write_after_it_cost_one_write_and_one_flush_each() {
 fn a_clone_begins_as_its_snapshot_and_goes_its_own_way() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=20)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=20)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([50])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([50])).unwrap();
     let clone = pool.clone_snapshot(id(2), id(3), Limits::default()).unwrap();
     let info = clone.info();
     assert_eq!((info.domain, info.check, info.clone_of), (spec(1, 1).domain, spec(1, 1).check, Some(id(2))));
     assert_eq!((info.sectors, info.fence, info.allocated), (SectorCount(64), Fence(0), ByteLen(0)));
-    clone.write(Lba(1), EPOCH, &sealed([60])).unwrap();
+    clone.write(Lba(1), EPOCH, sealed([60])).unwrap();
     clone.unmap(Lba(2), SectorCount(1)).unwrap();
     clone.unmap(Lba(16), SectorCount(16)).unwrap();
     clone.flush().unwrap();
@@ -127,12 +127,12 @@ fn a_clone_begins_as_its_snapshot_and_goes_its_own_way() {
 fn clones_of_clones_go_as_deep_as_the_format_and_no_deeper() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
     let deepest = u8::try_from(LEVELS_MAX).unwrap();
     for level in 1..deepest {
         pool.create_snapshot(id(level), id(100 + level), 0).unwrap();
         let clone = pool.clone_snapshot(id(100 + level), id(level + 1), Limits::default()).unwrap();
-        clone.write(Lba(u64::from(level)), EPOCH, &sealed([u64::from(level) + 1])).unwrap();
+        clone.write(Lba(u64::from(level)), EPOCH, sealed([u64::from(level) + 1])).unwrap();
     }
     pool.create_snapshot(id(deepest), id(200), 0).unwrap();
     let refused = pool.clone_snapshot(id(200), id(201), Limits::default()).unwrap_err();
@@ -150,17 +150,17 @@ fn clones_of_clones_go_as_deep_as_the_format_and_no_deeper() {
 fn rolling_back_shows_the_snapshot_again_and_keeps_the_other_snapshots() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=32)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=32)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([101])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([101])).unwrap();
     pool.resize_volume(id(1), SectorCount(20)).unwrap();
     pool.create_snapshot(id(1), id(3), 1).unwrap();
-    volume.write(Lba(1), EPOCH, &sealed([102])).unwrap();
+    volume.write(Lba(1), EPOCH, sealed([102])).unwrap();
     pool.raise_fence(id(1), Fence(9)).unwrap();
     pool.roll_back(id(1), id(2)).unwrap();
     assert_eq!((volume.sectors(), volume.info().fence), (SectorCount(64), Fence(9)));
     assert_eq!(tags(&volume, 0, 33), (1..=32).map(Some).chain([None]).collect::<Vec<_>>());
-    volume.write(Lba(2), EPOCH, &sealed([103])).unwrap();
+    volume.write(Lba(2), EPOCH, sealed([103])).unwrap();
     // And forth again.
     pool.roll_back(id(1), id(3)).unwrap();
     assert_eq!(tags(&volume, 0, 3), [Some(101), Some(2), Some(3)]);
@@ -178,24 +178,24 @@ fn rolling_back_shows_the_snapshot_again_and_keeps_the_other_snapshots() {
 fn a_full_pool_still_trims_deletes_rolls_back_and_overwrites_what_is_its_own() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, EXTENTS * 16)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=10 * 16)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=10 * 16)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     let mut next = 0;
-    while volume.write(Lba(next * 16), EPOCH, &sealed([500 + next])).is_ok() {
+    while volume.write(Lba(next * 16), EPOCH, sealed([500 + next])).is_ok() {
         next += 1;
     }
     assert_eq!(next, EXTENTS - 11, "one extent is the hole table's");
     assert_eq!(pool.info().allocated, pool.info().capacity);
     volume.flush().unwrap();
     // Overwriting what no snapshot shows needs nothing; what one shows cannot be overwritten, but it can be trimmed.
-    volume.write(Lba(0), EPOCH, &sealed([600])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([600])).unwrap();
     volume.unmap(Lba(1), SectorCount(15)).unwrap();
     assert_eq!(tags(&volume, 0, 3), [Some(600), None, None]);
-    assert!(matches!(volume.write(Lba(next * 16), EPOCH, &sealed([1])), Err(PoolError::NoSpace)));
+    assert!(matches!(volume.write(Lba(next * 16), EPOCH, sealed([1])), Err(PoolError::NoSpace)));
     pool.roll_back(id(1), id(2)).unwrap();
     assert_eq!(tags(&volume, 0, 160), (1..=160).map(Some).collect::<Vec<_>>());
     assert_eq!(pool.info().allocated, bytes(10));
-    while volume.write(Lba(next * 16), EPOCH, &sealed([700 + next])).is_ok() {
+    while volume.write(Lba(next * 16), EPOCH, sealed([700 + next])).is_ok() {
         next = (next + 1) % EXTENTS;
     }
     volume.unmap(Lba(0), SectorCount(EXTENTS * 16)).unwrap();
@@ -212,11 +212,11 @@ fn a_full_pool_still_trims_deletes_rolls_back_and_overwrites_what_is_its_own() {
 fn overwritten_extents_are_given_back_when_the_last_snapshot_of_them_goes() {
     let (_, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=64)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=64)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     pool.create_snapshot(id(1), id(3), 0).unwrap();
     // The first as a whole, the second in part, the third trimmed; the fourth stays shared.
-    volume.write(Lba(0), EPOCH, &sealed(101..=117)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(101..=117)).unwrap();
     volume.unmap(Lba(32), SectorCount(16)).unwrap();
     volume.flush().unwrap();
     let usage = |id| pool.usage().of[&id];
@@ -232,7 +232,7 @@ fn overwritten_extents_are_given_back_when_the_last_snapshot_of_them_goes() {
         (Usage { referenced: bytes(4), unique: bytes(4) }, bytes(4))
     );
     // The rest of the second is overwritten: what it hid goes as well.
-    volume.write(Lba(17), EPOCH, &sealed(200..=214)).unwrap();
+    volume.write(Lba(17), EPOCH, sealed(200..=214)).unwrap();
     verify_metadata(&pool).unwrap();
     assert_eq!(pool.info().allocated, bytes(3));
 }
@@ -242,13 +242,13 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
     let (device, pool) = small_pool();
     let quota = Limits { quota: Some(bytes(3)), ..Limits::default() };
     let volume = pool.create_volume_within(spec(1, 160), quota).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=32)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=32)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([40])).unwrap();
-    let refused = volume.write(Lba(16), EPOCH, &sealed([41])).unwrap_err();
+    volume.write(Lba(0), EPOCH, sealed([40])).unwrap();
+    let refused = volume.write(Lba(16), EPOCH, sealed([41])).unwrap_err();
     assert!(matches!(refused, PoolError::Quota) && refused.kind() == PoolErrorKind::NoSpace);
     pool.set_limits(id(1), Limits { quota: Some(bytes(4)), reserve: bytes(6), ..Limits::default() }).unwrap();
-    volume.write(Lba(16), EPOCH, &sealed([41])).unwrap();
+    volume.write(Lba(16), EPOCH, sealed([41])).unwrap();
     volume.flush().unwrap();
     assert_eq!(pool.info().reserved, bytes(2));
     for pool in [&pool, &reopen(&device)] {
@@ -260,8 +260,7 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
     let too_much = Limits { reserve: bytes(EXTENTS), ..Limits::default() };
     assert!(matches!(pool.create_volume_within(spec(3, 16), too_much), Err(PoolError::NoSpace)));
     let other = pool.create_volume(spec(3, EXTENTS * 16)).unwrap();
-    let taken =
-        (0..).take_while(|nth| other.write(Lba(nth * 16), EPOCH, &sealed([7])).is_ok()).count() as u64;
+    let taken = (0..).take_while(|nth| other.write(Lba(nth * 16), EPOCH, sealed([7])).is_ok()).count() as u64;
     assert_eq!(
         taken,
         EXTENTS - 1 - 4 - 2,
@@ -269,8 +268,8 @@ fn a_quota_counts_snapshots_and_a_reserve_is_kept_from_others() {
     );
     pool.set_limits(id(1), Limits { reserve: bytes(6), ..Limits::default() }).unwrap();
     let volume = pool.volume(id(1)).unwrap();
-    volume.write(Lba(32), EPOCH, &sealed(50..=81)).unwrap();
-    assert!(matches!(volume.write(Lba(64), EPOCH, &sealed([82])), Err(PoolError::NoSpace)));
+    volume.write(Lba(32), EPOCH, sealed(50..=81)).unwrap();
+    assert!(matches!(volume.write(Lba(64), EPOCH, sealed([82])), Err(PoolError::NoSpace)));
     pool.delete_volume(id(1)).unwrap();
     assert_eq!(pool.info().reserved, ByteLen(0));
 }
@@ -287,7 +286,7 @@ fn a_reserve_is_there_though_the_hole_table_must_grow_for_it() {
         let pool = Pool::create(device.clone(), create_options()).unwrap();
         let volume = pool.create_volume(spec(1, EXTENTS * 16)).unwrap();
         let other = pool.create_volume(spec(2, 2 * EXTENTS * 16)).unwrap();
-        let write = |volume: &PoolVolume, extent: u64| volume.write(Lba(extent * 16), EPOCH, &sealed([7]));
+        let write = |volume: &PoolVolume, extent: u64| volume.write(Lba(extent * 16), EPOCH, sealed([7]));
         (0..10).for_each(|extent| write(&other, extent).unwrap());
         let limits = Limits { reserve: bytes(RESERVED), ..Limits::default() };
         let snapshot = || pool.create_snapshot(id(2), id(3), 0).unwrap();
@@ -317,7 +316,7 @@ fn many(extents: u64) -> Arc<SimulatedDevice> {
     let pool = Pool::create(device.clone(), create_options()).unwrap();
     let volume = pool.create_volume(spec(1, extents * 16)).unwrap();
     for extent in 0..extents {
-        volume.write(Lba(extent * 16), EPOCH, &sealed([extent + 1])).unwrap();
+        volume.write(Lba(extent * 16), EPOCH, sealed([extent + 1])).unwrap();
     }
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     device.durable_copy()
@@ -336,8 +335,7 @@ struct Change {
 fn overwrite(pool: &Pool, extents: u64) -> Result<(), PoolError> {
     let volume = pool.volume(id(1))?;
     // More than such a log takes: to their places.
-    (0..extents)
-        .try_for_each(|extent| volume.write(Lba(extent * 16), EPOCH, &sealed([(1 << 20) + extent; 9])))
+    (0..extents).try_for_each(|extent| volume.write(Lba(extent * 16), EPOCH, sealed([(1 << 20) + extent; 9])))
 }
 
 fn trim(pool: &Pool, extents: u64) -> Result<(), PoolError> {
@@ -465,12 +463,12 @@ fn a_trim_of_what_hides_something_older_never_shows_it() {
 fn a_locked_snapshot_is_deleted_and_unlocked_by_nobody_but_whoever_counts_its_time() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 64)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=40)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=40)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     pool.create_snapshot(id(1), id(3), 0).unwrap();
     assert_eq!(pool.lock_snapshot(id(2), 60).unwrap().lock_s, 60);
     assert!(matches!(pool.lock_snapshot(id(9), 60), Err(PoolError::NoSuchSnapshot(_))));
-    volume.write(Lba(0), EPOCH, &sealed(101..=140)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(101..=140)).unwrap();
     pool.roll_back(id(1), id(3)).unwrap();
     pool.delete_snapshot(id(3)).unwrap();
     pool.resize_volume(id(1), SectorCount(1)).unwrap();
@@ -509,11 +507,11 @@ fn a_locked_snapshot_is_deleted_and_unlocked_by_nobody_but_whoever_counts_its_ti
 fn a_flood_of_rewrites_pushes_no_locked_snapshot_out() {
     let (_, pool) = small_pool();
     let volume = pool.create_volume(spec(1, 1000)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=16)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=16)).unwrap();
     pool.create_snapshot(id(1), id(2), 0).unwrap();
     pool.lock_snapshot(id(2), 60).unwrap();
     let refused = (0..1000).step_by(16).find_map(|at| {
-        let written = volume.write(Lba(at), EPOCH, &sealed((0..16).map(|nth| 5000 + at + nth)));
+        let written = volume.write(Lba(at), EPOCH, sealed((0..16).map(|nth| 5000 + at + nth)));
         written.and_then(|()| pool.flush()).err()
     });
     assert_eq!(refused.map(|error| error.kind()), Some(PoolErrorKind::NoSpace));

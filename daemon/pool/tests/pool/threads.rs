@@ -48,7 +48,7 @@ impl Owner {
             0..5 => {
                 self.next_tag += 1;
                 self.flushed[index].push(Some(self.next_tag));
-                let result = volume.write(self.sector(nth), EPOCH, &sealed([self.next_tag]));
+                let result = volume.write(self.sector(nth), EPOCH, sealed([self.next_tag]));
                 if result.is_ok() {
                     self.current[index] = Some(self.next_tag);
                 }
@@ -144,7 +144,7 @@ fn threads_on_shared_extents_lose_nothing() {
                 while !done.load(Ordering::Acquire) {
                     let other = pool.create_volume(spec(2, 64)).unwrap();
                     for extent in 0..4 {
-                        drop(other.write(Lba(extent * 16), EPOCH, &sealed([rounds + 1])));
+                        drop(other.write(Lba(extent * 16), EPOCH, sealed([rounds + 1])));
                     }
                     pool.check().unwrap();
                     pool.delete_volume(other.id()).unwrap();
@@ -214,7 +214,7 @@ fn a_snapshot_under_load_splits_no_request_and_never_changes() {
                     tag += 1;
                     // From 15 - thread to 16 + thread, alike at both ends. Threads overlap, as clients that share a disk do.
                     let count = 2 + 2 * thread;
-                    volume.write(Lba(15 - thread), EPOCH, &sealed((0..count).map(|_| tag))).unwrap();
+                    volume.write(Lba(15 - thread), EPOCH, sealed((0..count).map(|_| tag))).unwrap();
                     written.fetch_add(u64::from(thread == 3), Ordering::AcqRel);
                 }
             });
@@ -252,7 +252,7 @@ fn concurrent_flushers_share_device_flushes() {
     let options = CreateOptions { log_len: Some(ByteLen(8 << 20)), ..create_options() };
     let pool = Pool::create(device.clone(), options).unwrap();
     let volume = pool.create_volume(spec(1, 16 * THREADS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(1..=16 * THREADS)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=16 * THREADS)).unwrap();
     volume.flush().unwrap();
     let before = device.flushes();
     thread::scope(|scope| {
@@ -260,7 +260,7 @@ fn concurrent_flushers_share_device_flushes() {
             let volume = &volume;
             scope.spawn(move || {
                 for round in 0..50 {
-                    volume.write(Lba(thread * 16), EPOCH, &sealed([(thread + 1) << 16 | round])).unwrap();
+                    volume.write(Lba(thread * 16), EPOCH, sealed([(thread + 1) << 16 | round])).unwrap();
                     volume.flush().unwrap();
                 }
             });

@@ -21,7 +21,7 @@ fn a_sparse_tebibyte_opens_in_a_moment() {
     let volume = pool.create_volume(spec(1, (64 << 40) / 4096)).unwrap();
     let start = Instant::now();
     for nth in 0..2000 {
-        volume.write(Lba(nth * 100_000), EPOCH, &sealed([nth + 1])).unwrap();
+        volume.write(Lba(nth * 100_000), EPOCH, sealed([nth + 1])).unwrap();
     }
     volume.flush().unwrap();
     println!("2000 first writes, each in an extent of its own, and a flush in {:?}", start.elapsed());

@@ -79,7 +79,7 @@ impl Source {
             match self.random.below(3) {
                 0 => volume.unmap(Lba(at), SectorCount(count)).unwrap(),
                 _ => volume
-                    .write(Lba(at), EPOCH, &sealed((0..count).map(|tag| nth * 1000 + at + tag + 1)))
+                    .write(Lba(at), EPOCH, sealed((0..count).map(|tag| nth * 1000 + at + tag + 1)))
                     .unwrap(),
             }
         }
@@ -175,7 +175,7 @@ fn a_replica_takes_nothing_but_what_is_sent_until_it_is_promoted() {
 
     let volume = target.volume(VOLUME).unwrap();
     let refused = |result: Result<(), PoolError>| assert!(matches!(result, Err(PoolError::Replica(VOLUME))));
-    refused(volume.write(Lba(0), EPOCH, &sealed([1])));
+    refused(volume.write(Lba(0), EPOCH, sealed([1])));
     refused(volume.unmap(Lba(0), SectorCount(1)));
     refused(target.raise_fence(VOLUME, Fence(5)));
     refused(target.resize_volume(VOLUME, SectorCount(500)));
@@ -193,7 +193,7 @@ fn a_replica_takes_nothing_but_what_is_sent_until_it_is_promoted() {
     let highest = content(&target, first).into_iter().flatten().map(|(_, sequence)| sequence).max();
     assert!(volume.take_sequences(EPOCH, SectorCount(1)).unwrap() > highest.unwrap());
     target.raise_fence(VOLUME, Fence(5)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([77])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([77])).unwrap();
     volume.flush().unwrap();
     assert!(matches!(target.begin_receiving(&increment), Err(PoolError::NotAReplica(VOLUME))));
     assert!(matches!(target.promote(VOLUME), Err(PoolError::NotAReplica(VOLUME))));
@@ -252,7 +252,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 fn a_damaged_sector_is_not_sent() {
     let (device, pool) = small_pool();
     let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..100)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..100)).unwrap();
     pool.create_snapshot(VOLUME, id(9), 0).unwrap();
     let sector = device.content().into_iter().find(|(_, page)| page == sealed([30]).as_bytes()).unwrap().0;
     device.edit(sector, |page| page[9] ^= 1);
@@ -269,13 +269,13 @@ fn a_snapshot_that_is_received_since_one_that_goes_begins_again() {
     let volume = source.create_volume(spec(1, SECTORS)).unwrap();
     let (_device, target) = roomy_pool();
     let snapshot = |tag| source.create_snapshot(VOLUME, id(tag), 0).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed([1])).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([1])).unwrap();
     snapshot(10);
-    volume.write(Lba(50), EPOCH, &sealed([2])).unwrap();
+    volume.write(Lba(50), EPOCH, sealed([2])).unwrap();
     snapshot(11);
     volume.unmap(Lba(50), SectorCount(1)).unwrap();
-    volume.write(Lba(3), EPOCH, &sealed([3, 4, 5])).unwrap();
-    volume.write(Lba(90), EPOCH, &sealed([9])).unwrap();
+    volume.write(Lba(3), EPOCH, sealed([3, 4, 5])).unwrap();
+    volume.write(Lba(90), EPOCH, sealed([9])).unwrap();
     snapshot(12);
     for (tag, since) in [(10, None), (11, Some(id(10)))] {
         let manifest = source.manifest(id(tag), since).unwrap();
@@ -312,17 +312,17 @@ fn a_replica_without_a_whole_snapshot_is_not_promoted_and_loses_nothing() {
 fn promotion_reads_nothing_and_needs_no_space() {
     let (_device, source) = roomy_pool();
     let volume = source.create_volume(spec(1, SECTORS)).unwrap();
-    volume.write(Lba(0), EPOCH, &sealed(0..SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(0..SECTORS)).unwrap();
     source.create_snapshot(VOLUME, id(10), 0).unwrap();
     volume.unmap(Lba(0), SectorCount(40)).unwrap();
-    volume.write(Lba(40), EPOCH, &sealed(140..150)).unwrap();
+    volume.write(Lba(40), EPOCH, sealed(140..150)).unwrap();
     source.create_snapshot(VOLUME, id(11), 0).unwrap();
     let (device, target) = small_pool();
     assert!(send(&source, &target, &source.manifest(id(10), None).unwrap(), 100, 100).unwrap());
     let increment = source.manifest(id(11), Some(id(10))).unwrap();
     assert!(!send(&source, &target, &increment, 4, 1).unwrap());
     let filler = target.create_volume(spec(2, 16 * 100)).unwrap();
-    while filler.write(Lba(16 * (target.info().allocated.0 / EXTENT)), EPOCH, &sealed([1])).is_ok() {}
+    while filler.write(Lba(16 * (target.info().allocated.0 / EXTENT)), EPOCH, sealed([1])).is_ok() {}
     target.flush().unwrap();
     let sector = device.content().into_iter().find(|(_, page)| page == sealed([5]).as_bytes()).unwrap().0;
     device.make_unreadable(sector);

@@ -332,7 +332,7 @@ impl Workload {
         self.next_tag += count;
         self.model.write(id, first, tags.clone());
         let epoch = self.model.epoch(id);
-        match pool.volume(id)?.write(Lba(first), epoch, &sealed_under(epoch, tags)) {
+        match pool.volume(id)?.write(Lba(first), epoch, sealed_under(epoch, tags)) {
             Err(error) if error.kind() == PoolErrorKind::NoSpace => {
                 // Where it cannot be read, power or the device has failed since, and either is allowed.
                 let found = crate::model::read(&*pool.volume(id)?, first, count).map_err(|_| error)?;
