@@ -26,6 +26,11 @@ pub(crate) fn fill(server: &Server, pki: &Pki) -> Result<()> {
     fio(server, pki, &["--rw=write", "--bs=1M", "--iodepth=8"]).map(|_| ())
 }
 
+/// Reads every byte once.
+pub(crate) fn read_all(server: &Server, pki: &Pki) -> Result<()> {
+    fio(server, pki, &["--rw=read", "--bs=4096", "--iodepth=32"]).map(|_| ())
+}
+
 pub(crate) fn run(server: &Server, cell: &Cell, pki: &Pki, seconds: f64) -> Result<Run> {
     let before = server.cpu_seconds()?;
     let report = fio(

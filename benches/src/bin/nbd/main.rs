@@ -3,7 +3,7 @@
 //! Every server serves the same number of bytes, written once before, to the same client (fio's nbd engine) over the same
 //! transport; round by round each has its turn in every cell. nbdkit's null plugin, which does nothing, shows what the client
 //! can take on cores that it shares with the server: a target is a ratio or 95 % of that ceiling, whichever is lower, and
-//! a ratio within 3 % is a tie.
+//! a ratio within 3 % is a tie. Before our server goes, one bit is flipped in its file: what it was measured at verifies what it reads.
 //!
 //! Environment: NIGHTLATCH_NBD_ROUNDS (3), NIGHTLATCH_NBD_SECONDS for each run (2), NIGHTLATCH_NBD_CELLS and
 //! NIGHTLATCH_NBD_SECTIONS (words, one of which a case or section has to contain; all).
@@ -11,6 +11,7 @@
 mod cells;
 mod client;
 mod cost;
+mod integrity;
 mod ours;
 mod pki;
 mod rivals;
@@ -90,9 +91,17 @@ fn measure(section: &Section, pki: &pki::Pki, rounds: usize, seconds: f64) -> Re
             }
         }
     }
+    let mut figures = Vec::new();
+    for server in servers.iter().filter(|server| server.subject == Subject::Ours) {
+        let refused = integrity::flip(server, pki)
+            .with_context(|| format!("flipping a bit below ours on {}", section.name))?;
+        let case = format!("{} reads refused for a flipped bit", section.name);
+        figures.push(Figure::new(&case, server.subject.name(), refused, "EIO").at_least(1.0));
+    }
     drop(servers);
     let cost = cost::Cost::measure()?;
-    let mut figures = Vec::new();
+    let case = format!("{} sealing 4 KiB of 64", section.name);
+    figures.push(Figure::new(&case, Subject::Ours.name(), cost.of_bytes_us(64 << 10) / 16.0, "us"));
     for (index, cell) in CELLS.iter().enumerate() {
         figures.extend(judge(section, cell, &runs_of(&runs, index), &cost));
     }

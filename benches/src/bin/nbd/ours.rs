@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use device::{Device, FileDevice, OpenOptions};
@@ -24,8 +25,10 @@ use crate::rivals::SIZE_BYTES;
 /// First argument of the process that serves.
 pub(crate) const SERVE: &str = "serve";
 
-/// Room for the pool's own tables.
-const POOL_BYTES: u64 = SIZE_BYTES + (256 << 20);
+const TEND_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A small disk, sparse: the log is as long as on a large one.
+const POOL_BYTES: u64 = 16 << 30;
 
 /// `pool unix PATH`, `pool tcp PORT` or `pool tls PORT FOLDER`.
 pub(crate) fn serve(arguments: &[String]) -> Result<()> {
@@ -73,7 +76,20 @@ fn volume(path: &Path) -> Result<(Arc<Pool>, Volume)> {
     let keyring = keyring::simulated::keyring();
     let key = keyholder.push(&keyring)?.handle;
     let volume = Volume::open(pool.volume(id)?, keyring, key);
+    tend(&pool);
     Ok((pool, volume))
+}
+
+/// As the node does beside its clients.
+fn tend(pool: &Arc<Pool>) {
+    let pool = Arc::downgrade(pool);
+    std::thread::spawn(move || {
+        while let Some(pool) = pool.upgrade() {
+            if pool.tend(TEND_PATIENCE).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 fn tls(folder: &Path) -> Result<Arc<ServerConfig>> {

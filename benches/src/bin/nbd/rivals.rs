@@ -161,6 +161,9 @@ impl Drop for Server {
 /// Where nbd-server says who it is.
 const PID_FILE: &str = "pid";
 
+/// Our pool's file.
+const POOL: &str = "pool";
+
 const PASSPHRASE: &str = "bench";
 
 impl Server {
@@ -212,6 +215,11 @@ impl Server {
             ensure!(Instant::now() < deadline, "{} does not listen", self.subject.name());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Where ours keeps its pool.
+    pub(crate) fn pool(&self) -> PathBuf {
+        self.files.path().join(POOL)
     }
 
     /// Processor time that the server and what it has forked have taken.
@@ -275,7 +283,7 @@ impl Start<'_> {
 
     fn ours(&self) -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg(ours::SERVE).arg(self.files.join("pool"));
+        command.arg(ours::SERVE).arg(self.files.join(POOL));
         match self.transport {
             Transport::Unix => command.arg("unix").arg(self.socket),
             Transport::Tcp => command.args(["tcp", &self.port.to_string()]),
