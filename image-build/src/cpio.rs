@@ -17,7 +17,7 @@ type Device = (u32, u32);
 const NO_DEVICE: Device = (0, 0);
 
 /// An archive in the making. Folders come by themselves before what lies in them; what is added twice counts once.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
     names: BTreeSet<PathBuf>,

@@ -8,7 +8,7 @@ use std::process::Command;
 use harness::client::{client, run};
 
 /// An archive in the making. Folders come by themselves before what lies in them; what is added twice counts once.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Archive(image_build::Archive);
 
 impl Archive {

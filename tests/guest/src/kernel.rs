@@ -11,7 +11,7 @@ use crate::archive::Archive;
 const MODULES: &str = "/lib/modules";
 
 /// An unpacked kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Kernel {
     /// `vmlinuz`.
     pub image: PathBuf,

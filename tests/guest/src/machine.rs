@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use harness::client::{client, run};
 use harness::process::{Process, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,7 +40,7 @@ impl Format {
 }
 
 /// A machine before its boot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Builder {
     memory_mib: u32,
     parameters: Vec<String>,
@@ -61,7 +62,9 @@ pub struct Guest {
     dumps: u32,
 }
 
-/// Runs as the first process. Whatever it says beside the protocol goes to the console.
+/// Runs as the first process. Whatever it says beside the protocol goes to the console. Words of the kernel's command line that it
+/// does not know are variables here: `guest_root` is a disk on which this root lies too, and goes on as itself there, after
+/// `guest_connect` has been run.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /root /usr/bin /usr/sbin
 /bin/busybox --install -s /bin
@@ -77,6 +80,13 @@ while read -r module; do
 done < /modules
 ip link set lo up
 ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2
+if [ -n "$guest_root" ]; then
+    root=$guest_root
+    unset guest_root
+    $guest_connect
+    mkdir -p /mnt && mount "$root" /mnt && umount -l /dev && umount -l /sys && umount -l /proc && exec switch_root /mnt /init
+    echo "no root on $root"
+fi
 exec 3<>/dev/ttyS1
 stty raw -echo <&3
 echo GUEST_READY >&3
@@ -176,16 +186,42 @@ impl Builder {
         self
     }
 
+    /// This machine's root as a file system (ext4) of `bytes` in a new file, to be put on a disk from which the machine boots then
+    /// with the parameter `guest_root`.
+    ///
+    /// # Panics
+    /// Where it does not fit.
+    pub fn root_image(&self, file: &Path, bytes: u64) {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let busybox = tools().join("bin/busybox");
+        let mut unpack = Command::new(busybox);
+        let archive = folder.path().with_extension("cpio");
+        unpack.args(["cpio", "-idm", "-F"]).arg(&archive).current_dir(folder.path());
+        std::fs::write(&archive, self.finished()).expect("space for the guest's root");
+        run(&mut unpack).expect_success();
+        std::fs::remove_file(&archive).expect("our own");
+        std::fs::File::create(file)
+            .and_then(|image| image.set_len(bytes))
+            .expect("space for the guest's disk");
+        run(client("mkfs.ext4").args(["-q", "-d"]).arg(folder.path()).arg(file)).expect_success();
+    }
+
+    /// The archive of the machine's root.
+    fn finished(&self) -> Vec<u8> {
+        let order = self.modules.iter().map(|module| format!("{}\n", module.display())).collect::<String>();
+        let mut archive = self.archive.clone();
+        archive.file(Path::new("/modules"), order.as_bytes(), 0o644);
+        archive.finish()
+    }
+
     /// Boots, and waits until commands can be run.
     ///
     /// # Panics
     /// Where that takes too long.
-    pub fn boot(mut self) -> Guest {
-        let order = self.modules.iter().map(|module| format!("{}\n", module.display())).collect::<String>();
-        self.archive.file(Path::new("/modules"), order.as_bytes(), 0o644);
+    pub fn boot(self) -> Guest {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let root = folder.path().join("root.cpio");
-        std::fs::write(&root, self.archive.finish()).expect("space for the guest's root");
+        std::fs::write(&root, self.finished()).expect("space for the guest's root");
         let socket = |name: &str| folder.path().join(name);
         let mut words = "console=ttyS0 quiet panic=-1".to_owned();
         self.parameters.iter().for_each(|word| {
