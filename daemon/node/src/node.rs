@@ -540,9 +540,10 @@ impl Node {
                 })
             }
             VolumeKind::Objects => {
-                // The head has one store.
+                // The head has one store. Named keys are of its kind, and may well have come first.
                 let is_another = |(id, other): (&VolumeId, &Served)| {
-                    (*id != volume.id() && other.kind == VolumeKind::Objects).then(|| other.label.clone())
+                    let is_store = other.kind == VolumeKind::Objects && !other.is_named_key;
+                    (*id != volume.id() && is_store).then(|| other.label.clone())
                 };
                 if let Some(other) = self.served().iter().find_map(is_another) {
                     tracing::error!(

@@ -116,6 +116,12 @@ fn a_named_key_is_revoked_pushed_again_and_erased_and_only_its_objects_follow() 
     let table = site.desk.run(&["key", "list"]);
     assert!(table.contains("unlatch --key photos"), "{table}");
 
+    // The store comes back where keys are held: none of them is a store.
+    site.desk.run(&["revoke", "--volume", "store"]);
+    site.desk.run(&["unlatch", "--volume", "store"]);
+    site.desk.run(&["push", "--volume", "store"]);
+    aws.comes_back("book", &back);
+
     // Back after a person's word, and after a restart of the node by itself.
     site.desk.run(&["unlatch", "--key", "photos"]);
     site.desk.run(&["push", "--key", "photos"]);
