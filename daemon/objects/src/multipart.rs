@@ -189,7 +189,7 @@ impl PartWriter {
     ///
     /// # Errors
     /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`],
-    /// [`StoreError::NamedKeyRevoked`], [`StoreError::WrongNamedKey`].
+    /// [`StoreError::NamedKeyRevoked`], [`StoreError::NamedKeyAway`], [`StoreError::WrongNamedKey`].
     pub fn encrypt(&mut self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
         let customers = self.proof.as_ref().filter(|_| self.sealed.is_none());
         KeyProof::check_given(customers, key)?;
@@ -220,6 +220,7 @@ impl PartWriter {
         if self.proof.is_some() && self.salt.is_none() {
             return Err(StoreError::CustomerKeyNeeded);
         }
+        self.body.check_cipher()?;
         let FinishedBody { bytes, digests, reservation, .. } = self.body.finish(declared, false)?;
         drop(self.claim);
         let record = PartRecord {
@@ -371,7 +372,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchUpload`], [`StoreError::InvalidPartOrder`], [`StoreError::InvalidPart`],
     /// [`StoreError::PartTooSmall`], [`StoreError::InvalidChecksum`], [`StoreError::DigestMismatch`],
-    /// [`StoreError::LengthMismatch`], [`StoreError::PreconditionFailed`].
+    /// [`StoreError::LengthMismatch`], [`StoreError::PreconditionFailed`]; [`StoreError::NamedKeyRevoked`],
+    /// [`StoreError::NamedKeyAway`] and [`StoreError::WrongNamedKey`] where the upload was begun under a named key.
     pub fn complete_upload(
         &self,
         bucket: impl Into<BucketRef>,
@@ -384,6 +386,14 @@ impl Store {
         let ascending = parts.windows(2).all(|pair| pair[0].number < pair[1].number);
         if parts.is_empty() || !ascending {
             return Err(StoreError::InvalidPartOrder);
+        }
+        // Parts under a key that is gone would be an object that nobody can read. Not in the commit: keys come and go without it.
+        let upload = self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(&place.bucket)?.id;
+            snapshot.upload(bucket, &place.key, place.upload)
+        })?;
+        if let Some(sealed) = upload.and_then(|upload| upload.named_key) {
+            self.shared.named_keys.open(&sealed)?;
         }
         let id = self.shared.next_body();
         self.shared.submit(CompleteUpload { place, parts, options, id, moment: Moment::now() })
