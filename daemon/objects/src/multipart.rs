@@ -334,7 +334,7 @@ impl Store {
         writer.finish(&Declared::default())
     }
 
-    /// The parts of an upload above number `after`, at most `limit`.
+    /// The parts of an upload above number `after`, at most `limit`; without checksums where its named key is not lent.
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`].
@@ -353,12 +353,17 @@ impl Store {
             let record = snapshot.upload(bucket, key, place.upload)?.ok_or(StoreError::NoSuchUpload)?;
             let upload = upload_info(place.key.clone(), place.upload, &record);
             let mut page = PartsPage { upload, parts: Vec::new(), truncated: false };
+            // They tell the clear bytes.
+            let sealed = record.named_key.as_ref();
+            let tells_checksums = sealed.is_none_or(|sealed| self.shared.named_keys.open(sealed).is_ok());
             snapshot.walk_parts(place.upload, after, &mut |number, record| {
                 if page.parts.len() == limit {
                     page.truncated = true;
                     return Ok(Step::Stop);
                 }
-                page.parts.push(PartInfo::of(number, record));
+                let part = PartInfo::of(number, record);
+                let checksum = part.checksum.filter(|_| tells_checksums);
+                page.parts.push(PartInfo { checksum, ..part });
                 Ok(Step::Next)
             })?;
             Ok(page)

@@ -89,6 +89,29 @@ async fn a_key_that_is_on_its_way_is_no_final_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checksum_of_the_clear_bytes_is_told_while_the_key_is_lent_only() {
+    const CHECKSUM: &str = "x-amz-checksum-crc32";
+    const VALUE: &str = "y/Q5Jg==";
+    let running = running().await;
+    let mut client = Client::connect(&running).await;
+    let asked = Asked::new("PUT", "/bucket/k").header("content-length", 9).header(CHECKSUM, VALUE);
+    assert_eq!(client.ask(&under(asked, "photos").sign(&running), b"123456789").await.status, 200);
+    let head = Asked::new("HEAD", "/bucket/k").header("x-amz-checksum-mode", "ENABLED").sign(&running);
+    let attributes = Asked::new("GET", "/bucket/k?attributes");
+    let attributes = attributes.header("x-amz-object-attributes", "Checksum,ObjectSize").sign(&running);
+    let said = client.ask(&head, b"").await;
+    assert_eq!((said.status, said.headers[CHECKSUM].as_str()), (200, VALUE));
+    assert!(client.ask(&attributes, b"").await.text().contains(VALUE));
+
+    running.named_keys.take_back("photos", KeyAway::Revoked);
+    let said = client.ask(&head, b"").await;
+    assert_eq!((said.status, said.headers["content-length"].as_str()), (200, "9"));
+    assert!(!said.headers.contains_key(CHECKSUM), "{:?}", said.headers);
+    let said = client.ask(&attributes, b"").await.text();
+    assert!(said.contains("<ObjectSize>9</ObjectSize>") && !said.contains(VALUE), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_being_sent_ends_when_its_key_is_taken_back() {
     let running = running().await;
     let mut client = Client::connect(&running).await;
