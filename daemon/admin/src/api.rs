@@ -509,6 +509,9 @@ pub struct SnapshotStatus {
     /// How many seconds it is still locked, of this node's running; absent where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locked_s: Option<u64>,
+    /// Whether replication made it, and nobody has locked it or keeps it: it goes by itself, and with its volume.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub epoch: bool,
 }
 
 /// Asks for a snapshot of a volume as it is. Needs no key.

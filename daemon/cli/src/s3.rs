@@ -5,16 +5,17 @@ mod transfers;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use admin::api::CreatedAccessKey;
 use base64::Engine;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use md5::{Digest, Md5};
@@ -45,6 +46,15 @@ const IDLE_MAX: usize = 16;
 const TRIES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(333);
 
+/// To be connected, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A server with which nothing moves for so long is given up. One that puts a large object together may say nothing for minutes.
+const STALLED_AFTER: Duration = Duration::from_secs(300);
+
+/// What is handed to a connection at a time: so much more or less tells whether a body moves.
+const BODY_PIECE_BYTES: usize = 64 << 10;
+
 /// A request's body.
 pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -73,6 +83,24 @@ pub(crate) async fn persist<T>(mut attempt: impl AsyncFnMut() -> Done<Result<T, 
     attempt().await?.map_err(Failure::from)
 }
 
+/// Whether a URL names an object of this key. On its way to the server a segment `.` or `..` is resolved as in a path of a file system:
+/// it would be another object, or one of another bucket. A key of nothing would be the bucket.
+pub(crate) fn has_url(key: &str) -> bool {
+    !key.is_empty() && key.split('/').all(|segment| !matches!(segment, "." | ".."))
+}
+
+/// Refuses a key that [`has_url`] does not hold for.
+pub(crate) fn check_key(key: &str) -> Done {
+    if has_url(key) {
+        return Ok(());
+    }
+    let what = if key.is_empty() { "its key would be empty" } else { "its key has a segment \".\" or \"..\"" };
+    Err(Failure::local(
+        format!("{what}, and a URL cannot name it; give it another name"),
+        "rename it with a program that sends keys as they are",
+    ))
+}
+
 /// A stream in clear or under TLS.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -84,6 +112,8 @@ pub(crate) struct S3 {
     credentials: Credentials,
     /// Where connections are used again: those that wait.
     idle: Option<Arc<Mutex<Vec<SendRequest<Body>>>>>,
+    /// For how long nothing may move.
+    patience: Duration,
 }
 
 /// What a request sends besides its URL.
@@ -98,7 +128,11 @@ impl Sent {
     fn whole(content: Bytes) -> Self {
         let md5 = base64::engine::general_purpose::STANDARD.encode(Md5::digest(&content));
         let len = content.len() as u64;
-        let body = http_body_util::Full::new(content).map_err(|never| match never {}).boxed();
+        let pieces = (0..content.len()).step_by(BODY_PIECE_BYTES).map(move |from| {
+            let to = content.len().min(from + BODY_PIECE_BYTES);
+            Ok(Frame::data(content.slice(from..to)))
+        });
+        let body = BodyExt::boxed(StreamBody::new(futures::stream::iter(pieces)));
         Self { body: Some((len, body)), headers: vec![("content-md5".to_owned(), md5)] }
     }
 }
@@ -113,6 +147,42 @@ pub(crate) struct Refusal {
 
 fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Unreachable, "s3", format!("S3: {what}: {error}"), "see the server's log")
+}
+
+fn stalled(what: &str, patience: Duration) -> Failure {
+    failed(what, format!("nothing came for {} s", patience.as_secs_f32()))
+}
+
+/// The next bytes of an answer's body; `None` at its end.
+async fn next_data(body: &mut Incoming, what: &str, patience: Duration) -> Done<Option<Bytes>> {
+    loop {
+        let Ok(frame) = tokio::time::timeout(patience, body.frame()).await else {
+            return Err(stalled(what, patience));
+        };
+        let Some(frame) = frame else { return Ok(None) };
+        // What is no data is what comes behind it.
+        if let Ok(data) = frame.map_err(|error| failed(what, error))?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+}
+
+/// An answer's body, of so many bytes at most.
+async fn whole(
+    answer: Response<Incoming>,
+    (what, bytes_max): (&str, usize),
+    patience: Duration,
+) -> Done<Bytes> {
+    let mut body = answer.into_body();
+    let announced = body.size_hint().exact().and_then(|len| usize::try_from(len).ok()).unwrap_or_default();
+    let mut content = BytesMut::with_capacity(announced.min(bytes_max));
+    while let Some(data) = next_data(&mut body, what, patience).await? {
+        if data.len() > bytes_max - content.len() {
+            return Err(failed(what, format!("it is longer than {bytes_max} bytes")));
+        }
+        content.extend_from_slice(&data);
+    }
+    Ok(content.freeze())
 }
 
 /// Where systems keep the certificates that they trust: Debian and its kin, Red Hat and its kin.
@@ -154,7 +224,7 @@ impl S3 {
             .map_err(|error| failed("its bucket", error))?;
         let tls = trusted.map(|path| Ok::<_, Failure>(identity::s3_client(&roots(path)?)?)).transpose()?;
         let credentials = Credentials::new(key.access_key.clone(), key.secret_key.clone());
-        Ok(Self { tls, bucket, credentials, idle: None })
+        Ok(Self { tls, bucket, credentials, idle: None, patience: STALLED_AFTER })
     }
 
     /// A client of a bucket of any server, with the access key that the environment has. Trusts the certificates in `ca`, or
@@ -180,11 +250,12 @@ impl S3 {
             (_, Some(ca)) => Some(identity::s3_client(&roots(ca)?)?),
             (_, None) => Some(identity::s3_client(&system_roots()?)?),
         };
-        Ok(Self { tls, bucket, credentials, idle: None })
+        Ok(Self { tls, bucket, credentials, idle: None, patience: STALLED_AFTER })
     }
 
     /// Puts an object, which the server takes only if it arrives whole.
     pub(crate) async fn put_whole(&self, key: &str, content: Bytes) -> Done<Result<(), Refusal>> {
+        check_key(key)?;
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(URL_LIFETIME);
         let answer = self.send(Method::PUT, &url, Sent::whole(content)).await?;
         if answer.status().is_success() { Ok(Ok(())) } else { Ok(Err(Self::refusal(answer).await)) }
@@ -192,6 +263,7 @@ impl S3 {
 
     /// Deletes an object. One that is not there is none the less deleted.
     pub(crate) async fn delete(&self, key: &str) -> Done<Result<(), Refusal>> {
+        check_key(key)?;
         let url = self.bucket.delete_object(Some(&self.credentials), key).sign(URL_LIFETIME);
         let answer = self.send(Method::DELETE, &url, Sent::default()).await?;
         if answer.status().is_success() { Ok(Ok(())) } else { Ok(Err(Self::refusal(answer).await)) }
@@ -199,6 +271,7 @@ impl S3 {
 
     /// Streams `len` bytes into an object.
     pub(crate) async fn put(&self, key: &str, len: u64, body: Body) -> Done {
+        check_key(key)?;
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(URL_LIFETIME);
         let sent = Sent { body: Some((len, body)), headers: Vec::new() };
         let answer = self.send(Method::PUT, &url, sent).await?;
@@ -207,17 +280,15 @@ impl S3 {
 
     /// Streams an object out, piece by piece into `each`; or the refusal.
     pub(crate) async fn get(&self, key: &str, mut each: impl FnMut(&[u8])) -> Done<Result<(), Refusal>> {
+        check_key(key)?;
         let url = self.bucket.get_object(Some(&self.credentials), key).sign(URL_LIFETIME);
         let answer = self.send(Method::GET, &url, Sent::default()).await?;
         if !answer.status().is_success() {
             return Ok(Err(Self::refusal(answer).await));
         }
         let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| failed("the object's body", error))?;
-            if let Some(data) = frame.data_ref() {
-                each(data);
-            }
+        while let Some(data) = next_data(&mut body, "the object's body", self.patience).await? {
+            each(&data);
         }
         Ok(Ok(()))
     }
@@ -245,8 +316,7 @@ impl S3 {
         if !answer.status().is_success() {
             return Ok(Err(Self::refusal(answer).await));
         }
-        let body = http_body_util::Limited::new(answer.into_body(), LIST_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| failed("the list", error))?.to_bytes();
+        let body = whole(answer, ("the list", LIST_BYTES_MAX), self.patience).await?;
         let text = std::str::from_utf8(&body).map_err(|error| failed("the list", error))?;
         let parsed = ListObjectsV2::parse_response(text).map_err(|error| failed("the list", error))?;
         let listed = parsed.contents.into_iter().map(|entry| Listed {
@@ -265,9 +335,8 @@ impl S3 {
             .get(header::RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
-        let body = http_body_util::Limited::new(answer.into_body(), ERROR_BYTES_MAX).collect().await;
-        let body =
-            body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
+        let body = whole(answer, ("the answer", ERROR_BYTES_MAX), STALLED_AFTER).await;
+        let body = body.map(|body| String::from_utf8_lossy(&body).into_owned()).unwrap_or_default();
         Refusal { status, retry_after, body }
     }
 
@@ -288,12 +357,18 @@ impl S3 {
             }
             None => Empty::new().map_err(|never| match never {}).boxed(),
         };
-        let request = request.body(body).map_err(|error| failed("the request", error))?;
+        let moved = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&moved);
+        let body = body.map_frame(move |frame| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            frame
+        });
+        let request = request.body(body.boxed()).map_err(|error| failed("the request", error))?;
         let mut sender = match self.idle_connection() {
             Some(sender) => sender,
             None => self.new_connection(url).await?,
         };
-        let answer = sender.send_request(request).await.map_err(|error| failed("the request", error))?;
+        let answer = self.answer(sender.send_request(request), &moved).await?;
         if let Some(idle) = self.idle.clone() {
             tokio::spawn(async move {
                 // Once the answer's body has been read, or the connection has ended.
@@ -308,6 +383,23 @@ impl S3 {
         Ok(answer)
     }
 
+    /// Waits for an answer for as long as the request's body moves, and a while longer.
+    async fn answer(
+        &self,
+        answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
+        moved: &AtomicU64,
+    ) -> Done<Response<Incoming>> {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let before = moved.load(Ordering::Relaxed);
+            match tokio::time::timeout(self.patience, &mut answer).await {
+                Ok(answer) => return answer.map_err(|error| failed("the request", error)),
+                Err(_) if moved.load(Ordering::Relaxed) != before => {}
+                Err(_) => return Err(stalled("the request", self.patience)),
+            }
+        }
+    }
+
     /// Uses connections again. One that the server ends meanwhile fails a request: for what is done with [`persist`].
     pub(crate) fn reusing_connections(self) -> Self {
         Self { idle: Some(Arc::default()), ..self }
@@ -320,7 +412,10 @@ impl S3 {
     }
 
     async fn new_connection(&self, url: &url::Url) -> Done<SendRequest<Body>> {
-        let stream = self.connect(url).await?;
+        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(url)).await {
+            Ok(stream) => stream?,
+            Err(_) => return Err(stalled("cannot connect", CONNECT_TIMEOUT)),
+        };
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed("the connection", error))?;
@@ -364,5 +459,67 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let message = format!("S3 answered {}: {}", refusal.status, refusal.body.trim());
         Self::new(Exit::Refused, "s3", message, "see the server's log")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_a_url_cannot_name_is_refused() {
+        for key in ["a", "a/b", "/a", "a//b", "...", ".a", "a..", "a/..b", "%2e%2e/a"] {
+            assert!(has_url(key), "{key}");
+        }
+        for key in ["", ".", "..", "../a", "a/..", "a/./b", "a/../b"] {
+            assert!(check_key(key).is_err(), "{key}");
+        }
+        // The one that it would have been.
+        let bucket = Bucket::new("http://s3".parse().unwrap(), UrlStyle::Path, "b", "us-east-1").unwrap();
+        for key in ["a", "/a", "a//b", "...", "a/..b", "%2e%2e/a", "a\\..\\b", "a/.\t./b"] {
+            let path = bucket.object_url(key).path().to_owned();
+            assert!(has_url(key) && path.starts_with("/b/"), "{path}");
+            assert_eq!(path.matches('/').count(), 2 + key.matches('/').count(), "{path}");
+        }
+        assert_eq!(bucket.object_url("../a").path(), "/a");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_says_nothing_is_given_up_and_one_that_takes_its_time_is_not() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        // In all it takes longer than nothing may move for; what the sockets hold of it does not.
+        const SLOW_BYTES: usize = 64 << 20;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let bucket = Bucket::new(url, UrlStyle::Path, "b", "us-east-1").unwrap();
+        let mut s3 = S3::with_credentials(bucket, Credentials::new("a", "b"), None).unwrap();
+        s3.patience = Duration::from_secs(1);
+        let server = async {
+            // Says nothing.
+            let (_silent, _) = listener.accept().await.unwrap();
+            // Begins and says no more.
+            let (mut begun, _) = listener.accept().await.unwrap();
+            begun.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nh").await.unwrap();
+            // Takes a body, slowly.
+            let (mut slow, _) = listener.accept().await.unwrap();
+            let (mut taken, mut piece) = (0, vec![0; 1 << 20]);
+            while taken < SLOW_BYTES {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                taken += slow.read(&mut piece).await.unwrap();
+            }
+            slow.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let client = async {
+            for _ in 0..2 {
+                let failure = s3.get("k", |_| ()).await.unwrap_err();
+                assert!(failure.problem.message.contains("nothing came"), "{failure}");
+            }
+            s3.put_whole("k", vec![1; SLOW_BYTES].into()).await.unwrap().unwrap();
+        };
+        tokio::select! {
+            () = server => unreachable!(),
+            () = client => {}
+        }
     }
 }

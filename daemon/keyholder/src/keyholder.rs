@@ -492,13 +492,15 @@ impl Keyholder {
         self.book(|book| book.volume_by_label(label))
     }
 
-    /// Before anything is taken back. Where the node cannot be asked, it refuses by itself in the end.
+    /// Before anything is taken back. What replication made goes with its volume. Where the node cannot be asked, it refuses by itself in
+    /// the end.
     async fn refuse_snapshots(&self, label: &str) -> Result<(), KeyholderError> {
         let (volume, node) = self.book(|book| book.find_volume(label))?;
         let (client, _) = self.node_client(node)?;
         let snapshots: Result<Vec<admin::api::SnapshotStatus>, ClientError> =
             client.get("/v1/snapshots").await;
-        let count = snapshots.map_or(0, |all| all.iter().filter(|one| one.volume == volume).count());
+        let counts = |one: &&admin::api::SnapshotStatus| one.volume == volume && !one.epoch;
+        let count = snapshots.map_or(0, |all| all.iter().filter(counts).count());
         if count > 0 { Err(KeyholderError::HasSnapshots { label: label.to_owned(), count }) } else { Ok(()) }
     }
 

@@ -2,11 +2,14 @@
 //!
 //! Invariants:
 //! - The lease machine is the only record of what is held; the heads are brought in line with it, never the reverse.
-//! - A key is dropped before its head is told, and a head is filled only after the key is in force. An export that a
-//!   wipe overtook holds a stale handle: it can serve nothing, and the lease machine asks for its removal.
-//! - Lock order: `lease`, then `served`. Neither is held over anything that waits for a device.
+//! - A key is dropped before its head is told, and a head is filled only after the key is in force. A named key's users are told why
+//!   first.
+//! - Heads are filled and emptied under `served`, and filled only with a key that is in force then: what a wipe or a newer grant
+//!   overtook displaces nothing.
+//! - Lock order: `lease`, `opening`, `served`, then what heads and named keys have of their own. Of these only `opening` is held over
+//!   what waits for a device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin::api::Listening;
 use hygiene::Subject;
-use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
+use keyring::{AdmitError, EnvelopeKeyError, KeyGone, KeyHandle, Keyring, SealedGrant};
 use lease::GrantRefusal;
 use lease::limits::NAMED_KEY_BYTES;
 use lease::message::{
@@ -23,8 +26,8 @@ use lease::message::{
 use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::{Access, Export, NbdServer};
-use objects::{NamedKeys, Store};
-use pool::{Pool, PoolErrorKind, PoolVolume, StateHead};
+use objects::{KeyAway, NamedKeys, Store};
+use pool::{Pool, PoolErrorKind, PoolVolume, StateHead, VolumeInfo};
 use s3_server::S3Server;
 use sealing::{Bound, KeyFunction, KeyWitness, Snapshots, Volume};
 use sources::SourceState;
@@ -74,10 +77,18 @@ pub(crate) struct Served {
     pub(crate) label: String,
     kind: VolumeKind,
     grant: GrantId,
+    fence: Fence,
     key: KeyHandle,
     on_seal: nbd_server::OnSeal,
     /// Whether it is a named key and nothing else.
     is_named_key: bool,
+}
+
+/// What serves a volume, before it does.
+enum Head {
+    Key(KeyFunction),
+    Disk(Export),
+    Store(Arc<Store>),
 }
 
 /// What clients name a snapshot of a disk.
@@ -202,7 +213,11 @@ pub(crate) struct Node {
     /// From before one looks whether a volume is served until one has made it so, or it is gone.
     pub(crate) claims: Claims,
     store: Mutex<Option<Arc<Store>>>,
+    /// From before one looks whether a store is served until another is.
+    opening: Mutex<()>,
     named_keys: Arc<NamedKeys>,
+    /// Named keys that came in since the last wipe, whether or not they are still here.
+    keys_come: Mutex<BTreeSet<VolumeId>>,
     seal_change: Mutex<SealChange>,
     /// Pools whose state a key has found good in this run, with its count then: this program alone has changed them since.
     judged: Mutex<BTreeMap<PoolId, u64>>,
@@ -243,7 +258,7 @@ impl Node {
             replication,
         } = parts;
         let (wipes, _) = broadcast::channel(WIPE_BACKLOG);
-        Arc::new(Self {
+        let node = Arc::new(Self {
             id,
             name,
             boot,
@@ -272,11 +287,23 @@ impl Node {
             served: Mutex::new(BTreeMap::new()),
             claims: Claims::default(),
             store: Mutex::new(None),
+            opening: Mutex::default(),
             named_keys: Arc::default(),
+            keys_come: Mutex::default(),
             seal_change: Mutex::new(SealChange::now(None)),
             judged: Mutex::default(),
             wipes,
-        })
+        });
+        node.count_keys_to_come(|_| ());
+        node
+    }
+
+    /// Says how many named keys are to come in still, after a change of which have.
+    fn count_keys_to_come(&self, change: impl FnOnce(&mut BTreeSet<VolumeId>)) {
+        let mut come = lock(&self.keys_come);
+        change(&mut come);
+        let volumes = self.pools.iter().flat_map(|open| open.pool.volumes());
+        self.named_keys.set_awaited(keys_to_come(volumes, &come));
     }
 
     /// The lease machine.
@@ -354,6 +381,7 @@ impl Node {
         if let Err(error) = self.lease().set_volumes(volumes_present(&self.pools)) {
             tracing::error!(%error, "some volumes cannot be granted keys");
         }
+        self.count_keys_to_come(|_| ());
     }
 
     /// Brings the keyring's deadline in line with the lease machine's.
@@ -426,39 +454,69 @@ impl Node {
         let verdict =
             self.judge_state(open, &volume, grant, key).inspect_err(|_| self.keyring.drop_key(key))?;
         // 4. The heads serve it.
+        self.serve(open, volume, grant, key).inspect_err(|_| self.keyring.drop_key(key))?;
+        tracing::info!(
+            label = grant.label, volume = %grant.volume, grant = %grant.grant, fence = %grant.fence, state = %verdict, "unsealed"
+        );
+        Ok(verdict)
+    }
+
+    /// Serves a volume whose key has come in, unless a wipe or a newer grant came meanwhile. Blocks on the pool.
+    fn serve(
+        &self,
+        open: &OpenPool,
+        volume: Arc<PoolVolume>,
+        grant: &GrantToAdmit,
+        key: KeyHandle,
+    ) -> Result<(), GrantRefusal> {
         let on_seal = match grant.on_seal {
             OnSeal::Hold => nbd_server::OnSeal::Hold,
             OnSeal::Fail => nbd_server::OnSeal::Fail,
         };
         let is_named_key = is_named_key(grant.kind, volume.info().sectors.byte_len());
-        let (label, kind) = (grant.label.clone(), grant.kind);
-        let served = Served { label, kind, grant: grant.grant, key, on_seal, is_named_key };
-        let result = match is_named_key {
-            true => {
-                let bound = Bound { domain: grant.domain, epoch: grant.epoch };
-                let function = KeyFunction::new(Arc::clone(&self.keyring), key, bound);
-                self.named_keys.lend(&served.label, function);
-                Ok(())
-            }
-            false => self.open(&open.pool, &served, Volume::open(volume, Arc::clone(&self.keyring), key)),
-        };
-        if let Err(reason) = result {
-            self.keyring.drop_key(key);
-            return Err(reason);
-        }
-        for snapshot in open.pool.snapshots().iter().filter(|snapshot| snapshot.volume == grant.volume) {
-            self.export_snapshot(&open.pool, &served, snapshot.id);
-        }
+        let (label, kind, fence) = (grant.label.clone(), grant.kind, grant.fence);
+        let served = Served { label, kind, grant: grant.grant, fence, key, on_seal, is_named_key };
+        // Of two stores that come at once the second finds the first.
+        let is_store = kind == VolumeKind::Objects && !is_named_key;
+        let _opening = is_store.then(|| lock(&self.opening));
+        let head = self.make_head(&open.pool, volume, grant, &served)?;
+        let of_volume = open.pool.snapshots().into_iter().filter(|snapshot| snapshot.volume == grant.volume);
+        let snapshots: Vec<_> =
+            of_volume.filter_map(|found| self.snapshot_export(&open.pool, &served, found.id)).collect();
+
         let mut all = self.served();
+        let newest = all.get(&grant.volume).map(|newest| newest.fence);
+        if let Some(why) = overtaken(self.keyring.check(key), fence, newest) {
+            drop(all);
+            tracing::warn!(label = served.label, volume = %grant.volume, grant = %grant.grant, why, "a key came too late");
+            if let Head::Store(store) = head {
+                store.close();
+            }
+            return Err(GrantRefusal::Wiped);
+        }
+        match head {
+            Head::Key(function) => self.named_keys.lend(&served.label, function),
+            Head::Disk(export) => self.exports.insert(&self.nbd, &served.label, export).map_err(|error| {
+                tracing::error!(label = served.label, %error, "a volume cannot be exported under its label");
+                GrantRefusal::VolumeFailed
+            })?,
+            Head::Store(store) => {
+                *lock(&self.store) = Some(Arc::clone(&store));
+                self.s3.set_store(Some(store));
+            }
+        }
+        snapshots.into_iter().for_each(|(label, export)| self.insert_snapshot(&label, export));
         if all.is_empty() {
             *lock(&self.seal_change) = SealChange::now(None);
         }
         all.insert(grant.volume, served);
-        drop(all);
-        tracing::info!(
-            label = grant.label, volume = %grant.volume, grant = %grant.grant, fence = %grant.fence, state = %verdict, "unsealed"
-        );
-        Ok(verdict)
+        if is_named_key {
+            // Under the same lock as a wipe's clearing of it.
+            self.count_keys_to_come(|come| {
+                come.insert(grant.volume);
+            });
+        }
+        Ok(())
     }
 
     /// Compares the pool's state with the one in the grant, and has the key vouch for it and for what comes.
@@ -527,58 +585,72 @@ impl Node {
         self.pools.iter().filter_map(state).take(lease::limits::POOLS_MAX).collect()
     }
 
-    fn open(&self, pool: &Arc<Pool>, served: &Served, volume: Volume) -> Result<(), GrantRefusal> {
-        let Served { label, kind, on_seal, .. } = served;
-        match kind {
-            VolumeKind::Block => {
-                let snapshots = Snapshots::of(Arc::clone(pool), volume.id());
-                let (on_seal, access) = (*on_seal, Access::default());
-                let export = Export { volume, snapshots, read_only: false, on_seal, access };
-                self.exports.insert(&self.nbd, label, export).map_err(|error| {
-                    tracing::error!(label, %error, "a volume cannot be exported under its label");
-                    GrantRefusal::VolumeFailed
-                })
-            }
-            VolumeKind::Objects => {
-                // The head has one store. Named keys are of its kind, and may well have come first.
-                let is_another = |(id, other): (&VolumeId, &Served)| {
-                    let is_store = other.kind == VolumeKind::Objects && !other.is_named_key;
-                    (*id != volume.id() && is_store).then(|| other.label.clone())
-                };
-                if let Some(other) = self.served().iter().find_map(is_another) {
-                    tracing::error!(
-                        label,
-                        other,
-                        "this node serves another object store already; promote one of them to another node"
-                    );
-                    return Err(GrantRefusal::VolumeFailed);
-                }
-                let named_keys = Arc::clone(&self.named_keys);
-                let store = Store::open_with_keys(volume, named_keys).map_err(|error| {
-                    tracing::error!(label, %error, "the object store cannot be opened");
-                    GrantRefusal::VolumeFailed
-                })?;
-                *lock(&self.store) = Some(Arc::clone(&store));
-                self.s3.set_store(Some(store));
-                Ok(())
-            }
+    /// Makes what is to serve a volume, and fills no head yet.
+    fn make_head(
+        &self,
+        pool: &Arc<Pool>,
+        volume: Arc<PoolVolume>,
+        grant: &GrantToAdmit,
+        served: &Served,
+    ) -> Result<Head, GrantRefusal> {
+        let Served { label, kind, on_seal, is_named_key, key, .. } = served;
+        if *is_named_key {
+            let bound = Bound { domain: grant.domain, epoch: grant.epoch };
+            return Ok(Head::Key(KeyFunction::new(Arc::clone(&self.keyring), *key, bound)));
         }
+        let volume = Volume::open(volume, Arc::clone(&self.keyring), *key);
+        if *kind == VolumeKind::Block {
+            let snapshots = Snapshots::of(Arc::clone(pool), volume.id());
+            let (on_seal, access) = (*on_seal, Access::default());
+            return Ok(Head::Disk(Export { volume, snapshots, read_only: false, on_seal, access }));
+        }
+        // The head has one store. Named keys are of its kind, and may well have come first.
+        let is_another = |(id, other): (&VolumeId, &Served)| {
+            let is_store = other.kind == VolumeKind::Objects && !other.is_named_key;
+            (*id != volume.id() && is_store).then(|| other.label.clone())
+        };
+        if let Some(other) = self.served().iter().find_map(is_another) {
+            tracing::error!(
+                label,
+                other,
+                "this node serves another object store already; promote one of them to another node"
+            );
+            return Err(GrantRefusal::VolumeFailed);
+        }
+        let store = Store::open_with_keys(volume, Arc::clone(&self.named_keys)).map_err(|error| {
+            tracing::error!(label, %error, "the object store cannot be opened");
+            GrantRefusal::VolumeFailed
+        })?;
+        Ok(Head::Store(store))
     }
 
     /// Serves a snapshot of a disk that is served, to read.
     pub(crate) fn export_snapshot(&self, pool: &Arc<Pool>, served: &Served, snapshot: VolumeId) {
+        if let Some((label, export)) = self.snapshot_export(pool, served, snapshot) {
+            self.insert_snapshot(&label, export);
+        }
+    }
+
+    fn snapshot_export(
+        &self,
+        pool: &Arc<Pool>,
+        served: &Served,
+        snapshot: VolumeId,
+    ) -> Option<(String, Export)> {
         if served.kind != VolumeKind::Block {
-            return;
+            return None;
         }
         // It may have been deleted meanwhile.
-        let Ok(found) = pool.snapshot(snapshot) else { return };
-        let Some(of) = found.origin() else { return };
-        let snapshots = Snapshots::of(Arc::clone(pool), of);
+        let found = pool.snapshot(snapshot).ok()?;
+        let snapshots = Snapshots::of(Arc::clone(pool), found.origin()?);
         let volume = Volume::open(found, Arc::clone(&self.keyring), served.key);
         let label = snapshot_label(&served.label, snapshot);
         let (on_seal, access) = (served.on_seal, Access::default());
-        let export = Export { volume, snapshots, read_only: true, on_seal, access };
-        if let Err(error) = self.exports.insert(&self.nbd, &label, export) {
+        Some((label, Export { volume, snapshots, read_only: true, on_seal, access }))
+    }
+
+    fn insert_snapshot(&self, label: &str, export: Export) {
+        if let Err(error) = self.exports.insert(&self.nbd, label, export) {
             tracing::error!(label, %error, "a snapshot cannot be exported");
         }
     }
@@ -615,14 +687,17 @@ impl Node {
     ) -> (WipeReport, bool) {
         let started = boot_clock::now();
         let mut all = self.served();
-        let dropped =
-            all.get(&volume).is_some_and(|served| served.grant == grant).then(|| all.remove(&volume));
+        let is_held = all.get(&volume).is_some_and(|served| served.grant == grant);
+        let dropped = is_held.then(|| all.remove(&volume)).flatten();
         let left = all.len();
+        let store = dropped.as_ref().and_then(|served| self.stop_serving(volume, served, cause));
         drop(all);
-        let was_held = matches!(dropped, Some(Some(_)));
-        if let Some(Some(served)) = dropped {
-            self.keyring.drop_key(served.key);
-            self.stop_serving(volume, &served);
+        if let Some(store) = store {
+            // It waits for its threads and lets go of the index and its cache.
+            store.close();
+        }
+        let was_held = dropped.is_some();
+        if let Some(served) = dropped {
             if left == 0 {
                 *lock(&self.seal_change) = SealChange::now(Some(cause));
             }
@@ -656,10 +731,14 @@ impl Node {
         }
     }
 
-    fn stop_serving(&self, volume: VolumeId, served: &Served) {
+    /// Drops a volume's key and tells its head. A store that served it is to be closed.
+    fn stop_serving(&self, volume: VolumeId, served: &Served, cause: WipeCause) -> Option<Arc<Store>> {
         if served.is_named_key {
-            return self.named_keys.take_back(&served.label);
+            self.named_keys.take_back(&served.label, key_away(cause));
+            self.keyring.drop_key(served.key);
+            return None;
         }
+        self.keyring.drop_key(served.key);
         match served.kind {
             VolumeKind::Block => {
                 self.nbd.seal(&served.label);
@@ -667,30 +746,27 @@ impl Node {
                 snapshots
                     .filter(|snapshot| snapshot.volume == volume)
                     .for_each(|snapshot| self.nbd.seal(&snapshot_label(&served.label, snapshot.id)));
+                None
             }
             VolumeKind::Objects => {
-                self.close_store();
+                // Clients are refused first.
+                self.s3.set_store(None);
+                lock(&self.store).take()
             }
-        }
-    }
-
-    /// Clients are refused first; then the store waits for its threads and lets go of the index and its cache.
-    fn close_store(&self) {
-        self.s3.set_store(None);
-        let store = lock(&self.store).take();
-        if let Some(store) = store {
-            store.close();
         }
     }
 
     /// What follows a wipe at once, without waiting for anyone: heads are closed and sessions told. Returns who is leaving.
     pub(crate) fn seal(&self, wipe: &Wipe) -> Leaving {
+        let mut all = self.served();
         let mut connections = self.nbd.seal_all();
         connections.push(self.s3.leaving());
         self.s3.set_store(None);
         self.named_keys.take_all_back();
+        self.count_keys_to_come(BTreeSet::clear);
         let store = lock(&self.store).take();
-        let served = std::mem::take(&mut *self.served());
+        let served = std::mem::take(&mut *all);
+        drop(all);
         // The wipe took them, unless this news is late and a push has come in between: then they go now.
         served.values().for_each(|served| self.keyring.drop_key(served.key));
         let cause = wipe.record.cause;
@@ -760,6 +836,32 @@ impl Leaving {
     }
 }
 
+/// What the users of a named key are told that goes for this cause: only what a person did is for good.
+fn key_away(cause: WipeCause) -> KeyAway {
+    match cause {
+        WipeCause::Revoked | WipeCause::Deleted => KeyAway::Revoked,
+        _ => KeyAway::Sealed,
+    }
+}
+
+/// Why a key that was taken in is not served any more, if it is not: a wipe took it, or a newer grant of the same volume is served.
+fn overtaken(key: Result<(), KeyGone>, fence: Fence, newest: Option<Fence>) -> Option<&'static str> {
+    match key {
+        Err(_) => Some("it went with a wipe or its lease"),
+        Ok(()) => newest.is_some_and(|newest| newest > fence).then_some("a newer grant is served"),
+    }
+}
+
+/// How many of these volumes are named keys that are to come in: those of replicas do not, and of those that have come some may have
+/// been taken back.
+fn keys_to_come(volumes: impl Iterator<Item = VolumeInfo>, come: &BTreeSet<VolumeId>) -> usize {
+    let is_key = |info: &VolumeInfo| {
+        let is_objects = info.kind == pool::VolumeKind::Objects;
+        is_objects && info.sectors.byte_len() == Some(ByteLen(NAMED_KEY_BYTES)) && !info.replica
+    };
+    volumes.filter(|info| is_key(info) && !come.contains(&info.id)).count()
+}
+
 /// Whether a volume is a named key: no store fits on it.
 pub(crate) fn is_named_key(kind: VolumeKind, size: Option<ByteLen>) -> bool {
     kind == VolumeKind::Objects && size == Some(ByteLen(NAMED_KEY_BYTES))
@@ -822,5 +924,62 @@ fn refusal(error: &AdmitError) -> GrantRefusal {
         AdmitError::WrongKey { .. } | AdmitError::EqualHalves => GrantRefusal::WrongKey,
         AdmitError::TooManyKeys { .. } => GrantRefusal::TooManyKeys,
         AdmitError::Wiped => GrantRefusal::Wiped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use units::{DomainId, SectorCount, VolumeEpoch};
+
+    use super::*;
+
+    #[test]
+    fn a_grant_that_was_overtaken_displaces_nothing() {
+        let (older, newer) = (Fence(1), Fence(2));
+        assert_eq!(overtaken(Ok(()), newer, None), None);
+        assert_eq!(overtaken(Ok(()), newer, Some(older)), None);
+        assert!(overtaken(Ok(()), older, Some(newer)).is_some());
+        assert!(overtaken(Err(KeyGone::Wiped), newer, None).is_some());
+        assert!(overtaken(Err(KeyGone::Stale), newer, Some(older)).is_some());
+    }
+
+    #[test]
+    fn keys_are_awaited_that_are_here_and_have_not_come() {
+        let volume = |id: u8, kind, sectors: u64, replica| VolumeInfo {
+            id: VolumeId([id; 16]),
+            sectors: SectorCount(sectors),
+            domain: DomainId([id; 16]),
+            epoch: VolumeEpoch(1),
+            check: [0; 16],
+            kind,
+            fence: Fence(0),
+            allocated: ByteLen(0),
+            limits: Default::default(),
+            clone_of: None,
+            replica,
+            encrypted_blocks: 0,
+        };
+        let volumes = || {
+            [
+                volume(1, pool::VolumeKind::Objects, 1, false),
+                volume(2, pool::VolumeKind::Objects, 1, false),
+                volume(3, pool::VolumeKind::Objects, 1, true),
+                volume(4, pool::VolumeKind::Objects, 1 << 20, false),
+                volume(5, pool::VolumeKind::Block, 1, false),
+            ]
+            .into_iter()
+        };
+        let mut come = BTreeSet::new();
+        assert_eq!(keys_to_come(volumes(), &come), 2);
+        come.insert(VolumeId([2; 16]));
+        assert_eq!(keys_to_come(volumes(), &come), 1);
+    }
+
+    #[test]
+    fn only_what_a_person_took_back_is_revoked() {
+        for cause in WipeCause::ALL {
+            let is_revoked = matches!(cause, WipeCause::Revoked | WipeCause::Deleted);
+            assert_eq!(key_away(*cause) == KeyAway::Revoked, is_revoked, "{cause}");
+        }
     }
 }

@@ -119,6 +119,7 @@ impl Node {
             referenced_bytes: usage.referenced.0,
             unique_bytes: usage.unique.0,
             locked_s: self.retention.left_s(pool, info),
+            epoch: self.is_free_epoch(info),
         }
     }
 }

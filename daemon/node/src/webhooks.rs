@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use admin::api;
 use anyhow::Context;
@@ -32,6 +32,9 @@ use crate::sources::{self, Reach};
 
 /// For each read and write.
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For all of them: a receiver that answers byte by byte holds up nobody's queue but for so long.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is read of an answer: its first line is all that counts.
 const ANSWER_BYTES_MAX: usize = 8 * 1024;
@@ -214,7 +217,7 @@ fn post(url: &WebhookUrl, tls: Option<&Arc<ClientConfig>>, handover: &Mutex<Hand
         }
         handover.connection = Some(other);
     }
-    let plain = Plain(tcp);
+    let plain = Plain { stream: tcp, until: Instant::now() + EXCHANGE_TIMEOUT };
     match tls {
         None => exchange(plain, url, handover),
         Some(config) => {
@@ -236,18 +239,29 @@ fn connect(url: &WebhookUrl) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A stream that writes one piece at a time: the thread may make no other call.
-struct Plain(TcpStream);
+/// A stream that writes one piece at a time: the thread may make no other call. It ends at its time, however much moves.
+struct Plain {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Plain {
+    fn in_time(&self) -> io::Result<()> {
+        if Instant::now() < self.until { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+}
 
 impl Read for Plain {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.0.read(bytes)
+        self.in_time()?;
+        self.stream.read(bytes)
     }
 }
 
 impl Write for Plain {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
+        self.in_time()?;
+        self.stream.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -305,6 +319,23 @@ fn status_of(answer: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_drips_is_given_up_at_its_time() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let drips = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let stream = TcpStream::connect(address).unwrap();
+        let until = Instant::now() + Duration::from_millis(300);
+        let status = read_status(Plain { stream, until });
+        assert_eq!(status.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drips.join().unwrap();
+    }
 
     #[test]
     fn the_final_status_of_an_answer_counts() {

@@ -82,6 +82,14 @@ impl BodyWriter {
         self.cipher = Some(cipher);
     }
 
+    /// Whether what encrypts it still does. A key that was erased since the last bytes would make an object that nobody can read.
+    pub(crate) fn check_cipher(&self) -> Result<(), StoreError> {
+        match &self.cipher {
+            Some(BodyCipher::Sealed(key, _)) => self.shared.named_keys.open(&key.sealed).map(drop),
+            Some(BodyCipher::Held(_)) | None => Ok(()),
+        }
+    }
+
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let offset = self.received;
         self.received += bytes.len() as u64;
@@ -225,8 +233,8 @@ pub(crate) enum Cipher {
     None,
     /// It is, and the key was not given.
     Locked,
-    /// It is encrypted under the named key, which is not lent.
-    Away(Arc<str>),
+    /// It is encrypted under a named key that does not open it, and why.
+    Away(Arc<StoreError>),
     Open(Arc<BodyCipher>),
 }
 
@@ -235,7 +243,7 @@ impl Cipher {
         match self {
             Self::None => Ok(()),
             Self::Locked => Err(StoreError::CustomerKeyNeeded),
-            Self::Away(name) => Err(StoreError::NamedKeyRevoked { name: name.to_string() }),
+            Self::Away(why) => Err(StoreError::clone(why)),
             Self::Open(cipher) => cipher.apply(offset, bytes),
         }
     }

@@ -133,7 +133,13 @@ pub enum StoreError {
     /// A customer's key for an object that is not encrypted under one.
     #[error("the object is not encrypted under a customer's key")]
     CustomerKeyUnexpected,
-    /// The object is encrypted under a named key that is not lent now.
+    /// The key was lent and went with a wipe or a lease, or it may be one of those that have not been lent since: it is on its way.
+    #[error("the key {name} is not on this node yet: send the request again when the compute tier has pushed it")]
+    NamedKeyAway {
+        /// Which.
+        name: String,
+    },
+    /// The object is encrypted under a named key that was revoked or erased.
     #[error(
         "the key {name} is not on this node: it was revoked or has not been pushed; what it encrypts can't be read or written \
          until it is pushed again"

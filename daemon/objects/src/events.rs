@@ -180,7 +180,12 @@ impl Store {
         self.shared.read(|snapshot| snapshot.event_counts())
     }
 
-    /// Events for which there was no room since the store was opened: nobody is told of them.
+    /// Keeps events for these destinations from now on, and for no others: until it is called, for all.
+    pub fn keep_events_for(&self, destinations: impl IntoIterator<Item = String>) {
+        self.shared.index.set_destinations(destinations.into_iter().collect());
+    }
+
+    /// Events since the store was opened for which there was no room or no destination: nobody is told of them.
     pub fn events_lost(&self) -> u64 {
         self.shared.index.events_lost()
     }

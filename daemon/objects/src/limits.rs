@@ -123,6 +123,10 @@ pub const POLICY_BYTES_MAX: usize = 20 * 1024;
 /// Events that wait for their destinations, dead letters included, in all: some 100 MiB of index.
 pub const EVENTS_MAX: u64 = 200_000;
 
+/// Events of one destination that are kept however many those of others are: one that nobody empties takes no other's place, and
+/// one that is emptied needs no more. A node has 16 at most, which makes as many again as [`EVENTS_MAX`].
+pub const EVENTS_ENSURED: u64 = 10_000;
+
 /// Events that one commit takes from one queue to another.
 pub const EVENTS_MOVED_MAX: usize = 1_000;
 

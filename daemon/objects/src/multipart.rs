@@ -189,7 +189,7 @@ impl PartWriter {
     ///
     /// # Errors
     /// [`StoreError::CustomerKeyNeeded`], [`StoreError::WrongCustomerKey`], [`StoreError::CustomerKeyUnexpected`],
-    /// [`StoreError::NamedKeyRevoked`], [`StoreError::WrongNamedKey`].
+    /// [`StoreError::NamedKeyRevoked`], [`StoreError::NamedKeyAway`], [`StoreError::WrongNamedKey`].
     pub fn encrypt(&mut self, key: Option<&CustomerKey>) -> Result<(), StoreError> {
         let customers = self.proof.as_ref().filter(|_| self.sealed.is_none());
         KeyProof::check_given(customers, key)?;
@@ -220,6 +220,7 @@ impl PartWriter {
         if self.proof.is_some() && self.salt.is_none() {
             return Err(StoreError::CustomerKeyNeeded);
         }
+        self.body.check_cipher()?;
         let FinishedBody { bytes, digests, reservation, .. } = self.body.finish(declared, false)?;
         drop(self.claim);
         let record = PartRecord {
@@ -333,7 +334,7 @@ impl Store {
         writer.finish(&Declared::default())
     }
 
-    /// The parts of an upload above number `after`, at most `limit`.
+    /// The parts of an upload above number `after`, at most `limit`; without checksums where its named key is not lent.
     ///
     /// # Errors
     /// [`StoreError::NoSuchBucket`], [`StoreError::NoSuchUpload`].
@@ -352,12 +353,17 @@ impl Store {
             let record = snapshot.upload(bucket, key, place.upload)?.ok_or(StoreError::NoSuchUpload)?;
             let upload = upload_info(place.key.clone(), place.upload, &record);
             let mut page = PartsPage { upload, parts: Vec::new(), truncated: false };
+            // They tell the clear bytes.
+            let sealed = record.named_key.as_ref();
+            let tells_checksums = sealed.is_none_or(|sealed| self.shared.named_keys.open(sealed).is_ok());
             snapshot.walk_parts(place.upload, after, &mut |number, record| {
                 if page.parts.len() == limit {
                     page.truncated = true;
                     return Ok(Step::Stop);
                 }
-                page.parts.push(PartInfo::of(number, record));
+                let part = PartInfo::of(number, record);
+                let checksum = part.checksum.filter(|_| tells_checksums);
+                page.parts.push(PartInfo { checksum, ..part });
                 Ok(Step::Next)
             })?;
             Ok(page)
@@ -371,7 +377,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchUpload`], [`StoreError::InvalidPartOrder`], [`StoreError::InvalidPart`],
     /// [`StoreError::PartTooSmall`], [`StoreError::InvalidChecksum`], [`StoreError::DigestMismatch`],
-    /// [`StoreError::LengthMismatch`], [`StoreError::PreconditionFailed`].
+    /// [`StoreError::LengthMismatch`], [`StoreError::PreconditionFailed`]; [`StoreError::NamedKeyRevoked`],
+    /// [`StoreError::NamedKeyAway`] and [`StoreError::WrongNamedKey`] where the upload was begun under a named key.
     pub fn complete_upload(
         &self,
         bucket: impl Into<BucketRef>,
@@ -384,6 +391,14 @@ impl Store {
         let ascending = parts.windows(2).all(|pair| pair[0].number < pair[1].number);
         if parts.is_empty() || !ascending {
             return Err(StoreError::InvalidPartOrder);
+        }
+        // Parts under a key that is gone would be an object that nobody can read. Not in the commit: keys come and go without it.
+        let upload = self.shared.read(|snapshot| {
+            let bucket = snapshot.bucket(&place.bucket)?.id;
+            snapshot.upload(bucket, &place.key, place.upload)
+        })?;
+        if let Some(sealed) = upload.and_then(|upload| upload.named_key) {
+            self.shared.named_keys.open(&sealed)?;
         }
         let id = self.shared.next_body();
         self.shared.submit(CompleteUpload { place, parts, options, id, moment: Moment::now() })

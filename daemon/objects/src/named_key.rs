@@ -13,9 +13,12 @@
 //! Invariants:
 //! - The named key itself is never here: it is asked to compute.
 //! - An object's key is opened for one piece of a body and overwritten after it: what was taken back stops at the next piece.
+//! - Only what a person took back is refused for good: a key that went with a wipe, or that has not come since, is on its way, and
+//!   a client that waits for it is right.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -66,46 +69,82 @@ impl KeyFunction for sealing::KeyFunction {
 /// The named keys that are lent now. Shared by whoever takes them in and the stores that use them.
 #[derive(Debug, Default)]
 pub struct NamedKeys {
-    /// `None`: was lent, and taken back.
-    keys: RwLock<BTreeMap<String, Option<Arc<dyn KeyFunction>>>>,
+    keys: RwLock<BTreeMap<String, Known>>,
+    /// Keys that are to be lent and have not been yet. What they are called is not known before.
+    awaited: AtomicUsize,
+}
+
+/// What is known of a key that has a name.
+#[derive(Debug)]
+enum Known {
+    Lent(Arc<Lent>),
+    /// It was lent, and is to be lent again: it went with a wipe or a lease.
+    Away,
+    /// It was lent, and taken back by a person or erased.
+    Revoked,
+}
+
+/// A key that is lent.
+#[derive(Debug)]
+struct Lent {
+    /// It went, and is to be lent again: said before its function computes no more.
+    is_away: AtomicBool,
+    function: Box<dyn KeyFunction>,
 }
 
 impl NamedKeys {
     /// Lends a key, or lends it anew.
     pub fn lend(&self, name: &str, function: impl KeyFunction) {
+        let lent = Lent { is_away: AtomicBool::new(false), function: Box::new(function) };
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         if keys.len() >= NAMED_KEYS_REMEMBERED_MAX {
-            keys.retain(|_, function| function.is_some());
+            keys.retain(|_, known| matches!(known, Known::Lent(_)));
         }
-        keys.insert(name.to_owned(), Some(Arc::new(function)));
+        if let Some(Known::Lent(before)) = keys.insert(name.to_owned(), Known::Lent(Arc::new(lent))) {
+            before.is_away.store(true, Ordering::SeqCst);
+        }
     }
 
-    /// Takes a key back: nothing that is under its way is finished with it.
-    pub fn take_back(&self, name: &str) {
+    /// Takes a key back: nothing that is under its way is finished with it. To be called before its function is made to compute no
+    /// more, so that those who use it are told why.
+    pub fn take_back(&self, name: &str, why: KeyAway) {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = keys.get_mut(name) {
-            *function = None;
+        if let Some(known) = keys.get_mut(name) {
+            known.take_back(why);
         }
     }
 
-    /// Takes all of them back.
+    /// Takes all of them back, until they are lent again.
     pub fn take_all_back(&self) {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        keys.values_mut().for_each(|function| *function = None);
+        let lent = keys.values_mut().filter(|known| matches!(known, Known::Lent(_)));
+        lent.for_each(|known| known.take_back(KeyAway::Sealed));
+    }
+
+    /// Says how many keys are to be lent and have not been: until none are, a name that is not known may well be one of them.
+    pub fn set_awaited(&self, count: usize) {
+        self.awaited.store(count, Ordering::SeqCst);
     }
 
     /// Names of those that are lent.
     pub fn names(&self) -> Vec<String> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.iter().filter(|(_, function)| function.is_some()).map(|(name, _)| name.clone()).collect()
+        keys.iter()
+            .filter(|(_, known)| matches!(known, Known::Lent(_)))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// The key of this name, to encrypt something new under.
     pub(crate) fn find(&self, name: &str) -> Result<NamedKey, StoreError> {
+        // Before the names: one that is lent meanwhile is found.
+        let is_awaited = self.awaited.load(Ordering::SeqCst) > 0;
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         match keys.get(name) {
-            Some(Some(function)) => Ok(NamedKey { name: name.into(), function: Arc::clone(function) }),
-            Some(None) => Err(StoreError::NamedKeyRevoked { name: name.to_owned() }),
+            Some(Known::Lent(lent)) => Ok(NamedKey { name: name.into(), lent: Arc::clone(lent) }),
+            Some(Known::Revoked) => Err(StoreError::NamedKeyRevoked { name: name.to_owned() }),
+            Some(Known::Away) => Err(StoreError::NamedKeyAway { name: name.to_owned() }),
+            None if is_awaited => Err(StoreError::NamedKeyAway { name: name.to_owned() }),
             None => Err(StoreError::NoSuchNamedKey { name: name.to_owned() }),
         }
     }
@@ -123,11 +162,23 @@ impl NamedKeys {
     }
 }
 
+impl Known {
+    fn take_back(&mut self, why: KeyAway) {
+        let taken = match why {
+            KeyAway::Revoked => Self::Revoked,
+            KeyAway::Sealed => Self::Away,
+        };
+        if let Self::Lent(lent) = std::mem::replace(self, taken) {
+            lent.is_away.store(why == KeyAway::Sealed, Ordering::SeqCst);
+        }
+    }
+}
+
 /// A key that is lent, and its name.
 #[derive(Clone, Debug)]
 pub(crate) struct NamedKey {
     name: Arc<str>,
-    function: Arc<dyn KeyFunction>,
+    lent: Arc<Lent>,
 }
 
 /// The key of an object, as it is kept with it.
@@ -161,7 +212,10 @@ impl NamedKey {
         input[PURPOSE_AT] = purpose;
         input[HALF_AT] = half;
         input[DATA_AT..DATA_AT + data.len()].copy_from_slice(data);
-        self.function.compute(&input).map_err(|away| match away {
+        self.lent.function.compute(&input).map_err(|away| match away {
+            KeyAway::Revoked if self.lent.is_away.load(Ordering::SeqCst) => {
+                StoreError::NamedKeyAway { name: self.name.to_string() }
+            }
             KeyAway::Revoked => StoreError::NamedKeyRevoked { name: self.name.to_string() },
             KeyAway::Sealed => StoreError::Sealed,
         })
@@ -186,8 +240,8 @@ impl ObjectKey {
     /// Opens the key for the length of one use.
     ///
     /// # Errors
-    /// [`StoreError::NamedKeyRevoked`], [`StoreError::Sealed`], and [`StoreError::WrongNamedKey`] where the key of this name is
-    /// not the one that sealed it.
+    /// [`StoreError::NamedKeyRevoked`], [`StoreError::NamedKeyAway`], [`StoreError::Sealed`], and [`StoreError::WrongNamedKey`] where
+    /// the key of this name is not the one that sealed it.
     pub(crate) fn with<R>(&self, use_key: impl FnOnce(&[u8; 32]) -> R) -> Result<R, StoreError> {
         let key = self.named.masked(self.sealed.seal, &self.sealed.sealed)?;
         let seal = self.named.seal(&key)?;
@@ -239,13 +293,44 @@ mod tests {
         let made = keys.find("photos").unwrap().make().unwrap();
         key.revoke();
         assert!(matches!(made.with(|_| ()), Err(StoreError::NamedKeyRevoked { .. })), "one in use");
-        keys.take_back("photos");
+        keys.take_back("photos", KeyAway::Revoked);
         assert!(keys.names().is_empty());
         assert!(matches!(keys.find("photos"), Err(StoreError::NamedKeyRevoked { .. })));
         assert!(matches!(keys.open(&made.sealed), Err(StoreError::NamedKeyRevoked { .. })));
         keys.lend("photos", SimulatedKey::new(1));
         assert!(keys.open(&made.sealed).is_ok());
         keys.take_all_back();
-        assert!(keys.open(&made.sealed).is_err());
+        assert!(matches!(keys.open(&made.sealed), Err(StoreError::NamedKeyAway { .. })));
+        keys.lend("photos", SimulatedKey::new(1));
+        keys.take_back("photos", KeyAway::Revoked);
+        keys.take_all_back();
+        assert!(matches!(keys.open(&made.sealed), Err(StoreError::NamedKeyRevoked { .. })), "as before the wipe");
+    }
+
+    #[test]
+    fn a_key_that_is_to_come_is_waited_for_and_one_that_is_used_is_gone_for_the_same_reason() {
+        let (keys, key) = keys("photos", 1);
+        let made = keys.find("photos").unwrap().make().unwrap();
+        keys.take_back("photos", KeyAway::Sealed);
+        key.revoke();
+        assert!(matches!(made.with(|_| ()), Err(StoreError::NamedKeyAway { .. })), "one in use");
+        assert!(matches!(keys.find("photos"), Err(StoreError::NamedKeyAway { .. })));
+
+        let after_restart = NamedKeys::default();
+        after_restart.set_awaited(1);
+        assert!(matches!(after_restart.find("photos"), Err(StoreError::NamedKeyAway { .. })));
+        assert!(matches!(after_restart.open(&made.sealed), Err(StoreError::NamedKeyAway { .. })));
+        after_restart.lend("books", SimulatedKey::new(2));
+        after_restart.set_awaited(0);
+        assert!(matches!(after_restart.find("photos"), Err(StoreError::NoSuchNamedKey { .. })));
+        assert!(matches!(after_restart.open(&made.sealed), Err(StoreError::NamedKeyRevoked { .. })));
+
+        // Lent anew while it is used: the one before is gone, and comes back with the next request.
+        let (keys, key) = self::keys("photos", 1);
+        let made = keys.find("photos").unwrap().make().unwrap();
+        keys.lend("photos", SimulatedKey::new(1));
+        key.revoke();
+        assert!(matches!(made.with(|_| ()), Err(StoreError::NamedKeyAway { .. })));
+        assert!(keys.open(&made.sealed).is_ok());
     }
 }

@@ -127,7 +127,7 @@ impl Object {
     /// Whether the named key that it is encrypted under is lent, where there is one.
     ///
     /// # Errors
-    /// [`StoreError::NamedKeyRevoked`], [`StoreError::WrongNamedKey`].
+    /// [`StoreError::NamedKeyRevoked`], [`StoreError::NamedKeyAway`], [`StoreError::WrongNamedKey`].
     pub fn check_named_key(&self) -> Result<(), StoreError> {
         self.sealed.iter().try_for_each(|sealed| self.shared.named_keys.open(sealed).map(drop))
     }
@@ -163,7 +163,7 @@ impl Object {
             (None, _, _) => Cipher::None,
             (Some(salt), Some(sealed), _) => match self.shared.named_keys.open(sealed) {
                 Ok(key) => Cipher::Open(Arc::new(BodyCipher::Sealed(key, salt))),
-                Err(_) => Cipher::Away(sealed.name.as_str().into()),
+                Err(why) => Cipher::Away(Arc::new(why)),
             },
             (Some(_), None, None) => Cipher::Locked,
             (Some(salt), None, Some(key)) => Cipher::Open(Arc::new(key.body(salt))),

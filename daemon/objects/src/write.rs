@@ -90,7 +90,7 @@ impl ObjectWriter {
     /// Encrypts the body under a key of its own, which the named key seals; to be called before the first byte is appended.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchNamedKey`], [`StoreError::NamedKeyRevoked`].
+    /// [`StoreError::NoSuchNamedKey`], [`StoreError::NamedKeyRevoked`], [`StoreError::NamedKeyAway`].
     pub fn encrypt_under(&mut self, name: &str) -> Result<(), StoreError> {
         let key = self.shared.named_keys.find(name)?.make()?;
         let proof = key.with(KeyProof::of)?;
@@ -116,6 +116,7 @@ impl ObjectWriter {
     pub fn finish(self, options: PutOptions) -> Result<ObjectInfo, StoreError> {
         check_metadata(&options.metadata)?;
         check_attributes(&options.attributes)?;
+        self.body.check_cipher()?;
         let body = self.body.finish(&options.declared, true)?;
         drop(self.claim);
         commit_put(&self.shared, (self.bucket, self.key), body, (self.proof, self.sealed), options)

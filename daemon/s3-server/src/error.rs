@@ -91,6 +91,9 @@ pub(crate) fn from_store(error: &StoreError) -> S3Error {
             refused.set_status_code(http::StatusCode::FORBIDDEN);
             return refused;
         }
+        StoreError::NamedKeyAway { .. } => {
+            return with_retry_after(coded(S3ErrorCode::ServiceUnavailable, error), RETRY_AFTER_SECONDS);
+        }
         StoreError::NamedKeyRevoked { .. } | StoreError::WrongNamedKey { .. } => {
             let mut refused = coded(S3ErrorCode::Custom(KEY_DISABLED.into()), error);
             refused.set_status_code(http::StatusCode::FORBIDDEN);

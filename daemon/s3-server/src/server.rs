@@ -161,6 +161,9 @@ impl S3Server {
     /// Returns at once. A store that is taken away is to be closed by the caller, on a thread that may wait
     /// ([`Store::close`]).
     pub fn set_store(&self, store: Option<Arc<Store>>) {
+        if let Some(store) = &store {
+            store.keep_events_for(self.inner.webhooks.keys().cloned());
+        }
         self.inner.slot.set(store);
         self.inner.service.release_buffers();
     }

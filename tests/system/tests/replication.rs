@@ -189,6 +189,16 @@ fn a_volume_stays_where_it_must_and_a_sealed_node_sends_on() {
     wait_up_to_date(&sites);
     assert_eq!(sites.status(&sites.first)["key_memory"]["keys"], 0);
     assert_eq!(ids(&sites, &sites.second).len(), 1);
+
+    // The snapshots that replication made keep nobody from erasing their volume; a person's do.
+    let own = sites.snapshot();
+    let refused = desk.refused(&["volume", "delete", "db", "--yes"]);
+    assert!(refused.contains("1 snapshots"), "{refused}");
+    desk.run(&["snapshot", "delete", &own, "--node", "node-1", "--yes"]);
+    let left = sites.snapshots(&sites.first);
+    assert!(!left.is_empty() && left.iter().all(|epoch| epoch["epoch"] == Value::Bool(true)), "{left:?}");
+    desk.run(&["volume", "delete", "db", "--yes"]);
+    assert_eq!(ids(&sites, &sites.first), Vec::<String>::new());
     assert!(first_daemon.stop(STOP).success());
     assert!(second_daemon.stop(STOP).success());
     let loud = second_daemon.unexpected_lines(&["CONFIG", "memory", "Landlock", "realtime"]);

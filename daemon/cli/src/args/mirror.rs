@@ -39,13 +39,13 @@ pub(crate) struct MirrorArgs {
     /// Put its bucket's name into the host name, not into the path
     #[arg(long)]
     pub(crate) to_virtual_host: bool,
-    /// Copy what has another entity tag, also where the target's was written later
+    /// Copy what has another entity tag, also where the target's was written later and does not say of what it is a copy
     #[arg(long)]
     pub(crate) exact: bool,
     /// Say what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Objects, and pieces of objects, on their way at the same time; each piece has 16 MiB in memory, 64 at most
+    /// Objects, and pieces of objects, on their way at the same time; each has 16 MiB in memory, and one of more counts as several
     #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) at_once: u16,
     /// Where it is written down which uploads were begun, to go on with them; a file in the user's state directory where not given

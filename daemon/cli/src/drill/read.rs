@@ -17,7 +17,7 @@ use crate::drill::site::{Opened, REGION, Site};
 use crate::failure::{Done, Failure};
 use crate::loopback::at;
 use crate::output::Output;
-use crate::s3::{Listed, S3};
+use crate::s3::{Listed, S3, has_url};
 
 /// Read at once.
 const PIECE: u64 = 4 << 20;
@@ -142,6 +142,8 @@ async fn objects(site: &Site, quick: bool, bar: &ProgressBar, read: &mut Read) -
     let node = site.node_client(Ask::Operate).await?;
     let buckets: Vec<Bucket> = node.get("/v1/buckets").await?;
     let key: CreatedAccessKey = node.post("/v1/users", &CreateUser::new(USER)).await?;
+    // Of keys that a URL cannot name, which a request for them would make others of: how many, and the first.
+    let mut unnamed: Option<(usize, String)> = None;
     for bucket in buckets {
         let s3 = S3::new(at(site.s3_port()), None, &bucket.name, REGION, &key)?;
         let limit = if quick { read.bytes.saturating_add(QUICK_BYTES) } else { u64::MAX };
@@ -150,7 +152,10 @@ async fn objects(site: &Site, quick: bool, bar: &ProgressBar, read: &mut Read) -
             let (page, more) = s3.list(next).await?;
             bar.inc_length(page.iter().map(|listed| listed.bytes).sum());
             for listed in &page {
-                if read.bytes < limit {
+                if !has_url(&listed.key) {
+                    let first = format!("s3://{}/{}", bucket.name, listed.key);
+                    unnamed.get_or_insert((0, first)).0 += 1;
+                } else if read.bytes < limit {
                     object(&s3, &bucket.name, listed, bar, read).await?;
                 }
             }
@@ -160,7 +165,13 @@ async fn objects(site: &Site, quick: bool, bar: &ProgressBar, read: &mut Read) -
             }
         }
     }
-    Ok(())
+    match unnamed {
+        None => Ok(()),
+        Some((count, first)) => Err(Failure::local(
+            format!("{count} objects have keys that no URL names and were not read, the first of them {first}"),
+            "all others were read; give these other names",
+        )),
+    }
 }
 
 /// Reads one object: as long as its list entry says, and of its checksum where the ETag is one.

@@ -46,13 +46,20 @@ impl<'a> Listing<'a> {
     }
 }
 
+/// An object of the source that the target may not have as it is.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) listed: Listed,
+    /// Where the target has one of that name and length with another entity tag: whether that was written later.
+    pub(super) other_there: Option<bool>,
+}
+
 pub(super) struct Comparison<'a> {
     source: Listing<'a>,
     target: Listing<'a>,
     /// The first of the target's that has not been passed.
     ahead: Option<Listed>,
     begun: bool,
-    exact: bool,
     seen: &'a Seen,
 }
 
@@ -68,24 +75,32 @@ impl Seen {
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.objects.load(Ordering::Relaxed), self.unchanged.load(Ordering::Relaxed))
     }
+
+    pub(super) fn count_unchanged(&self) {
+        self.unchanged.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl<'a> Comparison<'a> {
-    pub(super) fn new((source, target): (&'a Side, &'a Side), exact: bool, seen: &'a Seen) -> Self {
+    pub(super) fn new((source, target): (&'a Side, &'a Side), seen: &'a Seen) -> Self {
         let (source, target) = (Listing::new(source), Listing::new(target));
-        Self { source, target, ahead: None, begun: false, exact, seen }
+        Self { source, target, ahead: None, begun: false, seen }
     }
 
-    /// The next object that is to be copied; counts all, and those that are not.
-    pub(super) async fn next_wanted(&mut self) -> Done<Option<Listed>> {
+    /// The next object that may be to be copied; counts all, and those that are not.
+    pub(super) async fn next_candidate(&mut self) -> Done<Option<Candidate>> {
         while let Some(listed) = self.source.next().await? {
             self.seen.objects.fetch_add(1, Ordering::Relaxed);
-            let exact = self.exact;
             let there = self.counterpart(&listed).await?;
-            if !there.is_some_and(|there| is_same(&listed, there, exact)) {
-                return Ok(Some(listed));
-            }
-            self.seen.unchanged.fetch_add(1, Ordering::Relaxed);
+            let other_there = match there.map(|there| compare(&listed, there)) {
+                Some(Found::Same) => {
+                    self.seen.count_unchanged();
+                    continue;
+                }
+                Some(Found::Other { is_newer }) => Some(is_newer),
+                Some(Found::Different) | None => None,
+            };
+            return Ok(Some(Candidate { listed, other_there }));
         }
         Ok(None)
     }
@@ -106,12 +121,29 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Whether the target has the object as it is: of the same length, and with the same entity tag or written since. An entity tag also
-/// says in which parts an object was uploaded, so another one means little by itself.
-fn is_same(source: &Listed, target: &Listed, exact: bool) -> bool {
+/// How an object looks beside its counterpart.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Same,
+    /// Of the same length, and with another entity tag, which also says in which parts an object was uploaded and how it is encrypted:
+    /// by itself that means little.
+    Other {
+        is_newer: bool,
+    },
+    Different,
+}
+
+fn compare(source: &Listed, target: &Listed) -> Found {
     let time = |listed: &Listed| OffsetDateTime::parse(&listed.modified, &Rfc3339).ok();
-    let is_newer = || matches!((time(source), time(target)), (Some(of), Some(there)) if there >= of);
-    source.bytes == target.bytes && (source.etag == target.etag || (!exact && is_newer()))
+    if source.bytes != target.bytes {
+        return Found::Different;
+    }
+    if source.etag == target.etag && !source.etag.is_empty() {
+        return Found::Same;
+    }
+    // Many servers tell whole seconds: the same one may be before.
+    let is_newer = matches!((time(source), time(target)), (Some(of), Some(there)) if there > of);
+    Found::Other { is_newer }
 }
 
 #[cfg(test)]
@@ -119,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_the_same_length_and_is_the_same_or_newer_is_not_copied() {
+    fn an_object_is_the_same_by_its_tag_and_later_by_its_time() {
         let listed = |bytes, etag: &str, day: &str| Listed {
             key: "k".to_owned(),
             bytes,
@@ -127,12 +159,14 @@ mod tests {
             modified: format!("2026-01-{day}T00:00:00.000Z"),
         };
         let source = listed(5, "a", "05");
-        assert!(is_same(&source, &listed(5, "a", "01"), false), "the same bytes, however old");
-        assert!(is_same(&source, &listed(5, "b-2", "06"), false), "in other parts");
-        assert!(!is_same(&source, &listed(5, "b-2", "06"), true));
-        assert!(!is_same(&source, &listed(5, "b", "04"), false), "older");
-        assert!(!is_same(&source, &listed(6, "a", "06"), false));
+        let other = |is_newer| Found::Other { is_newer };
+        assert_eq!(compare(&source, &listed(5, "a", "01")), Found::Same, "the same bytes, however old");
+        assert_eq!(compare(&source, &listed(5, "b-2", "06")), other(true));
+        assert_eq!(compare(&source, &listed(5, "b-2", "05")), other(false), "within the same second");
+        assert_eq!(compare(&source, &listed(5, "b", "04")), other(false));
+        assert_eq!(compare(&source, &listed(6, "a", "06")), Found::Different);
         let undated = Listed { modified: "soon".to_owned(), ..listed(5, "b", "06") };
-        assert!(!is_same(&source, &undated, false));
+        assert_eq!(compare(&source, &undated), other(false));
+        assert_eq!(compare(&listed(5, "", "05"), &listed(5, "", "04")), other(false), "none is no tag");
     }
 }

@@ -6,11 +6,15 @@
 //! Invariants:
 //! - Nothing is deleted at the target, and nothing changed that is not written anew as a whole.
 //! - An object is copied as one: each of its pieces is asked for under the entity tag that was listed.
+//! - A copy says of what it is one ([`crate::s3`], `SOURCE_ETAG`): what was overwritten at the source meanwhile is copied the next time,
+//!   whatever the clocks say.
+//! - A key that a URL cannot name is not asked for: it would be another object.
 //! - What breaks off goes on the next time where it was: whole objects by the listings, parts by what `journal` has written down.
 
 mod compare;
 mod journal;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -19,16 +23,16 @@ use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use rusty_s3::{Credentials, UrlStyle};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use units::ByteLen;
 
-use self::compare::{Comparison, Seen};
+use self::compare::{Candidate, Comparison, Seen};
 use self::journal::{Journal, Upload};
 use crate::args::{MirrorArgs, Place};
 use crate::commands::wait;
 use crate::failure::{Done, Exit, Failure};
 use crate::output::Output;
-use crate::s3::{Listed, Part, S3, persist};
+use crate::s3::{Listed, Part, S3, check_key, persist};
 
 const MIB: u64 = 1 << 20;
 
@@ -89,14 +93,16 @@ struct Mirror {
     target: Side,
     seen: Seen,
     journal: Mutex<Journal>,
-    /// Pieces in memory.
+    /// Pieces in memory; a longer one counts as many.
     pieces: Semaphore,
+    pieces_max: u16,
     bar: ProgressBar,
 }
 
 /// What became of one object.
 enum Outcome {
     Copied(Copied),
+    Unchanged,
     Gone,
     Failed(Failed),
 }
@@ -181,6 +187,18 @@ fn credentials(prefix: &str) -> Option<Credentials> {
     })
 }
 
+/// A target within its source would be copied into itself, again with each run.
+fn refuse_own_copies((from, source): (&url::Url, &Place), (to, target): (&url::Url, &Place)) -> Done {
+    let is_same_server = from.as_str().trim_end_matches('/') == to.as_str().trim_end_matches('/');
+    if !is_same_server || source.bucket != target.bucket || !target.prefix.starts_with(&source.prefix) {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        "the target is within the source: every run would copy the copies of the one before",
+        "name a target beside the source, or in another bucket",
+    ))
+}
+
 impl Mirror {
     fn open(arguments: &MirrorArgs, output: Output) -> Done<Self> {
         let MirrorArgs { source, target, from, to, .. } = arguments;
@@ -191,6 +209,7 @@ impl Mirror {
                  and SOURCE_AWS_SECRET_ACCESS_KEY as well",
             )
         })?;
+        refuse_own_copies((from, source), (to, target))?;
         let from_key = credentials("SOURCE_").unwrap_or_else(|| to_key.clone());
         let from_server = (from, arguments.from_region.as_str(), arguments.from_virtual_host);
         let to_server = (to, arguments.to_region.as_str(), arguments.to_virtual_host);
@@ -204,28 +223,25 @@ impl Mirror {
             seen: Seen::default(),
             journal: Mutex::new(journal),
             pieces: Semaphore::new(arguments.at_once.into()),
+            pieces_max: arguments.at_once,
             bar: output.progress(0, &source.bucket),
         })
     }
 
     async fn run(&self, arguments: &MirrorArgs) -> Done<Report> {
         let mut report = Report::default();
-        let comparison = Comparison::new((&self.source, &self.target), arguments.exact, &self.seen);
-        let wanted = stream::try_unfold(comparison, |mut comparison| async move {
-            let next = comparison.next_wanted().await?;
-            Done::Ok(next.map(|wanted| (wanted, comparison)))
+        let comparison = Comparison::new((&self.source, &self.target), &self.seen);
+        let candidates = stream::try_unfold(comparison, |mut comparison| async move {
+            let next = comparison.next_candidate().await?;
+            Done::Ok(next.map(|candidate| (candidate, comparison)))
         });
-        let copies = wanted.map_ok(|wanted| async move {
-            self.bar.inc_length(wanted.bytes);
-            if arguments.dry_run {
-                return Done::Ok(Outcome::Copied(Copied { bytes: wanted.bytes, ..Copied::default() }));
-            }
-            Done::Ok(self.outcome(&wanted).await)
-        });
+        let copies = candidates
+            .map_ok(|candidate| async move { Done::Ok(self.outcome(&candidate, arguments).await) });
         let mut outcomes = std::pin::pin!(copies.try_buffer_unordered(usize::from(arguments.at_once)));
         while let Some(outcome) = outcomes.next().await {
             match outcome? {
                 Outcome::Copied(copied) => report.add(&copied),
+                Outcome::Unchanged => self.seen.count_unchanged(),
                 Outcome::Gone => report.gone += 1,
                 Outcome::Failed(failed) => report.failed.push(failed),
             }
@@ -233,16 +249,66 @@ impl Mirror {
                 break;
             }
         }
+        if report.failed.len() < FAILED_MAX {
+            self.end_left_uploads(&mut report.failed).await?;
+        }
         let (objects, unchanged) = self.seen.counts();
         Ok(Report { objects, unchanged, ..report })
     }
 
-    async fn outcome(&self, wanted: &Listed) -> Outcome {
-        match self.copy(wanted).await {
-            Ok(Some(copied)) => Outcome::Copied(copied),
-            Ok(None) => Outcome::Gone,
-            Err(failure) => Outcome::Failed(Failed { key: wanted.key.clone(), why: failure.problem.message }),
+    /// Ends what earlier runs began of objects that are not to be copied any more. Everything has been listed, and what is still open
+    /// belongs to objects that failed just now, or to none.
+    async fn end_left_uploads(&self, failed: &mut Vec<Failed>) -> Done {
+        let kept: BTreeSet<String> = failed.iter().map(|failed| self.target_key(&failed.key)).collect();
+        for (key, upload) in self.journal_lock(|journal| journal.open_uploads()) {
+            if kept.contains(&key) {
+                continue;
+            }
+            match persist(async || self.target.s3.abort_upload(&key, &upload).await).await {
+                Ok(()) => self.journal_lock(|journal| journal.ended(&key))?,
+                Err(failure) => {
+                    let why = format!("an upload of it that was begun could not be ended: {failure}");
+                    failed.push(Failed { key, why });
+                }
+            }
         }
+        Ok(())
+    }
+
+    async fn outcome(&self, candidate: &Candidate, arguments: &MirrorArgs) -> Outcome {
+        self.bring(candidate, arguments).await.unwrap_or_else(|failure| {
+            Outcome::Failed(Failed { key: candidate.listed.key.clone(), why: failure.problem.message })
+        })
+    }
+
+    async fn bring(&self, candidate: &Candidate, arguments: &MirrorArgs) -> Done<Outcome> {
+        let wanted = &candidate.listed;
+        let key = self.target_key(&wanted.key);
+        check_key(&wanted.key)?;
+        check_key(&key).map_err(|failure| failure.during("at the target"))?;
+        if let Some(is_newer) = candidate.other_there
+            && self.is_copy_of(wanted, &key, is_newer && !arguments.exact).await?
+        {
+            return Ok(Outcome::Unchanged);
+        }
+        self.bar.inc_length(wanted.bytes);
+        if arguments.dry_run {
+            return Ok(Outcome::Copied(Copied { bytes: wanted.bytes, ..Copied::default() }));
+        }
+        Ok(self.copy(wanted, &key).await?.map_or(Outcome::Gone, Outcome::Copied))
+    }
+
+    /// Whether the target's object is a copy of the source's as that is now; `otherwise` where it does not say of what it is one.
+    async fn is_copy_of(&self, wanted: &Listed, key: &str, otherwise: bool) -> Done<bool> {
+        persist(async || {
+            Ok(match self.target.s3.source_etag(key).await? {
+                Ok(Some(etag)) => Ok(etag == wanted.etag),
+                Ok(None) => Ok(otherwise),
+                Err(refusal) if refusal.status == http::StatusCode::NOT_FOUND => Ok(false),
+                Err(refusal) => Err(refusal),
+            })
+        })
+        .await
     }
 
     fn target_key(&self, source: &str) -> String {
@@ -251,21 +317,27 @@ impl Mirror {
     }
 
     /// `None`: it is not there any more.
-    async fn copy(&self, wanted: &Listed) -> Done<Option<Copied>> {
-        let key = self.target_key(&wanted.key);
+    async fn copy(&self, wanted: &Listed, key: &str) -> Done<Option<Copied>> {
         if wanted.bytes > PIECE_BYTES {
-            self.copy_parts(wanted, &key).await
+            self.copy_parts(wanted, key).await
         } else {
-            self.copy_whole(wanted, &key).await
+            self.copy_whole(wanted, key).await
         }
     }
 
+    /// Room in memory for a piece.
+    async fn room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let count = u32::try_from(bytes.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX);
+        // It is never closed.
+        self.pieces.acquire_many(count.clamp(1, self.pieces_max.into())).await.ok()
+    }
+
     async fn copy_whole(&self, wanted: &Listed, key: &str) -> Done<Option<Copied>> {
-        let _piece = self.pieces.acquire().await;
+        let _room = self.room(wanted.bytes).await;
         let Some(fetched) = self.fetch(wanted, None).await? else { return Ok(None) };
+        let kept = fetched.kept_by_copy();
         let etag =
-            persist(async || self.target.s3.put_kept(key, fetched.content.clone(), &fetched.kept).await)
-                .await?;
+            persist(async || self.target.s3.put_kept(key, fetched.content.clone(), &kept).await).await?;
         self.bar.inc(wanted.bytes);
         Ok(Some(Copied {
             bytes: wanted.bytes,
@@ -297,16 +369,28 @@ impl Mirror {
             Some(fetched) if fetched.content.len() as u64 != len || fetched.etag != wanted.etag => {
                 Err(Failure::local("it changed while it was copied", "run it again"))
             }
-            fetched => Ok(fetched),
+            Some(fetched) => Ok(Some(fetched)),
+            None if self.is_listed(&wanted.key).await? => Err(Failure::local(
+                "its server lists it, and when it is asked for says that it is not there",
+                "see the server's log",
+            )),
+            None => Ok(None),
         }
+    }
+
+    /// Whether the source still lists an object that it does not give: then it is not gone, nor is its bucket.
+    async fn is_listed(&self, key: &str) -> Done<bool> {
+        // A key comes before those that are longer.
+        let (page, _) = persist(async || self.source.s3.list_under(key, None).await).await?;
+        Ok(page.iter().any(|listed| listed.key == key))
     }
 
     async fn copy_parts(&self, wanted: &Listed, key: &str) -> Done<Option<Copied>> {
         let known = self.known_upload(wanted, key).await?;
-        let (upload, there, had_tags) = match known {
-            Some((upload, parts)) => (upload, parts, false),
+        let (upload, there) = match known {
+            Some(known) => known,
             None => match self.begin(wanted, key).await? {
-                Some((upload, had_tags)) => (upload, Vec::new(), had_tags),
+                Some(upload) => (upload, Vec::new()),
                 None => return Ok(None),
             },
         };
@@ -323,7 +407,7 @@ impl Mirror {
                 self.bar.inc(len);
                 return Done::Ok(Some(part.etag.clone()));
             }
-            let _piece = self.pieces.acquire().await;
+            let _room = self.room(len).await;
             let Some(fetched) = self.fetch(wanted, Some(range)).await? else { return Ok(None) };
             // There are at most 10,000.
             let place = (upload_ref.id.as_str(), u16::try_from(number).unwrap_or(u16::MAX));
@@ -341,7 +425,7 @@ impl Mirror {
         };
         let etag = persist(async || self.target.s3.complete_upload(key, &upload.id, &etags).await).await?;
         self.journal_lock(|journal| journal.ended(key))?;
-        let same_etag = etag == wanted.etag;
+        let (same_etag, had_tags) = (etag == wanted.etag, upload.had_tags);
         Ok(Some(Copied { bytes: wanted.bytes, same_etag, parts_there_already, had_tags }))
     }
 
@@ -373,7 +457,7 @@ impl Mirror {
     }
 
     /// Begins an upload; `None` where the source has the object no more.
-    async fn begin(&self, wanted: &Listed, key: &str) -> Done<Option<(Upload, bool)>> {
+    async fn begin(&self, wanted: &Listed, key: &str) -> Done<Option<Upload>> {
         // Of what the object was before.
         if let Some(old) = self.journal_lock(|journal| journal.of(key)) {
             persist(async || self.target.s3.abort_upload(key, &old.id).await).await?;
@@ -381,10 +465,12 @@ impl Mirror {
         }
         let part_bytes = self.part_bytes(wanted).await?;
         let Some(head) = self.fetch(wanted, Some(0..1)).await? else { return Ok(None) };
-        let id = persist(async || self.target.s3.begin_upload(key, &head.kept).await).await?;
-        let upload = Upload { id, etag: wanted.etag.clone(), bytes: wanted.bytes, part_bytes };
+        let kept = head.kept_by_copy();
+        let id = persist(async || self.target.s3.begin_upload(key, &kept).await).await?;
+        let (etag, had_tags) = (wanted.etag.clone(), head.tags > 0);
+        let upload = Upload { id, etag, bytes: wanted.bytes, part_bytes, had_tags };
         self.journal_lock(|journal| journal.begun(key, &upload))?;
-        Ok(Some((upload, head.tags > 0)))
+        Ok(Some(upload))
     }
 
     /// How long the parts are to be: as the source's, where those are all of a length that fits.

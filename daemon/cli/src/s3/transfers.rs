@@ -5,14 +5,13 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, header};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rusty_s3::actions::{
     AbortMultipartUpload, CompleteMultipartUpload, CompleteMultipartUploadResponse, CreateMultipartUpload,
     ListParts, S3Action, UploadPart,
 };
 
-use super::{LIST_BYTES_MAX, Refusal, S3, Sent, URL_LIFETIME, failed};
+use super::{LIST_BYTES_MAX, Refusal, S3, Sent, URL_LIFETIME, check_key, failed, whole};
 use crate::failure::{Done, Failure};
 
 /// Headers of an object that a copy has too, besides the metadata of its user.
@@ -26,6 +25,13 @@ const KEPT: [header::HeaderName; 6] = [
 ];
 
 const USER_METADATA: &str = "x-amz-meta-";
+
+/// Name of the metadata with the entity tag that a copy's source had: it tells a copy of what is there now from one of what was there
+/// before, which length, time and the copy's own tag do not.
+const SOURCE_ETAG: &str = "x-amz-meta-mirrored-etag";
+
+/// Names and values of a user's metadata, in all (S3).
+const USER_METADATA_BYTES_MAX: usize = 2048;
 
 /// An object's bytes, or some of them, and what is kept with them.
 #[derive(Debug)]
@@ -52,7 +58,10 @@ fn etag_of(headers: &HeaderMap) -> String {
 
 /// What a copy keeps. A name or value that is no text would be another in the copy.
 fn kept(headers: &HeaderMap) -> Done<Vec<(String, String)>> {
-    let is_kept = |name: &header::HeaderName| KEPT.contains(name) || name.as_str().starts_with(USER_METADATA);
+    let is_kept = |name: &header::HeaderName| {
+        let name_text = name.as_str();
+        KEPT.contains(name) || (name_text.starts_with(USER_METADATA) && name_text != SOURCE_ETAG)
+    };
     let found = headers.iter().filter(|(name, _)| is_kept(name));
     found
         .map(|(name, value)| {
@@ -67,10 +76,18 @@ fn kept(headers: &HeaderMap) -> Done<Vec<(String, String)>> {
         .collect()
 }
 
-async fn text_of(answer: Response<Incoming>, what: &str) -> Done<String> {
-    let body = http_body_util::Limited::new(answer.into_body(), LIST_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| failed(what, error))?.to_bytes();
-    String::from_utf8(body.into()).map_err(|error| failed(what, error))
+impl Fetched {
+    /// What a copy of it keeps, and what it is a copy of, where there is room to say so.
+    pub(crate) fn kept_by_copy(&self) -> Vec<(String, String)> {
+        let user = |(name, value): &(String, String)| {
+            name.strip_prefix(USER_METADATA).map_or(0, |name| name.len() + value.len())
+        };
+        let mark = (SOURCE_ETAG.to_owned(), self.etag.clone());
+        let bytes: usize = self.kept.iter().chain([&mark]).map(user).sum();
+        let mut kept = self.kept.clone();
+        kept.extend((bytes <= USER_METADATA_BYTES_MAX && !self.etag.is_empty()).then_some(mark));
+        kept
+    }
 }
 
 /// The message of an error, in an answer's body.
@@ -87,6 +104,7 @@ impl S3 {
         range: Option<Range<u64>>,
         bytes_max: usize,
     ) -> Done<Result<Fetched, Refusal>> {
+        check_key(key)?;
         let url = self.bucket.get_object(Some(&self.credentials), key).sign(URL_LIFETIME);
         let mut headers = Vec::new();
         if !etag.is_empty() {
@@ -102,8 +120,7 @@ impl S3 {
         let (etag, kept) = (etag_of(answer.headers()), kept(answer.headers())?);
         let tags = answer.headers().get("x-amz-tagging-count");
         let tags = tags.and_then(|count| count.to_str().ok()?.parse().ok()).unwrap_or_default();
-        let body = http_body_util::Limited::new(answer.into_body(), bytes_max).collect().await;
-        let content = body.map_err(|error| failed("the object's body", error))?.to_bytes();
+        let content = whole(answer, ("the object's body", bytes_max), self.patience).await?;
         match range {
             Some(range) if content.len() as u64 != range.end - range.start => {
                 Err(failed("the object's body", "it has another length than was asked for"))
@@ -114,6 +131,7 @@ impl S3 {
 
     /// How long the first part of an object is; `None` where the server does not say.
     pub(crate) async fn first_part(&self, key: &str) -> Done<Result<Option<u64>, Refusal>> {
+        check_key(key)?;
         let mut action = self.bucket.head_object(Some(&self.credentials), key);
         action.query_mut().insert("partNumber", "1");
         let answer = self.send(Method::HEAD, &action.sign(URL_LIFETIME), Sent::default()).await?;
@@ -123,6 +141,18 @@ impl S3 {
         Ok(Ok(length.filter(|_| is_a_part)))
     }
 
+    /// The entity tag that the source of an object had, where that is a copy which says so.
+    pub(crate) async fn source_etag(&self, key: &str) -> Done<Result<Option<String>, Refusal>> {
+        check_key(key)?;
+        let url = self.bucket.head_object(Some(&self.credentials), key).sign(URL_LIFETIME);
+        let answer = self.send(Method::HEAD, &url, Sent::default()).await?;
+        if !answer.status().is_success() {
+            return Ok(Err(Self::refusal(answer).await));
+        }
+        let mark = answer.headers().get(SOURCE_ETAG).and_then(|etag| etag.to_str().ok());
+        Ok(Ok(mark.map(str::to_owned)))
+    }
+
     /// Puts an object with what it is to have besides its bytes; the entity tag that it has then.
     pub(crate) async fn put_kept(
         &self,
@@ -130,6 +160,7 @@ impl S3 {
         content: Bytes,
         kept: &[(String, String)],
     ) -> Done<Result<String, Refusal>> {
+        check_key(key)?;
         let mut action = self.bucket.put_object(Some(&self.credentials), key);
         for (name, value) in kept {
             action.headers_mut().insert(name.as_str(), value.as_str());
@@ -150,6 +181,7 @@ impl S3 {
         key: &str,
         kept: &[(String, String)],
     ) -> Done<Result<String, Refusal>> {
+        check_key(key)?;
         let mut action = self.bucket.create_multipart_upload(Some(&self.credentials), key);
         for (name, value) in kept {
             action.headers_mut().insert(name.as_str(), value.as_str());
@@ -159,7 +191,7 @@ impl S3 {
         if !answer.status().is_success() {
             return Ok(Err(Self::refusal(answer).await));
         }
-        let text = text_of(answer, "the upload").await?;
+        let text = self.text_of(answer, "the upload").await?;
         let begun =
             CreateMultipartUpload::parse_response(&text).map_err(|error| failed("the upload", error))?;
         Ok(Ok(begun.upload_id().to_owned()))
@@ -177,7 +209,7 @@ impl S3 {
             if !answer.status().is_success() {
                 return Ok(Err(Self::refusal(answer).await));
             }
-            let text = text_of(answer, "the list of parts").await?;
+            let text = self.text_of(answer, "the list of parts").await?;
             let page =
                 ListParts::parse_response(&text).map_err(|error| failed("the list of parts", error))?;
             parts.extend(page.parts.into_iter().map(|part| Part {
@@ -223,10 +255,15 @@ impl S3 {
             return Ok(Err(Self::refusal(answer).await));
         }
         // A server may answer before it knows, and say in the body that it failed.
-        let text = text_of(answer, "the completion").await?;
+        let text = self.text_of(answer, "the completion").await?;
         let made = CompleteMultipartUploadResponse::parse(&text);
         let made = made.map_err(|_| failed("the completion", message(&text).unwrap_or(&text)))?;
         Ok(Ok(made.etag().trim_matches('"').to_owned()))
+    }
+
+    async fn text_of(&self, answer: Response<Incoming>, what: &str) -> Done<String> {
+        let body = whole(answer, (what, LIST_BYTES_MAX), self.patience).await?;
+        String::from_utf8(body.into()).map_err(|error| failed(what, error))
     }
 
     /// Ends an upload without an object. One that is not there is none the less ended.
@@ -259,6 +296,15 @@ mod tests {
         let found = kept(&headers).unwrap();
         assert_eq!(found.len(), 2);
         assert!(found.contains(&("x-amz-meta-place".to_owned(), "lake".to_owned())));
+        headers.insert(SOURCE_ETAG, "before".parse().unwrap());
+        assert_eq!(super::kept(&headers).unwrap().len(), 2, "what it was a copy of itself");
+        let copy = |etag: &str, kept: Vec<_>| {
+            Fetched { content: Bytes::new(), etag: etag.to_owned(), kept, tags: 0 }.kept_by_copy()
+        };
+        assert_eq!(copy("now", found.clone())[2], (SOURCE_ETAG.to_owned(), "now".to_owned()));
+        assert_eq!(copy("", found.clone()).len(), 2);
+        let full = vec![("x-amz-meta-a".to_owned(), "y".repeat(2040))];
+        assert_eq!(copy("now", full).len(), 1, "no room");
         headers.insert("x-amz-meta-odd", header::HeaderValue::from_bytes(&[0xe4]).unwrap());
         assert!(kept(&headers).is_err());
     }

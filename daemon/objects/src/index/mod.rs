@@ -27,6 +27,7 @@ mod identities;
 mod rows;
 mod versions;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ use crate::limits::{INDEX_CACHE_BYTES, QUICK_REPAIR_INDEX_BYTES_MAX};
 use crate::usage::Counted;
 use crate::volume::{BlockError, BlockErrorKind, BlockVolume};
 
+use events::Destinations;
 pub(crate) use events::EventState;
 use file::{Backend, IndexFile};
 pub(crate) use identities::Identity;
@@ -82,6 +84,7 @@ pub(crate) struct Index {
     /// Events for which there was no room, and those that were added.
     events_lost: AtomicU64,
     events_added: AtomicU64,
+    destinations: Destinations,
 }
 
 /// What is known about the pages of an index file that may have reached its capacity. Counting them walks the whole
@@ -128,6 +131,7 @@ impl Index {
             counted: Counted::default(),
             events_lost: AtomicU64::new(0),
             events_added: AtomicU64::new(0),
+            destinations: Destinations::default(),
         };
         if lacks_tables {
             // Opening them for a write makes them.
@@ -158,6 +162,11 @@ impl Index {
     /// Events for which there was no room.
     pub(crate) fn events_lost(&self) -> u64 {
         self.events_lost.load(Ordering::Relaxed)
+    }
+
+    /// Keeps events for these destinations from now on, and for no others.
+    pub(crate) fn set_destinations(&self, named: BTreeSet<String>) {
+        self.destinations.set_named(named);
     }
 
     /// Events that were added since the index was opened.
@@ -209,6 +218,10 @@ impl Index {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let database = self.database()?;
         let result = contained(|| self.commit(&database, change));
+        if result.is_err() {
+            // Whether it was committed may be open.
+            self.destinations.forget_rows();
+        }
         match &result {
             // What readers met of a shortage that is over explains no later error.
             Ok(_) => self.file.forget_shortage(),
@@ -229,8 +242,9 @@ impl Index {
         let mut transaction = database.begin_write().map_err(|error| self.fault(error.into()))?;
         transaction.set_two_phase_commit(true);
         transaction.set_quick_repair(self.file.len() <= QUICK_REPAIR_INDEX_BYTES_MAX);
-        let (outcome, written, removed, usage, (events_lost, events_added)) = {
-            let mut changes = Changes::open(&transaction, &self.file, &self.counted)?;
+        let (outcome, written, removed, usage, (events_lost, events_added, events)) = {
+            let counts = (&self.counted, &self.destinations);
+            let mut changes = Changes::open(&transaction, &self.file, counts)?;
             let outcome = change(&mut changes);
             let usage = changes.take_usage();
             (
@@ -238,13 +252,14 @@ impl Index {
                 changes.written(),
                 changes.removed(),
                 usage,
-                (changes.events_lost, changes.events_added),
+                (changes.events_lost, changes.events_added, std::mem::take(&mut changes.event_changes)),
             )
         };
         match outcome {
             Ok(Verdict::Commit(outcome)) => {
                 transaction.commit().map_err(|error| self.fault(error.into()))?;
                 self.counted.add(&usage);
+                self.destinations.add(&events);
                 self.events_lost.fetch_add(events_lost, Ordering::Relaxed);
                 self.events_added.fetch_add(events_added, Ordering::Relaxed);
                 let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! The tables, their rows and the reads and writes on them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use redb::{
 };
 
 use super::documents::{DOCUMENTS, DocumentKey};
-use super::events::{EVENTS, EventKey};
+use super::events::{Destinations, EVENTS, EventKey};
 use super::explain;
 use super::file::IndexFile;
 use super::identities::{IDENTITIES, IdentityKey};
@@ -374,6 +374,9 @@ pub(crate) struct Changes<'txn> {
     pub(super) events_lost: u64,
     /// Those that wait, and did not before.
     pub(super) events_added: u64,
+    /// What is added to the rows of destinations.
+    pub(super) event_changes: BTreeMap<String, i64>,
+    pub(super) destinations: &'txn Destinations,
     /// What buckets held before.
     counted: &'txn Counted,
     /// What is added to them.
@@ -390,7 +393,7 @@ impl<'txn> Changes<'txn> {
     pub(super) fn open(
         transaction: &'txn WriteTransaction,
         file: &'txn IndexFile,
-        counted: &'txn Counted,
+        (counted, destinations): (&'txn Counted, &'txn Destinations),
     ) -> Result<Self, StoreError> {
         fn table<'txn, K: Key + 'static>(
             transaction: &'txn WriteTransaction,
@@ -415,6 +418,8 @@ impl<'txn> Changes<'txn> {
             takes_events: true,
             events_lost: 0,
             events_added: 0,
+            event_changes: BTreeMap::new(),
+            destinations,
             counted,
             usage: HashMap::new(),
             written: 0,

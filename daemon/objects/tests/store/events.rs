@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::workload::content;
+use objects::limits::{EVENTS_ENSURED, EVENTS_MAX};
 use objects::simulated::SimulatedVolume;
 use objects::{
     Acl, BucketOptions, CompleteOptions, CompletedPart, CopyOptions, Declared, DeleteRequest, Event,
@@ -21,15 +22,13 @@ fn store() -> (SimulatedVolume, Arc<Store>) {
     (volume, store)
 }
 
+fn notice(destination: &str, (happened, event): (Happened, &'static str)) -> Notice {
+    Notice { happened, event, destination: destination.to_owned(), configuration: "rule".to_owned() }
+}
+
 fn notices(happened: &[(Happened, &'static str)]) -> Notices {
-    let notice = |(happened, event): &(Happened, &'static str)| Notice {
-        happened: *happened,
-        event,
-        destination: HOOK.to_owned(),
-        configuration: "rule".to_owned(),
-    };
     Notices {
-        to: happened.iter().map(notice).collect(),
+        to: happened.iter().map(|happened| notice(HOOK, *happened)).collect(),
         user: "alice".into(),
         address: "10.0.0.1".into(),
         request: "R1".into(),
@@ -202,4 +201,51 @@ fn on_a_full_pool_deletes_go_through_and_what_nobody_is_told_of_is_counted() {
     let told = store.waiting_events(HOOK, usize::MAX).unwrap().len() as u64;
     assert_eq!(told + store.events_lost(), stored, "each is told of, or counted");
     assert!(store.events_lost() > 0 && told > 0, "{told} told of, {} lost", store.events_lost());
+}
+
+#[test]
+fn a_destination_that_takes_nothing_takes_no_place_of_another() {
+    const AT_ONCE: usize = 20_000;
+    let volume = SimulatedVolume::new(ByteLen(4 << 30));
+    let open = || Store::open(volume.clone()).unwrap();
+    let store = open();
+    store.create_bucket(BUCKET, BucketOptions::default()).unwrap();
+    let tell = |store: &Store, destination: &str, times: usize| {
+        let to = vec![notice(destination, (Happened::Made, "made")); times];
+        put(store, "k", Notices { to, ..Notices::default() });
+    };
+    (0..EVENTS_MAX as usize / AT_ONCE).for_each(|_| tell(&store, HOOK, AT_ONCE));
+    assert_eq!((counts(&store).waiting, store.events_lost()), (EVENTS_MAX, 0));
+    tell(&store, HOOK, 1);
+    assert_eq!((counts(&store).waiting, store.events_lost()), (EVENTS_MAX, 1));
+
+    let other = |store: &Store| store.waiting_events("other", usize::MAX).unwrap();
+    tell(&store, "other", 1);
+    assert_eq!((other(&store).len(), store.events_lost()), (1, 1));
+    // As many as are ensured, and no more: also when they were counted anew, and as dead letters.
+    tell(&store, "other", EVENTS_ENSURED as usize);
+    assert_eq!((other(&store).len() as u64, store.events_lost()), (EVENTS_ENSURED, 2));
+    store.settle_events("other", vec![other(&store)[0].0], true).unwrap();
+    tell(&store, "other", 1);
+    assert_eq!(store.events_lost(), 3);
+    store.close();
+    let store = open();
+    tell(&store, "other", 1);
+    assert_eq!(store.events_lost(), 1);
+    store.settle_events("other", vec![other(&store)[0].0], false).unwrap();
+    tell(&store, "other", 2);
+    assert_eq!(store.events_lost(), 2, "one of them has a place");
+}
+
+#[test]
+fn nothing_is_kept_for_a_destination_that_there_is_not() {
+    let (_, store) = store();
+    put(&store, "before", made());
+    store.keep_events_for(["other".to_owned()]);
+    put(&store, "after", made());
+    assert_eq!(names(&store), [("made".to_owned(), "before".to_owned())]);
+    assert_eq!(store.events_lost(), 1);
+    store.keep_events_for([HOOK.to_owned()]);
+    put(&store, "again", made());
+    assert_eq!((waiting(&store).len(), store.events_lost()), (2, 1));
 }

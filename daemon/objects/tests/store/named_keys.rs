@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::workload::content;
 use objects::simulated::{SimulatedKey, SimulatedVolume};
 use objects::{
-    BlockVolume, BucketOptions, CompleteOptions, CompletedPart, CopyOptions, CustomerKey, Declared,
+    BlockVolume, BucketOptions, CompleteOptions, CompletedPart, CopyOptions, CustomerKey, Declared, KeyAway,
     NamedKeys, Object, PutOptions, Store, StoreError, UploadOptions,
 };
 use units::{ByteLen, ByteOffset};
@@ -72,7 +72,7 @@ fn revoking_a_key_locks_its_objects_and_only_those() {
             assert!(read(&object, from, to).unwrap() == bytes[from as usize..to as usize]);
         }
     }
-    keys.take_back("one");
+    keys.take_back("one", KeyAway::Revoked);
     for len in [0, 1, 1024, 1025, 4096, 50_001] {
         let bytes = content(len as u64 + 1, len);
         assert!(is_revoked(&whole(&store, &format!("one/{len}")), "one"), "{len}");
@@ -118,6 +118,81 @@ fn what_is_under_its_way_stops_when_its_key_is_taken_back() {
     assert!(is_revoked(&writer.append(&[1; 9_000]), "four"));
     drop(writer);
     assert!(matches!(store.head_object(BUCKET, "late", None), Err(StoreError::NoSuchKey)));
+}
+
+fn is_away<T>(result: &Result<T, StoreError>, key: &str) -> bool {
+    matches!(result, Err(StoreError::NamedKeyAway { name }) if name == key)
+}
+
+#[test]
+fn what_a_wipe_or_a_restart_took_is_waited_for() {
+    let Fixture { volume, keys, store } = fixture();
+    let bytes = content(3, 20_000);
+    put(&store, "k", &bytes, Some("one"));
+    put(&store, "small", &bytes[..100], Some("one"));
+    let before = store.object(BUCKET, "k", None).unwrap();
+    keys.take_all_back();
+    for name in ["k", "small"] {
+        assert!(is_away(&whole(&store, name), "one"));
+    }
+    assert!(is_away(&read(&before, 0, 10), "one"), "without being asked whether it may");
+    let fresh = store.put_object(BUCKET, "new", None, None).unwrap().encrypt_under("one");
+    assert!(is_away(&fresh, "one"));
+    assert!(store.head_object(BUCKET, "k", None).is_ok(), "the store serves on");
+    store.close();
+
+    // After a restart, before the keys are there: none is known by its name.
+    let keys = Arc::new(NamedKeys::default());
+    keys.set_awaited(2);
+    let store = Store::open_with_keys(volume, Arc::clone(&keys)).unwrap();
+    assert!(is_away(&whole(&store, "k"), "one"));
+    for name in ["one", "three"] {
+        assert!(is_away(&store.put_object(BUCKET, "new", None, None).unwrap().encrypt_under(name), name));
+    }
+    keys.lend("one", SimulatedKey::new(1));
+    keys.set_awaited(1);
+    assert!(whole(&store, "k").unwrap() == bytes);
+    keys.lend("two", SimulatedKey::new(2));
+    keys.set_awaited(0);
+    let unknown = store.put_object(BUCKET, "new", None, None).unwrap().encrypt_under("three");
+    assert!(matches!(unknown, Err(StoreError::NoSuchNamedKey { .. })));
+}
+
+#[test]
+fn nothing_is_made_under_a_key_that_went_before_the_last_word() {
+    let Fixture { keys, store, .. } = fixture();
+    let options = UploadOptions { named_key: Some("one".to_owned()), ..UploadOptions::default() };
+    let upload = store.create_upload(BUCKET, "m", options).unwrap().id;
+    let part = |number| {
+        let mut writer = store.upload_part((BUCKET, "m"), &upload, number, None, None).unwrap();
+        writer.encrypt(None).unwrap();
+        writer.append(&content(1, 9_000)).unwrap();
+        writer
+    };
+    let first = part(1).finish(&Declared::default()).unwrap();
+    let (late_part, mut late) = (part(1), store.put_object(BUCKET, "late", None, None).unwrap());
+    late.encrypt_under("one").unwrap();
+    late.append(b"small").unwrap();
+    let listed = || vec![CompletedPart { number: 1, etag: first.etag.to_string(), checksum: None }];
+    let complete = || store.complete_upload(BUCKET, "m", &upload, listed(), CompleteOptions::default());
+
+    keys.take_back("one", KeyAway::Revoked);
+    assert!(is_revoked(&late.finish(PutOptions::default()), "one"));
+    assert!(is_revoked(&late_part.finish(&Declared::default()), "one"));
+    assert!(is_revoked(&complete(), "one"));
+    // Erased, and another of the same name.
+    keys.lend("one", SimulatedKey::new(9));
+    assert!(matches!(complete(), Err(StoreError::WrongNamedKey { .. })));
+    keys.take_back("one", KeyAway::Sealed);
+    assert!(is_away(&complete(), "one"));
+    for name in ["late", "m"] {
+        assert!(matches!(store.head_object(BUCKET, name, None), Err(StoreError::NoSuchKey)), "{name}");
+    }
+    // The very key: the upload goes on where it was, also when the answer was lost.
+    keys.lend("one", SimulatedKey::new(1));
+    assert!(complete().is_ok());
+    keys.take_back("one", KeyAway::Revoked);
+    assert!(complete().is_ok(), "it was made before");
 }
 
 #[test]
@@ -174,11 +249,11 @@ fn parts_and_copies_are_under_named_keys_too() {
     }
     // Onto itself it is not left under the key that it had.
     store.copy_object(&object, BUCKET, "m", CopyOptions::default()).unwrap();
-    keys.take_back("one");
+    keys.take_back("one", KeyAway::Revoked);
     for name in ["m", "under-two", "open"] {
         assert!(whole(&store, name).unwrap() == bytes, "{name}");
     }
     assert!(is_revoked(&read(&object, 0, 10), "one"), "what it was before");
-    keys.take_back("two");
+    keys.take_back("two", KeyAway::Revoked);
     assert!(is_revoked(&whole(&store, "under-two"), "two") && whole(&store, "open").is_ok());
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -16,7 +17,7 @@ use crate::authority::Authority;
 use crate::convert::owner_name;
 use crate::limits::LOG_FIELD_BYTES_MAX;
 use crate::metrics::{Finished, Metrics};
-use crate::policy::query_of;
+use crate::policy::{percent_decode, query_of};
 
 /// Parameters of a query that are as good as a signature.
 const SECRET_PARAMETERS: [&str; 3] = ["X-Amz-Signature", "Signature", "X-Amz-Security-Token"];
@@ -84,7 +85,7 @@ impl Entry {
             method: head.method.clone(),
             key,
             request: format!("{} {} {:?}", head.method, without_secrets(head), head.version),
-            referrer: text("referer"),
+            referrer: without_secrets_in(&text("referer")),
             user_agent: text("user-agent"),
             host,
             signature: signature(head),
@@ -160,15 +161,24 @@ fn signature(head: &Parts) -> (&'static str, &'static str) {
 
 /// What a request asked for, without what would let others ask for it.
 fn without_secrets(head: &Parts) -> String {
-    let path = head.uri.path();
-    let Some(query) = head.uri.query() else { return path.to_owned() };
+    without_secrets_in(head.uri.path_and_query().map_or("", PathAndQuery::as_str))
+}
+
+/// A URL or the end of one, without what would let others ask for it.
+fn without_secrets_in(url: &str) -> String {
+    let Some((path, rest)) = url.split_once('?') else { return url.to_owned() };
+    let (query, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name, _)) if SECRET_PARAMETERS.iter().any(|secret| secret.eq_ignore_ascii_case(name)) => {
-            format!("{name}=-")
-        }
+        Some((name, _)) if is_secret(name) => format!("{name}=-"),
         _ => pair.to_owned(),
     });
-    format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
+    format!("{path}?{}{fragment}", pairs.collect::<Vec<_>>().join("&"))
+}
+
+/// Whether a parameter is one that is not written down, however much of its name is percent-encoded.
+fn is_secret(name: &str) -> bool {
+    let name = percent_decode(name);
+    name.is_none_or(|name| SECRET_PARAMETERS.iter().any(|secret| secret.eq_ignore_ascii_case(&name)))
 }
 
 /// A text with everything percent-encoded that ends a field or a line, or is not visible ASCII; cut where it is too long.
@@ -278,6 +288,19 @@ mod tests {
         let head = http::Request::builder().uri(uri).body(()).unwrap().into_parts().0;
         let expected = "/b/k?X-Amz-Signature=-&x-amz-security-token=-&versionId=1&Signature=-";
         assert_eq!(without_secrets(&head), expected);
+        for (url, expected) in [
+            (
+                "https://s3.example.com/b/k?a=1&X-Amz-Signature=abc#top",
+                "https://s3.example.com/b/k?a=1&X-Amz-Signature=-#top",
+            ),
+            ("https://h/?x-amz-signatur%65=abc&b", "https://h/?x-amz-signatur%65=-&b"),
+            ("https://h/?bad%ff=abc", "https://h/?bad%ff=-"),
+            ("https://h/p?", "https://h/p?"),
+            ("https://h/p", "https://h/p"),
+            ("", ""),
+        ] {
+            assert_eq!(without_secrets_in(url), expected);
+        }
         assert_eq!(signature(&head), ("SigV4", "QueryString"));
     }
 }

@@ -29,6 +29,9 @@ use time::macros::format_description;
 use tokio::sync::Notify;
 
 use crate::convert::owner_name;
+use crate::documents;
+use crate::encryption::default_key;
+use crate::error::from_store;
 use crate::limits::{LOG_BYTES_MAX, LOG_DELIVERY_BYTES, LOG_OBJECT_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::slot::{Serving, Slot};
@@ -179,37 +182,48 @@ pub(crate) async fn deliver(serving: &Serving, region: &str, metrics: &Metrics) 
     for ((_, target), batch) in serving.log.take().batches {
         let lines = batch.lines;
         let region = region.to_owned();
-        let delivered = serving.run(move |store| Ok(write(store, &target, &batch, &region))).await;
-        let error = match delivered {
-            Ok(Ok(())) => {
-                metrics.log_lines.inc_by(lines);
-                continue;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+        let delivered = serving.run(move |store| write(store, &target, &batch, &region)).await;
+        let Err(error) = delivered else {
+            metrics.log_lines.inc_by(lines);
+            continue;
         };
+        let error = error.to_string();
         metrics.log_lines_lost.inc_by(lines);
         tracing::warn!(error, lines, "lines of a bucket's access log could not be delivered");
     }
 }
 
-fn write(store: &Store, target: &Target, batch: &Batch, region: &str) -> Result<(), StoreError> {
-    let bucket = store.bucket(&target.bucket)?;
+fn write(store: &Store, target: &Target, batch: &Batch, region: &str) -> S3Result<()> {
+    let bucket = store.bucket(&target.bucket).map_err(|error| from_store(&error))?;
     if !takes_logs_of(&bucket, &batch.source.owner) {
-        return Err(StoreError::NoSuchBucket);
+        return Err(from_store(&StoreError::NoSuchBucket));
     }
+    // As anything that is put there and says nothing of it.
+    let configuration = documents::find(store, &bucket.reference(), documents::ENCRYPTION)?;
+    let named_key = configuration.map_or(Ok(None), |configuration| default_key(&configuration))?;
     for text in objects_of(&batch.text) {
         let key = target.key(&batch.source, region, OffsetDateTime::now_utc());
-        let mut writer = store.put_object(bucket.reference(), &key, Some(text.len() as u64), None)?;
-        writer.append(text)?;
-        let acl = Acl { owner: bucket.owner.clone(), grants: None };
-        writer.finish(PutOptions {
-            metadata: Metadata { content_type: Some("text/plain".to_owned()), ..Metadata::default() },
-            attributes: Attributes { acl, ..Attributes::default() },
-            ..PutOptions::default()
-        })?;
+        put(store, (&bucket, &key), named_key.as_deref(), text).map_err(|error| from_store(&error))?;
     }
     Ok(())
+}
+
+fn put(
+    store: &Store,
+    (bucket, key): (&BucketInfo, &str),
+    named_key: Option<&str>,
+    text: &[u8],
+) -> Result<(), StoreError> {
+    let mut writer = store.put_object(bucket.reference(), key, Some(text.len() as u64), None)?;
+    named_key.map_or(Ok(()), |name| writer.encrypt_under(name))?;
+    writer.append(text)?;
+    let acl = Acl { owner: bucket.owner.clone(), grants: None };
+    let options = PutOptions {
+        metadata: Metadata { content_type: Some("text/plain".to_owned()), ..Metadata::default() },
+        attributes: Attributes { acl, ..Attributes::default() },
+        ..PutOptions::default()
+    };
+    writer.finish(options).map(drop)
 }
 
 /// Whole lines, as many as one log object holds.

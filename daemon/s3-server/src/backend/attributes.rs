@@ -17,30 +17,34 @@ fn checksum(stored: &objects::Checksum) -> Checksum {
     found
 }
 
-fn part(stored: &StoredPart) -> ObjectPart {
+fn part(stored: &StoredPart, tells_checksums: bool) -> ObjectPart {
     let mut part = ObjectPart {
         part_number: Some(i32::from(stored.number)),
         size: Some(size(stored.range.end - stored.range.start)),
         ..ObjectPart::default()
     };
-    set_checksum_fields!(part, stored.checksum.as_ref());
+    set_checksum_fields!(part, stored.checksum.as_ref().filter(|_| tells_checksums));
     part
 }
 
-fn parts(object: &Object, limit: usize, after: u16) -> Option<GetObjectAttributesParts> {
+fn parts(
+    object: &Object,
+    (limit, after): (usize, u16),
+    tells_checksums: bool,
+) -> Option<GetObjectAttributesParts> {
     let all = object.parts();
     let total = i32::try_from(all.len()).ok().filter(|total| *total > 0)?;
     let rest = &all[all.partition_point(|part| part.number <= after)..];
     let shown = &rest[..rest.len().min(limit)];
     let last = shown.last().map_or(after, |part| part.number);
     // S3 lists the parts of an object only where they have checksums of their own.
-    let listed = shown.iter().any(|part| part.checksum.is_some());
+    let listed = tells_checksums && shown.iter().any(|part| part.checksum.is_some());
     Some(GetObjectAttributesParts {
         is_truncated: Some(shown.len() < rest.len()),
         max_parts: i32::try_from(limit).ok(),
         next_part_number_marker: Some(i32::from(last)),
         part_number_marker: Some(i32::from(after)),
-        parts: listed.then(|| shown.iter().map(part).collect()),
+        parts: listed.then(|| shown.iter().map(|stored| part(stored, tells_checksums)).collect()),
         total_parts_count: Some(total),
     })
 }
@@ -55,12 +59,14 @@ pub(super) async fn get(request: S3Request<GetObjectAttributesInput>) -> Answer<
     let after = after.map_err(|_| invalid("part-number-marker"))?.unwrap_or_default();
     let customer_key = key_of(asked_key!(input).as_ref());
     let key = input.key;
-    let object = serving
+    let (object, tells_checksums) = serving
         .run(move |store| {
             let object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
             admission.check_object(object.info())?;
             object.info().check_key(customer_key.as_ref()).map_err(|error| from_store(&error))?;
-            Ok(object)
+            // They tell the clear bytes.
+            let tells_checksums = object.check_named_key().is_ok();
+            Ok((object, tells_checksums))
         })
         .await?;
     let info = object.info();
@@ -72,11 +78,13 @@ pub(super) async fn get(request: S3Request<GetObjectAttributesInput>) -> Answer<
     for wanted in asked(&input.object_attributes)? {
         match wanted {
             ObjectAttributes::ETAG => output.e_tag = Some(etag(&info.etag)),
-            ObjectAttributes::CHECKSUM => output.checksum = info.checksum.as_ref().map(checksum),
+            ObjectAttributes::CHECKSUM => {
+                output.checksum = info.checksum.as_ref().filter(|_| tells_checksums).map(checksum);
+            }
             ObjectAttributes::OBJECT_SIZE => output.object_size = Some(size(info.bytes)),
             ObjectAttributes::OBJECT_PARTS => {
-                output.object_parts =
-                    parts(&object, limit.unwrap_or(LIST_PAGE_MAX).min(LIST_PAGE_MAX), after);
+                let limit = limit.unwrap_or(LIST_PAGE_MAX).min(LIST_PAGE_MAX);
+                output.object_parts = parts(&object, (limit, after), tells_checksums);
             }
             _ => output.storage_class = Some(StorageClass::from_static(StorageClass::STANDARD)),
         }

@@ -92,13 +92,14 @@ pub(super) async fn put(
     Ok(S3Response::new(output))
 }
 
-/// The checksum of what is selected: of the whole object, or of one part; a range has none. Its type is the object's.
+/// The checksum of what is selected: of the whole object, or of one part; a range has none. Its type is the object's. It tells the clear
+/// bytes of an object whose named key is not lent, and is not told.
 fn checksum_of(
     object: &Object,
     selection: &Selection,
     number: Option<i32>,
 ) -> Option<(ChecksumKind, Checksum)> {
-    let whole = object.info().checksum.as_ref()?;
+    let whole = object.info().checksum.as_ref().filter(|_| object.check_named_key().is_ok())?;
     let part = number
         .and_then(|number| object.parts().iter().find(|part| i32::from(part.number) == number))
         .map(|part| part.checksum.clone());
@@ -107,10 +108,14 @@ fn checksum_of(
     Some((whole.kind(), checksum))
 }
 
+fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {
+    mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
+}
+
 /// Fills in the checksum, for a request that wants it.
 macro_rules! set_wanted_checksum {
     ($to:expr, $mode:expr, $checksum:expr) => {
-        let wanted = $mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
+        let wanted = wants_checksum($mode);
         if let Some((kind, checksum)) = $checksum.filter(|_| wanted) {
             $to.checksum_type = Some(kind_name(kind));
             set_checksum_fields!($to, Some(&checksum));
@@ -206,18 +211,18 @@ pub(super) async fn head(request: S3Request<HeadObjectInput>) -> Answer<HeadObje
         if_unmodified_since: input.if_unmodified_since,
     };
     let (key, range, number) = (input.key, input.range, input.part_number);
+    let wants_checksum = wants_checksum(input.checksum_mode.as_ref());
     let about = admission.clone();
     let (info, checksum, selection) = serving
         .run(move |store| {
-            // Only a selection needs to know where the parts are.
-            if range.is_none() && number.is_none() {
+            // Only a selection needs to know where the parts are, and only a checksum whether the key is lent.
+            if range.is_none() && number.is_none() && !wants_checksum {
                 let info = store.head_object(&bucket, &key, version).map_err(|error| from_store(&error))?;
                 about.check_object(&info)?;
                 info.check_key(customer_key.as_ref()).map_err(|error| from_store(&error))?;
                 conditions.check(&info)?;
                 let whole = Selection { range: 0..info.bytes, content_range: None };
-                let checksum = info.checksum.clone().map(|checksum| (checksum.kind(), checksum));
-                return Ok((info, checksum, whole));
+                return Ok((info, None, whole));
             }
             let mut object = store.object(&bucket, &key, version).map_err(|error| from_store(&error))?;
             about.check_object(object.info())?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use objects::simulated::SimulatedKey;
 use objects::{BucketOptions, ListRequest};
 use s3_server::S3Server;
 
@@ -87,7 +88,7 @@ async fn every_request_to_a_bucket_is_a_line_with_what_it_was() {
     let got = Asked::new("GET", "/bucket/dir/a%20b")
         .header("range", "bytes=0-3")
         .header("user-agent", "agent/1 \"x\"")
-        .header("referer", "https://example.com/page")
+        .header("referer", "https://example.com/page?a=1&X-Amz-Signature=abc")
         .sign(&running);
     let got = Client::connect(&running).await.ask(&got, b"").await;
     assert_eq!((got.status, got.text().as_str()), (206, "twel"));
@@ -111,7 +112,7 @@ async fn every_request_to_a_bucket_is_a_line_with_what_it_was() {
     let get = find("REST.GET.OBJECT", "206");
     assert_eq!((get[11].as_str(), get[12].as_str()), ("4", "12"), "sent, and the whole");
     assert_eq!(get[8], "GET /bucket/dir/a%20b HTTP/1.1");
-    assert_eq!((get[15].as_str(), get[16].as_str()), ("https://example.com/page", "agent/1 %22x%22"));
+    assert_eq!((get[15].as_str(), get[16].as_str()), ("https://example.com/page?a=1&X-Amz-Signature=-", "agent/1 %22x%22"));
     assert_eq!(get[5], got.headers["x-amz-request-id"]);
     let missing = find("REST.GET.OBJECT", "404");
     assert_eq!((missing[10].as_str(), missing[7].as_str()), ("NoSuchKey", "missing"));
@@ -119,6 +120,23 @@ async fn every_request_to_a_bucket_is_a_line_with_what_it_was() {
     assert_eq!((denied[4].as_str(), denied[10].as_str(), denied[19].as_str()), ("-", "AccessDenied", "-"));
     assert!(denied[8].contains("X-Amz-Security-Token=- "), "{}", denied[8]);
     assert!(running.metrics_text().contains("s3_access_log_lines_lost_total 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_under_the_default_key_of_the_bucket_that_holds_them() {
+    let running = start().await;
+    running.named_keys.lend("books", SimulatedKey::new(1));
+    let configuration = "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault>\
+                         <SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>books</KMSMasterKeyID>\
+                         </ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>";
+    assert_eq!(ask(&running, "PUT", "/logs?encryption", configuration).await.status, 200);
+    assert_eq!(ask(&running, "PUT", "/bucket?logging", &logging(LOGS, "", "")).await.status, 200);
+    assert_eq!(ask(&running, "PUT", "/bucket/k", "body").await.status, 200);
+    let (names, _) = delivered(&running, 1).await;
+    let store = std::sync::Arc::clone(&running.store);
+    let head = move || store.head_object(LOGS, &names[0], None).unwrap();
+    let info = tokio::task::spawn_blocking(head).await.unwrap();
+    assert_eq!(info.named_key.as_deref(), Some("books"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

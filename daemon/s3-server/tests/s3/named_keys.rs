@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use objects::KeyAway;
 use objects::simulated::SimulatedKey;
 
 use crate::client::{Answered, Asked, Client};
@@ -52,7 +53,7 @@ async fn a_revoked_key_locks_its_objects_and_only_those_with_the_code_of_amazons
         assert_eq!((head.status, said(&head.headers)), (200, ("aws:kms", key)));
     }
 
-    running.named_keys.take_back("photos");
+    running.named_keys.take_back("photos", KeyAway::Revoked);
     refused(&client.get(&running, "/bucket/photo").await, 403, "KMS.DisabledException");
     let copy = Asked::new("PUT", "/bucket/copy").header("content-length", 0);
     let copy = copy.header("x-amz-copy-source", "/bucket/photo").sign(&running);
@@ -66,6 +67,48 @@ async fn a_revoked_key_locks_its_objects_and_only_those_with_the_code_of_amazons
 
     running.named_keys.lend("photos", SimulatedKey::new(1));
     assert!(client.get(&running, "/bucket/photo").await.body == [7_u8; 300_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_on_its_way_is_no_final_answer() {
+    let running = running().await;
+    let mut client = Client::connect(&running).await;
+    assert_eq!(put(&mut client, &running, "/bucket/photo", "photos", b"photo").await.status, 200);
+    running.named_keys.take_all_back();
+    running.named_keys.set_awaited(2);
+    let got = client.get(&running, "/bucket/photo").await;
+    refused(&got, 503, "ServiceUnavailable");
+    assert!(got.headers.contains_key("retry-after"), "{:?}", got.headers);
+    for key in ["photos", "unknown"] {
+        refused(&put(&mut client, &running, "/bucket/new", key, b"x").await, 503, "ServiceUnavailable");
+    }
+    running.named_keys.lend("photos", SimulatedKey::new(1));
+    running.named_keys.set_awaited(0);
+    assert_eq!(client.get(&running, "/bucket/photo").await.body, b"photo");
+    refused(&put(&mut client, &running, "/bucket/new", "unknown", b"x").await, 400, "KMS.NotFoundException");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checksum_of_the_clear_bytes_is_told_while_the_key_is_lent_only() {
+    const CHECKSUM: &str = "x-amz-checksum-crc32";
+    const VALUE: &str = "y/Q5Jg==";
+    let running = running().await;
+    let mut client = Client::connect(&running).await;
+    let asked = Asked::new("PUT", "/bucket/k").header("content-length", 9).header(CHECKSUM, VALUE);
+    assert_eq!(client.ask(&under(asked, "photos").sign(&running), b"123456789").await.status, 200);
+    let head = Asked::new("HEAD", "/bucket/k").header("x-amz-checksum-mode", "ENABLED").sign(&running);
+    let attributes = Asked::new("GET", "/bucket/k?attributes");
+    let attributes = attributes.header("x-amz-object-attributes", "Checksum,ObjectSize").sign(&running);
+    let said = client.ask(&head, b"").await;
+    assert_eq!((said.status, said.headers[CHECKSUM].as_str()), (200, VALUE));
+    assert!(client.ask(&attributes, b"").await.text().contains(VALUE));
+
+    running.named_keys.take_back("photos", KeyAway::Revoked);
+    let said = client.ask(&head, b"").await;
+    assert_eq!((said.status, said.headers["content-length"].as_str()), (200, "9"));
+    assert!(!said.headers.contains_key(CHECKSUM), "{:?}", said.headers);
+    let said = client.ask(&attributes, b"").await.text();
+    assert!(said.contains("<ObjectSize>9</ObjectSize>") && !said.contains(VALUE), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +188,7 @@ async fn a_buckets_default_names_the_key_of_what_says_nothing() {
         .ask(&Asked::new("POST", "/bucket/m?uploads").header("content-length", 0).sign(&running), b"")
         .await;
     assert_eq!(said(&upload.headers), ("aws:kms", "photos"));
-    running.named_keys.take_back("photos");
+    running.named_keys.take_back("photos", KeyAway::Revoked);
     for (path, status) in [("/bucket/a", 403), ("/bucket/b", 200), ("/bucket/c", 200), ("/bucket/d", 403)] {
         assert_eq!(client.get(&running, path).await.status, status, "{path}");
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use objects::EventCounts;
-use s3_server::{Posted, S3Options, Webhook, WebhookMessage, WebhookSecret, WebhookTransport};
+use s3_server::{Posted, S3Options, S3Server, Webhook, WebhookMessage, WebhookSecret, WebhookTransport};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -287,4 +287,16 @@ async fn only_webhooks_that_the_operator_named_are_taken() {
     assert_eq!(Client::connect(&site.running).await.ask(&asked, b"").await.status, 200);
     let unsigned = Asked::new("GET", "/bucket?notification").header("host", site.running.address);
     assert_eq!(Client::connect(&site.running).await.ask(&unsigned, b"").await.status, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_kept_for_a_webhook_that_is_none_any_more() {
+    let mut site = Site::start(DAY).await;
+    assert_eq!(site.configure(&["s3:ObjectCreated:*"], HOOK).await, 200);
+    let lost = site.running.store.events_lost();
+    // The next start of the node has a configuration without it.
+    let without = S3Server::with_options(options()).unwrap();
+    without.set_store(Some(Arc::clone(&site.running.store)));
+    assert_eq!(site.ask("PUT", "/bucket/in/a", "a").await.status, 200);
+    assert_eq!(site.running.store.events_lost(), lost + 1);
 }
