@@ -651,6 +651,16 @@ pub struct ReplicaStatus {
     /// When the primary took it, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_unix_s: Option<u64>,
+    /// How long ago it arrived here, seconds; where that was in an earlier run, how long this one is.
+    #[serde(default)]
+    pub newest_age_s: u64,
+    /// How long ago the peer that sends it was heard, seconds: that it is, while it is connected and may send, whether something is
+    /// written or not. Where it was not in this run, how long that is.
+    #[serde(default)]
+    pub unheard_s: u64,
+    /// Whether the configuration names a peer that may send it.
+    #[serde(default)]
+    pub is_expected: bool,
 }
 
 /// An unusual part of a volume was rewritten.

@@ -85,9 +85,20 @@ pub struct PeerConfig {
     /// The volumes that are exchanged with it; all of them where none is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeId>,
+    /// Whether it may send here.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub receive: bool,
     /// Where it is. A volume that must stay in a place is sent to no peer outside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residency: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(is_it: &bool) -> bool {
+    *is_it
 }
 
 impl PeerConfig {
@@ -224,8 +235,22 @@ mod tests {
             key_sha256: KeyHash([key; 32]),
             address: Some("node-2.example.com:7413".to_owned()),
             volumes: Vec::new(),
+            receive: true,
             residency: None,
         }
+    }
+
+    #[test]
+    fn a_peer_may_send_here_unless_it_is_said_not_to() {
+        let read = |receive: &str| {
+            let text = format!("name = \"node-2\"\nkey_sha256 = \"{}\"\n{receive}", KeyHash([2; 32]));
+            toml::from_str::<PeerConfig>(&text).unwrap()
+        };
+        assert!(read("").receive && read("receive = true\n").receive);
+        let sent_to = read("receive = false\n");
+        assert!(!sent_to.receive);
+        assert!(toml::to_string(&sent_to).unwrap().contains("receive = false"));
+        assert!(!toml::to_string(&read("")).unwrap().contains("receive"));
     }
 
     #[test]

@@ -12,11 +12,12 @@ use locked_memory::MemoryKind;
 use objects::{GroupInfo, NewAccessKey, PolicyInfo, Principal, Quota, QuotaOf, Store, StoreError, UserInfo};
 use pool::{Ceilings, CheckReport, Limits, PoolError, PoolErrorKind, Problem, VolumeInfo, VolumeSpec};
 use sources::SourceState;
-use units::{ByteLen, PoolId, VolumeId};
+use units::{ByteLen, Fence, PoolId, VolumeId};
 
 use crate::boot_clock;
 use crate::claims::Claim;
 use crate::exports::SetError;
+use crate::lock::lock;
 use crate::node::{Node, OpenPool};
 use crate::webhooks;
 
@@ -359,6 +360,9 @@ impl Node {
         let (open, _) = self.find_volume(volume).ok_or_else(|| unknown_volume(volume))?;
         let _claim = self.claim(volume)?;
         self.refuse_served(volume, "revoke its key first; `nightlatch volume delete` does both in order")?;
+        // No epoch arrives meanwhile that nobody would have asked for, and that would be left without its volume.
+        let turn = self.replication.turn(volume);
+        let _turn = lock(&turn);
         let all = open.pool.snapshots().into_iter().filter(|snapshot| snapshot.volume == volume);
         // What replication made is nobody's, unless somebody has locked it.
         let (epochs, others): (Vec<_>, Vec<_>) = all.partition(|snapshot| self.is_free_epoch(snapshot));
@@ -370,6 +374,14 @@ impl Node {
                 "delete them first with `nightlatch snapshot delete`; then delete the volume again",
             ));
         }
+        let fence = open.pool.volume(volume).map_or(Fence(0), |found| found.info().fence);
+        self.replication.remember_fence(volume, fence).map_err(|error| {
+            ControlError::new(
+                ErrorKind::Failed,
+                format!("the fence of the volume could not be written down: {error}"),
+                "nothing was deleted; look at the disk that holds the state directory",
+            )
+        })?;
         for epoch in epochs {
             open.pool.delete_snapshot(epoch.id).map_err(|error| pool_error(&error))?;
         }

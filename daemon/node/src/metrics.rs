@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use admin::api;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,6 +33,16 @@ struct PeerLabel {
 struct SentLabel {
     peer: String,
     volume: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReplicaLabel {
+    volume: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -74,6 +85,10 @@ pub(crate) struct NodeMetrics {
     replication_worst_lag_seconds: Gauge<i64, AtomicI64>,
     replication_peers_away: Gauge<i64, AtomicI64>,
     replication_volumes_stopped: Gauge<i64, AtomicI64>,
+    replica_newest_age_seconds: Family<ReplicaLabel, Gauge<i64, AtomicI64>>,
+    replica_unheard_seconds: Family<ReplicaLabel, Gauge<i64, AtomicI64>>,
+    replica_epochs_refused: Family<ReasonLabel, Gauge<i64, AtomicI64>>,
+    replica_worst_unheard_seconds: Gauge<i64, AtomicI64>,
     build: Family<BuildLabel, Gauge<i64, AtomicI64>>,
     health: HealthMetrics,
 }
@@ -239,6 +254,30 @@ impl NodeMetrics {
             "Volumes that a peer or this node refuses, each as often as it is",
             self.replication_volumes_stopped.clone(),
         );
+        let replica = node.sub_registry_with_prefix("replica");
+        replica.register_with_unit(
+            "newest_age",
+            "Time since the newest epoch of the replica arrived here, or since the start",
+            Unit::Seconds,
+            self.replica_newest_age_seconds.clone(),
+        );
+        replica.register_with_unit(
+            "unheard",
+            "Time since the peer that sends the replica was heard, or since the start: it is while it is connected, whether something is written or not",
+            Unit::Seconds,
+            self.replica_unheard_seconds.clone(),
+        );
+        replica.register_with_unit(
+            "worst_unheard",
+            "The longest of that of any replica here, 0 where there is none",
+            Unit::Seconds,
+            self.replica_worst_unheard_seconds.clone(),
+        );
+        replica.register(
+            "epochs_refused",
+            "Volumes and epochs that peers sent and this node refused since the start, by the reason",
+            self.replica_epochs_refused.clone(),
+        );
     }
 
     fn refresh_replication(&self, node: &Node) {
@@ -248,7 +287,21 @@ impl NodeMetrics {
         self.replication_lag_epochs.clear();
         self.replication_stopped.clear();
         let (mut worst, mut away, mut stopped) = (0, 0, 0);
-        for peer in node.replication_status().peers.into_iter().filter(|peer| peer.address.is_some()) {
+        let api::Replication { peers, replicas } = node.replication_status();
+        self.replica_newest_age_seconds.clear();
+        self.replica_unheard_seconds.clear();
+        let mut unheard = 0;
+        for replica in replicas.into_iter().filter(|replica| replica.is_replica && replica.is_expected) {
+            unheard = unheard.max(replica.unheard_s);
+            let label = ReplicaLabel { volume: replica.volume.to_string() };
+            self.replica_newest_age_seconds.get_or_create(&label).set(count(replica.newest_age_s));
+            self.replica_unheard_seconds.get_or_create(&label).set(count(replica.unheard_s));
+        }
+        self.replica_worst_unheard_seconds.set(count(unheard));
+        for (reason, refused) in node.replication.refused() {
+            self.replica_epochs_refused.get_or_create(&ReasonLabel { reason }).set(count(refused));
+        }
+        for peer in peers.into_iter().filter(|peer| peer.address.is_some()) {
             away += i64::from(!peer.connected);
             let label = PeerLabel { peer: peer.name.clone() };
             self.replication_connected.get_or_create(&label).set(i64::from(peer.connected));

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use units::VolumeId;
 
 use crate::control::{pool_error, unknown_volume};
+use crate::lock::lock;
 use crate::node::{Node, OpenPool};
 use crate::retention::LOCK_MAX_S;
 use crate::state_file;
@@ -216,14 +217,22 @@ impl Node {
         let Some(mut kept) = self.schedules.kept().get(&volume).cloned() else { return };
         let anomaly = kept.anomaly;
         let run_s = self.retention.run_s();
-        let result = self.make(volume, &kept);
-        if let Ok(Some(snapshot)) = result {
-            let before = kept.made.last().copied();
-            kept.made.push(snapshot);
-            (kept.last_run_s, kept.last_unix_s) = (Some(run_s), Some(now_unix_s()));
-            if let Some(before) = before {
-                self.compare(volume, &mut kept, before, snapshot);
+        let before = kept.made.last().copied();
+        let result = {
+            // An epoch that arrives has those deleted that nobody keeps: that this one is kept is written down before, and before the
+            // long comparison.
+            let turn = self.replication.turn(volume);
+            let _turn = lock(&turn);
+            let made = self.make(volume, &kept);
+            if let Ok(Some(snapshot)) = made {
+                kept.made.push(snapshot);
+                (kept.last_run_s, kept.last_unix_s) = (Some(run_s), Some(now_unix_s()));
+                self.write_down(volume, &kept, anomaly);
             }
+            made
+        };
+        if let (Ok(Some(snapshot)), Some(before)) = (&result, before) {
+            self.compare(volume, &mut kept, before, *snapshot);
         }
         // It may make the room that was wanting.
         let pruned = self.prune(volume, &mut kept);
@@ -236,11 +245,16 @@ impl Node {
         kept.trouble = trouble;
         // Nothing had arrived, or it went wrong.
         kept.retry_s = run_s + TICK_S.min(kept.schedule.every_s);
+        self.write_down(volume, &kept, anomaly);
+    }
+
+    /// What became of a schedule, whose anomaly was `before` when it was looked at.
+    fn write_down(&self, volume: VolumeId, kept: &Kept, before: Option<RewriteAnomaly>) {
         let written = self.schedules.change(|schedules| {
             // It may have been set anew or removed meanwhile; a person may have looked at what is unusual.
             if let Some(present) = schedules.get_mut(&volume) {
-                let anomaly = if present.anomaly == anomaly { kept.anomaly } else { present.anomaly };
-                *present = Kept { schedule: present.schedule, anomaly, ..kept };
+                let anomaly = if present.anomaly == before { kept.anomaly } else { present.anomaly };
+                *present = Kept { schedule: present.schedule, anomaly, ..kept.clone() };
             }
         });
         if let Err(error) = written {

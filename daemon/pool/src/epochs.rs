@@ -95,10 +95,16 @@ impl Pool {
         self.core.flush()
     }
 
-    /// With the newest epoch that a volume of the same domain is written under.
+    /// With the newest epoch that a volume of the same domain is written under. A replica is not, nor are its snapshots: their epochs are
+    /// what another node says.
     pub(crate) fn under_newest_key(&self, spec: VolumeSpec) -> VolumeSpec {
         let volumes = lock(&self.volumes);
-        let specs = volumes.live.values().map(|state| state.spec()).filter(|of| of.domain == spec.domain);
+        let is_replica = |id: &VolumeId| volumes.live.get(id).is_some_and(|state| state.is_replica());
+        let is_told = |state: &&Arc<VolumeState>| {
+            state.is_replica() || (state.is_snapshot() && state.origin().is_some_and(|of| is_replica(&of)))
+        };
+        let written = volumes.live.values().filter(|state| !is_told(state));
+        let specs = written.map(|state| state.spec()).filter(|of| of.domain == spec.domain);
         let newest = specs.max_by_key(|of| of.epoch).filter(|of| of.epoch > spec.epoch);
         newest.map_or(spec, |of| VolumeSpec { epoch: of.epoch, check: of.check, ..spec })
     }

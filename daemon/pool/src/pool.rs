@@ -38,7 +38,23 @@ pub struct Pool {
     /// Held through creating, deleting, snapshotting, resizing and growing: they are rare, and each waits for its own
     /// flush.
     pub(crate) changing: Mutex<()>,
+    /// Taken before it: see [`Turns`].
+    pub(crate) turns: Turns,
     repaired: Option<RepairedSuperblock>,
+}
+
+/// A lock for each replica, held by what takes something in, promotes it, or takes it or a snapshot of it away. Giving a replica its
+/// content again takes long, and nothing else of the pool waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>);
+
+impl Turns {
+    pub(crate) fn of(&self, volume: VolumeId) -> Arc<Mutex<()>> {
+        let mut turns = lock(&self.0);
+        // Nobody waits for the others.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(volume).or_default())
+    }
 }
 
 /// Volumes and snapshots.
@@ -197,7 +213,13 @@ impl Pool {
         volumes.live.values().filter(|state| !state.is_replica()).for_each(|state| {
             core.encrypted.add(state.key(), state.blocks());
         });
-        let pool = Self { core, volumes: Mutex::new(volumes), changing: Mutex::new(()), repaired };
+        let pool = Self {
+            core,
+            volumes: Mutex::new(volumes),
+            changing: Mutex::new(()),
+            turns: Turns::default(),
+            repaired,
+        };
         pool.take_up(&branches);
         Ok(Arc::new(pool))
     }
@@ -336,6 +358,8 @@ impl Pool {
     /// stay.
     pub fn delete_volume(&self, id: VolumeId) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
+        let turn = self.turns.of(id);
+        let _turn = lock(&turn);
         let _changing = lock(&self.changing);
         let state = self.volume_state(id)?;
         self.remove(&state)?;

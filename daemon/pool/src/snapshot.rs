@@ -94,6 +94,9 @@ impl Pool {
     /// Deletes a snapshot and frees what only it showed. Durable when it returns. Works on a full pool.
     pub fn delete_snapshot(&self, id: VolumeId) -> Result<(), PoolError> {
         self.core.check_not_failed()?;
+        // A replica that is given its content again reads it from there.
+        let turn = self.turns.of(self.snapshot_state(id)?.origin().unwrap_or(id));
+        let _turn = lock(&turn);
         let _changing = lock(&self.changing);
         let state = self.snapshot_state(id)?;
         if state.head().lock_s > 0 {

@@ -8,6 +8,8 @@
 //! Invariants:
 //! - A replica that is said to receive a snapshot holds its newest snapshot and of the new one everything before a sector. That
 //!   is said only once the former is so, and taken back before it is no longer.
+//! - What takes something in for a replica, promotes it or deletes of it has that volume's turn. Its content is given to it outside the
+//!   pool's lock for changes, which is taken for each of them.
 //! - What a portion holds is compared with its checksums before it is sent and again before it is taken in.
 //!
 //! STREAM.md draws the bytes.
@@ -138,7 +140,8 @@ impl Pool {
         if !self.core.layout.has_records() {
             return Err(PoolError::NoRecords(self.core.pool));
         }
-        let _changing = lock(&self.changing);
+        let turn = self.turns.of(manifest.volume);
+        let _turn = lock(&turn);
         if manifest.blocks > USED_UP + AHEAD {
             return Err(bad(manifest.volume, "it tells of more blocks than a key may encrypt"));
         }
@@ -148,6 +151,7 @@ impl Pool {
         }
         let state = match self.volume_state(manifest.volume) {
             Err(PoolError::NoSuchVolume(_)) if manifest.since.is_none() => {
+                let _changing = lock(&self.changing);
                 self.add_volume(manifest.spec(), Role::Replica { receiving: None }, None)?;
                 self.volume_state(manifest.volume)?
             }
@@ -173,6 +177,7 @@ impl Pool {
             return Ok(receiving.next);
         }
         self.restore(&state, base.as_ref())?;
+        let _changing = lock(&self.changing);
         self.change_key(&state, (manifest.epoch, manifest.check))?;
         self.set_size(&state, manifest.sectors)?;
         let receiving = Receiving { snapshot: manifest.snapshot, next: Lba(0) };
@@ -184,7 +189,8 @@ impl Pool {
     /// Takes a portion in; where the next begins. Durable when it returns.
     pub fn receive(&self, volume: VolumeId, snapshot: VolumeId, portion: &[u8]) -> Result<Lba, PoolError> {
         self.core.check_not_failed()?;
-        let _changing = lock(&self.changing);
+        let turn = self.turns.of(volume);
+        let _turn = lock(&turn);
         let state = self.volume_state(volume)?;
         let (receiving, sectors) = {
             let head = state.head();
@@ -216,6 +222,7 @@ impl Pool {
         self.core.flush()?;
         // Durable with the next portion: before, this one comes again.
         let next = receiving.next.max(decoded.end);
+        let _changing = lock(&self.changing);
         state.set_replica(&self.core, Some(Some(Receiving { snapshot, next })))?;
         Ok(next)
     }
@@ -223,6 +230,8 @@ impl Pool {
     /// All of a snapshot has arrived: makes it one. Durable when it returns.
     pub fn end_receiving(&self, manifest: &Manifest) -> Result<SnapshotInfo, PoolError> {
         self.core.check_not_failed()?;
+        let turn = self.turns.of(manifest.volume);
+        let _turn = lock(&turn);
         let _changing = lock(&self.changing);
         let state = self.volume_state(manifest.volume)?;
         if let Some(there) = self.arrived(manifest) {
@@ -255,6 +264,8 @@ impl Pool {
     /// nothing and needs no space.
     pub fn promote(&self, volume: VolumeId) -> Result<VolumeId, PoolError> {
         self.core.check_not_failed()?;
+        let turn = self.turns.of(volume);
+        let _turn = lock(&turn);
         let _changing = lock(&self.changing);
         let state = self.volume_state(volume)?;
         if !state.is_replica() {
@@ -308,12 +319,15 @@ impl Pool {
 
     /// Gives a replica the content and the size of its newest snapshot again. What was on its way is given up first.
     fn restore(&self, state: &Arc<VolumeState>, base: Option<&Arc<PoolVolume>>) -> Result<(), PoolError> {
-        state.set_replica(&self.core, Some(None))?;
-        self.core.flush()?;
-        let target = PoolVolume::new(&self.core, state);
-        if let Some(base) = base {
-            self.set_size(state, base.sectors())?;
+        {
+            let _changing = lock(&self.changing);
+            state.set_replica(&self.core, Some(None))?;
+            self.core.flush()?;
+            if let Some(base) = base {
+                self.set_size(state, base.sectors())?;
+            }
         }
+        let target = PoolVolume::new(&self.core, state);
         let mut at = 0;
         let sectors = target.sectors().0;
         while at < sectors {
@@ -346,7 +360,10 @@ impl Pool {
                     }
                     Piece::Sealed { first, epoch, data } => {
                         compare(from, at, &data)?;
-                        self.change_key(&to.state, (epoch, to.info().check))?;
+                        if to.epoch() != epoch {
+                            let _changing = lock(&self.changing);
+                            self.change_key(&to.state, (epoch, to.info().check))?;
+                        }
                         at += data.sectors().0;
                         to.store(first, epoch, &Arc::new(data))?;
                     }

@@ -36,6 +36,10 @@ pub enum Reason {
     Damaged,
     #[error("another peer is sending the volume at this moment")]
     Busy,
+    #[error(
+        "the fence or the epoch's number is further ahead than any writer comes: this side, or what the replica remembers of it, is not what it should be"
+    )]
+    TooFarAhead,
 }
 
 impl Reason {
@@ -47,7 +51,8 @@ impl Reason {
             | Self::OtherGeneration
             | Self::NumberUsed
             | Self::OtherVolume
-            | Self::Damaged => true,
+            | Self::Damaged
+            | Self::TooFarAhead => true,
             Self::NotAReplica | Self::Diverged | Self::NoSpace | Self::Failed | Self::Busy => false,
         }
     }
@@ -66,6 +71,63 @@ impl Reason {
             Self::Failed => "failed",
             Self::Damaged => "damaged",
             Self::Busy => "busy",
+            Self::TooFarAhead => "too-far-ahead",
+        }
+    }
+}
+
+/// Why an epoch cannot be read where it is sent from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("an epoch's snapshot is gone, or is of two keys: another is closed in its place")]
+    Gone,
+    #[error(
+        "a sector of an epoch is damaged on this node, whose log names it: bring it back with `nightlatch pool heal`; where it has been written over since, `nightlatch snapshot delete` of the epoch lets another go in its place"
+    )]
+    Damaged,
+    #[error("this node cannot read an epoch; its log says why")]
+    Failed,
+}
+
+impl Unreadable {
+    /// A word for logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Gone => "gone-here",
+            Self::Damaged => "damaged-here",
+            Self::Failed => "failed-here",
+        }
+    }
+}
+
+/// Why a volume is not sent for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Halt {
+    /// The peer takes it not; of a replica that has gone another way, this side finds that.
+    #[error("{0}")]
+    Refused(Reason),
+    /// It cannot be read here.
+    #[error("{0}")]
+    Unreadable(Unreadable),
+}
+
+impl Halt {
+    /// Whether the epoch itself can never be sent.
+    pub(crate) fn is_of_the_epoch(self) -> bool {
+        match self {
+            Self::Refused(reason) => matches!(
+                reason,
+                Reason::LowerFence | Reason::OtherGeneration | Reason::NumberUsed | Reason::TooFarAhead
+            ),
+            Self::Unreadable(why) => why == Unreadable::Gone,
+        }
+    }
+
+    /// A word for logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Refused(reason) => reason.label(),
+            Self::Unreadable(why) => why.label(),
         }
     }
 }

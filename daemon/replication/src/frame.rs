@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use crate::error::SessionError;
 use crate::message::{Kind, Message, Reached};
 
-/// The only version there is.
-pub const PROTOCOL_VERSION: u8 = 1;
+/// The version that is spoken; PROTOCOL.md tells of the one before.
+pub const PROTOCOL_VERSION: u8 = 2;
 
 /// Bytes of the length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -230,15 +230,15 @@ mod tests {
         let hello =
             Frame { session: 0, sequence: 1, message: Message::Hello(Hello { node: NodeId([9; 16]) }) };
         let mut bytes = hello.to_bytes()[PREFIX_BYTES..].to_vec();
-        bytes[0] = 2;
+        bytes[0] = PROTOCOL_VERSION + 1;
         assert_eq!(
             Frame::from_bytes(&bytes),
-            Err(SessionError::UnsupportedVersion { theirs: 2, ours: PROTOCOL_VERSION })
+            Err(SessionError::UnsupportedVersion { theirs: PROTOCOL_VERSION + 1, ours: PROTOCOL_VERSION })
         );
         let error = SessionError::UnsupportedVersion { theirs: 1, ours: 2 };
         let closed = Frame { session: 0, sequence: 1, message: Message::Closed(error) };
         let mut bytes = closed.to_bytes()[PREFIX_BYTES..].to_vec();
-        bytes[0] = 2;
+        bytes[0] = PROTOCOL_VERSION + 1;
         let checksum = checksum(&bytes);
         bytes[CHECKSUM_AT..CHECKED_AT].copy_from_slice(&checksum.to_le_bytes());
         assert_eq!(Frame::from_bytes(&bytes), Ok(closed));

@@ -11,6 +11,10 @@ use crate::epoch::{EpochKey, Generation};
 use crate::error::Reason;
 use crate::mutation::{Mutation, is_broken};
 
+/// How far ahead of what was seen a number or a fence may be. Numbers grow by one an epoch, ten a second at most: thirteen years of
+/// epochs that were sent elsewhere. Without a limit one epoch of a peer that lies uses all of them up, and no later writer has one.
+const AHEAD_MAX: u64 = 1 << 32;
+
 /// For each volume the last epoch that was begun here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histories {
@@ -44,8 +48,12 @@ impl Histories {
         own: Fence,
         (fence, generation): (Fence, Generation),
     ) -> Result<(), Reason> {
-        if fence < self.fence(volume, own) && !is_broken(Mutation::AcceptLowerFence) {
+        let highest = self.fence(volume, own);
+        if fence < highest && !is_broken(Mutation::AcceptLowerFence) {
             return Err(Reason::LowerFence);
+        }
+        if fence.0 > highest.0.saturating_add(AHEAD_MAX) {
+            return Err(Reason::TooFarAhead);
         }
         let same_fence = self.last(volume).filter(|last| last.fence == fence);
         if same_fence.is_some_and(|last| last.generation != generation)
@@ -67,6 +75,9 @@ impl Histories {
                     && !is_broken(Mutation::ReuseNumber) =>
             {
                 Err(Reason::NumberUsed)
+            }
+            last if key.number > last.map_or(0, |last| last.number).saturating_add(AHEAD_MAX) => {
+                Err(Reason::TooFarAhead)
             }
             _ => Ok(Verdict::Next),
         }
@@ -91,6 +102,7 @@ impl Histories {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::epoch::NUMBER_MAX;
 
     const V: VolumeId = VolumeId([1; 16]);
 
@@ -117,6 +129,20 @@ mod tests {
         histories.accept(V, key(3, 2, 1));
         assert!(histories.is_current(V, &key(3, 2, 1)) && !histories.is_current(V, &key(2, 1, 5)));
         assert_eq!(judge(&histories, key(2, 1, 6)), Err(Reason::LowerFence));
+        // Nobody comes so far in a life.
+        let far = EpochKey { fence: Fence(3 + AHEAD_MAX + 1), ..key(3, 2, 2) };
+        assert_eq!(judge(&histories, far), Err(Reason::TooFarAhead));
+        let far = EpochKey { number: 1 + AHEAD_MAX + 1, ..key(3, 2, 2) };
+        assert_eq!(judge(&histories, far), Err(Reason::TooFarAhead));
+        assert_eq!(judge(&histories, EpochKey { number: 1 + AHEAD_MAX, ..far }), Ok(Verdict::Next));
+        assert_eq!(
+            judge(&histories, EpochKey { number: NUMBER_MAX, ..key(4, 3, 2) }),
+            Err(Reason::TooFarAhead)
+        );
+        assert_eq!(
+            Histories::default().judge(V, Fence(0), &EpochKey { number: AHEAD_MAX + 1, ..far }),
+            Err(Reason::TooFarAhead)
+        );
         // The volume here was granted a key itself.
         assert_eq!(histories.judge(V, Fence(4), &key(3, 2, 2)), Err(Reason::LowerFence));
     }

@@ -26,7 +26,7 @@ mod receiver;
 mod sender;
 
 pub use epoch::{EpochKey, EpochName, Generation, NUMBER_MAX};
-pub use error::{Reason, SessionError};
+pub use error::{Halt, Reason, SessionError, Unreadable};
 pub use frame::{FRAME_BYTES_MAX, FrameBuffer, PREFIX_BYTES, PROTOCOL_VERSION};
 pub use history::{Histories, Verdict};
 pub use message::{Kind, Manifest, VolumeKind};
@@ -34,4 +34,4 @@ pub use mutation::Mutation;
 #[cfg(feature = "mutations")]
 pub use mutation::break_rule;
 pub use receiver::{Allowed, Local, Receiver, ReceiverEffect, ReceiverParams, Role};
-pub use sender::{Epoch, Portion, Progress, Sender, SenderEffect, SenderLimits, State};
+pub use sender::{Epoch, Portion, Progress, Sender, SenderEffect, SenderLimits, State, kept_for_others};

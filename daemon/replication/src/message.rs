@@ -6,6 +6,9 @@ use units::{DomainId, Fence, Lba, NodeId, SectorCount, VolumeEpoch, VolumeId};
 use crate::epoch::{EpochKey, Generation};
 use crate::error::{Reason, SessionError};
 
+/// Most epochs that a sender may have kept for other peers: a node has sixteen.
+pub(crate) const KEPT_MAX: usize = 16;
+
 /// What kind a frame is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -143,11 +146,11 @@ pub(crate) struct Standing {
 }
 
 /// An epoch begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Begin {
     pub(crate) key: EpochKey,
-    /// Epochs with this number and above are kept, because another peer may have only those.
-    pub(crate) keep_from: u64,
+    /// Epochs that are kept, because they are another peer's newest, or may be before the next begins; at most [`KEPT_MAX`].
+    pub(crate) keep: Vec<VolumeId>,
     pub(crate) manifest: Manifest,
 }
 

@@ -4,9 +4,12 @@
 //! all connections share it does, per volume:
 //!
 //! 1. At [`ReceiverEffect::Begin`]: [`Histories::judge`], then writes down [`Histories::accept`] durably, then begins in the pool. Were
-//!    the pool first, a power cut would leave a part of an epoch whose writer nobody remembers.
-//! 2. At [`ReceiverEffect::Take`] and [`ReceiverEffect::Commit`]: [`Histories::is_current`], then the pool. So a writer that was
-//!    superseded in the middle of an epoch changes nothing any more.
+//!    the pool first, a power cut would leave a part of an epoch whose writer nobody remembers. What the pool would refuse whatever came
+//!    of it is asked before, without a change: what is refused leaves nothing behind.
+//! 2. At [`ReceiverEffect::Take`], [`ReceiverEffect::Commit`] and [`ReceiverEffect::Prune`]: [`Histories::is_current`], then the pool. So
+//!    a writer that was superseded in the middle of an epoch changes nothing any more.
+//!
+//! Older epochs are deleted once the next has begun, not only once it is there: a pool that has no room for one more makes it so.
 //!
 //! [`Histories::judge`]: crate::Histories::judge
 //! [`Histories::accept`]: crate::Histories::accept
@@ -19,7 +22,7 @@ use units::{Fence, Lba, NodeId, VolumeId};
 use crate::epoch::{EpochKey, EpochName, Generation};
 use crate::error::{Reason, SessionError};
 use crate::frame::{Frame, Numbering};
-use crate::message::{Begin, Manifest, Message, Of, Offer, Reached, Refused, Standing, Welcome};
+use crate::message::{Begin, KEPT_MAX, Manifest, Message, Of, Offer, Reached, Refused, Standing, Welcome};
 use crate::mutation::{Mutation, is_broken};
 
 /// Volumes that one session may offer: a pool has no more.
@@ -84,10 +87,10 @@ pub enum ReceiverEffect {
     Take { key: EpochKey, volume: VolumeId, portion: Vec<u8> },
     /// Make the epoch visible, durably: [`Receiver::on_committed`].
     Commit { key: EpochKey, manifest: Manifest },
-    /// Delete the volume's epochs with a lower number that nobody has locked or keeps for another reason.
-    Prune { volume: VolumeId, below: u64 },
-    /// An event of the audit trail: a volume was refused.
-    AuditRefusal { volume: VolumeId, reason: Reason },
+    /// Delete the volume's epochs that nobody has locked or keeps for another reason: all but its newest and these.
+    Prune { key: EpochKey, volume: VolumeId, keep: Vec<VolumeId> },
+    /// A volume was refused. Where the reason is suspicious ([`Reason::is_suspicious`]), it is an event of the audit trail.
+    Refused { volume: VolumeId, reason: Reason },
     /// An event of the audit trail: the session was.
     AuditSession(SessionError),
 }
@@ -114,11 +117,14 @@ struct Incoming {
     /// Portions that the shell has not answered.
     taking: u32,
     ended: bool,
+    /// There was no space for it, and what could go has gone.
+    has_made_room: bool,
 }
 
 impl Incoming {
     fn new() -> Self {
-        Self { phase: Phase::Looking, epoch: None, next: Lba(0), taking: 0, ended: false }
+        let (phase, epoch, next) = (Phase::Looking, None, Lba(0));
+        Self { phase, epoch, next, taking: 0, ended: false, has_made_room: false }
     }
 }
 
@@ -237,6 +243,9 @@ impl Receiver {
 
     fn on_begin(&mut self, begin: Begin) -> Result<(), SessionError> {
         let Begin { key, manifest, .. } = begin;
+        if begin.keep.len() > KEPT_MAX {
+            return Err(SessionError::Malformed);
+        }
         let volume = manifest.volume;
         let incoming = self.volumes.get_mut(&volume).ok_or(SessionError::NotBegun(volume))?;
         let name = EpochName::read(key.snapshot).ok_or(SessionError::Malformed)?;
@@ -258,11 +267,12 @@ impl Receiver {
             Ok(at) => {
                 incoming.phase = Phase::Open;
                 incoming.next = at;
-                let snapshot = incoming.epoch.map(|epoch| epoch.key.snapshot);
-                if let Some(snapshot) = snapshot {
-                    self.send(Message::Begun(Reached { volume, snapshot, at }));
+                if let Some(epoch) = incoming.epoch.clone() {
+                    self.send(Message::Begun(Reached { volume, snapshot: epoch.key.snapshot, at }));
+                    self.prune(volume, &epoch);
                 }
             }
+            Err(Reason::NoSpace) if self.makes_room(volume) => {}
             Err(reason) => self.refuse(volume, reason),
         }
     }
@@ -274,7 +284,7 @@ impl Receiver {
         snapshot: VolumeId,
     ) -> Result<Option<(&mut Incoming, Begin)>, SessionError> {
         let incoming = self.volumes.get_mut(&volume).ok_or(SessionError::NotBegun(volume))?;
-        let epoch = incoming.epoch.ok_or(SessionError::NotBegun(volume))?;
+        let epoch = incoming.epoch.clone().ok_or(SessionError::NotBegun(volume))?;
         if epoch.key.snapshot != snapshot {
             return Err(SessionError::Unexpected);
         }
@@ -296,14 +306,14 @@ impl Receiver {
     /// Up to where an epoch is there durably, or why a portion was not taken.
     pub fn on_took(&mut self, volume: VolumeId, took: Result<Lba, Reason>) {
         let Some(incoming) = self.in_phase(volume, Phase::Open) else { return };
-        let Some(epoch) = incoming.epoch else { return };
+        let Some(epoch) = incoming.epoch.clone() else { return };
         incoming.taking = incoming.taking.saturating_sub(1);
         match took {
             Ok(at) => {
                 incoming.next = at;
                 let snapshot = epoch.key.snapshot;
                 self.send(Message::Took(Reached { volume, snapshot, at }));
-                self.commit_if_whole(volume, epoch);
+                self.commit_if_whole(volume, &epoch);
             }
             Err(reason) => self.refuse(volume, reason),
         }
@@ -313,12 +323,12 @@ impl Receiver {
         let Of { volume, snapshot } = of;
         let Some((incoming, epoch)) = self.of_epoch(volume, snapshot)? else { return Ok(()) };
         incoming.ended = true;
-        self.commit_if_whole(volume, epoch);
+        self.commit_if_whole(volume, &epoch);
         Ok(())
     }
 
     /// Once everything that was sent is durable, and everything was sent.
-    fn commit_if_whole(&mut self, volume: VolumeId, epoch: Begin) {
+    fn commit_if_whole(&mut self, volume: VolumeId, epoch: &Begin) {
         let Some(incoming) = self.volumes.get_mut(&volume) else { return };
         let half = is_broken(Mutation::ApplyHalfAnEpoch);
         if !half && (!incoming.ended || incoming.taking > 0) {
@@ -338,22 +348,41 @@ impl Receiver {
     /// The epoch is visible, durably, or why not.
     pub fn on_committed(&mut self, volume: VolumeId, committed: Result<(), Reason>) {
         let Some(incoming) = self.in_phase(volume, Phase::Committing) else { return };
-        let Some(epoch) = incoming.epoch.take() else { return };
+        let Some(epoch) = incoming.epoch.clone() else { return };
         match committed {
             Ok(()) => {
                 // The next may begin without an offer.
                 incoming.phase = Phase::Standing;
+                incoming.epoch = None;
                 if !is_broken(Mutation::AcknowledgeBeforeDurable) {
                     self.send(Message::Done(Of { volume, snapshot: epoch.key.snapshot }));
                 }
-                let below = epoch.keep_from.min(epoch.key.number);
-                self.effects.push_back(ReceiverEffect::Prune { volume, below });
+                self.prune(volume, &epoch);
             }
-            Err(reason) => {
-                incoming.epoch = Some(epoch);
-                self.refuse(volume, reason);
-            }
+            Err(Reason::NoSpace) if self.makes_room(volume) => {}
+            Err(reason) => self.refuse(volume, reason),
         }
+    }
+
+    fn prune(&mut self, volume: VolumeId, epoch: &Begin) {
+        let (key, keep) = (epoch.key, epoch.keep.clone());
+        self.effects.push_back(ReceiverEffect::Prune { key, volume, keep });
+    }
+
+    /// What found no space is done again once older epochs have gone. False where that was so already.
+    fn makes_room(&mut self, volume: VolumeId) -> bool {
+        let Some(incoming) = self.volumes.get_mut(&volume).filter(|incoming| !incoming.has_made_room) else {
+            return false;
+        };
+        let (phase, Some(epoch)) = (incoming.phase, incoming.epoch.clone()) else { return false };
+        incoming.has_made_room = true;
+        self.prune(volume, &epoch);
+        let Begin { key, manifest, .. } = epoch;
+        self.effects.push_back(match phase {
+            Phase::Beginning => ReceiverEffect::Begin { key, manifest },
+            _ => ReceiverEffect::Commit { key, manifest },
+        });
+        true
     }
 
     fn in_phase(&mut self, volume: VolumeId, phase: Phase) -> Option<&mut Incoming> {
@@ -368,13 +397,54 @@ impl Receiver {
             |effect| !matches!(effect, ReceiverEffect::Take { volume: taken, .. } if *taken == volume),
         );
         self.send(Message::Refused(Refused { volume, reason }));
-        if reason.is_suspicious() {
-            self.effects.push_back(ReceiverEffect::AuditRefusal { volume, reason });
-        }
+        self.effects.push_back(ReceiverEffect::Refused { volume, reason });
     }
 
     fn send(&mut self, message: Message) {
         let bytes = self.numbering.frame(message);
         self.effects.push_back(ReceiverEffect::Send(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use units::{DomainId, SectorCount, VolumeEpoch};
+
+    use super::*;
+    use crate::frame::PREFIX_BYTES;
+    use crate::message::{Hello, VolumeKind};
+
+    #[test]
+    fn a_list_of_what_is_kept_is_taken_at_its_limit_and_one_more_ends_the_session() {
+        let (node, volume) = (NodeId([1; 16]), VolumeId([2; 16]));
+        let snapshot = EpochName { number: 1, random: [3; 5] }.id().unwrap();
+        let key = EpochKey { fence: Fence(1), generation: Generation([4; 16]), number: 1, snapshot };
+        let manifest = Manifest {
+            volume,
+            snapshot,
+            since: None,
+            created_s: 0,
+            sectors: SectorCount(8),
+            domain: DomainId([5; 16]),
+            epoch: VolumeEpoch(1),
+            check: [6; 16],
+            kind: VolumeKind::Block,
+            blocks: 0,
+        };
+        for (kept, expected) in [(KEPT_MAX, Ok(())), (KEPT_MAX + 1, Err(SessionError::Malformed))] {
+            let params = ReceiverParams { node, peer: node, allowed: Allowed::Any, session: 7 };
+            let (mut receiver, mut numbering) = (Receiver::new(params), Numbering::default());
+            let mut say = |receiver: &mut Receiver, message| {
+                let frame = numbering.frame(message);
+                numbering.session = 7;
+                receiver.on_frame(&frame[PREFIX_BYTES..])
+            };
+            say(&mut receiver, Message::Hello(Hello { node })).unwrap();
+            let offer = Offer { volume, fence: Fence(1), generation: Generation([4; 16]) };
+            say(&mut receiver, Message::Offer(offer)).unwrap();
+            receiver.on_local(volume, Ok(Local { role: Role::Absent, newest: None, receiving: None }));
+            let begin = Begin { key, keep: vec![snapshot; kept], manifest };
+            assert_eq!(say(&mut receiver, Message::Begin(begin)), expected);
+        }
     }
 }

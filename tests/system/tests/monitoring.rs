@@ -91,6 +91,7 @@ impl Prometheus {
 #[test]
 fn alerts_and_dashboard_name_what_a_node_shows_and_a_sealed_node_raises_its_alert() {
     run(client("promtool").args(["check", "rules"]).arg(folder().join("alerts.yml"))).expect_success();
+    run(client("promtool").args(["test", "rules"]).arg(folder().join("alerts-test.yml"))).expect_success();
     let mut site = Site::serving(SiteSpec { push: PushPolicy::Approve, ..SiteSpec::default() });
     site.expect_log("needs looking after");
     // Findings are shown where there are some: a disk that is worn out.

@@ -24,7 +24,9 @@ fn make_peers(sites: &Sites) {
     let of_second = "./pki/node/node-2/cert.pem";
     let printed = desk.run(&["peer", "add", of_second, "--address", &address]);
     assert!(printed.contains("[[peers]]") && printed.contains("node-2"), "{printed}");
-    desk.run(&["peer", "add", of_second, "--address", &address, "--config", &first]);
+    desk.run(&["peer", "add", of_second, "--address", &address, "--no-receive", "--config", &first]);
+    let written = std::fs::read_to_string(&sites.first.config).expect("its configuration");
+    assert!(written.contains("receive = false"), "{written}");
     desk.run(&["peer", "add", "./pki/node/node-1/cert.pem", "--config", &second]);
     // Once more is once too often, and nothing is changed by it.
     let twice = desk.refused(&["peer", "add", of_second, "--address", &address, "--config", &first]);
@@ -117,8 +119,15 @@ fn writes_arrive_by_themselves_and_a_superseded_primary_overwrites_nothing() {
     let two = wait_up_to_date(&sites);
     assert!(two > one, "{one} {two}");
 
-    // The first dies; what was acknowledged is served by the second.
+    // The first dies, which the second tells by itself.
+    let unheard = || sites.second.metric("nightlatch_replica_worst_unheard_seconds");
+    assert!(unheard().is_some_and(|seconds| seconds < 10.0), "{:?}", unheard());
     first_daemon.kill();
+    wait_for("a replica for which nothing is heard", PATIENCE, || match unheard() {
+        Some(seconds) if seconds >= 11.0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    // What was acknowledged is served by the second.
     desk.until(&["volume", "promote", "db", "--node", "node-2", "--yes"]);
     desk.run(&["volume", "access", "db", "--anyone"]);
     sites.holds(&sites.second, 0x32);
@@ -155,6 +164,29 @@ fn writes_arrive_by_themselves_and_a_superseded_primary_overwrites_nothing() {
         let trail = trail(&sites.second);
         if trail.contains("\"event\":\"peer-refused\"") { Ok(()) } else { Err(trail) }
     });
+}
+
+#[test]
+fn a_volume_of_which_nothing_can_be_sent_is_told_and_sent_once_it_can_be() {
+    let parent = tempfile::tempdir().expect("a temporary directory");
+    let (sites, mut first_daemon, mut second_daemon) = two_sites(parent.path(), "2G");
+    make_peers(&sites);
+    restart(&sites, &sites.second, &mut second_daemon);
+    // Nobody can write a file where a folder is.
+    let in_the_way = sites.first.state_dir().join("replication.json.new");
+    std::fs::create_dir(&in_the_way).expect("a writable directory");
+    restart(&sites, &sites.first, &mut first_daemon);
+    sites.write(&sites.first, 0x11);
+    wait_for("the alerts' metrics", PATIENCE, || {
+        let stopped = sites.first.metric("nightlatch_replication_volumes_stopped");
+        let lag = sites.first.metric("nightlatch_replication_worst_lag_seconds");
+        if stopped == Some(1.0) && lag > Some(0.0) { Ok(()) } else { Err(format!("{stopped:?} {lag:?}")) }
+    });
+    let told = sent(&sites);
+    assert!(told["trouble"].as_str().is_some_and(|why| why.contains("cannot be written down")), "{told}");
+    std::fs::remove_dir(&in_the_way).expect("a writable directory");
+    wait_up_to_date(&sites);
+    assert_eq!(sites.first.metric("nightlatch_replication_volumes_stopped"), Some(0.0));
 }
 
 #[test]

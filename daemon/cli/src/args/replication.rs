@@ -41,6 +41,9 @@ pub(crate) struct PeerAdd {
     /// Exchange this volume with it, by its id; may be given again. All where none is given
     #[arg(long = "volume", value_name = "ID")]
     pub(crate) volumes: Vec<VolumeId>,
+    /// It may send nothing here: for a node that only takes what this one sends
+    #[arg(long)]
+    pub(crate) no_receive: bool,
     /// Where it is, as `residency` under [replication] names places
     #[arg(long, value_name = "PLACE")]
     pub(crate) residency: Option<String>,

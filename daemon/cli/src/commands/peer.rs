@@ -1,5 +1,8 @@
 //! `nightlatch peer`: other nodes in a node's configuration.
 
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use admin::api::{PeerStatus, Replication};
@@ -68,6 +71,7 @@ fn add(add: &PeerAdd, output: Output) -> Done {
         key_sha256: KeyHash(facts.spki_sha256),
         address: add.address.clone(),
         volumes: add.volumes.clone(),
+        receive: !add.no_receive,
         residency: add.residency.clone(),
     };
     let tables = Tables { peers: vec![peer.clone()] };
@@ -118,24 +122,71 @@ fn without_table(text: &str, number: usize) -> String {
     kept
 }
 
-/// Changes a configuration's text, once it is sure that the node would take it; in one step, with its mode.
+/// Changes a configuration's text, once it is sure that the node would take it; in one step, with its owner, group and mode.
 fn change(path: &Path, change: impl FnOnce(&str) -> String) -> Done {
     let before = std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, &error))?;
     NodeConfig::parse(&before, path)?;
     let after = change(&before);
     NodeConfig::parse(&after, path)?;
-    let failed = |error: &std::io::Error| Failure::file("write", path, error);
-    let mode = std::fs::metadata(path).map_err(|error| failed(&error))?.permissions();
+    replace(path, after.as_bytes()).map_err(|error| Failure::file("write", path, &error))
+}
+
+/// Replaces a file by another with its owner, group and mode, durably: a cut leaves the old one or the new one. The new one is nobody
+/// else's until it has them. Where they cannot be given to it, the old one stays.
+///
+/// Crash order: 1. The new file, durable. 2. Its name. 3. The directory.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A link stays one.
+    let path = std::fs::canonicalize(path)?;
     let new = path.with_extension("toml.new");
-    let written = std::fs::write(&new, after)
-        .and_then(|()| std::fs::set_permissions(&new, mode))
-        .and_then(|()| std::fs::rename(&new, path));
-    written.map_err(|error| failed(&error))
+    let written = write_like(&path, &new, bytes).and_then(|()| std::fs::rename(&new, &path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+fn write_like(old: &Path, new: &Path, bytes: &[u8]) -> io::Result<()> {
+    let before = std::fs::metadata(old)?;
+    match std::fs::remove_file(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
+    file.write_all(bytes)?;
+    fchown(&file, Some(before.uid()), Some(before.gid()))?;
+    file.set_permissions(before.permissions())?;
+    file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
     use super::*;
+
+    #[test]
+    fn a_file_that_is_replaced_keeps_its_owner_group_mode_and_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("node.toml"), dir.path().join("link.toml"));
+        std::fs::write(&file, "before").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        symlink(&file, &link).unwrap();
+        // Only root gives files away; others keep what is theirs.
+        let others = chown(&file, Some(4321), Some(1234)).is_ok();
+        // What an earlier attempt left is in nobody's way.
+        std::fs::write(dir.path().join("node.toml.new"), "left").unwrap();
+        replace(&link, b"after").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "after");
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        let now = std::fs::metadata(&file).unwrap();
+        assert_eq!(now.mode() & 0o7777, 0o640);
+        if others {
+            assert_eq!((now.uid(), now.gid()), (4321, 1234));
+        }
+        assert!(!dir.path().join("node.toml.new").exists());
+    }
 
     #[test]
     fn one_table_goes_and_everything_else_stays() {

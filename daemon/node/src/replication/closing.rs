@@ -1,15 +1,15 @@
 //! Epochs: when one is closed, and which are deleted.
 //!
 //! An epoch is closed where a peer that is to have the volume is connected, something was written since the last, and the interval is over
-//! or so much was written that it ends early.
+//! or so much was written that it ends early; and where such a peer lacks the newest, and none waits for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use pool::{SnapshotInfo, VolumeInfo};
-use replication::{Epoch, EpochKey, EpochName, Generation, Progress, State};
+use pool::{PoolInfo, SnapshotInfo, VolumeInfo};
+use replication::{Epoch, EpochKey, EpochName, Generation, Progress, State, kept_for_others};
 use tokio_util::sync::CancellationToken;
 use units::{BootInstant, Fence, VolumeId};
 
@@ -27,6 +27,13 @@ const SECTORS_PER_MIB: u64 = 256;
 
 /// Time from an epoch that could not be closed to the next attempt.
 const RETRY_MS: u64 = 1_000;
+
+/// Time from a volume that cannot be sent at all to the next attempt.
+const RETRY_UNSENT_MS: u64 = 10_000;
+
+/// Where so small a part of a pool is free, what is kept for a peer that has been away for so long is given up: clients go before it.
+const SHORT_OF: u64 = 20;
+const AWAY_MS: u64 = 60 * 60 * 1000;
 
 /// Epochs whose moments are remembered: a peer that is further behind is further behind than an hour.
 const MOMENTS_MAX: usize = 4_096;
@@ -106,6 +113,20 @@ pub(crate) async fn keep(node: Arc<Node>, stop: CancellationToken) {
     }
 }
 
+/// Why nothing of a volume can be sent, or no epoch of it closed, whatever the peers say.
+#[derive(Clone, Debug)]
+pub(super) struct Unsent {
+    pub(super) why: String,
+    /// Not before that.
+    retry_at: BootInstant,
+}
+
+/// Whether a pool has hardly any space left.
+fn is_short(pool: &PoolInfo) -> bool {
+    let free = pool.capacity.0.saturating_sub(pool.allocated.0 + pool.reserved.0);
+    free < pool.capacity.0 / SHORT_OF
+}
+
 fn progress(way: &Way, volume: VolumeId) -> Option<Progress> {
     lock(&way.sender).progress(volume)
 }
@@ -115,14 +136,19 @@ impl Node {
         let mut there = BTreeSet::new();
         let is_pruning_due = self.replication.is_pruning_due.swap(false, Ordering::Relaxed);
         for open in &self.pools {
-            if !open.pool.info().keeps_records {
-                continue;
-            }
+            let info = open.pool.info();
+            let (keeps_records, short) = (info.keeps_records, is_short(&info));
             let written_here = |info: &VolumeInfo| !info.replica && info.fence > Fence(0);
             for info in open.pool.volumes().into_iter().filter(written_here) {
                 there.insert(info.id);
+                if !keeps_records {
+                    let why = "its pool keeps no records: copy the data to a volume of another pool, or name the volumes that the peer is to have";
+                    self.replication.note_unsent(info.id, why.to_owned(), 0);
+                    continue;
+                }
                 let closed = self.close_if_due(open, &info);
-                if closed || is_pruning_due {
+                let given_up = short && self.give_up_absent(info.id);
+                if closed || is_pruning_due || given_up {
                     self.prune_sent(open, info.id);
                 }
             }
@@ -140,8 +166,13 @@ impl Node {
         let Ok(sealed) = open.pool.volume(volume) else { return false };
         let mut all = lock(&replication.closed);
         let known = all.get(&volume).is_some_and(|closed| closed.fence == info.fence);
-        if !known && !self.begin_writer(open, info, &mut all) {
-            return false;
+        if !known {
+            let resting = lock(&replication.unsent)
+                .get(&volume)
+                .is_some_and(|unsent| boot_clock::now() < unsent.retry_at);
+            if resting || !self.begin_writer(open, info, &mut all) {
+                return false;
+            }
         }
         let Some(closed) = all.get_mut(&volume) else { return false };
         // Read before the snapshot is taken: what is counted is in it.
@@ -156,14 +187,14 @@ impl Node {
         if !connected.iter().any(takes) {
             return false;
         }
-        // A peer that has nothing gets an epoch though nothing is written.
-        let is_empty = |progress: &Progress| progress.state == State::UpToDate && progress.common.is_none();
+        // A peer that has not the newest, and for which none waits, gets an epoch though nothing is written.
+        let is_lacking = |progress: &Progress| progress.state == State::Lacking;
         let is_due = closed.last.is_none_or(|(then, at)| {
             let interval_over = now.ms_since(at) >= u64::from(replication.config.interval_ms);
             let much = u64::from(replication.config.epoch_mib) * SECTORS_PER_MIB;
             (then != written && interval_over) || written.saturating_sub(then) >= much
         });
-        if closed.retry_at.is_some_and(|at| now < at) || (!is_due && !connected.iter().any(is_empty)) {
+        if closed.retry_at.is_some_and(|at| now < at) || (!is_due && !connected.iter().any(is_lacking)) {
             return false;
         }
         let (fence, generation) = (closed.fence, closed.generation);
@@ -176,13 +207,16 @@ impl Node {
             Ok(epoch) => {
                 closed.close(epoch.key.number, written, now);
                 drop(all);
+                lock(&replication.unsent).remove(&volume);
                 replication.hand_over(volume, epoch);
                 true
             }
             Err(error) => {
-                if closed.retry_at.replace(now.saturating_add_ms(RETRY_MS)).is_none() {
-                    tracing::error!(%volume, error, "no epoch can be closed: peers fall behind");
-                }
+                closed.retry_at = Some(now.saturating_add_ms(RETRY_MS));
+                drop(all);
+                replication.note_unsent(volume, format!("no epoch of it can be closed: {error}"), RETRY_MS);
+                // It may be that there are as many as the pool has room for.
+                replication.is_pruning_due.store(true, Ordering::Relaxed);
                 false
             }
         }
@@ -200,10 +234,14 @@ impl Node {
         let generation = match self.replication.state.writer(volume, info.fence, used) {
             Ok(generation) => generation,
             Err(error) => {
-                tracing::error!(%volume, %error, "a volume's writer cannot be written down; it is not replicated");
+                let why = format!(
+                    "its writer cannot be written down ({error}): look at the disk that holds the state directory"
+                );
+                self.replication.note_unsent(volume, why, RETRY_UNSENT_MS);
                 return false;
             }
         };
+        lock(&self.replication.unsent).remove(&volume);
         let is_first = !all.contains_key(&volume);
         for (_, way) in self.replication.ways(volume) {
             let mut sender = lock(&way.sender);
@@ -242,13 +280,34 @@ impl Node {
         Ok(Epoch { key, closed_at: boot_clock::now() })
     }
 
+    /// Space runs short: what is kept of a volume for peers that have long been away goes. Whether there was anything.
+    fn give_up_absent(&self, volume: VolumeId) -> bool {
+        let now = boot_clock::now();
+        let mut given_up = false;
+        for (peer, way) in self.replication.ways(volume) {
+            let has = {
+                let mut sender = lock(&way.sender);
+                sender.away_ms(now) >= AWAY_MS && sender.give_up(volume)
+            };
+            if !has {
+                continue;
+            }
+            given_up = true;
+            let peer = peer.config.name.to_string();
+            tracing::error!(%volume, peer, "space runs short: what was kept of a volume for a peer that is away is given up; when it comes back, its replica is deleted and seeded anew");
+            let fields = [("volume", volume.to_string().into()), ("peer", peer.into())];
+            self.trail.note("replication-given-up", fields);
+        }
+        given_up
+    }
+
     /// Deletes the epochs of a volume that no peer needs any more, but for the newest.
     fn prune_sent(&self, open: &OpenPool, volume: VolumeId) {
         let needs: Option<Vec<_>> =
             self.replication.ways(volume).map(|(_, way)| lock(&way.sender).needs(volume)).collect();
         let Some(needs) = needs else { return };
         let needed: BTreeSet<_> = needs.into_iter().flatten().collect();
-        self.prune_epochs(open, volume, |snapshot, _| !needed.contains(&snapshot));
+        self.prune_epochs(open, volume, |snapshot| !needed.contains(&snapshot));
     }
 
     /// Whether replication made a snapshot, and nobody has locked it, nor does a schedule keep it.
@@ -258,21 +317,16 @@ impl Node {
     }
 
     /// Deletes epochs that `goes` names: never the newest, one that is locked, one that a schedule keeps, or a person's.
-    pub(super) fn prune_epochs(
-        &self,
-        open: &OpenPool,
-        volume: VolumeId,
-        goes: impl Fn(VolumeId, u64) -> bool,
-    ) {
+    pub(super) fn prune_epochs(&self, open: &OpenPool, volume: VolumeId, goes: impl Fn(VolumeId) -> bool) {
         let newest = open.pool.last_snapshot(volume).map(|newest| newest.id);
         let snapshots = open.pool.snapshots().into_iter().filter(|snapshot| snapshot.volume == volume);
         let epochs: Vec<_> =
             snapshots.filter_map(|snapshot| Some((snapshot, EpochName::read(snapshot.id)?.number))).collect();
         let last = epochs.iter().max_by_key(|(_, number)| *number).map(|(snapshot, _)| snapshot.id);
-        for (snapshot, number) in &epochs {
+        for (snapshot, _) in &epochs {
             let id = snapshot.id;
             let stays = Some(id) == newest || Some(id) == last || !self.is_free_epoch(snapshot);
-            if stays || !goes(id, *number) {
+            if stays || !goes(id) {
                 continue;
             }
             let label = self.served().get(&volume).map(|served| served.label.clone());
@@ -291,21 +345,41 @@ impl super::Replication {
     fn hand_over(&self, volume: VolumeId, epoch: Epoch) {
         let number = |snapshot| EpochName::read(snapshot).map_or(0, |name| name.number);
         let common = |way: &Way| progress(way, volume).and_then(|progress| progress.common).map_or(0, number);
-        let keep_from = self.ways(volume).map(|(_, way)| common(way)).min().unwrap_or(0);
+        let oldest = self.ways(volume).map(|(_, way)| common(way)).min().unwrap_or(0);
         if let Some(closed) = lock(&self.closed).get_mut(&volume) {
-            closed.marks.retain(|number, _| *number >= keep_from);
+            closed.marks.retain(|number, _| *number >= oldest);
         }
-        for (_, way) in self.ways(volume) {
+        let needs: Vec<Vec<VolumeId>> =
+            self.ways(volume).map(|(_, way)| lock(&way.sender).needs(volume).unwrap_or_default()).collect();
+        for (nth, (_, way)) in self.ways(volume).enumerate() {
+            let others = needs.iter().enumerate().filter(|(other, _)| *other != nth);
+            let others: Vec<_> = others.map(|(_, needs)| needs.clone()).collect();
             let mut sender = lock(&way.sender);
-            sender.keep_from(volume, keep_from);
+            sender.keep(volume, kept_for_others(&others));
             sender.close_epoch(volume, epoch);
             drop(sender);
             way.woken.notify_one();
         }
     }
 
+    /// Why nothing of a volume can be sent, where it is so.
+    pub(super) fn unsent(&self, volume: VolumeId) -> Option<String> {
+        lock(&self.unsent).get(&volume).map(|unsent| unsent.why.clone())
+    }
+
+    fn note_unsent(&self, volume: VolumeId, why: String, retry_ms: u64) {
+        let retry_at = boot_clock::now().saturating_add_ms(retry_ms);
+        let is_told = |before: &Unsent| before.why == why;
+        let mut unsent = lock(&self.unsent);
+        if !unsent.get(&volume).is_some_and(is_told) && self.ways(volume).next().is_some() {
+            tracing::error!(%volume, why, "a volume is not replicated, or falls behind");
+        }
+        unsent.insert(volume, Unsent { why, retry_at });
+    }
+
     /// Volumes that are no longer written here.
     fn forget_others(&self, there: &BTreeSet<VolumeId>) {
+        lock(&self.unsent).retain(|volume, _| there.contains(volume));
         let mut closed = lock(&self.closed);
         let gone: Vec<_> = closed.keys().copied().filter(|volume| !there.contains(volume)).collect();
         for volume in gone {

@@ -1,10 +1,11 @@
 //! The port for peers: what they send is taken in, one thing after the other on each connection.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use identity::{Handshakes, PeerIdentity};
 use pool::PoolErrorKind;
@@ -14,7 +15,6 @@ use replication::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -23,10 +23,12 @@ use units::{Fence, Lba, VolumeId};
 
 use super::outgoing::asked;
 use super::{Peer, lock, protocol_id, reason};
+use crate::boot_clock;
 use crate::node::Node;
 
-/// Sixteen peers, and room for their reconnects.
-const SESSIONS_MAX: usize = 32;
+/// Sessions of one peer: it needs one, and a connection that broke off may be here until its silence ends it. The newest ends the
+/// oldest, so that no peer keeps out another, or itself.
+const SESSIONS_PER_PEER: usize = 4;
 
 /// Connections in their handshake: strangers, until they have shown a certificate.
 const HANDSHAKES_MAX: usize = 64;
@@ -44,6 +46,9 @@ const ALIVE: Duration = Duration::from_secs(3);
 
 const READ_BYTES: usize = 64 * 1024;
 
+/// How often it is written down that a session was heard.
+const HEARD: Duration = Duration::from_secs(1);
+
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -55,7 +60,6 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let permits = Arc::new(Semaphore::new(SESSIONS_MAX));
     let mut handshakes = Handshakes::new(HANDSHAKES_MAX);
     let mut sessions = JoinSet::new();
     loop {
@@ -73,12 +77,9 @@ pub(crate) async fn serve(
             }
         };
         let (node, acceptor, stop) = (Arc::clone(&node), acceptor.clone(), stop.clone());
-        let (place, permits) = (handshakes.begin(), Arc::clone(&permits));
+        let place = handshakes.begin();
         sessions.spawn(async move {
             let Some(Some(stream)) = place.run(handshake(&acceptor, stream, address)).await else { return };
-            let Ok(_permit) = permits.try_acquire_owned() else {
-                return tracing::warn!(%address, "too many sessions on the port for peers; closed one");
-            };
             let ended = stop.run_until_cancelled(run(&node, stream, address)).await;
             if let Some(Err(error)) = ended {
                 tracing::info!(%address, %error, "a peer's session ended");
@@ -112,12 +113,41 @@ async fn handshake(
     }
 }
 
+/// What ends the sessions of one peer, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Sessions(Mutex<VecDeque<CancellationToken>>);
+
+impl Sessions {
+    /// One more, and what ends it.
+    fn begin(&self) -> CancellationToken {
+        let token = CancellationToken::new();
+        let mut sessions = lock(&self.0);
+        sessions.push_back(token.clone());
+        if sessions.len() > SESSIONS_PER_PEER
+            && let Some(oldest) = sessions.pop_front()
+        {
+            oldest.cancel();
+        }
+        token
+    }
+
+    fn end(&self, ended: &CancellationToken) {
+        // Each is ended by itself too: what is cancelled here runs no more.
+        ended.cancel();
+        lock(&self.0).retain(|session| !session.is_cancelled());
+    }
+}
+
 /// One connection of a peer.
 struct Session {
     node: Arc<Node>,
     peer: Arc<Peer>,
     receiver: Receiver,
     stream: TlsStream<TcpStream>,
+    /// Volumes that it offers and this node takes of it.
+    taken: BTreeSet<VolumeId>,
+    /// When it was last written down that they are heard of.
+    heard_at: Option<Instant>,
 }
 
 async fn run(node: &Arc<Node>, stream: TlsStream<TcpStream>, address: SocketAddr) -> io::Result<()> {
@@ -141,15 +171,22 @@ async fn run(node: &Arc<Node>, stream: TlsStream<TcpStream>, address: SocketAddr
     let params = ReceiverParams {
         node: replication.id,
         peer: protocol_id(peer.config.key_sha256.0),
-        allowed: match volumes.is_empty() {
-            true => Allowed::Any,
-            false => Allowed::These(volumes.iter().copied().collect()),
+        allowed: match (peer.config.receive, volumes.is_empty()) {
+            (false, _) => Allowed::These(BTreeSet::new()),
+            (true, true) => Allowed::Any,
+            (true, false) => Allowed::These(volumes.iter().copied().collect()),
         },
         session: u64::from_le_bytes(session),
     };
     tracing::info!(%address, peer = %peer.config.name, "a peer has connected");
     let receiver = Receiver::new(params);
-    Session { node: Arc::clone(node), peer: Arc::clone(peer), receiver, stream }.run().await
+    let token = peer.sessions.begin();
+    let (taken, heard_at) = (BTreeSet::new(), None);
+    let mut session =
+        Session { node: Arc::clone(node), peer: Arc::clone(peer), receiver, stream, taken, heard_at };
+    let ended = token.run_until_cancelled(session.run()).await;
+    peer.sessions.end(&token);
+    ended.unwrap_or_else(|| Err(io::Error::other("the peer has connected anew, too often")))
 }
 
 async fn note<const N: usize>(
@@ -174,6 +211,7 @@ impl Session {
                 return Ok(());
             }
             incoming.push(&chunk[..read]);
+            self.note_heard();
             loop {
                 let taken = match incoming.next_frame() {
                     Ok(None) => break,
@@ -189,12 +227,28 @@ impl Session {
         }
     }
 
+    /// Something came: the volumes that it offers are not forgotten.
+    fn note_heard(&mut self) {
+        if self.taken.is_empty() || self.heard_at.is_some_and(|at| at.elapsed() < HEARD) {
+            return;
+        }
+        self.heard_at = Some(Instant::now());
+        let now = boot_clock::now();
+        let mut arrivals = lock(&self.node.replication.arrivals);
+        for volume in &self.taken {
+            arrivals.entry(*volume).or_default().heard_at = Some(now);
+        }
+    }
+
     async fn carry_out(&mut self) -> io::Result<()> {
         while let Some(effect) = self.receiver.poll() {
             match effect {
                 ReceiverEffect::Send(bytes) => self.send(&bytes).await?,
                 ReceiverEffect::Look { volume, fence, generation } => {
                     let local = self.in_pool(move |node| node.look(volume, fence, generation)).await?;
+                    if local.is_ok_and(|local| local.role != Role::Writer) {
+                        self.taken.insert(volume);
+                    }
                     self.receiver.on_local(volume, local);
                 }
                 ReceiverEffect::Begin { key, manifest } => {
@@ -209,10 +263,10 @@ impl Session {
                     let committed = self.in_pool(move |node| node.commit_epoch(&key, &manifest)).await?;
                     self.receiver.on_committed(manifest.volume, committed);
                 }
-                ReceiverEffect::Prune { volume, below } => {
-                    self.in_pool(move |node| node.prune_received(volume, below)).await?;
+                ReceiverEffect::Prune { key, volume, keep } => {
+                    self.in_pool(move |node| node.prune_received(&key, volume, &keep)).await?;
                 }
-                ReceiverEffect::AuditRefusal { volume, reason } => self.audit_refusal(volume, reason).await,
+                ReceiverEffect::Refused { volume, reason } => self.note_refusal(volume, reason).await,
                 ReceiverEffect::AuditSession(error) => self.audit_session(error).await,
             }
         }
@@ -243,7 +297,12 @@ impl Session {
         }
     }
 
-    async fn audit_refusal(&self, volume: VolumeId, reason: Reason) {
+    async fn note_refusal(&mut self, volume: VolumeId, reason: Reason) {
+        self.taken.remove(&volume);
+        *lock(&self.node.replication.refused).entry(reason.label()).or_default() += 1;
+        if !reason.is_suspicious() {
+            return;
+        }
         let peer = self.peer.config.name.to_string();
         tracing::warn!(peer, %volume, why = reason.label(), "a peer's volume was refused");
         let fields =
@@ -281,16 +340,29 @@ impl Node {
         let volume = manifest.volume;
         let turn = self.replication.turn(volume);
         let _turn = lock(&turn);
-        self.replication.state.begin(volume, self.own_fence(volume), key)?;
-        let found = self.find_volume(volume).map(|(open, _)| open);
+        let own = self.own_fence(volume);
+        // 1. Who sends, by what is remembered. 2. What the pool would refuse, without a change of it: what is refused leaves nothing
+        // behind. 3. Who sends is written down. 4. The pool.
+        self.replication.state.judge(volume, own, key)?;
+        let found = self.find_volume(volume);
         let is_new = found.is_none();
         let open = match found {
-            Some(open) => open,
+            Some((open, found)) => {
+                let has_arrived = open.pool.snapshot(manifest.snapshot).is_ok();
+                let newest = open.pool.last_snapshot(volume).map(|newest| newest.id);
+                match (found.info().replica, has_arrived || newest == manifest.since) {
+                    (true, true) => open,
+                    (true, false) => return Err(Reason::Diverged),
+                    (false, _) => return Err(Reason::NotAReplica),
+                }
+            }
+            None if manifest.since.is_some() => return Err(Reason::Diverged),
             None => self.roomiest_pool().map_err(|error| {
                 tracing::error!(%volume, error = error.message, "a peer's volume finds no pool");
                 Reason::Failed
             })?,
         };
+        self.replication.state.begin(volume, own, key)?;
         let begun = open.pool.begin_receiving(&asked(manifest)).map_err(|error| match reason(&error) {
             Reason::Damaged => Reason::OtherVolume,
             reason => self.note_failed(volume, &error, reason),
@@ -328,6 +400,7 @@ impl Node {
         let ended = open.pool.end_receiving(&asked(manifest));
         ended.map_err(|error| self.note_failed(volume, &error, reason(&error)))?;
         tracing::debug!(%volume, snapshot = %key.snapshot, number = key.number, "an epoch has arrived");
+        lock(&self.replication.arrivals).entry(volume).or_default().newest_at = Some(boot_clock::now());
         self.schedules.wake();
         Ok(())
     }
@@ -340,13 +413,39 @@ impl Node {
         reason
     }
 
-    fn prune_received(&self, volume: VolumeId, below: u64) {
+    fn prune_received(&self, key: &EpochKey, volume: VolumeId, keep: &[VolumeId]) {
         let turn = self.replication.turn(volume);
         let _turn = lock(&turn);
+        // What a writer that was superseded wants kept is not what its successor does.
+        if !self.replication.state.is_current(volume, key) {
+            return;
+        }
         // It may have been promoted meanwhile: then its epochs are its own.
         let Some((open, found)) = self.find_volume(volume) else { return };
         if found.info().replica {
-            self.prune_epochs(open, volume, |_, number| number < below);
+            self.prune_epochs(open, volume, |snapshot| !keep.contains(&snapshot));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_session_too_many_of_a_peer_ends_its_oldest_and_nobody_elses() {
+        let (one, other) = (Sessions::default(), Sessions::default());
+        let of_other = other.begin();
+        let mut begun: VecDeque<_> = (0..SESSIONS_PER_PEER).map(|_| one.begin()).collect();
+        assert!(begun.iter().all(|session| !session.is_cancelled()));
+        for _ in 0..3 {
+            begun.push_back(one.begin());
+            assert!(begun.pop_front().is_some_and(|oldest| oldest.is_cancelled()));
+            assert!(begun.iter().all(|session| !session.is_cancelled()));
+        }
+        // Those that have ended make room.
+        one.end(&begun[0]);
+        one.begin();
+        assert!(!begun[1].is_cancelled() && !of_other.is_cancelled());
     }
 }

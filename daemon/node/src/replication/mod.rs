@@ -21,6 +21,7 @@ mod state;
 mod status;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -29,7 +30,7 @@ use config::{NodeConfig, PeerConfig, ReplicationConfig};
 use identity::{Credentials, ExpectedPeer, Role, Trust, TrustDomain};
 use pool::{PoolError, PoolErrorKind};
 use replication::{Reason, Sender, SenderLimits};
-use units::{NodeId, VolumeId};
+use units::{BootInstant, Fence, NodeId, VolumeId};
 
 use crate::boot_clock;
 use crate::lock::lock;
@@ -45,9 +46,20 @@ fn protocol_id(spki_sha256: [u8; 32]) -> NodeId {
     NodeId(id)
 }
 
+/// What a replica has heard in this run, by this machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Arrivals {
+    /// An epoch came whole.
+    newest_at: Option<BootInstant>,
+    /// A session that offers the volume said something.
+    heard_at: Option<BootInstant>,
+}
+
 /// Another node.
 pub(crate) struct Peer {
     config: PeerConfig,
+    /// Its sessions here.
+    sessions: incoming::Sessions,
     /// What is sent to it; `None` where it is not dialled.
     outgoing: Option<outgoing::Way>,
 }
@@ -62,6 +74,13 @@ pub(crate) struct Replication {
     /// One at a time takes something in for a volume.
     turns: Mutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>,
     closed: Mutex<BTreeMap<VolumeId, closing::Closed>>,
+    /// Volumes of which nothing can be sent, to anybody.
+    unsent: Mutex<BTreeMap<VolumeId, closing::Unsent>>,
+    /// When something of a replica arrived, or was to be heard of it, in this run.
+    arrivals: Mutex<BTreeMap<VolumeId, Arrivals>>,
+    /// What was refused since the start, by its reason.
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+    started_at: BootInstant,
     /// A peer has acknowledged: older epochs may go.
     is_pruning_due: AtomicBool,
 }
@@ -95,7 +114,8 @@ impl Replication {
                     format!("the thread that dials the peer {} could not be started", peer.name)
                 })
             });
-            Ok(Arc::new(Peer { config: peer.clone(), outgoing: outgoing.transpose()? }))
+            let sessions = incoming::Sessions::default();
+            Ok(Arc::new(Peer { config: peer.clone(), sessions, outgoing: outgoing.transpose()? }))
         });
         Ok(Self {
             id,
@@ -105,6 +125,10 @@ impl Replication {
             state: state::State::open(&config.state_dir).context("who has replicated here is not known")?,
             turns: Mutex::default(),
             closed: Mutex::default(),
+            unsent: Mutex::default(),
+            arrivals: Mutex::default(),
+            refused: Mutex::default(),
+            started_at: boot_clock::now(),
             is_pruning_due: AtomicBool::new(true),
         })
     }
@@ -121,8 +145,16 @@ impl Replication {
         self.peers.iter().filter(to).filter_map(|peer| Some((peer, peer.outgoing.as_ref()?)))
     }
 
-    fn turn(&self, volume: VolumeId) -> Arc<Mutex<()>> {
-        Arc::clone(lock(&self.turns).entry(volume).or_default())
+    /// A volume is deleted whose key was granted under this fence: who sends it here later must not have a lower one.
+    pub(crate) fn remember_fence(&self, volume: VolumeId, fence: Fence) -> io::Result<()> {
+        self.state.remember_fence(volume, fence)
+    }
+
+    pub(crate) fn turn(&self, volume: VolumeId) -> Arc<Mutex<()>> {
+        let mut turns = lock(&self.turns);
+        // Nobody waits for the others: a peer names as many as it likes.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(volume).or_default())
     }
 }
 
@@ -132,6 +164,7 @@ fn reason(error: &PoolError) -> Reason {
         PoolError::NotAReplica(_) => Reason::NotAReplica,
         PoolError::NoCommonSnapshot { .. } => Reason::Diverged,
         PoolError::BadPortion { .. } => Reason::Damaged,
+        PoolError::TooManyVolumes => Reason::NoSpace,
         error if error.kind() == PoolErrorKind::NoSpace => Reason::NoSpace,
         _ => Reason::Failed,
     }

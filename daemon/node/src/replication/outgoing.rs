@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pool::{Manifest, PoolError};
-use replication::{FrameBuffer, Portion, Reason, Sender, SenderEffect};
+use pool::{Manifest, PoolError, PoolErrorKind};
+use replication::{FrameBuffer, Portion, Sender, SenderEffect, Unreadable};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use units::{Lba, SectorCount, VolumeId};
 
 use super::dial::Dialler;
-use super::{Peer, lock, reason};
+use super::{Peer, lock};
 use crate::boot_clock;
 use crate::node::Node;
 
@@ -118,6 +118,8 @@ async fn session(node: &Arc<Node>, way: &Way) -> io::Result<()> {
     loop {
         carry_out(node, way, &mut stream).await?;
         tokio::select! {
+            // What the peer has said lies there while this task was at something long: it is heard before the peer is called silent.
+            biased;
             read = stream.read(&mut chunk) => {
                 let read = read?;
                 if read == 0 {
@@ -133,8 +135,9 @@ async fn session(node: &Arc<Node>, way: &Way) -> io::Result<()> {
                 }
             }
             () = way.woken.notified() => {}
-            _ = tick.tick() => lock(&way.sender).on_time(boot_clock::now()).map_err(io::Error::other)?,
+            _ = tick.tick() => {}
         }
+        lock(&way.sender).on_time(boot_clock::now()).map_err(io::Error::other)?;
     }
 }
 
@@ -164,8 +167,8 @@ async fn carry_out(node: &Arc<Node>, way: &Way, stream: &mut TlsStream<TcpStream
                 tracing::debug!(%volume, number = epoch.key.number, "a peer has an epoch");
                 node.replication.is_pruning_due.store(true, Ordering::Relaxed);
             }
-            Some(SenderEffect::Stopped { volume, reason }) => {
-                tracing::warn!(%volume, why = %reason, "a peer does not take a volume");
+            Some(SenderEffect::Stopped { volume, why }) => {
+                tracing::warn!(%volume, %why, "a volume is not sent to a peer for now");
             }
         }
     }
@@ -182,7 +185,7 @@ async fn read_portion(
     node: &Arc<Node>,
     manifest: replication::Manifest,
     from: Lba,
-) -> Result<Portion, Reason> {
+) -> Result<Portion, Unreadable> {
     let manifest = asked(&manifest);
     let portion = in_pool(node, manifest.volume, move |pool| pool.send(&manifest, from, PORTION)).await?;
     Ok(Portion { bytes: portion.bytes, next: portion.next })
@@ -193,17 +196,29 @@ async fn in_pool<T: Send + 'static>(
     node: &Arc<Node>,
     volume: VolumeId,
     work: impl FnOnce(&pool::Pool) -> Result<T, PoolError> + Send + 'static,
-) -> Result<T, Reason> {
+) -> Result<T, Unreadable> {
     let node = Arc::clone(node);
     let done = tokio::task::spawn_blocking(move || {
-        let (open, _) = node.find_volume(volume).ok_or(Reason::Failed)?;
+        let (open, _) = node.find_volume(volume).ok_or(Unreadable::Gone)?;
         work(&open.pool).map_err(|error| {
             tracing::warn!(%volume, %error, "an epoch cannot be read");
-            reason(&error)
+            unreadable(&error)
         })
     });
     // A panic in there has ended the process.
-    done.await.unwrap_or(Err(Reason::Failed))
+    done.await.unwrap_or(Err(Unreadable::Failed))
+}
+
+fn unreadable(error: &PoolError) -> Unreadable {
+    match error {
+        // Of a volume whose key is being changed: once it is, an epoch is of one again.
+        PoolError::TwoEpochs { .. } => Unreadable::Gone,
+        error => match error.kind() {
+            PoolErrorKind::NoSuchVolume => Unreadable::Gone,
+            PoolErrorKind::Damaged => Unreadable::Damaged,
+            _ => Unreadable::Failed,
+        },
+    }
 }
 
 /// A manifest in the protocol's form.

@@ -1,7 +1,8 @@
-//! What replication remembers over restarts: `replication.json` in the state directory, version 1.
+//! What replication remembers over restarts: `replication.json` in the state directory, version 2.
 //!
 //! Of each volume that was ever sent here, the last epoch that was begun; of each that is sent from here, its writer: fence, generation,
-//! and up to which number epochs may be called without writing that down again.
+//! and up to which number epochs may be called without writing that down again; of each that was deleted here, the fence of its key.
+//! Version 1, which did not remember that, is read.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +17,8 @@ use crate::lock::lock;
 use crate::state_file;
 
 const FILE: &str = "replication.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const VERSION_MIN: u32 = 1;
 
 /// Numbers that are set aside at once: with an epoch a second the file is written every quarter of an hour.
 const AHEAD: u64 = 1024;
@@ -50,6 +52,18 @@ struct Saved {
     version: u32,
     histories: Histories,
     writers: BTreeMap<VolumeId, Writer>,
+    /// Fences of volumes that are no longer here, or were not when this was written.
+    #[serde(default)]
+    floors: BTreeMap<VolumeId, Fence>,
+}
+
+impl Saved {
+    /// The highest fence that a volume has had here: it outlives the volume.
+    fn own(&self, volume: VolumeId, own: Fence) -> Fence {
+        let writer = self.writers.get(&volume).map(|writer| writer.fence);
+        let floor = self.floors.get(&volume).copied();
+        [writer, floor].into_iter().flatten().fold(own, Fence::max)
+    }
 }
 
 /// The file, and what it holds.
@@ -65,12 +79,14 @@ impl State {
         let path = || file.display().to_string();
         let mut saved = match std::fs::read(&file) {
             Ok(bytes) => {
-                let saved: Saved = serde_json::from_slice(&bytes)
+                let mut saved: Saved = serde_json::from_slice(&bytes)
                     .map_err(|error| StateError::Damaged { path: path(), reason: error.to_string() })?;
-                if saved.version != VERSION {
-                    let reason = format!("version {}, this program reads {VERSION}", saved.version);
+                if !(VERSION_MIN..=VERSION).contains(&saved.version) {
+                    let reason =
+                        format!("version {}, this program reads {VERSION_MIN} to {VERSION}", saved.version);
                     return Err(StateError::Damaged { path: path(), reason });
                 }
+                saved.version = VERSION;
                 saved
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -100,13 +116,32 @@ impl State {
         own: Fence,
         writer: (Fence, Generation),
     ) -> Result<(), Reason> {
-        lock(&self.saved).histories.check_writer(volume, own, writer)
+        let saved = lock(&self.saved);
+        saved.histories.check_writer(volume, saved.own(volume, own), writer)
+    }
+
+    /// Whether an epoch may be begun. Changes nothing.
+    pub(super) fn judge(&self, volume: VolumeId, own: Fence, key: &EpochKey) -> Result<(), Reason> {
+        let saved = lock(&self.saved);
+        saved.histories.judge(volume, saved.own(volume, own), key).map(|_| ())
+    }
+
+    /// A volume goes whose key was granted under this fence: nobody with a lower one makes a replica of it here. Durable when it returns.
+    pub(super) fn remember_fence(&self, volume: VolumeId, fence: Fence) -> io::Result<()> {
+        let mut saved = lock(&self.saved);
+        let known = saved.histories.fence(volume, saved.own(volume, Fence(0)));
+        if fence <= known {
+            return Ok(());
+        }
+        self.change(&mut saved, |saved| {
+            saved.floors.insert(volume, fence);
+        })
     }
 
     /// Whether an epoch may be begun; durably written down when it returns.
     pub(super) fn begin(&self, volume: VolumeId, own: Fence, key: &EpochKey) -> Result<(), Reason> {
         let mut saved = lock(&self.saved);
-        match saved.histories.judge(volume, own, key)? {
+        match saved.histories.judge(volume, saved.own(volume, own), key)? {
             Verdict::Continues => Ok(()),
             Verdict::Next => {
                 let written = self.change(&mut saved, |saved| saved.histories.accept(volume, *key));
@@ -206,14 +241,45 @@ mod tests {
     }
 
     #[test]
+    fn the_fence_of_a_volume_outlives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        // Written here under 4, sent to peers, and deleted.
+        state.writer(V, Fence(4), 0).unwrap();
+        assert_eq!(state.begin(V, Fence(0), &key(3, 1)), Err(Reason::LowerFence));
+        // Deleted under 6, of which no peer ever heard.
+        state.remember_fence(V, Fence(6)).unwrap();
+        state.remember_fence(V, Fence(5)).unwrap();
+        let again = State::open(dir.path()).unwrap();
+        let generation = Generation([9; 16]);
+        assert_eq!(again.check_writer(V, Fence(0), (Fence(5), generation)), Err(Reason::LowerFence));
+        assert_eq!(again.judge(V, Fence(0), &key(5, 1)), Err(Reason::LowerFence));
+        assert_eq!(again.begin(V, Fence(0), &key(5, 1)), Err(Reason::LowerFence));
+        assert_eq!(again.begin(V, Fence(0), &key(7, 1)), Ok(()));
+    }
+
+    #[test]
+    fn what_is_judged_is_not_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        assert_eq!(state.judge(V, Fence(0), &key(2, 1)), Ok(()));
+        assert_eq!(state.last_begun(), BTreeMap::new());
+        assert!(!dir.path().join(FILE).exists());
+    }
+
+    #[test]
     fn a_file_that_is_damaged_or_newer_ends_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        for damaged in ["{", r#"{"version":2,"histories":{"last":{}},"writers":{}}"#] {
+        for damaged in ["{", r#"{"version":3,"histories":{"last":{}},"writers":{}}"#] {
             std::fs::write(dir.path().join(FILE), damaged).unwrap();
             assert!(matches!(State::open(dir.path()), Err(StateError::Damaged { .. })));
         }
         std::fs::write(dir.path().join(FILE), r#"{"version":1,"histories":{"last":{}},"writers":{}}"#)
             .unwrap();
-        State::open(dir.path()).unwrap();
+        // As version 1 wrote it: read, and written anew with the next change.
+        let state = State::open(dir.path()).unwrap();
+        state.remember_fence(V, Fence(1)).unwrap();
+        let written = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(written.contains("\"version\": 2"), "{written}");
     }
 }

@@ -1,13 +1,14 @@
 //! How far replication is: for status, metrics and alerts.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use admin::api;
 use replication::{EpochName, State};
-use units::VolumeId;
+use units::{BootInstant, VolumeId};
 
 use super::outgoing::Way;
-use super::{Peer, lock};
+use super::{Arrivals, Peer, lock};
 use crate::boot_clock;
 use crate::control::unix_seconds;
 use crate::node::{Node, OpenPool};
@@ -26,6 +27,9 @@ impl Node {
                 newest_snapshot: newest.map(|newest| newest.id),
                 newest_epoch: newest.and_then(|newest| EpochName::read(newest.id)).map(|name| name.number),
                 newest_unix_s: newest.map(|newest| newest.created_s),
+                newest_age_s: self.replication.age_s(volume, |arrivals| arrivals.newest_at),
+                unheard_s: self.replication.age_s(volume, |arrivals| arrivals.heard_at),
+                is_expected: self.replication.may_be_sent(volume),
             }
         });
         let replicas = replicas.collect();
@@ -74,16 +78,26 @@ impl Node {
             sent.trouble = Some("the volume must not leave its place, and the peer is not there".to_owned());
             return sent;
         }
+        let unsent = self.replication.unsent(volume);
         let progress = lock(&way.sender).progress(volume);
-        let Some(progress) = progress else { return sent };
-        let (state, trouble) = match progress.state {
-            State::Away => ("away", None),
-            State::Asking => ("asking", None),
-            State::UpToDate => ("up-to-date", None),
-            State::Sending { .. } => ("sending", None),
-            State::Stopped(reason) => ("stopped", Some(reason.to_string())),
+        let Some(progress) = progress else {
+            if unsent.is_some() {
+                (sent.state, sent.trouble) = ("stopped".to_owned(), unsent);
+                self.tell_all_as_lag(&mut sent);
+            }
+            return sent;
         };
-        (sent.state, sent.trouble) = (state.to_owned(), trouble);
+        let state = match progress.state {
+            State::Away => "away",
+            State::Asking => "asking",
+            State::UpToDate => "up-to-date",
+            State::Lacking => "waiting",
+            State::Sending { .. } => "sending",
+            State::Stopped(_) => "stopped",
+        };
+        // What fails again and again is told while it is tried again.
+        let trouble = progress.trouble.map(|why| why.to_string());
+        (sent.state, sent.trouble) = (state.to_owned(), trouble.or(unsent));
         if let State::Sending { at, sectors } = progress.state {
             sent.progress_percent = u8::try_from(at.0.saturating_mul(100) / sectors.max(1)).ok();
         }
@@ -104,10 +118,10 @@ impl Node {
             ),
             None => (true, None, None),
         };
-        if !has_changed && progress.epochs_behind == 0 && progress.common.is_some() {
+        if !has_changed && progress.has_newest {
             return sent;
         }
-        sent.lag_epochs = progress.epochs_behind + usize::from(has_changed);
+        sent.lag_epochs = (progress.epochs_behind + usize::from(has_changed)).max(1);
         sent.lag_bytes = match mark {
             Some(mark) => written.saturating_sub(mark.written).saturating_mul(4096),
             // Of what was written in earlier runs nothing is counted: at most all of it.
@@ -118,6 +132,35 @@ impl Node {
         sent.lag_seconds =
             since.map_or_else(|| age_s(open, progress.common), |since| now.ms_since(since) / 1000);
         sent
+    }
+
+    /// Of a volume of which nothing is sent nobody knows how far a peer is: at most at its newest epoch, at least at nothing.
+    fn tell_all_as_lag(&self, sent: &mut api::SentStatus) {
+        let Some((open, found)) = self.find_volume(sent.volume) else { return };
+        let of_volume = open.pool.snapshots().into_iter().filter(|snapshot| snapshot.volume == sent.volume);
+        let newest =
+            of_volume.filter_map(|snapshot| Some((EpochName::read(snapshot.id)?.number, snapshot.id)));
+        sent.lag_epochs = 1;
+        sent.lag_bytes = found.info().allocated.0;
+        sent.lag_seconds = age_s(open, newest.max().map(|(_, id)| id)).max(1);
+    }
+}
+
+impl super::Replication {
+    /// How long ago something arrived for a volume, seconds; where it did not in this run, how long that is.
+    fn age_s(&self, volume: VolumeId, at: impl Fn(&Arrivals) -> Option<BootInstant>) -> u64 {
+        let at = lock(&self.arrivals).get(&volume).and_then(at);
+        boot_clock::now().ms_since(at.unwrap_or(self.started_at)) / 1000
+    }
+
+    /// Whether there is a peer that may send a volume here.
+    fn may_be_sent(&self, volume: VolumeId) -> bool {
+        self.peers.iter().any(|peer| peer.config.receive && peer.config.has(volume))
+    }
+
+    /// What was refused of peers since the start, by its reason.
+    pub(crate) fn refused(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.refused).clone()
     }
 }
 

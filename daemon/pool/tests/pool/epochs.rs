@@ -1,7 +1,7 @@
 //! New epochs of a volume's key: what is written under which, what is left, and how a replica follows. The random workloads and
 //! the power cuts have them among their operations.
 
-use pool::{ENCRYPTED_BLOCKS_DUE, EpochUse, Limits, Pool, PoolError, PoolErrorKind, PoolVolume};
+use pool::{ENCRYPTED_BLOCKS_DUE, EpochUse, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, VolumeSpec};
 use units::{ByteLen, DomainId, Lba, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::model::{EPOCH, check_of, read, resealed, sealed, sealed_under, spec, verify_metadata};
@@ -149,6 +149,31 @@ fn a_new_key_has_its_own_count_and_the_old_count_goes_on_where_that_key_is_used(
     let blocks = |id: VolumeId| pool.volume(id).unwrap().info().encrypted_blocks;
     assert!(blocks(spec(1, 1).id) < ENCRYPTED_BLOCKS_DUE / 2 && blocks(spec(1, 1).id) >= PER_SECTOR);
     assert!(blocks(VolumeId([10; 16])) >= ENCRYPTED_BLOCKS_DUE);
+}
+
+#[test]
+fn a_clone_takes_no_epoch_from_a_replica() {
+    let (_, pool) = small_pool();
+    let (_, there) = small_pool();
+    let id = |number: u8| VolumeId([number; 16]);
+    // Another node says that a volume of the domain is under the next epoch.
+    let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
+    begin(&pool, volume.id(), NEXT).unwrap();
+    pool.create_snapshot(volume.id(), id(21), 1).unwrap();
+    let manifest = pool.manifest(id(21), None).unwrap();
+    let mut from = there.begin_receiving(&manifest).unwrap();
+    while from.0 < manifest.sectors.0 {
+        let portion = pool.send(&manifest, from, SectorCount(10)).unwrap();
+        from = there.receive(volume.id(), id(21), &portion.bytes).unwrap();
+    }
+    there.end_receiving(&manifest).unwrap();
+    let own = there.create_volume(VolumeSpec { id: id(30), ..spec(1, SECTORS) }).unwrap();
+    there.create_snapshot(own.id(), id(31), 1).unwrap();
+    let clone = there.clone_snapshot(id(31), id(32), Limits::default()).unwrap();
+    assert_eq!((clone.epoch(), clone.info().check), (EPOCH, spec(1, 1).check));
+    // A clone of the replica's own is under what that is.
+    let of_replica = there.clone_snapshot(id(21), id(33), Limits::default()).unwrap();
+    assert_eq!(of_replica.epoch(), NEXT);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Snapshots sent from one pool to another: what arrives is what was there, record by record, whatever breaks off in between.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use device::{SimulatedDevice, Survivors};
-use pool::{Manifest, Piece, Pool, PoolError, PoolErrorKind};
+use pool::{CrashStep, Manifest, OpenOptions, Piece, Pool, PoolError, PoolErrorKind, StepHook};
 use units::{ByteLen, Fence, Lba, SectorCount, VolumeId};
 
 use crate::model::{EPOCH, read, sealed, spec};
@@ -288,6 +289,61 @@ fn a_snapshot_that_is_received_since_one_that_goes_begins_again() {
     assert_eq!(target.begin_receiving(&since_10).unwrap(), Lba(0));
     assert!(send(&source, &target, &since_10, 2, 100).unwrap());
     assert_eq!(content(&target, id(12)), content(&source, id(12)));
+}
+
+#[test]
+fn a_replica_that_is_given_its_content_again_holds_up_no_other() {
+    let (_device, source) = roomy_pool();
+    let other = VolumeId([2; 16]);
+    for (volume, first) in [(VOLUME, 10), (other, 20)] {
+        let written = source.create_volume(spec(volume.0[0], SECTORS)).unwrap();
+        written.write(Lba(0), EPOCH, &sealed(100..140)).unwrap();
+        source.create_snapshot(volume, id(first), 0).unwrap();
+        written.unmap(Lba(0), SectorCount(10)).unwrap();
+        written.write(Lba(10), EPOCH, &sealed(200..230)).unwrap();
+        source.create_snapshot(volume, id(first + 1), 0).unwrap();
+        written.write(Lba(5), EPOCH, &sealed(300..310)).unwrap();
+        source.create_snapshot(volume, id(first + 2), 0).unwrap();
+    }
+    let (device, target) = roomy_pool();
+    for tag in [10, 20] {
+        assert!(send(&source, &target, &source.manifest(id(tag), None).unwrap(), 100, 100).unwrap());
+    }
+    // A part of an epoch has arrived that is given up for another.
+    assert!(!send(&source, &target, &source.manifest(id(11), Some(id(10))).unwrap(), 8, 1).unwrap());
+    drop(target);
+    let (blocked, is_blocked) = mpsc::channel();
+    let (go_on, gone_on) = mpsc::channel::<()>();
+    let gone_on = Mutex::new(gone_on);
+    let on_step: StepHook = Arc::new(move |step| {
+        let is_restoring = std::thread::current().name() == Some("restoring");
+        if is_restoring && step == CrashStep::DataWrite {
+            let _ = blocked.send(());
+            let _ = gone_on.lock().unwrap().recv();
+        }
+    });
+    let options = OpenOptions { on_step: Some(on_step), ..OpenOptions::default() };
+    let target = Pool::open_with(device.reopened(), options).unwrap();
+    let since_10 = source.manifest(id(12), Some(id(10))).unwrap();
+    let restoring = {
+        let target = Arc::clone(&target);
+        let restore = move || target.begin_receiving(&since_10);
+        std::thread::Builder::new().name("restoring".to_owned()).spawn(restore).unwrap()
+    };
+    is_blocked.recv_timeout(Duration::from_secs(10)).expect("it copies");
+    let (done, is_done) = mpsc::channel();
+    {
+        let target = Arc::clone(&target);
+        std::thread::spawn(move || done.send(target.promote(other)));
+    }
+    let promoted = is_done.recv_timeout(Duration::from_secs(10)).expect("it does not wait for the other");
+    assert_eq!(promoted.unwrap(), id(20));
+    // What is blocked goes on, each time.
+    drop(go_on);
+    assert_eq!(restoring.join().unwrap().unwrap(), Lba(0));
+    assert!(send(&source, &target, &since_10, 100, 100).unwrap());
+    assert_eq!(content(&target, id(12)), content(&source, id(12)));
+    assert!(target.check().unwrap().is_sound());
 }
 
 #[test]

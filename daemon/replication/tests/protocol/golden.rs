@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use replication::{Local, Portion, ReceiverEffect, Role, SenderEffect};
+use replication::{Kind, Local, PROTOCOL_VERSION, Portion, ReceiverEffect, Role, SenderEffect, SessionError};
 use units::Lba;
 
 use crate::support::{NOW, VOLUME, answered, epoch, key, manifest, one, receiver, said, sender};
@@ -40,7 +40,7 @@ fn the_bytes_of_a_session_are_those_committed() {
     let (standing, looked) = answered(&mut receiver);
     assert!(matches!(looked[..], [ReceiverEffect::Look { .. }]));
     compare("04-standing", one(&standing));
-    sender.keep_from(VOLUME, 1);
+    sender.keep(VOLUME, vec![key(1).snapshot]);
     sender.close_epoch(VOLUME, epoch(2));
     sender.on_frame(NOW, one(&standing)).unwrap();
     sender.on_found(VOLUME, key(1).snapshot, true);
@@ -68,7 +68,7 @@ fn the_bytes_of_a_session_are_those_committed() {
     let (frames, asked) = answered(&mut receiver);
     compare("09-took", one(&frames[..1]));
     compare("10-done", one(&frames[1..]));
-    let prune = |effect: &ReceiverEffect| matches!(effect, ReceiverEffect::Prune { below: 1, .. });
+    let prune = |effect: &ReceiverEffect| matches!(effect, ReceiverEffect::Prune { keep, .. } if keep[..] == [key(1).snapshot]);
     assert!(asked.last().is_some_and(prune), "{asked:?}");
     for frame in &frames {
         sender.on_frame(NOW, one(std::slice::from_ref(frame))).unwrap();
@@ -92,4 +92,22 @@ fn the_bytes_of_refusals_are_those_committed() {
     sender.on_frame(NOW, one(&refused)).unwrap();
     receiver.end(replication::SessionError::UnsupportedVersion { theirs: 2, ours: 1 });
     compare("13-closed", one(&answered(&mut receiver).0));
+}
+
+#[test]
+fn version_1_is_shown_out_and_understands_why() {
+    let golden = |name: &str| {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(name);
+        hex::decode(std::fs::read_to_string(path).unwrap().replace('\n', "")).unwrap()
+    };
+    let mut receiver = receiver();
+    let expected = Err(SessionError::UnsupportedVersion { theirs: 1, ours: PROTOCOL_VERSION });
+    assert_eq!(receiver.on_frame(&golden("01-hello.hex")), expected);
+    let (closed, audited) = answered(&mut receiver);
+    assert_eq!((one(&closed)[1], &audited[..]), (Kind::Closed.byte(), &[][..]));
+    // What an older receiver answers is read here.
+    let mut sender = sender();
+    sender.on_connected(NOW);
+    let told = SessionError::UnsupportedVersion { theirs: 2, ours: 1 };
+    assert_eq!(sender.on_frame(NOW, &golden("13-closed.hex")), Err(told));
 }

@@ -3,5 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "golden files are outside the machines")]
 
 mod golden;
+mod keeping;
+mod pace;
 mod refusals;
+mod resuming;
 mod support;

@@ -1,7 +1,8 @@
 //! Forged, replayed, reordered and cross-volume frames, from a peer that is let in for one volume.
 
 use replication::{
-    Allowed, Local, Reason, Receiver, ReceiverEffect, ReceiverParams, Role, SenderEffect, SessionError, State,
+    Allowed, Halt, Local, Reason, Receiver, ReceiverEffect, ReceiverParams, Role, SenderEffect, SessionError,
+    State,
 };
 use units::{Fence, Lba, NodeId, VolumeId};
 
@@ -73,13 +74,14 @@ fn a_volume_that_the_peer_may_not_send_is_refused_and_audited_and_others_go_on()
     sender.set_writer(OTHER, Fence(1), GENERATION);
     receiver.on_frame(one(&said(&mut sender).0)).unwrap();
     let (refused, rest) = answered(&mut receiver);
-    let expected = ReceiverEffect::AuditRefusal { volume: OTHER, reason: Reason::NotAuthorised };
+    let expected = ReceiverEffect::Refused { volume: OTHER, reason: Reason::NotAuthorised };
     assert_eq!(rest, [expected]);
     sender.on_frame(NOW, one(&refused)).unwrap();
     let (_, rest) = said(&mut sender);
-    assert_eq!(rest, [SenderEffect::Stopped { volume: OTHER, reason: Reason::NotAuthorised }]);
-    assert_eq!(sender.progress(OTHER).unwrap().state, State::Stopped(Reason::NotAuthorised));
-    assert_eq!(sender.progress(VOLUME).unwrap().state, State::UpToDate);
+    let why = Halt::Refused(Reason::NotAuthorised);
+    assert_eq!(rest, [SenderEffect::Stopped { volume: OTHER, why }]);
+    assert_eq!(sender.progress(OTHER).unwrap().state, State::Stopped(why));
+    assert_eq!(sender.progress(VOLUME).unwrap().state, State::Lacking);
 }
 
 #[test]
@@ -121,10 +123,10 @@ fn a_superseded_writer_is_refused_and_audited_and_asks_again_later() {
     receiver.on_frame(one(&said(&mut sender).0)).unwrap();
     receiver.on_begun(VOLUME, Err(Reason::LowerFence));
     let (refused, rest) = answered(&mut receiver);
-    let expected = ReceiverEffect::AuditRefusal { volume: VOLUME, reason: Reason::LowerFence };
+    let expected = ReceiverEffect::Refused { volume: VOLUME, reason: Reason::LowerFence };
     assert_eq!(rest.last(), Some(&expected));
     sender.on_frame(NOW, one(&refused)).unwrap();
-    assert_eq!(sender.progress(VOLUME).unwrap().state, State::Stopped(Reason::LowerFence));
+    assert_eq!(sender.progress(VOLUME).unwrap().state, State::Stopped(Halt::Refused(Reason::LowerFence)));
     assert_eq!(said(&mut sender).0, Vec::<Vec<u8>>::new());
     sender.on_time(NOW.saturating_add_ms(4_999)).unwrap();
     assert!(said(&mut sender).0.iter().all(|frame| frame[5] == replication::Kind::Alive.byte()));
@@ -150,6 +152,6 @@ fn an_epoch_that_ends_before_all_of_it_came_is_not_made_visible() {
     // The disk says that only half of it is there.
     receiver.on_took(VOLUME, Ok(Lba(4)));
     let (_, rest) = answered(&mut receiver);
-    let expected = ReceiverEffect::AuditRefusal { volume: VOLUME, reason: Reason::Damaged };
+    let expected = ReceiverEffect::Refused { volume: VOLUME, reason: Reason::Damaged };
     assert_eq!(rest, [expected]);
 }

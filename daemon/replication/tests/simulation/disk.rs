@@ -2,7 +2,8 @@
 //! where the pool would not: a commit of half an epoch is carried out.
 
 use replication::{
-    EpochKey, EpochName, Generation, Histories, Local, Manifest, Portion, Reason, Role, VolumeKind,
+    EpochKey, EpochName, Generation, Histories, Local, Manifest, Portion, Reason, Role, Unreadable,
+    VolumeKind,
 };
 use units::{DomainId, Fence, Lba, SectorCount, VolumeEpoch, VolumeId};
 
@@ -38,6 +39,12 @@ pub(crate) struct Disk {
     pub(crate) receiving: Option<(VolumeId, u64)>,
     pub(crate) histories: Histories,
     pub(crate) is_full: bool,
+    /// Most snapshots, where there is a limit.
+    pub(crate) slots: Option<usize>,
+    /// A sector that cannot be read.
+    pub(crate) unreadable: Option<usize>,
+    /// So many reads fail.
+    pub(crate) failing_reads: u64,
 }
 
 impl Disk {
@@ -130,12 +137,15 @@ impl Disk {
         if self.receiving.map(|(snapshot, _)| snapshot) != Some(key.snapshot) {
             return Err(Reason::Failed);
         }
+        if self.slots.is_some_and(|slots| self.snapshots.len() >= slots) {
+            return Err(Reason::NoSpace);
+        }
         self.snapshots.push(Snapshot { id: key.snapshot, content: self.live, is_locked: false });
         self.receiving = None;
         Ok(())
     }
 
-    /// Deletes epochs before a number; never the newest, never one that is locked, never a person's.
+    /// Deletes epochs that may go; never the newest, never one that is locked, never a person's.
     pub(crate) fn prune(&mut self, goes: impl Fn(VolumeId) -> bool) {
         let newest = self.newest().map(|newest| newest.id);
         self.snapshots.retain(|snapshot| {
@@ -144,9 +154,24 @@ impl Disk {
         });
     }
 
-    pub(crate) fn manifest(&self, snapshot: VolumeId, since: Option<VolumeId>) -> Result<Manifest, Reason> {
-        self.find(snapshot).ok_or(Reason::Failed)?;
-        since.map(|since| self.find(since).ok_or(Reason::Failed)).transpose()?;
+    fn read(&mut self) -> Result<(), Unreadable> {
+        match self.failing_reads.checked_sub(1) {
+            Some(left) => {
+                self.failing_reads = left;
+                Err(Unreadable::Failed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn manifest(
+        &mut self,
+        snapshot: VolumeId,
+        since: Option<VolumeId>,
+    ) -> Result<Manifest, Unreadable> {
+        self.read()?;
+        self.find(snapshot).ok_or(Unreadable::Gone)?;
+        since.map(|since| self.find(since).ok_or(Unreadable::Gone)).transpose()?;
         Ok(Manifest {
             volume: VOLUME,
             snapshot,
@@ -161,16 +186,25 @@ impl Disk {
         })
     }
 
-    pub(crate) fn send(&self, manifest: &Manifest, from: Lba, most: usize) -> Result<Portion, Reason> {
-        let content = self.find(manifest.snapshot).ok_or(Reason::Failed)?.content;
+    pub(crate) fn send(
+        &mut self,
+        manifest: &Manifest,
+        from: Lba,
+        most: usize,
+    ) -> Result<Portion, Unreadable> {
+        self.read()?;
+        let content = self.find(manifest.snapshot).ok_or(Unreadable::Gone)?.content;
         let since = match manifest.since {
-            Some(since) => self.find(since).ok_or(Reason::Failed)?.content,
+            Some(since) => self.find(since).ok_or(Unreadable::Gone)?.content,
             None => [0; SECTORS],
         };
         let first = usize::try_from(from.0).unwrap();
         let end = SECTORS.min(first + most);
         let mut bytes = vec![u8::try_from(first).unwrap()];
         for sector in first..end {
+            if self.unreadable == Some(sector) && content[sector] != since[sector] {
+                return Err(Unreadable::Damaged);
+            }
             bytes.push(u8::from(content[sector] != since[sector]));
             bytes.extend(content[sector].to_le_bytes());
         }

@@ -24,6 +24,7 @@ const SEEDS_FOR_MUTATIONS: u64 = 200;
 /// Faults that were caused and states that were reached; a run in which one never was proves nothing of it.
 const EXPECTED: &[&str] = &[
     "acknowledged",
+    "an epoch without a write",
     "arrived",
     "audited: Checksum",
     "audited: Reordered",
@@ -47,15 +48,19 @@ const EXPECTED: &[&str] = &[
     "fault: one fence twice",
     "fault: partition",
     "fault: primary set back",
+    "fault: reads failed",
     "fault: reordered",
     "fault: slow link",
+    "fault: unreadable sector",
     "fell to catch-up",
     "locked a snapshot",
     "made a replica again",
     "promoted",
     "resumed inside an epoch",
     "sender ended: Silent",
+    "stopped: damaged-here",
     "stopped: diverged",
+    "stopped: failed-here",
     "stopped: lower-fence",
     "stopped: no-space",
     "stopped: not-a-replica",
@@ -93,6 +98,14 @@ fn a_replica_is_always_at_a_barrier_and_everybody_catches_up() {
     println!("{seed} seeds in {:?}: {tally:#?}", begun.elapsed());
     for expected in EXPECTED {
         assert!(tally.0.contains_key(*expected), "never once: {expected}");
+    }
+}
+
+#[test]
+fn one_peer_that_is_away_costs_the_others_nothing() {
+    for seed in 0..5 {
+        let mut world = World::new(seed);
+        world.run_with_one_away(300).unwrap_or_else(|breach| panic!("seed {seed}: {}", breach.0));
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use replication::{
-    Allowed, Epoch, EpochKey, EpochName, Generation, Reason, Receiver, ReceiverEffect, ReceiverParams,
-    Sender, SenderEffect, SenderLimits, State,
+    Allowed, Epoch, EpochKey, EpochName, Generation, Halt, Reason, Receiver, ReceiverEffect, ReceiverParams,
+    Sender, SenderEffect, SenderLimits, State, kept_for_others,
 };
 use units::{BootInstant, Fence, NodeId, VolumeId};
 
@@ -60,6 +60,9 @@ struct Node {
     senders: BTreeMap<usize, Sender>,
     redial_at: BTreeMap<usize, u64>,
     barrier_at: u64,
+    /// What was written to the volume in this run, and how much of it when the last epoch was closed.
+    written: u64,
+    closed: Option<u64>,
 }
 
 /// What the observer remembers of a node.
@@ -89,6 +92,8 @@ pub(crate) struct World {
     /// Whether things go wrong.
     is_chaos: bool,
     writes: bool,
+    /// The next epoch is deleted before anything of it is read.
+    deletes_next: bool,
     /// Of sessions that are over.
     recorded: Vec<Vec<u8>>,
     pub(crate) tally: Tally,
@@ -116,6 +121,7 @@ impl World {
             fence: 0,
             is_chaos: true,
             writes: true,
+            deletes_next: false,
             recorded: Vec::new(),
             tally: Tally::default(),
             digest: 0xcbf2_9ce4_8422_2325,
@@ -141,6 +147,7 @@ impl World {
                 self.settle_divergence();
             }
             self.step()?;
+            // Nothing is written any more, so nothing else brings along what was left out.
             if !self.writes && self.all_caught_up() {
                 if rounds == 0 {
                     if self.is_deleted() {
@@ -151,15 +158,71 @@ impl World {
                 }
                 rounds -= 1;
                 self.write(self.holder);
-                self.barrier(self.holder);
+                // The last thing that was written is what cannot be read at first, or is deleted by a person before it is sent.
+                match rounds {
+                    1 => self.deletes_next = true,
+                    rounds => self.nodes[self.holder].disk.failing_reads = rounds,
+                }
             }
         }
+        Err(self.not_caught_up())
+    }
+
+    fn not_caught_up(&self) -> Breach {
         let states: Vec<_> =
             self.nodes[self.holder].senders.values().map(|sender| sender.progress(VOLUME)).collect();
         let epochs: Vec<_> = (0..NODES).map(|node| self.needless(node)).collect();
-        Err(Breach(format!(
+        Breach(format!(
             "not everybody has caught up {HEAL_MS} ms after healing, or epochs are left: {states:?}, {epochs:?}"
-        )))
+        ))
+    }
+
+    /// The last node is away for so many epochs while the others go on, on disks with room for few snapshots; then it is there.
+    /// Nothing else goes wrong, but that the primary is restarted now and then.
+    pub(crate) fn run_with_one_away(&mut self, barriers: u64) -> Result<(), Breach> {
+        // As many as one may have kept for others, its newest, the one before, and a new one.
+        const SLOTS: usize = 19;
+        const AWAY: usize = NODES - 1;
+        self.is_chaos = false;
+        for node in &mut self.nodes {
+            node.disk.slots = Some(SLOTS);
+        }
+        while self.now < CHAOS_MS / 4 {
+            self.step()?;
+        }
+        self.cut = (0..AWAY).map(|node| (node, AWAY)).collect();
+        let barriers_made = |world: &Self| world.tally.0.get("barrier").copied().unwrap_or(0);
+        let begun = barriers_made(self);
+        while barriers_made(self) < begun + barriers {
+            let before = self.seen[1].log.len();
+            let stretch = self.now + 20_000;
+            while self.now < stretch {
+                self.step()?;
+                for node in 0..AWAY {
+                    let kept = self.needless(node);
+                    if kept >= SLOTS {
+                        return Err(Breach(format!("node {node} keeps {kept} epochs for one that is away")));
+                    }
+                }
+            }
+            if self.seen[1].log.len() <= before + 5 {
+                return Err(Breach("the replica that is there gets nothing more".to_owned()));
+            }
+            if barriers_made(self) > begun + barriers / 2 && !self.tally.0.contains_key("restarted") {
+                self.tally.note("restarted");
+                self.start_senders(self.holder);
+            }
+        }
+        self.cut.clear();
+        self.writes = false;
+        let end = self.now + HEAL_MS;
+        while self.now < end {
+            self.step()?;
+            if self.all_caught_up() {
+                return Ok(());
+            }
+        }
+        Err(self.not_caught_up())
     }
 
     fn step(&mut self) -> Result<(), Breach> {
@@ -175,8 +238,7 @@ impl World {
                 }
                 if self.now >= self.nodes[node].barrier_at {
                     self.nodes[node].barrier_at = self.now + 300 + self.random.below(900);
-                    let connected = self.nodes[node].senders.values().any(Sender::is_connected);
-                    if self.writes && (connected || self.random.once_in(4)) {
+                    if self.is_barrier_due(node) {
                         self.barrier(node);
                     }
                 }
@@ -248,6 +310,7 @@ impl World {
                 Some(Epoch { key, closed_at: now })
             })
             .collect();
+        self.nodes[node].closed = None;
         for peer in (0..NODES).filter(|peer| *peer != node) {
             self.disconnect((node, peer));
             let mut sender = Sender::new(node_id(node), node_id(peer), limits, now);
@@ -261,7 +324,25 @@ impl World {
         for _ in 0..=self.random.below(6) {
             let (sector, value) = (self.random.index(SECTORS), self.random.bits());
             self.nodes[node].disk.live[sector] = value;
+            self.nodes[node].written += 1;
         }
+    }
+
+    /// Where a peer is there to take an epoch: when something was written since the last, or the peer lacks that. Now and then a person
+    /// takes one without a peer.
+    fn is_barrier_due(&mut self, node: usize) -> bool {
+        let is_by_hand = self.is_chaos && self.random.once_in(4);
+        let this = &self.nodes[node];
+        let has_changed = this.closed.is_none_or(|closed| closed != this.written);
+        let progress = this.senders.values().filter_map(|sender| sender.progress(VOLUME));
+        let takes = |state| !matches!(state, State::Stopped(_) | State::Away);
+        let open: Vec<_> =
+            progress.filter(|progress| takes(progress.state) && progress.epochs_behind < 2).collect();
+        let is_lacking = open.iter().any(|progress| progress.state == State::Lacking);
+        if is_lacking && !has_changed {
+            self.tally.note("an epoch without a write");
+        }
+        (!open.is_empty() && (has_changed || is_lacking)) || (is_by_hand && has_changed)
     }
 
     fn barrier(&mut self, node: usize) {
@@ -272,25 +353,29 @@ impl World {
         writer.next_number += 1;
         let Writer { fence, generation, .. } = *writer;
         let snapshot = EpochName { number, random }.id().unwrap();
-        let Node { disk, senders, .. } = &mut self.nodes[node];
+        let Node { disk, senders, written, closed, .. } = &mut self.nodes[node];
+        *closed = Some(*written);
         disk.snapshots.push(Snapshot { id: snapshot, content: disk.live, is_locked: false });
         self.truth.insert(snapshot, disk.live);
         self.seen[node].log.push(snapshot);
-        let number_of = |id| EpochName::read(id).map_or(0, |name| name.number);
-        let common = |sender: &Sender| sender.progress(VOLUME)?.common.map(number_of);
-        let keep_from = senders.values().map(|sender| common(sender).unwrap_or(0)).min().unwrap_or(0);
+        let key = EpochKey { fence, generation, number, snapshot };
         for sender in senders.values_mut() {
-            sender.keep_from(VOLUME, keep_from);
-            let key = EpochKey { fence, generation, number, snapshot };
             sender.close_epoch(VOLUME, Epoch { key, closed_at: now });
+        }
+        let needs: BTreeMap<usize, Vec<VolumeId>> =
+            senders.iter().filter_map(|(peer, sender)| Some((*peer, sender.needs(VOLUME)?))).collect();
+        for (peer, sender) in senders.iter_mut() {
+            let others = needs.iter().filter(|(other, _)| *other != peer).map(|(_, needs)| needs.clone());
+            sender.keep(VOLUME, kept_for_others(&others.collect::<Vec<_>>()));
             if sender.progress(VOLUME).is_some_and(|progress| progress.is_catching_up) {
                 self.tally.note("fell to catch-up");
             }
         }
-        let needs: Option<Vec<_>> = senders.values().map(|sender| sender.needs(VOLUME)).collect();
-        if let Some(needs) = needs {
-            let needed: BTreeSet<_> = needs.into_iter().flatten().collect();
-            disk.prune(|id| !needed.contains(&id));
+        let needed: BTreeSet<_> = needs.into_values().flatten().collect();
+        disk.prune(|id| !needed.contains(&id));
+        if std::mem::take(&mut self.deletes_next) {
+            disk.snapshots.pop();
+            self.seen[node].log.pop();
         }
         self.tally.note("barrier");
         for peer in 0..NODES {
@@ -366,9 +451,7 @@ impl World {
                     sender.on_portion(manifest.volume, manifest.snapshot, from, portion);
                 }
                 SenderEffect::Acknowledged { epoch, .. } => self.on_acknowledged(peer, &epoch),
-                SenderEffect::Stopped { reason, .. } => {
-                    self.tally.note(format!("stopped: {}", reason.label()))
-                }
+                SenderEffect::Stopped { why, .. } => self.tally.note(format!("stopped: {}", why.label())),
             }
         }
     }
@@ -490,8 +573,9 @@ impl World {
             let Some(connection) = self.connections.get_mut(&key) else { return };
             match connection.receiver.poll() {
                 Some(ReceiverEffect::Send(bytes)) => self.transmit(key, false, bytes),
-                Some(ReceiverEffect::AuditRefusal { reason, .. }) => {
-                    self.tally.note(format!("audited: {}", reason.label()));
+                Some(ReceiverEffect::Refused { reason, .. }) => {
+                    let heard = if reason.is_suspicious() { "audited" } else { "refused" };
+                    self.tally.note(format!("{heard}: {}", reason.label()));
                 }
                 Some(ReceiverEffect::AuditSession(error)) => self.tally.note(format!("audited: {error:?}")),
                 Some(effect) => {
@@ -573,12 +657,12 @@ impl World {
                     self.observe_commit(key.1, &epoch);
                 }
             }
-            ReceiverEffect::Prune { below, .. } => {
-                disk.prune(|id| EpochName::read(id).is_some_and(|name| name.number < below));
+            ReceiverEffect::Prune { key: epoch, keep, .. } => {
+                if disk.histories.is_current(VOLUME, &epoch) && disk.writer.is_none() {
+                    disk.prune(|id| !keep.contains(&id));
+                }
             }
-            ReceiverEffect::Send(_)
-            | ReceiverEffect::AuditRefusal { .. }
-            | ReceiverEffect::AuditSession(_) => {}
+            ReceiverEffect::Send(_) | ReceiverEffect::Refused { .. } | ReceiverEffect::AuditSession(_) => {}
         }
     }
 

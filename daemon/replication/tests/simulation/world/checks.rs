@@ -78,6 +78,9 @@ impl World {
             progress
                 .is_some_and(|progress| progress.common == newest(self.holder) && progress.epochs_behind == 0)
         });
-        told && (0..NODES).all(|node| newest(node).is_some() && newest(node) == newest(self.holder))
+        let holder = &self.nodes[self.holder].disk;
+        let shows = |node: usize| self.nodes[node].disk.newest().map(|newest| newest.content);
+        let has_all = |node: usize| newest(node) == newest(self.holder) && shows(node) == Some(holder.live);
+        told && (0..NODES).all(has_all)
     }
 }

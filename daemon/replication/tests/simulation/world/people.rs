@@ -1,6 +1,6 @@
 //! What goes wrong, and what people do about it.
 
-use super::{CHAOS_MS, Disk, NODES, Reason, ReceiverEffect, Seen, State, VOLUME, World};
+use super::{CHAOS_MS, Disk, Halt, NODES, Reason, ReceiverEffect, SECTORS, Seen, State, VOLUME, World};
 
 impl World {
     pub(super) fn faults(&mut self) {
@@ -33,6 +33,20 @@ impl World {
             if disk.is_full {
                 self.tally.note("fault: disk full");
             }
+        }
+        if self.random.once_in(600) {
+            let node = self.random.index(NODES);
+            let sector = self.random.index(SECTORS);
+            let disk = &mut self.nodes[node].disk;
+            disk.unreadable = if disk.unreadable.is_none() { Some(sector) } else { None };
+            if disk.unreadable.is_some() {
+                self.tally.note("fault: unreadable sector");
+            }
+        }
+        if self.random.once_in(300) {
+            let node = self.random.index(NODES);
+            self.nodes[node].disk.failing_reads = 1 + self.random.below(2);
+            self.tally.note("fault: reads failed");
         }
         if self.random.once_in(700) && self.now > 1_000 {
             self.promote();
@@ -171,9 +185,9 @@ impl World {
             let sender = self.nodes[self.holder].senders.get(&node);
             let state = sender.and_then(|sender| sender.progress(VOLUME)).map(|progress| progress.state);
             match state {
-                Some(State::Stopped(Reason::Diverged)) => {}
+                Some(State::Stopped(Halt::Refused(Reason::Diverged))) => {}
                 // Two primaries: the other is made a replica.
-                Some(State::Stopped(Reason::NotAReplica)) if !self.is_chaos => {
+                Some(State::Stopped(Halt::Refused(Reason::NotAReplica))) if !self.is_chaos => {
                     self.make_replica(node);
                     continue;
                 }
@@ -207,6 +221,7 @@ impl World {
         self.slow.clear();
         for node in &mut self.nodes {
             node.disk.is_full = false;
+            node.disk.unreadable = None;
             node.down_until = node.down_until.map(|_| self.now);
         }
         let others: Vec<_> = (0..NODES)
