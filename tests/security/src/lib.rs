@@ -12,6 +12,7 @@
 
 pub mod at_exit;
 pub mod core_file;
+pub mod held;
 pub mod image;
 pub mod installation;
 pub mod locked;
