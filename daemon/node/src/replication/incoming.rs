@@ -12,6 +12,7 @@ use replication::{
     Allowed, EpochKey, FrameBuffer, Generation, Local, Manifest, Reason, Receiver, ReceiverEffect,
     ReceiverParams, Role, SessionError,
 };
+use thread_wipe::on_clean_stack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -74,7 +75,7 @@ pub(crate) async fn serve(
         };
         let (node, acceptor, stop) = (Arc::clone(&node), acceptor.clone(), stop.clone());
         let (place, permits) = (handshakes.begin(), Arc::clone(&permits));
-        sessions.spawn(async move {
+        sessions.spawn(on_clean_stack(async move {
             let Some(Some(stream)) = place.run(handshake(&acceptor, stream, address)).await else { return };
             let Ok(_permit) = permits.try_acquire_owned() else {
                 return tracing::warn!(%address, "too many sessions on the port for peers; closed one");
@@ -83,7 +84,7 @@ pub(crate) async fn serve(
             if let Some(Err(error)) = ended {
                 tracing::info!(%address, %error, "a peer's session ended");
             }
-        });
+        }));
     }
     // What a pool is at it ends.
     while sessions.join_next().await.is_some() {}
