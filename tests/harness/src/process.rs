@@ -198,11 +198,23 @@ impl Process {
     /// # Panics
     /// Where the process has ended.
     pub fn peak_resident_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// Memory of its own that the running process has now, bytes: none that lies in a file, too.
+    ///
+    /// # Panics
+    /// Where the process has ended.
+    pub fn own_resident_bytes(&self) -> u64 {
+        self.status_bytes("RssAnon:")
+    }
+
+    /// A line of `/proc/PID/status` that counts kB.
+    fn status_bytes(&self, line: &str) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process runs");
-        let line =
-            status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel counts VmHWM");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
+        let count = status.lines().find_map(|told| told.strip_prefix(line)).expect("the kernel counts it");
+        let kib: u64 = count.trim().trim_end_matches(" kB").parse().expect("a number of kB");
         kib * 1024
     }
 }

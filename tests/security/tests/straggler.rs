@@ -4,21 +4,23 @@
 //! keys, and keeps it there. Then power fails. What is left of the process as it ends holds no key.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use harness::client::{client, run};
-use harness::process::program;
+use harness::process::{program, wait_for};
 use harness::site::{DISK, PATIENCE, PushPolicy, Site, SiteSpec};
 use nbd_server::client::{Client, Endpoint};
 use nix::errno::Errno;
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
-use security_tests::at_exit::AtExit;
+use security_tests::at_exit::{AtExit, next_event};
 use security_tests::installation::{needles, recovered};
-use security_tests::memory::{OF_A_NODE, scan};
+use security_tests::memory::{OF_A_NODE, Scan, scan};
+use security_tests::needles::Needles;
 
 /// After a panic, and the last act before it.
 const PANICKED: i32 = 134;
@@ -49,23 +51,17 @@ fn cipher_code(pid: u32) -> Vec<Range<u64>> {
 /// Stops threads, one at a time, until one is stopped within `code`. It stays so; the others are left alone again.
 fn stop_within(pid: u32, code: &[Range<u64>]) -> Pid {
     let begun = Instant::now();
+    let mut stopped = 0;
     while begun.elapsed() < PATIENCE {
         for entry in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running node") {
-            let thread = entry.expect("a thread").file_name().to_string_lossy().parse().expect("a number");
+            let entry = entry.expect("a thread");
+            let thread = entry.file_name().to_string_lossy().parse().expect("a number");
             let thread = Pid::from_raw(thread);
-            // Its end is waited for.
-            if thread == leader(pid) {
+            // The leader's end is waited for; a thread that waits is not in the cipher, and one that waits for a disk does not stop.
+            if thread == leader(pid) || !is_running(&entry.path()) || !stop(thread) {
                 continue;
             }
-            match ptrace::seize(thread, ptrace::Options::empty()) {
-                Ok(()) => {}
-                // It has ended meanwhile.
-                Err(Errno::ESRCH) => continue,
-                Err(errno) => panic!("tracing: {errno}; run the tests as root"),
-            }
-            if ptrace::interrupt(thread).is_err() || !is_stopped(thread) {
-                continue;
-            }
+            stopped += 1;
             let registers = ptrace::getregs(thread).expect("a stopped thread");
             if code.iter().any(|range| range.contains(&registers.rip)) {
                 return thread;
@@ -73,18 +69,46 @@ fn stop_within(pid: u32, code: &[Range<u64>]) -> Pid {
             ptrace::detach(thread, None).expect("a stopped thread goes on");
         }
     }
-    panic!("no thread was ever stopped in the cipher");
+    panic!("in {PATIENCE:?} running threads were stopped {stopped} times, and none of them in the cipher");
 }
 
 fn leader(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).expect("a process id"))
 }
 
-fn is_stopped(thread: Pid) -> bool {
-    matches!(
-        waitpid(thread, Some(WaitPidFlag::__WALL)),
-        Ok(WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..))
-    )
+fn is_running(task: &Path) -> bool {
+    // A thread that has ended meanwhile has no file.
+    let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+    // The state follows the name, which stands in parentheses and may hold some of its own.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+}
+
+/// Stops a thread; `false` where it has ended instead.
+fn stop(thread: Pid) -> bool {
+    match ptrace::seize(thread, ptrace::Options::PTRACE_O_EXITKILL) {
+        Ok(()) => {}
+        Err(Errno::ESRCH) => return false,
+        Err(errno) => panic!("tracing: {errno}; run the tests as root"),
+    }
+    // It fails where the thread has ended, which is told next: somebody has to hear of it, or the process never ends.
+    let _ = ptrace::interrupt(thread);
+    matches!(next_event(thread, PATIENCE), WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..))
+}
+
+/// Has power fail while a thread is held in mid-cipher; what the process holds as it ends, and how long it took to. To be run on
+/// a thread of its own: where this fails, the kernel ends the node with that thread, and whoever waits for the node goes on.
+fn lose_power_in_mid_cipher(pid: u32, end: AtExit, code: &[Range<u64>], needles: &Needles) -> Scan {
+    let thread = stop_within(pid, code);
+    let begun = Instant::now();
+    kill(leader(pid), Signal::SIGPWR).expect("a running node");
+    // What the thread worked with is in its registers, in the arena, or nowhere.
+    let left = end.look(|| {
+        println!("from power loss to the end: {:?}", begun.elapsed());
+        scan(pid, needles).expect("it can be scanned")
+    });
+    // The kernel tells of the process's end when its tracer has heard of the thread's.
+    while !matches!(next_event(thread, PATIENCE), WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {}
+    left
 }
 
 #[test]
@@ -113,38 +137,32 @@ fn a_node_whose_cipher_thread_does_not_answer_ends_and_comes_back_sealed() {
     let pid = site.node().pid();
     let code = cipher_code(pid);
     let needles = needles(&recovered(&site));
-    let started = AtomicBool::new(false);
-    let socket = site.nbd_socket().to_path_buf();
-    std::thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let mut client = Client::connect(&Endpoint::unix(&socket), DISK).expect("an unsealed export");
+    let is_loaded = AtomicBool::new(false);
+    let socket = site.nbd_socket();
+    let left = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = Client::connect(&Endpoint::unix(socket), DISK).expect("an unsealed export");
             let mut block = vec![0x3C; 1 << 20];
             while client.write(0, &block, false).and_then(|()| client.read(0, &mut block)).is_ok() {
-                started.store(true, Ordering::SeqCst);
+                is_loaded.store(true, Ordering::SeqCst);
             }
         });
-        while !started.load(Ordering::SeqCst) {
-            assert!(!load.is_finished(), "the load ended before the event");
-            std::thread::yield_now();
-        }
-        let end = AtExit::of(pid);
-        let thread = stop_within(pid, &code);
-        let begun = Instant::now();
-        site.signal_node(Signal::SIGPWR);
-        // What the thread worked with is in its registers, in the arena, or nowhere.
-        let left = end.look(|| scan(pid, &needles).expect("it can be scanned"));
-        left.assert_clean("at the end, a thread in mid-cipher", OF_A_NODE);
-        // The kernel tells of the process's end when its tracer has heard of the thread's.
-        while !matches!(
-            waitpid(thread, Some(WaitPidFlag::__WALL)),
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_)
-        ) {
-            assert!(begun.elapsed() < PATIENCE, "the thread lives on");
-        }
-        println!("from power loss to the thread's end: {:?}", begun.elapsed());
-        let ended = site.node().wait_end(PATIENCE);
-        assert_eq!(ended.code(), Some(PANICKED), "{ended}\n{}", site.node().tail());
+        let tracer = scope.spawn(|| {
+            let end = AtExit::of(pid);
+            wait_for("a client at work", PATIENCE, || {
+                if is_loaded.load(Ordering::SeqCst) { Ok(()) } else { Err("nothing written yet".to_owned()) }
+            });
+            lose_power_in_mid_cipher(pid, end, &code, &needles)
+        });
+        tracer.join()
     });
+    let left = match left {
+        Ok(left) => left,
+        Err(_) => panic!("as said above; the node was ended with its tracer\n{}", site.node().tail()),
+    };
+    left.assert_clean("at the end, a thread in mid-cipher", OF_A_NODE);
+    let ended = site.node().wait_end(PATIENCE);
+    assert_eq!(ended.code(), Some(PANICKED), "{ended}\n{}", site.node().tail());
     let log = site.node().log().join("\n");
     assert!(log.contains("still works with a key that was wiped 10 ms ago"), "{log}");
     site.check_logs();
