@@ -36,6 +36,10 @@ pub enum Reason {
     Damaged,
     #[error("another peer is sending the volume at this moment")]
     Busy,
+    #[error(
+        "the volume's key is being rotated, and what is to be sent lies under two epochs of it: it is sent once it is sealed anew (`nightlatch volume rotate --show`)"
+    )]
+    Rotating,
 }
 
 impl Reason {
@@ -48,7 +52,12 @@ impl Reason {
             | Self::NumberUsed
             | Self::OtherVolume
             | Self::Damaged => true,
-            Self::NotAReplica | Self::Diverged | Self::NoSpace | Self::Failed | Self::Busy => false,
+            Self::NotAReplica
+            | Self::Diverged
+            | Self::NoSpace
+            | Self::Failed
+            | Self::Busy
+            | Self::Rotating => false,
         }
     }
 
@@ -66,6 +75,7 @@ impl Reason {
             Self::Failed => "failed",
             Self::Damaged => "damaged",
             Self::Busy => "busy",
+            Self::Rotating => "rotating",
         }
     }
 }

@@ -132,6 +132,7 @@ fn reason(error: &PoolError) -> Reason {
         PoolError::NotAReplica(_) => Reason::NotAReplica,
         PoolError::NoCommonSnapshot { .. } => Reason::Diverged,
         PoolError::BadPortion { .. } => Reason::Damaged,
+        PoolError::TwoEpochs { .. } => Reason::Rotating,
         error if error.kind() == PoolErrorKind::NoSpace => Reason::NoSpace,
         _ => Reason::Failed,
     }

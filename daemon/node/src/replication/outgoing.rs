@@ -164,6 +164,9 @@ async fn carry_out(node: &Arc<Node>, way: &Way, stream: &mut TlsStream<TcpStream
                 tracing::debug!(%volume, number = epoch.key.number, "a peer has an epoch");
                 node.replication.is_pruning_due.store(true, Ordering::Relaxed);
             }
+            Some(SenderEffect::Stopped { volume, reason: reason @ Reason::Rotating }) => {
+                tracing::info!(%volume, why = %reason, "a volume is sent later");
+            }
             Some(SenderEffect::Stopped { volume, reason }) => {
                 tracing::warn!(%volume, why = %reason, "a peer does not take a volume");
             }
@@ -198,8 +201,13 @@ async fn in_pool<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(move || {
         let (open, _) = node.find_volume(volume).ok_or(Reason::Failed)?;
         work(&open.pool).map_err(|error| {
-            tracing::warn!(%volume, %error, "an epoch cannot be read");
-            reason(&error)
+            let reason = reason(&error);
+            // Said again and again, and over when the volume is sealed anew.
+            match reason {
+                Reason::Rotating => tracing::debug!(%volume, %error, "an epoch cannot be sent yet"),
+                _ => tracing::warn!(%volume, %error, "an epoch cannot be read"),
+            }
+            reason
         })
     });
     // A panic in there has ended the process.
