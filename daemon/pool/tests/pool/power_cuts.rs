@@ -561,7 +561,9 @@ fn fold_and_cut(broken: Option<CrashStep>) -> Result<(), String> {
         let folded = pool.fold(SectorCount(u64::MAX));
         let whole = folded.is_ok() && pool.flush().is_ok() && device.has_power();
         moved = folded.map_or(0, |step| step.moved.0);
-        for survivors in [Survivors::Nothing, Survivors::All, Survivors::Random(nth)] {
+        // What is in the log and what was to be durable before it survive one without the other in some of them.
+        let random = (0..24).map(|seed| Survivors::Random(nth << 8 | seed));
+        for survivors in [Survivors::Nothing, Survivors::All].into_iter().chain(random) {
             let pool = Pool::open(device.power_cut_leaving(survivors)).map_err(|error| error.to_string())?;
             for view in [pool.volume(volume.id()).unwrap(), pool.snapshot(id(3)).unwrap()] {
                 let found =
