@@ -23,6 +23,9 @@ use crate::{
 /// What a disk writes whole: the unit in which a write is torn.
 const TEAR_BYTES: usize = 512;
 
+/// What a device is called that has no other name.
+const NAME: &str = "simulated device";
+
 type Content = [u8; SECTOR_BYTES];
 
 /// A sector's content without the zeros at its end, which the pages of a large pool's tables are full of. Shared, so that a copy
@@ -63,6 +66,17 @@ pub struct Fault {
 pub struct SimulatedDevice {
     path: Arc<str>,
     state: Mutex<State>,
+    /// Looked at last, where several things are.
+    supply: Mutex<Arc<Mutex<Supply>>>,
+}
+
+/// What several devices may hang on.
+#[derive(Debug)]
+struct Supply {
+    power: bool,
+    /// Writes, discards and flushes so far.
+    operations: u64,
+    cut_at: Option<u64>,
 }
 
 /// What sectors hold that were never written.
@@ -100,13 +114,9 @@ struct State {
     misses_flushes: u8,
     failed_flush: Option<Errno>,
     faults: Vec<Fault>,
-    /// Writes, discards and flushes so far.
-    operations: u64,
     reads: u64,
     writes: u64,
     flushes: u64,
-    cut_at: Option<u64>,
-    power: bool,
 }
 
 #[derive(Clone)]
@@ -137,18 +147,32 @@ impl fmt::Debug for SimulatedDevice {
 impl SimulatedDevice {
     /// A device of zeros. A partial last sector is not part of it.
     pub fn new(len: ByteLen) -> Arc<Self> {
-        Self::with_image(len.0 - len.0 % SECTOR_BYTES as u64, Unwritten::Zeros, Image::new())
+        Self::with_image(NAME.into(), len.0 - len.0 % SECTOR_BYTES as u64, Unwritten::Zeros, Image::new())
+    }
+
+    /// The same content under another name, all of it durable.
+    #[must_use]
+    pub fn named(&self, path: &str) -> Arc<Self> {
+        let state = self.state();
+        let mut image = state.durable.clone();
+        image.extend(state.cached.iter().map(|(sector, page)| (*sector, page.clone())));
+        Self::with_image(path.into(), state.len, state.unwritten, image)
     }
 
     /// A device that somebody else has used: every sector of it holds noise, the same for the same seed. What is discarded
     /// before it was ever written keeps it.
     pub fn filled_with_noise(len: ByteLen, seed: u64) -> Arc<Self> {
-        Self::with_image(len.0 - len.0 % SECTOR_BYTES as u64, Unwritten::Noise(seed), Image::new())
+        Self::with_image(
+            NAME.into(),
+            len.0 - len.0 % SECTOR_BYTES as u64,
+            Unwritten::Noise(seed),
+            Image::new(),
+        )
     }
 
-    fn with_image(len: u64, unwritten: Unwritten, durable: Image) -> Arc<Self> {
+    fn with_image(path: Arc<str>, len: u64, unwritten: Unwritten, durable: Image) -> Arc<Self> {
         Arc::new(Self {
-            path: "simulated device".into(),
+            path,
             state: Mutex::new(State {
                 len,
                 unwritten,
@@ -160,14 +184,26 @@ impl SimulatedDevice {
                 misses_flushes: 0,
                 failed_flush: None,
                 faults: Vec::new(),
-                operations: 0,
                 reads: 0,
                 writes: 0,
                 flushes: 0,
-                cut_at: None,
-                power: true,
             }),
+            supply: Mutex::new(Arc::new(Mutex::new(Supply { power: true, operations: 0, cut_at: None }))),
         })
+    }
+
+    fn supply(&self) -> Arc<Mutex<Supply>> {
+        Arc::clone(&self.supply.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn with_supply<T>(&self, with: impl FnOnce(&mut Supply) -> T) -> T {
+        with(&mut self.supply().lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Hangs this device on the power supply of another: their operations are counted together, and they lose power together.
+    pub fn share_power_with(&self, other: &Self) {
+        let supply = other.supply();
+        *self.supply.lock().unwrap_or_else(PoisonError::into_inner) = supply;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -212,7 +248,7 @@ impl SimulatedDevice {
 
     /// Writes, discards and flushes so far, whether or not they succeeded.
     pub fn operations(&self) -> u64 {
-        self.state().operations
+        self.with_supply(|supply| supply.operations)
     }
 
     /// Reads so far, whether or not they succeeded.
@@ -233,12 +269,12 @@ impl SimulatedDevice {
     /// Lets power fail during the operation with this number (the first is 0; reads do not count): that operation
     /// and every later one fail. A write it hits may be kept, dropped or torn as any other since the last flush.
     pub fn cut_power_at(&self, operation: u64) {
-        self.state().cut_at = Some(operation);
+        self.with_supply(|supply| supply.cut_at = Some(operation));
     }
 
     /// Whether a cut set by [`Self::cut_power_at`] has happened.
     pub fn has_power(&self) -> bool {
-        self.state().power
+        self.with_supply(|supply| supply.power)
     }
 
     /// Cuts the power: this device answers nothing from here on, and the one returned holds what survived.
@@ -248,8 +284,8 @@ impl SimulatedDevice {
 
     /// As [`Self::power_cut`], also where all or nothing survived that was not flushed.
     pub fn power_cut_leaving(&self, survivors: Survivors) -> Arc<Self> {
-        let mut state = self.state();
-        state.power = false;
+        self.with_supply(|supply| supply.power = false);
+        let state = self.state();
         let mut image = state.durable.clone();
         match survivors {
             Survivors::Nothing => {}
@@ -262,7 +298,7 @@ impl SimulatedDevice {
                 order.iter().for_each(|write| write.survive(&mut image, unwritten, &mut random));
             }
         }
-        let device = Self::with_image(state.len, state.unwritten, image);
+        let device = Self::with_image(Arc::clone(&self.path), state.len, state.unwritten, image);
         device.state().unreadable.clone_from(&state.unreadable);
         device
     }
@@ -270,9 +306,10 @@ impl SimulatedDevice {
     /// The same content on a new device, as after the process that used it was killed: nothing is lost, and what was
     /// not flushed still may be.
     pub fn reopened(&self) -> Arc<Self> {
+        self.with_supply(|supply| supply.power = false);
         let mut state = self.state();
-        state.power = false;
-        let device = Self::with_image(state.len, state.unwritten, state.durable.clone());
+        let device =
+            Self::with_image(Arc::clone(&self.path), state.len, state.unwritten, state.durable.clone());
         {
             let mut next = device.state();
             next.cached = state.cached.clone();
@@ -288,7 +325,7 @@ impl SimulatedDevice {
         let state = self.state();
         let mut image = state.durable.clone();
         image.extend(state.cached.iter().map(|(sector, page)| (*sector, page.clone())));
-        Self::with_image(state.len, state.unwritten, image)
+        Self::with_image(Arc::clone(&self.path), state.len, state.unwritten, image)
     }
 
     /// Changes the bytes of one sector on the medium and in the cache.
@@ -333,7 +370,7 @@ impl SimulatedDevice {
         at: ByteOffset,
         len: ByteLen,
     ) -> Result<(), DeviceError> {
-        if !state.power {
+        if !self.has_power() {
             return Err(DeviceError::from_errno(Errno::EIO, operation, &self.path).at(at, len));
         }
         if state.failed_flush.is_some() && operation != Operation::Read {
@@ -350,14 +387,15 @@ impl SimulatedDevice {
     }
 
     /// Counts an operation; the error where power fails during it.
-    fn count(&self, state: &mut State, operation: Operation) -> Result<(), DeviceError> {
-        let number = state.operations;
-        state.operations += 1;
-        if state.cut_at.is_some_and(|cut| number >= cut) {
-            state.power = false;
-            return Err(DeviceError::from_errno(Errno::EIO, operation, &self.path));
-        }
-        Ok(())
+    fn count(&self, operation: Operation) -> Result<(), DeviceError> {
+        let cut = self.with_supply(|supply| {
+            let number = supply.operations;
+            supply.operations += 1;
+            let cut = supply.cut_at.is_some_and(|cut| number >= cut);
+            supply.power &= !cut;
+            cut
+        });
+        if cut { Err(DeviceError::from_errno(Errno::EIO, operation, &self.path)) } else { Ok(()) }
     }
 
     fn read_buf(&self, at: ByteOffset, count: SectorCount) -> Result<SectorBuf, DeviceError> {
@@ -388,7 +426,7 @@ impl SimulatedDevice {
         let pages: Vec<Page> = bytes.as_chunks::<SECTOR_BYTES>().0.iter().map(Page::of).collect();
         let sectors = pages.len() as u64;
         state.pend(first, sectors, Some(pages.clone()));
-        self.count(&mut state, Operation::Write)?;
+        self.count(Operation::Write)?;
         state.cached.extend((first..).zip(pages));
         state.unreadable.retain(|sector| !(first..first + sectors).contains(sector));
         Ok(())
@@ -534,12 +572,12 @@ impl Device for SimulatedDevice {
         let mut state = self.state();
         let begun = self.begin(&mut state, Operation::Flush, ByteOffset(0), ByteLen(0));
         if let Err(error) = begun {
-            if state.power && state.failed_flush.is_none() {
+            if self.has_power() && state.failed_flush.is_none() {
                 state.failed_flush = Some(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
             }
             return Err(error.with_kind(DeviceErrorKind::Failed));
         }
-        self.count(&mut state, Operation::Flush).map_err(|error| error.with_kind(DeviceErrorKind::Failed))?;
+        self.count(Operation::Flush).map_err(|error| error.with_kind(DeviceErrorKind::Failed))?;
         if std::mem::take(&mut state.misses_flushes) > 0 {
             return Ok(());
         }
@@ -556,7 +594,7 @@ impl Device for SimulatedDevice {
         let first = at.0 / SECTOR_BYTES as u64;
         let sectors = len.0 / SECTOR_BYTES as u64;
         state.pend(first, sectors, None);
-        self.count(&mut state, Operation::Discard)?;
+        self.count(Operation::Discard)?;
         let range = first..first + sectors;
         let held = |image: &Image| image.range(range.clone()).map(|(sector, _)| *sector).collect::<Vec<_>>();
         let sectors = [held(&state.durable), held(&state.cached)].concat();
@@ -673,6 +711,23 @@ mod tests {
         assert_eq!(device.flush().unwrap_err().kind(), DeviceErrorKind::Failed);
         let found = first_sector(&device.power_cut(7));
         assert!(found.chunks(TEAR_BYTES).all(|unit| unit[0] == 1 || unit[0] == 2));
+    }
+
+    #[test]
+    fn devices_on_one_supply_are_counted_together_and_lose_power_together() {
+        let first = SimulatedDevice::new(ByteLen(1 << 20));
+        let second = SimulatedDevice::new(ByteLen(1 << 20)).named("the second");
+        second.share_power_with(&first);
+        first.cut_power_at(2);
+        write(&first, 1);
+        second.flush().unwrap();
+        assert_eq!((first.operations(), second.operations()), (2, 2));
+        assert!(second.write(ByteOffset(0), sealed(2).as_slice()).is_err());
+        assert!(!first.has_power());
+        assert!(first.read(ByteOffset(0), SectorCount(1)).is_err());
+        assert!(first.power_cut(1).has_power());
+        let second = second.power_cut(1);
+        assert!(second.has_power() && second.info().path == "the second");
     }
 
     #[test]
