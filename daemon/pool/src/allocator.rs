@@ -164,6 +164,19 @@ impl Allocator {
         self.state().is_used(extent)
     }
 
+    /// The first extent in use from this one on.
+    pub(crate) fn next_used(&self, from: u32) -> Option<u32> {
+        let state = self.state();
+        let first = from as usize / 64;
+        let words = state.used.iter().enumerate().skip(first);
+        let found = words
+            .map(|(nth, word)| (nth, if nth == first { word & (u64::MAX << (from % 64)) } else { *word }));
+        let (nth, word) = found.into_iter().find(|(_, word)| *word != 0)?;
+        let index = u32::try_from(nth * 64).ok()? + word.trailing_zeros();
+        // Bits past the end are set.
+        (index < state.extents).then_some(index)
+    }
+
     /// Adds the extents that a longer device has.
     pub(crate) fn extend_to(&self, extents: u32) {
         self.state().extend_to(extents);
@@ -299,6 +312,18 @@ mod tests {
             assert_eq!(allocator.counts().allocated, 0);
             assert_eq!(allocator.allocate(POOL), Ok(0));
         }
+    }
+
+    #[test]
+    fn the_next_extent_in_use_is_found_from_anywhere_and_none_past_the_end() {
+        let allocator = Allocator::new(200);
+        for extent in [3, 63, 64, 199] {
+            assert!(allocator.mark(extent, POOL));
+        }
+        let found = [0, 3, 4, 63, 64, 65, 199, 200, 5000].map(|from| allocator.next_used(from));
+        let expected = [Some(3), Some(3), Some(63), Some(63), Some(64), Some(199), Some(199), None, None];
+        assert_eq!(found, expected);
+        assert_eq!(Allocator::new(65).next_used(0), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use device::{Metadata, SectorBuf};
+use device::{Device, Metadata, SectorBuf};
 use units::{ByteOffset, SECTOR_BYTES, SectorCount};
 
 use crate::commit::{Core, Writer};
@@ -209,7 +209,7 @@ impl Core {
         let mut superblock = Superblock { next_sequence: self.next_sequence(), ..writer.superblock };
         self.write_tables(writer, &written, &mut superblock)?;
         self.step(CrashStep::TableFlush);
-        self.device.flush()?;
+        self.flush_device(writer)?;
         superblock.root = match self.records.digests_are_reliable() {
             true => writer.tables.root(),
             // What they are of is not known to be what was last written, and is not called so.
@@ -248,7 +248,7 @@ impl Core {
             self.step(CrashStep::PlanWrite);
             self.write_batch(writer, &mut packer, &Whose::All)?;
             self.step(CrashStep::PlanFlush);
-            self.device.flush()?;
+            self.flush_device(writer)?;
             self.history.reached(writer.log.end().state);
         }
         self.step(CrashStep::TableWrite);
@@ -288,13 +288,23 @@ impl Core {
         Ok(start)
     }
 
-    /// Writes both copies, one after the other, under the next generation.
+    /// Writes both copies, one after the other, under the next generation. What they say of a move stays.
     pub(crate) fn write_superblock(
         &self,
         writer: &mut Writer,
         superblock: Superblock,
     ) -> Result<(), PoolError> {
-        let superblock = Superblock { generation: superblock.generation + 1, ..superblock };
+        let moving = writer.superblock.moving;
+        self.write_superblock_as(writer, Superblock { moving, ..superblock })
+    }
+
+    /// As [`Self::write_superblock`], also with what is new of a move.
+    pub(crate) fn write_superblock_as(
+        &self,
+        writer: &mut Writer,
+        superblock: Superblock,
+    ) -> Result<(), PoolError> {
+        let superblock = Superblock { generation: writer.superblock.generation + 1, ..superblock };
         let encoded = superblock.encode();
         self.step(CrashStep::FirstSuperblockWrite);
         self.device.write_metadata(superblock_at(0), &encoded)?;

@@ -33,8 +33,10 @@ use crate::layout::Layout;
 use crate::load::{Loaded, Logged};
 use crate::log::{Batch, Log, Packer, Record, vouch_blocks};
 use crate::placement::{Placement, Waiting};
+use crate::pool_device::PoolDevice;
 use crate::presence::Presence;
 use crate::records::{RecordStore, SectorId};
+use crate::replace::Progress;
 use crate::superblock::Superblock;
 use crate::{CrashStep, DamageHook, FORMAT_VERSION, FoundDamage, Limits, PoolError, StepHook};
 
@@ -55,7 +57,7 @@ const RECORDS_WAITING_MAX: usize = 1 << 19;
 
 /// What every part of an open pool shares.
 pub(crate) struct Core {
-    pub(crate) device: Arc<dyn Device>,
+    pub(crate) device: Arc<PoolDevice>,
     pub(crate) layout: Layout,
     pub(crate) pool: PoolId,
     pub(crate) allocator: Arc<Allocator>,
@@ -70,6 +72,9 @@ pub(crate) struct Core {
     /// Held by the round that runs, and by `grow` and `check`.
     writer: Mutex<Writer>,
     pub(crate) history: History,
+    /// Held through every step of moving the pool to another device.
+    pub(crate) copying: Mutex<()>,
+    pub(crate) replacing: Mutex<Option<Progress>>,
     rounds: Mutex<Rounds>,
     round_ended: Condvar,
     /// Direct data writes that have returned. Counted before their presence is set.
@@ -224,7 +229,7 @@ pub(crate) struct Parts {
 }
 
 impl Core {
-    pub(crate) fn new(device: Arc<dyn Device>, parts: Parts) -> Self {
+    pub(crate) fn new(device: Arc<PoolDevice>, parts: Parts) -> Self {
         let Parts { superblock, log, logged, changing, tables, begun, history, .. } = parts;
         let Parts { allocator, holes, records, placement, next_sequence, on_step, on_damage, .. } = parts;
         Self {
@@ -249,6 +254,8 @@ impl Core {
                 flushed_writes: 0,
             }),
             history,
+            copying: Mutex::default(),
+            replacing: Mutex::default(),
             rounds: Mutex::default(),
             round_ended: Condvar::new(),
             data_writes: AtomicU64::new(0),
@@ -493,7 +500,7 @@ impl Core {
         let written = self.data_writes.load(Ordering::Acquire);
         if written != writer.flushed_writes {
             self.step(CrashStep::DataFlush);
-            self.device.flush()?;
+            self.flush_device(&mut writer)?;
             writer.flushed_writes = written;
         }
         let of_data = taken.iter().filter(|taken| taken.extent.kind() == ExtentKind::Data);
@@ -662,7 +669,7 @@ impl Core {
             return Ok(batch);
         }
         self.step(CrashStep::LogFlush);
-        self.device.flush()?;
+        self.flush_device(writer)?;
         self.history.reached(writer.log.end().state);
         Ok(batch)
     }
@@ -843,6 +850,9 @@ impl Core {
     /// Uses what the device has become longer by; the length in use.
     pub(crate) fn grow(&self) -> Result<ByteLen, PoolError> {
         let mut writer = self.writer()?;
+        if self.is_replacing() {
+            return Err(PoolError::AlreadyReplacing(self.pool));
+        }
         let recorded = writer.superblock.device_len;
         let found = self.device.refresh_len()?;
         if found < recorded {

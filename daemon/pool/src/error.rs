@@ -238,6 +238,52 @@ pub enum PoolError {
     )]
     RecordsReplaced { device: String, at: ByteOffset },
 
+    #[error(
+        "{device} holds a pool that was being moved there from {from} and is not whole. Nothing was written: open it on {from}"
+    )]
+    IncompleteCopy { device: String, from: String },
+
+    #[error(
+        "the pool {pool} is not on {device} any more, but on another device, which was {to} then. Nothing was written: name that \
+         one in the configuration"
+    )]
+    MovedAway { device: String, pool: PoolId, to: String },
+
+    #[error(
+        "power was lost when {device} was handing the pool {pool} over to another device, which was {to} then and now may be the \
+         pool. Nothing was written: give both, the other one under `spares` in the configuration. Only if that one is lost: \
+         `nightlatch pool repair --replacement-lost {device}` keeps the pool here"
+    )]
+    HandedOver { device: String, pool: PoolId, to: String },
+
+    #[error("{device} is too short to replace the pool's device: it has {found}, and the pool uses {needed}")]
+    ReplacementTooSmall { device: String, found: ByteLen, needed: ByteLen },
+
+    #[error(
+        "{device} holds the pool {pool}. If nothing in it is needed any more, say so with `nightlatch pool replace --force`"
+    )]
+    ReplacementHoldsPool { device: String, pool: PoolId },
+
+    #[error(
+        "{device} holds {found}. If nothing on it is needed any more, say so with `nightlatch pool replace --force`"
+    )]
+    ReplacementHoldsData { device: String, found: &'static str },
+
+    #[error("the device that the pool was being moved to failed; the pool is where it was, and serves. {0}")]
+    ReplacementFailed(DeviceError),
+
+    #[error(
+        "the pool {0} is being moved to another device: `nightlatch pool status` shows how far that is, and `nightlatch pool \
+         replace --cancel` gives it up"
+    )]
+    AlreadyReplacing(PoolId),
+
+    #[error("the pool {0} is not being moved to another device")]
+    NotReplacing(PoolId),
+
+    #[error("the pool {0} is not whole on the device that it is being moved to")]
+    NotCopied(PoolId),
+
     #[error("the log has no room left for a checkpoint; this is a bug, please report it with the log")]
     LogFull,
 
@@ -300,6 +346,7 @@ impl PoolError {
             Self::ReadOnly(_) => PoolErrorKind::ReadOnly,
             Self::SnapshotLocked(_) => PoolErrorKind::Locked,
             Self::StaleFence { .. } => PoolErrorKind::StaleFence,
+            Self::ReplacementFailed(_) => PoolErrorKind::Io,
             Self::RecordDamaged { .. } | Self::RecordsReplaced { .. } | Self::DamagedSector { .. } => {
                 PoolErrorKind::Damaged
             }

@@ -16,6 +16,7 @@
 
 use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
 
+use crate::superblock::Superblock;
 use crate::{DEVICE_EXTENTS_MAX, PoolError, VOLUMES_MAX};
 
 /// `SECTOR_BYTES` as the `u64` that offsets are computed in.
@@ -388,6 +389,29 @@ impl Layout {
             .take_while(move |at| at + in_front <= device.0)
             .map(move |at| (ByteOffset(at), ByteLen(in_front)));
         std::iter::once(front).chain(groups)
+    }
+
+    /// Of them, those that a device is copied with before its extents: all but the log.
+    pub(crate) fn fronts(self, device: ByteLen) -> impl Iterator<Item = (ByteOffset, ByteLen)> {
+        let volumes = (ByteOffset(VOLUME_TABLE_AT), ByteLen(VOLUME_TABLE_BYTES));
+        std::iter::once(volumes).chain(self.metadata_ranges(device).skip(1))
+    }
+
+    /// Whether a page of them has been written, so that it is read.
+    pub(crate) fn is_written_front(self, at: ByteOffset, superblock: &Superblock) -> bool {
+        let Some(behind_base) = at.0.checked_sub(self.base()) else {
+            return at.0.saturating_sub(VOLUME_TABLE_AT) / SECTOR < superblock.volume_pages;
+        };
+        let group_bytes = self.slots_per_group() * self.extent_bytes;
+        let (group, in_group) = (behind_base / group_bytes, behind_base % group_bytes);
+        let page = in_group % self.extent_bytes / SECTOR;
+        match in_group / self.extent_bytes {
+            0 => group * self.table_pages_per_group() + page < superblock.extent_pages,
+            _ => {
+                let of_group = self.digest_pages_per_group();
+                page < of_group && group * of_group + page < superblock.digest_pages
+            }
+        }
     }
 
     /// The extents that a volume of this size spans.

@@ -16,7 +16,7 @@ use crate::history::{AtOpening, Note, Touches};
 use crate::layout::{DIGEST_BYTES, Layout, PAGES_PER_TRANSFER, VOLUME_ENTRIES_PER_PAGE, VOLUME_ENTRY_BYTES};
 use crate::log::{LogEnd, Record, ReplayError, Replayed, VouchMac, replay};
 use crate::records::SectorId;
-use crate::superblock::{Superblock, Superblocks};
+use crate::superblock::{MovingStage, Superblock, Superblocks};
 use crate::{Damage, Limits, PoolError};
 
 /// More than this many are counted, not listed: a device full of noise would fill memory with them.
@@ -203,6 +203,15 @@ impl Loaded {
     pub(crate) fn read(device: &dyn Device) -> Result<Self, PoolError> {
         let superblocks = Superblocks::read(device)?;
         let superblock = superblocks.current;
+        match superblock.moving.map(|moving| (moving.stage, moving.other_path())) {
+            Some((MovingStage::Incoming { .. }, from)) => {
+                return Err(PoolError::IncompleteCopy { device: device.info().path, from });
+            }
+            Some((MovingStage::Moved, to)) => {
+                return Err(PoolError::MovedAway { device: device.info().path, pool: superblock.pool, to });
+            }
+            Some((MovingStage::Copying | MovingStage::HandingOver, _)) | None => {}
+        }
         if device.len() < superblock.device_len {
             return Err(PoolError::DeviceShrunk {
                 device: device.info().path,

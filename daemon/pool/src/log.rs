@@ -689,6 +689,7 @@ mod tests {
             state: StateHead::BEGINNING,
             root: Tables::default().root(),
             next_sequence: 1,
+            moving: None,
         }
     }
 

@@ -21,9 +21,10 @@ use crate::layout::{Layout, PAGES_PER_TRANSFER, SUPERBLOCK_SECTORS, SectorRecord
 use crate::load::{Loaded, MappedExtent};
 use crate::log::{Link, Log};
 use crate::placement::{Placement, Waiting};
+use crate::pool_device::PoolDevice;
 use crate::probe;
 use crate::records::{Digests, RecordStore, SectorId};
-use crate::superblock::{Superblock, Superblocks, superblock_at};
+use crate::superblock::{MovingStage, Superblock, Superblocks, superblock_at};
 use crate::volume::{PoolVolume, VolumeState};
 use crate::{
     CrashStep, CreateOptions, Damage, FORMAT_VERSION, Limits, OpenOptions, PoolError, PoolInfo,
@@ -127,6 +128,7 @@ impl Pool {
             digest_pages: 0,
             state: StateHead::BEGINNING,
             root: Tables::default().root(),
+            moving: None,
         };
         write_first_superblocks(&*device, &superblock, open.on_step.as_ref())?;
         Self::open_with(device, open)
@@ -142,8 +144,26 @@ impl Pool {
 
     /// As [`Pool::open`], with options.
     pub fn open_with(device: Arc<dyn Device>, options: OpenOptions) -> Result<Arc<Self>, PoolError> {
+        Self::open_as(device, None, options)
+    }
+
+    /// Opens the pool on `device`, which is being moved to `onto` where that is given.
+    pub(crate) fn open_as(
+        device: Arc<dyn Device>,
+        onto: Option<Arc<dyn Device>>,
+        options: OpenOptions,
+    ) -> Result<Arc<Self>, PoolError> {
         device.refresh_len()?;
+        let is_alone = onto.is_none();
+        let device = PoolDevice::new(device, onto);
         let mut loaded = Loaded::read(&*device)?;
+        if let Some(moving) = loaded.superblocks.current.moving
+            && is_alone
+            && moving.stage == MovingStage::HandingOver
+        {
+            let (device, pool) = (device.info().path, loaded.superblocks.current.pool);
+            return Err(PoolError::HandedOver { device, pool, to: moving.other_path() });
+        }
         if let Some(error) = loaded.first_problem(&*device) {
             return Err(error);
         }
@@ -184,13 +204,14 @@ impl Pool {
             history: History::new(loaded.opened),
             allocator: space.allocator,
             holes: space.holes,
-            records: RecordStore::new(Arc::clone(&device), of_pool, newer, digests, options.record_cache),
+            records: RecordStore::new(device.clone(), of_pool, newer, digests, options.record_cache),
             placement,
             next_sequence: loaded.next_sequence,
             on_step: options.on_step,
             on_damage: options.on_damage,
         };
         let core = Arc::new(Core::new(device, parts));
+        core.take_up_replacing()?;
         core.finish_checkpoint()?;
         core.migrate()?;
         volumes.live.values().filter(|state| !state.is_replica()).for_each(|state| {
@@ -237,6 +258,11 @@ impl Pool {
             damaged: self.core.damaged(),
             failed: self.core.has_failed(),
         }
+    }
+
+    /// The path of the device that it is on.
+    pub fn device_path(&self) -> String {
+        self.core.device.info().path
     }
 
     /// The durable state, for the keyholder to remember; `None` of a pool that keeps none (versions before 5).
@@ -444,7 +470,7 @@ impl Pool {
 }
 
 /// Refuses a device that holds a pool or anything else.
-fn refuse_data(device: &dyn Device) -> Result<(), PoolError> {
+pub(crate) fn refuse_data(device: &dyn Device) -> Result<(), PoolError> {
     let name = device.info().path;
     match Superblocks::read(device) {
         Ok(found) => Err(PoolError::HoldsPool { device: name, pool: found.current.pool }),
@@ -458,7 +484,7 @@ fn refuse_data(device: &dyn Device) -> Result<(), PoolError> {
 }
 
 /// Refuses a pool with snapshots that are locked. One that cannot be read shows none.
-fn refuse_locked(device: &dyn Device) -> Result<(), PoolError> {
+pub(crate) fn refuse_locked(device: &dyn Device) -> Result<(), PoolError> {
     match Pool::check_device(device) {
         Ok(found) if found.locked_snapshots > 0 => Err(PoolError::HoldsLocked {
             device: device.info().path,
@@ -698,7 +724,7 @@ fn step(on_step: Option<&StepHook>, step: CrashStep) {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], PoolError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], PoolError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(PoolError::Random)?;
     Ok(bytes)

@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-use device::{DeviceErrorKind, SectorRecord};
+use device::{Device, DeviceErrorKind, SectorRecord};
 use units::{ByteOffset, Lba, SECTOR_BYTES, SectorCount, VolumeId};
 
 use crate::branch::{Branch, resolve};

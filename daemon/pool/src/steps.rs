@@ -5,7 +5,7 @@
 /// A flush is steps 2 to 4, step 11 behind them where extents became free, step 16 where much waits for its place. When the
 /// log has no room left, steps 16, 17, 18 and 5, 17, 18 and 5 again for the tables, then 6, 3 and 4 and 7 to 10 come between 2
 /// and 3. Creating and opening a pool have steps of their own, 12
-/// to 15.
+/// to 15; moving it to another device has 19 to 29, on the new device but for 25, 28 and 29 (`replace.rs`).
 ///
 /// | swapped | what breaks |
 /// |---|---|
@@ -19,6 +19,13 @@
 /// | 17 and 5, or 18 and 5 | a page changes that no durable plan names: after a cut it is neither what its digest says nor known to have changed, so what it is about is lost |
 /// | 8 and 9 | one cut tears both copies of the superblock |
 /// | 10 and reuse of the log | the second copy, should the first be damaged, names log blocks that are overwritten |
+/// | 19, 20 and 21 | one copy of the superblock is of an older pool, the other of this one: neither counts |
+/// | 22 and the old device's mark that it copies (7–10) | a device is named as a copy that may hold anything |
+/// | 23 and 24, or 24 and 21 | a cut leaves the copy without what its superblock says it has, and the move goes on behind it |
+/// | 24 and 25 | what was flushed is not on the device that is about to be the pool |
+/// | 25 and 26 | both devices say that they are the pool: opened alone, each goes its own way |
+/// | 26 and 27, or 27 and the first write that the old device does not get | after a cut the pool is on the old device, which lacks it |
+/// | 27 and 28 | after a cut neither device is the pool |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum CrashStep {
@@ -53,10 +60,29 @@ pub enum CrashStep {
     /// Checkpoint: which pages change in their places, and into what, goes to the log.
     PlanWrite = 17,
     PlanFlush = 18,
+    /// Moving to another device: both places of the superblock are zeroed on the new device.
+    IncomingErase = 19,
+    IncomingEraseFlush = 20,
+    /// Each copy of the superblock says that the pool is not whole there, and how far it is.
+    IncomingWrite = 21,
+    IncomingFlush = 22,
+    /// What the old device has goes to the same place of the new one.
+    CopyWrite = 23,
+    /// It is durable there, before the superblock says so, and before the pool is handed over.
+    CopyFlush = 24,
+    /// The old device's superblock is about to say, by steps 7 to 10, that the pool is being handed over.
+    HandOver = 25,
+    /// Each copy of the new device's superblock says that the pool is there.
+    SuccessorWrite = 26,
+    /// After it nothing goes to the old device any more.
+    SuccessorFlush = 27,
+    /// Each copy of the old device's superblock says that the pool is not there any more.
+    RetireWrite = 28,
+    RetireFlush = 29,
 }
 
 impl CrashStep {
-    /// All of them in order.
+    /// Those of a pool that stays on its device, in order.
     pub const ALL: [Self; 18] = [
         Self::DataWrite,
         Self::DataFlush,
@@ -76,6 +102,21 @@ impl CrashStep {
         Self::PlaceWrite,
         Self::PlanWrite,
         Self::PlanFlush,
+    ];
+
+    /// Those that moving it to another device adds, in order.
+    pub const REPLACING: [Self; 11] = [
+        Self::IncomingErase,
+        Self::IncomingEraseFlush,
+        Self::IncomingWrite,
+        Self::IncomingFlush,
+        Self::CopyWrite,
+        Self::CopyFlush,
+        Self::HandOver,
+        Self::SuccessorWrite,
+        Self::SuccessorFlush,
+        Self::RetireWrite,
+        Self::RetireFlush,
     ];
 
     /// Its number in the crash order.

@@ -5,6 +5,7 @@
 //!   other, and between changes either copy alone opens the pool as it is.
 //! - The fields up to the pool id keep their place in every future version, so that an older program can tell a newer
 //!   pool from damage.
+//! - Of the devices that a pool is moved between, their superblocks alone say which is the pool ([`Moving`]).
 
 use device::{Device, Metadata, SectorBuf};
 use units::{ByteLen, ByteOffset, PoolId, SECTOR_BYTES, SectorCount};
@@ -23,10 +24,92 @@ const CHECKSUM_AT: usize = 8;
 const INCOMPAT_RECORDS: u64 = 1;
 /// Pages of records have digests: without them a pool is laid out otherwise, and its state has no head.
 const INCOMPAT_DIGESTS: u64 = 2;
+/// The pool is being moved from or to this device, or has been moved away: it may not be what counts.
+const INCOMPAT_MOVING: u64 = 4;
 /// Features that a program must know to read the pool.
-const INCOMPAT_KNOWN: u64 = INCOMPAT_RECORDS | INCOMPAT_DIGESTS;
+const INCOMPAT_KNOWN: u64 = INCOMPAT_RECORDS | INCOMPAT_DIGESTS | INCOMPAT_MOVING;
 /// Features that a program must know to write to the pool. None so far.
 const RO_COMPAT_KNOWN: u64 = 0;
+
+/// Bytes of the other device's path that are kept, for messages.
+const OTHER_PATH_BYTES: usize = 128;
+
+/// A device's part in moving the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MovingStage {
+    /// The pool is being copied to this device and is not whole here: it never opens from here.
+    Incoming {
+        /// Extents before this one, and all metadata but the log, are here durably as far as they are on the other device.
+        next_extent: u32,
+    },
+    /// The pool is here, and everything that is written here is written to the other device too.
+    Copying,
+    /// The pool is on the other device, if that says so; it is here, if that is still incoming.
+    HandingOver,
+    /// The pool is on the other device.
+    Moved,
+}
+
+/// That a pool is being moved, or has been moved away. A device that says nothing of it and holds the pool is the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moving {
+    pub(crate) stage: MovingStage,
+    /// Random; the same on both devices.
+    pub(crate) copy: [u8; 16],
+    /// The path of the other device, for messages: as much of it as there is room for, zeros behind it.
+    other: [u8; OTHER_PATH_BYTES],
+}
+
+impl Moving {
+    pub(crate) fn new(stage: MovingStage, copy: [u8; 16], other_path: &str) -> Self {
+        let mut end = other_path.len().min(OTHER_PATH_BYTES);
+        while !other_path.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut other = [0; OTHER_PATH_BYTES];
+        other[..end].copy_from_slice(&other_path.as_bytes()[..end]);
+        Self { stage, copy, other }
+    }
+
+    pub(crate) fn at(self, stage: MovingStage) -> Self {
+        Self { stage, ..self }
+    }
+
+    /// The path of the other device, as it was called when this was written.
+    pub(crate) fn other_path(&self) -> String {
+        let end = self.other.iter().position(|byte| *byte == 0).unwrap_or(OTHER_PATH_BYTES);
+        String::from_utf8_lossy(&self.other[..end]).into_owned()
+    }
+
+    fn encode(moving: Option<&Self>) -> (u32, u32, [u8; 16], [u8; OTHER_PATH_BYTES]) {
+        let Some(moving) = moving else { return (0, 0, [0; 16], [0; OTHER_PATH_BYTES]) };
+        let (stage, next_extent) = match moving.stage {
+            MovingStage::Incoming { next_extent } => (1, next_extent),
+            MovingStage::Copying => (2, 0),
+            MovingStage::HandingOver => (3, 0),
+            MovingStage::Moved => (4, 0),
+        };
+        (stage, next_extent, moving.copy, moving.other)
+    }
+
+    /// `None` where the fields are out of range.
+    fn decode(is_moving: bool, fields: &mut Decoder<'_>) -> Option<Option<Self>> {
+        let (stage, next_extent) = (fields.u32()?, fields.u32()?);
+        let (copy, other) = (fields.array()?, fields.array()?);
+        if !is_moving {
+            // Older programs wrote zeros here, and what newer ones write is not ours to judge.
+            return Some(None);
+        }
+        let stage = match stage {
+            1 => MovingStage::Incoming { next_extent },
+            2 => MovingStage::Copying,
+            3 => MovingStage::HandingOver,
+            4 => MovingStage::Moved,
+            _ => return None,
+        };
+        Some(Some(Self { stage, copy, other }))
+    }
+}
 
 /// The superblock's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +142,8 @@ pub(crate) struct Superblock {
     pub(crate) state: StateHead,
     /// What the tables and digests are then.
     pub(crate) root: Root,
+    /// Whether the pool is being moved, or has been moved away.
+    pub(crate) moving: Option<Moving>,
 }
 
 /// A superblock whose checksum is right, not necessarily one this program understands.
@@ -72,17 +157,20 @@ impl Superblock {
     pub(crate) fn encode(&self) -> Metadata {
         let mut buf = SectorBuf::zeroed(SectorCount(1));
         let bytes = buf.as_mut_bytes();
+        let moving = if self.moving.is_some() { INCOMPAT_MOVING } else { 0 };
+        let layout = match (self.layout.has_records(), self.layout.has_digests()) {
+            (true, true) => INCOMPAT_RECORDS | INCOMPAT_DIGESTS,
+            (true, false) => INCOMPAT_RECORDS,
+            (false, _) => 0,
+        };
+        let (stage, next_extent, copy, other) = Moving::encode(self.moving.as_ref());
         Encoder::new(bytes)
             .bytes(&MAGIC)
             .u32(0)
             .u32(self.version)
             .u64(self.compat)
             .u64(RO_COMPAT_KNOWN)
-            .u64(match (self.layout.has_records(), self.layout.has_digests()) {
-                (true, true) => INCOMPAT_RECORDS | INCOMPAT_DIGESTS,
-                (true, false) => INCOMPAT_RECORDS,
-                (false, _) => 0,
-            })
+            .u64(layout | moving)
             .bytes(&self.pool.0)
             .u64(self.generation)
             .u64(self.device_len.0)
@@ -100,7 +188,11 @@ impl Superblock {
             .u64(self.digest_pages)
             .u64(self.state.count)
             .bytes(&self.state.chain)
-            .bytes(&self.root.0);
+            .bytes(&self.root.0)
+            .u32(stage)
+            .u32(next_extent)
+            .bytes(&copy)
+            .bytes(&other);
         let checksum = crc32c::crc32c(bytes);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
         Metadata::from_encoding(buf)
@@ -139,11 +231,11 @@ impl Superblock {
         let generation = fields.u64()?;
         let device_len = ByteLen(fields.u64()?);
         let sector_bytes = fields.u64()?;
-        let records = match incompat {
-            0 => SectorRecords::Absent,
-            INCOMPAT_RECORDS => SectorRecords::Kept,
-            INCOMPAT_KNOWN => SectorRecords::Digested,
-            _ => return None,
+        let records = match (incompat & INCOMPAT_RECORDS != 0, incompat & INCOMPAT_DIGESTS != 0) {
+            (false, false) => SectorRecords::Absent,
+            (true, false) => SectorRecords::Kept,
+            (true, true) => SectorRecords::Digested,
+            (false, true) => return None,
         };
         let layout = Layout::new(ByteLen(fields.u64()?), ByteLen(fields.u64()?), records).ok()?;
         let log_start = fields.u64()?;
@@ -159,6 +251,8 @@ impl Superblock {
         let digest_pages = fields.u64()?;
         let state = StateHead { count: fields.u64()?, chain: fields.array()? };
         let root = Root(fields.array()?);
+        // Zero, and not looked at, where the pool is not being moved.
+        let moving = Moving::decode(incompat & INCOMPAT_MOVING != 0, fields)?;
         let extents = layout.extents_on(device_len).ok()?;
         let pages_max = u64::from(extents.div_ceil(layout.extent_entries_per_page()));
         let sound = version >= FORMAT_VERSION_MIN
@@ -188,6 +282,7 @@ impl Superblock {
             digest_pages,
             state,
             root,
+            moving,
         }))
     }
 }
@@ -279,4 +374,88 @@ fn read_copy(device: &dyn Device, copy: usize) -> Result<Found, SuperblockFault>
 /// Where copy `copy` (0 or 1) lies.
 pub(crate) fn superblock_at(copy: usize) -> ByteOffset {
     ByteOffset(SUPERBLOCK_SECTORS[copy] * SECTOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Tables;
+
+    const COPY: [u8; 16] = [7; 16];
+
+    fn superblock(moving: Option<Moving>) -> Superblock {
+        let log = ByteLen(64 << 10);
+        Superblock {
+            version: FORMAT_VERSION,
+            pool: PoolId([3; 16]),
+            generation: 9,
+            layout: Layout::new(ByteLen(64 << 10), log, SectorRecords::Digested).unwrap(),
+            device_len: ByteLen(16 << 20),
+            compat: 0,
+            log_start: 5,
+            log_link: Link { session: 1, checksum: 2 },
+            extent_pages: 0,
+            volume_pages: 0,
+            hole_pages: 0,
+            next_sequence: 1,
+            digest_pages: 0,
+            state: StateHead::BEGINNING,
+            root: Tables::default().root(),
+            moving,
+        }
+    }
+
+    fn decoded(bytes: &[u8]) -> Result<Superblock, SuperblockFault> {
+        match Superblock::decode(bytes.first_chunk().unwrap())? {
+            Found::Understood(superblock) => Ok(superblock),
+            Found::NewerFormat(_) | Found::UnknownFeatures { .. } => panic!("it is understood"),
+        }
+    }
+
+    /// What FORMAT.md says of a pool that is being moved, byte for byte.
+    #[test]
+    fn each_stage_of_a_move_has_its_bytes_and_none_has_no_trace() {
+        let stages = [
+            (MovingStage::Incoming { next_extent: 0x0102_0304 }, [1, 0, 0, 0, 4, 3, 2, 1]),
+            (MovingStage::Copying, [2, 0, 0, 0, 0, 0, 0, 0]),
+            (MovingStage::HandingOver, [3, 0, 0, 0, 0, 0, 0, 0]),
+            (MovingStage::Moved, [4, 0, 0, 0, 0, 0, 0, 0]),
+        ];
+        for (stage, golden) in stages {
+            let written = superblock(Some(Moving::new(stage, COPY, "/dev/disk")));
+            let encoded = written.encode();
+            let bytes = encoded.as_bytes();
+            assert_eq!(bytes[32..40], [7, 0, 0, 0, 0, 0, 0, 0], "records, digests, moving");
+            assert_eq!(bytes[232..240], golden);
+            assert_eq!(bytes[240..256], COPY);
+            assert_eq!(&bytes[256..265], b"/dev/disk");
+            assert!(bytes[265..].iter().all(|byte| *byte == 0));
+            assert_eq!(decoded(bytes), Ok(written));
+        }
+        let encoded = superblock(None).encode();
+        assert_eq!(encoded.as_bytes()[32], 3);
+        assert!(encoded.as_bytes()[232..].iter().all(|byte| *byte == 0));
+        assert_eq!(decoded(encoded.as_bytes()), Ok(superblock(None)));
+    }
+
+    #[test]
+    fn a_stage_that_is_not_known_is_no_superblock() {
+        let encoded = superblock(Some(Moving::new(MovingStage::Copying, COPY, ""))).encode();
+        for stage in [0, 5, 255] {
+            let mut bytes = encoded.as_bytes().to_vec();
+            bytes[232] = stage;
+            bytes[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+            let checksum = crc32c::crc32c(&bytes);
+            bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+            assert_eq!(decoded(&bytes), Err(SuperblockFault::Fields), "{stage}");
+        }
+    }
+
+    #[test]
+    fn a_long_path_is_cut_between_two_letters() {
+        let path = format!("/dev/{}", "\u{e4}".repeat(100));
+        let moving = Moving::new(MovingStage::Moved, COPY, &path);
+        assert_eq!(moving.other_path(), format!("/dev/{}", "\u{e4}".repeat(61)));
+        assert_eq!(Moving::new(MovingStage::Moved, COPY, "").other_path(), "");
+    }
 }

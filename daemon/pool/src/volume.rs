@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use device::{Sealed, SectorRecord};
+use device::{Device, Sealed, SectorRecord};
 use units::{ByteLen, ByteOffset, Fence, Lba, SECTOR_BYTES, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::allocator::Allocated;

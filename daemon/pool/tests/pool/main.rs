@@ -17,6 +17,7 @@ mod memory;
 mod model;
 mod power_cuts;
 mod refusals;
+mod replace;
 mod replica;
 mod scrub;
 mod snapshots;

@@ -103,6 +103,7 @@ impl Random {
 }
 
 /// A pool, what it should hold, and where the next operations come from.
+#[derive(Clone)]
 pub(crate) struct Workload {
     shape: Shape,
     pub(crate) random: Random,
