@@ -62,6 +62,7 @@ pub const TABLE: &[Rule] = &[
     Rule { verb: Verb::Post, path: "/v1/disks/{disk}/locate", roles: STORAGE },
     Rule { verb: Verb::Get, path: "/v1/pools", roles: READERS },
     Rule { verb: Verb::Post, path: "/v1/pools/{pool}/grow", roles: STORAGE },
+    Rule { verb: Verb::Post, path: "/v1/pools/{pool}/replace", roles: STORAGE },
     Rule { verb: Verb::Get, path: "/v1/pools/{pool}/check", roles: STORAGE },
     Rule { verb: Verb::Post, path: "/v1/pools/{pool}/scrub", roles: STORAGE },
     // Ciphertext that the node's own record of it fits: whoever moves it can put nothing else there.

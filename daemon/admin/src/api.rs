@@ -174,6 +174,12 @@ pub struct PoolStatus {
     pub pool: PoolId,
     /// Its device.
     pub path: String,
+    /// What the configuration names instead, for the pool was moved from there: it should name `path`.
+    #[serde(default)]
+    pub configured_path: Option<String>,
+    /// The move to another device that is on its way, or how the last one since the start ended.
+    #[serde(default)]
+    pub replacement: Option<Replacement>,
     /// Bytes that volumes can hold in all.
     pub capacity_bytes: u64,
     /// Bytes of extents in use.
@@ -190,6 +196,64 @@ pub struct PoolStatus {
     pub failed: bool,
     /// How far it is scrubbed.
     pub scrub: ScrubStatus,
+}
+
+/// A move of a pool to another device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replacement {
+    /// The device that it moves from.
+    pub from: String,
+    /// And to.
+    pub onto: String,
+    /// How it is with it.
+    pub state: ReplaceState,
+    /// Bytes of extents that were copied.
+    pub copied_bytes: u64,
+    /// And that there are to copy, as far as is known.
+    pub total_bytes: u64,
+    /// How fast it goes.
+    pub bytes_per_second: u64,
+    /// Seconds to its end at that speed, where something is copied.
+    pub eta_s: Option<u64>,
+    /// Sectors that the old device did not read: reading them is an error on the new one too.
+    pub unreadable_sectors: u64,
+    /// What went wrong; empty where nothing did.
+    pub trouble: String,
+}
+
+/// How it is with a move of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplaceState {
+    /// What there was is being copied.
+    Copying,
+    /// All is copied.
+    Finishing,
+    /// The pool is on the new device.
+    Done,
+    /// Somebody has given it up; the pool is where it was.
+    Cancelled,
+    /// The pool is where it was.
+    Failed,
+}
+
+/// Asks for a pool to be moved to another device, or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase", deny_unknown_fields)]
+pub enum ReplaceAction {
+    /// Begin now.
+    Start {
+        /// A spare of the node, as its configuration names it.
+        device: String,
+        /// No faster than this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes_per_second: Option<u64>,
+        /// Destroy what that device holds.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Give it up: the pool stays where it is.
+    Cancel,
 }
 
 /// What reading all of a pool's metadata found.

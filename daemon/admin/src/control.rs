@@ -140,6 +140,13 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Takes the device's new size into use.
     fn grow_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
 
+    /// Moves a pool to another device while it serves, or gives that up.
+    fn replace_pool(
+        &self,
+        pool: PoolId,
+        action: api::ReplaceAction,
+    ) -> impl Future<Output = Result<api::PoolStatus, ControlError>> + Send;
+
     /// Reads all of a pool's metadata and says what is wrong with it.
     fn check_pool(&self, pool: PoolId) -> impl Future<Output = Result<api::PoolCheck, ControlError>> + Send;
 

@@ -22,12 +22,13 @@ use crate::transfer;
 
 /// The administrative interface of `node`. Requests must carry a [`PeerIdentity`] extension.
 pub fn control_router<N: NodeControl>(node: Arc<N>) -> Router {
-    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 49] = [
+    let routes: [(Verb, &str, MethodRouter<Arc<N>>); 50] = [
         (Verb::Get, "/v1/status", routing::get(status::<N>)),
         (Verb::Get, "/v1/hardware", routing::get(hardware::<N>)),
         (Verb::Post, "/v1/disks/{disk}/locate", routing::post(locate::<N>)),
         (Verb::Get, "/v1/pools", routing::get(pools::<N>)),
         (Verb::Post, "/v1/pools/{pool}/grow", routing::post(grow_pool::<N>)),
+        (Verb::Post, "/v1/pools/{pool}/replace", routing::post(replace_pool::<N>)),
         (Verb::Get, "/v1/pools/{pool}/check", routing::get(check_pool::<N>)),
         (Verb::Post, "/v1/pools/{pool}/scrub", routing::post(scrub_pool::<N>)),
         (Verb::Get, "/v1/pools/{pool}/wanted", routing::get(transfer::wanted::<N>)),
@@ -227,6 +228,17 @@ async fn grow_pool<N: NodeControl>(
 ) -> Answer<api::PoolStatus> {
     match parsed::<PoolId>(&pool) {
         Ok(pool) => Answer(node.grow_pool(pool).await),
+        Err(error) => Answer(Err(error)),
+    }
+}
+
+async fn replace_pool<N: NodeControl>(
+    State(node): State<Arc<N>>,
+    Path(pool): Path<String>,
+    Body(action): Body<api::ReplaceAction>,
+) -> Answer<api::PoolStatus> {
+    match parsed::<PoolId>(&pool) {
+        Ok(pool) => Answer(node.replace_pool(pool, action).await),
         Err(error) => Answer(Err(error)),
     }
 }

@@ -83,6 +83,9 @@ impl NodeControl for SealedNode {
     async fn grow_pool(&self, _: PoolId) -> Result<api::PoolStatus, ControlError> {
         missing()
     }
+    async fn replace_pool(&self, _: PoolId, _: api::ReplaceAction) -> Result<api::PoolStatus, ControlError> {
+        missing()
+    }
     async fn check_pool(&self, _: PoolId) -> Result<api::PoolCheck, ControlError> {
         missing()
     }

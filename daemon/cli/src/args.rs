@@ -662,9 +662,45 @@ pub(crate) enum PoolCommand {
     Repair {
         /// The disk, partition or file, with the node stopped
         path: PathBuf,
+        /// The device that this one was handing the pool over to when power was lost is lost: keep the pool here. What was
+        /// written there since is gone
+        #[arg(long)]
+        replacement_lost: bool,
     },
     /// List the pools of a node
     List(NodeArg),
+    /// Show a pool of a node, or each: its device, how full it is, how far it is moved and scrubbed
+    Status {
+        /// The pool's id
+        pool: Option<PoolId>,
+        #[command(flatten)]
+        node: NodeArg,
+    },
+    /// Move a pool to another device while its node serves, sealed or not
+    #[command(
+        after_help = "The device is one of those that the node's configuration names under `spares`, and as long as what the pool uses. It takes no key: ciphertext is copied as it is, while everything that is written goes to both. A power cut or a restart of the node loses nothing, and the copying goes on. At the end the old device opens no more; name the new one under `pools`.\nExamples:\n  nightlatch pool replace 5b0cf6a1f9c04ab29a6f37f2f0a0c7de /dev/disk/by-id/nvme-2 --wait\n  nightlatch pool replace 5b0cf6a1f9c04ab29a6f37f2f0a0c7de /dev/disk/by-id/nvme-2 --rate 100M\n  nightlatch pool replace 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --cancel"
+    )]
+    Replace {
+        /// The pool's id
+        pool: PoolId,
+        /// The spare that it moves to, as the node's configuration names it
+        #[arg(required_unless_present = "cancel", conflicts_with = "cancel")]
+        device: Option<PathBuf>,
+        /// Copy no more than this a second
+        #[arg(long, value_name = "SIZE", conflicts_with = "cancel")]
+        rate: Option<ByteLen>,
+        /// Destroy what the device holds, but for snapshots that are locked
+        #[arg(long, conflicts_with = "cancel")]
+        force: bool,
+        /// Give the move up; the pool stays where it is
+        #[arg(long)]
+        cancel: bool,
+        /// Show the progress until the move ends; fails where it does not come to its end
+        #[arg(long, conflicts_with = "cancel")]
+        wait: bool,
+        #[command(flatten)]
+        node: NodeArg,
+    },
     /// Read everything in a pool of a running node and compare it with what was written
     #[command(
         after_help = "Without an action it shows how far scrubbing is. It needs no key; what keys are held verify is verified as well.\nExamples:\n  nightlatch pool scrub 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --start --wait\n  nightlatch pool scrub 5b0cf6a1f9c04ab29a6f37f2f0a0c7de --stop"

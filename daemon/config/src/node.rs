@@ -55,6 +55,10 @@ pub struct NodeConfig {
     /// wiped when the process is killed.
     #[serde(default)]
     pub allow_mlock: bool,
+    /// Files and block devices that pools can be moved to (`nightlatch pool replace`): the node opens none once it serves, so those
+    /// that may be needed are named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spares: Vec<PathBuf>,
     /// Where to listen.
     pub listen: NodeListen,
     /// Certificates.
@@ -316,6 +320,7 @@ impl Validate for NodeConfig {
         for pool in &mut self.pools {
             resolve(&mut pool.path, dir);
         }
+        self.spares.iter_mut().for_each(|spare| resolve(spare, dir));
         self.sources.resolve(dir);
         self.s3.webhooks.iter_mut().for_each(|webhook| webhook.resolve(dir));
         if let Some(tpm) = &mut self.tpm {
@@ -381,6 +386,23 @@ impl NodeConfig {
                     format!("pools[{index}].path"),
                     format!("{} is named twice", pool.path.display()),
                     "remove one of the two tables",
+                ));
+            }
+        }
+        if self.spares.len() > POOLS_MAX {
+            return Err(Invalid::new(
+                "spares",
+                format!("{} spares are named; a node has up to {POOLS_MAX}", self.spares.len()),
+                "name those that a pool may be moved to next",
+            ));
+        }
+        for (index, spare) in self.spares.iter().enumerate() {
+            let is_pool = self.pools.iter().any(|pool| pool.path == *spare);
+            if is_pool || self.spares[..index].contains(spare) {
+                return Err(Invalid::new(
+                    format!("spares[{index}]"),
+                    format!("{} is named twice", spare.display()),
+                    "name each device once, as a pool or as a spare",
                 ));
             }
         }

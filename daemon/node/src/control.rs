@@ -510,7 +510,9 @@ fn pool_status(open: &OpenPool) -> api::PoolStatus {
     let info = open.pool.info();
     api::PoolStatus {
         pool: info.id,
-        path: open.path.clone(),
+        path: open.path(),
+        configured_path: open.misconfigured(),
+        replacement: open.mover.status(&open.pool),
         capacity_bytes: info.capacity.0,
         used_bytes: info.allocated.0,
         reserved_bytes: info.reserved.0,
@@ -626,8 +628,21 @@ impl NodeControl for Handle {
         blocking(move || {
             let open = node.pool_or_refuse(pool)?;
             let len = open.pool.grow().map_err(|error| pool_error(&error))?;
-            tracing::info!(path = open.path, size = %len, "the pool uses its device's new size");
+            tracing::info!(path = open.path(), size = %len, "the pool uses its device's new size");
             Ok(pool_status(open))
+        })
+        .await
+    }
+
+    async fn replace_pool(
+        &self,
+        pool: PoolId,
+        action: api::ReplaceAction,
+    ) -> Result<api::PoolStatus, ControlError> {
+        let node = Arc::clone(&self.0);
+        blocking(move || {
+            node.replace_pool(pool, &action)?;
+            Ok(pool_status(node.pool_or_refuse(pool)?))
         })
         .await
     }
@@ -650,7 +665,7 @@ impl NodeControl for Handle {
         blocking(move || {
             let open = node.pool_or_refuse(pool)?;
             open.scrubber.order(action);
-            tracing::info!(path = open.path, ?action, "scrubbing was ordered");
+            tracing::info!(path = open.path(), ?action, "scrubbing was ordered");
             Ok(pool_status(open))
         })
         .await

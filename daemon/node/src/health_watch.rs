@@ -66,7 +66,9 @@ impl HealthWatch {
         if let Some(board) = &board {
             tracing::info!(board = board.name, "the board's profile");
         }
-        let pools = config.pools.iter().filter_map(|pool| device_number(&pool.path));
+        // A pool may be on a spare, or be moved there.
+        let paths = config.pools.iter().map(|pool| &pool.path).chain(&config.spares);
+        let pools = paths.filter_map(|path| device_number(path));
         let pool_disks =
             pools.flat_map(|(major, minor)| health::disks_below(&roots.sys, major, minor)).collect();
         let (orders, received) = channel();

@@ -28,6 +28,7 @@ mod key_port;
 mod listeners;
 mod lock;
 mod metrics;
+mod mover;
 mod node;
 mod readiness;
 #[cfg(feature = "rehearsal")]

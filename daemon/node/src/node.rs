@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin::api::Listening;
+use device::Device;
 use hygiene::Subject;
 use keyring::{AdmitError, EnvelopeKeyError, KeyHandle, Keyring, SealedGrant};
 use lease::GrantRefusal;
@@ -40,6 +41,7 @@ use crate::health_watch::HealthWatch;
 use crate::heartbeat::Heartbeats;
 use crate::hygiene_watch::HygieneWatch;
 use crate::lock::lock;
+use crate::mover::Mover;
 use crate::replication::Replication;
 use crate::retention::Retention;
 use crate::schedule::Schedules;
@@ -51,12 +53,26 @@ use crate::wiper::{Wipe, Wiper};
 /// Sessions and waiting wipes are few; a session that lags behind this many wipes has been void for long.
 const WIPE_BACKLOG: usize = 16;
 
-/// An open pool and where it is.
+/// An open pool and what tends it.
 #[derive(Debug)]
 pub(crate) struct OpenPool {
-    pub(crate) path: String,
+    /// Where the configuration says that it is.
+    pub(crate) configured: String,
     pub(crate) pool: Arc<Pool>,
     pub(crate) scrubber: Arc<Scrubber>,
+    pub(crate) mover: Arc<Mover>,
+}
+
+impl OpenPool {
+    /// Where it is.
+    pub(crate) fn path(&self) -> String {
+        self.pool.device_path()
+    }
+
+    /// What the configuration names, where the pool is somewhere else.
+    pub(crate) fn misconfigured(&self) -> Option<String> {
+        (self.path() != self.configured).then(|| self.configured.clone())
+    }
 }
 
 /// A volume, or a snapshot of it, that can be decrypted.
@@ -125,6 +141,8 @@ pub(crate) struct Parts {
     pub(crate) memory_overwrite: Option<MemoryOverwrite>,
     pub(crate) lease: NodeLease,
     pub(crate) pools: Vec<OpenPool>,
+    /// Devices that pools can be moved to, those among them that one was moved to.
+    pub(crate) spares: Vec<Arc<dyn Device>>,
     pub(crate) nbd: NbdServer,
     pub(crate) exports: ExportAccess,
     pub(crate) s3: S3Server,
@@ -187,6 +205,8 @@ pub(crate) struct Node {
     pub(crate) heartbeats: Arc<Heartbeats>,
     memory_overwrite: Option<Mutex<OverwriteRequest>>,
     pub(crate) pools: Vec<OpenPool>,
+    /// Devices that pools can be moved to, those among them that one was moved to.
+    pub(crate) spares: Vec<Arc<dyn Device>>,
     pub(crate) nbd: NbdServer,
     pub(crate) exports: ExportAccess,
     pub(crate) s3: S3Server,
@@ -233,6 +253,7 @@ impl Node {
             memory_overwrite,
             lease,
             pools,
+            spares,
             nbd,
             exports,
             s3,
@@ -259,6 +280,7 @@ impl Node {
             memory_overwrite: memory_overwrite
                 .map(|variable| Mutex::new(OverwriteRequest { variable, arriving: 0 })),
             pools,
+            spares,
             nbd,
             exports,
             s3,

@@ -6,7 +6,7 @@
 //! | `sealed` | no key is held |
 //! | `disk-read-only` | a pool's disk takes no writes any more |
 //!
-//! Notes have these codes, `worker-stalled`, and those of [`health::Code`].
+//! Notes have these codes, `worker-stalled`, `pool-moved`, and those of [`health::Code`].
 
 use admin::{Readiness, Reason};
 
@@ -22,15 +22,24 @@ impl Node {
                 format!("{} has given no sign of life for long; {advice}", worker.name),
             )
         });
+        let moved = self.pools.iter().filter_map(|open| {
+            let (named, path, pool) = (open.misconfigured()?, open.path(), open.pool.info().id);
+            let advice = format!("name {path} under `pools` in the node's configuration");
+            Some(Reason::new(
+                "pool-moved",
+                format!("the pool {pool} is on {path}, not on {named} any more; {advice}"),
+            ))
+        });
         Readiness {
             refusal: self.refusal(),
-            notes: self.health_watch.notes().into_iter().chain(stalled).collect(),
+            notes: self.health_watch.notes().into_iter().chain(stalled).chain(moved).collect(),
         }
     }
 
     fn refusal(&self) -> Option<Reason> {
         if let Some(open) = self.pools.iter().find(|open| open.pool.info().failed) {
-            let text = format!("the pool {} has failed; check its device, then restart the node", open.path);
+            let text =
+                format!("the pool {} has failed; check its device, then restart the node", open.path());
             return Some(Reason::new("pool-failed", text));
         }
         match self.seal_state().cause {

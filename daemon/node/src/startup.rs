@@ -7,12 +7,12 @@
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use config::NodeConfig;
+use config::{NodeConfig, PoolConfig};
 use device::{Device, FileDevice, OpenOptions};
 use hygiene::{Live, Subject};
 use identity::{NodeKey, Role, ServeLimits, TlsFloor, serve_http, serve_https};
@@ -44,6 +44,7 @@ use crate::heartbeat::{Heart, Heartbeats};
 use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
+use crate::mover::Mover;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
 use crate::replication::{self, Replication};
 use crate::retention::Retention;
@@ -118,7 +119,8 @@ pub fn prepare(config: NodeConfig, passed: Passed) -> anyhow::Result<Prepared> {
         .start(heartbeats.worker("health"))
         .context("the thread that reads the machine's parts could not be started")?;
     let (on_damage, findings) = findings();
-    let pools = open_pools(&config, &on_damage)?;
+    let spares = open_spares(&config);
+    let pools = open_pools(&config, &spares, &on_damage)?;
     let heads = Heads::from_config(&config)?;
     let identity = open_identity(&config)?;
     let trail = NodeTrail::open(&config.state_dir, config.node_id, boot_id()?, Arc::clone(&identity) as _)
@@ -164,6 +166,7 @@ pub fn prepare(config: NodeConfig, passed: Passed) -> anyhow::Result<Prepared> {
         memory_overwrite: open_memory_overwrite(&config.memory_overwrite),
         lease,
         pools,
+        spares,
         nbd,
         exports,
         s3,
@@ -247,6 +250,9 @@ impl Prepared {
         (0..node.pools.len())
             .try_for_each(|number| Scrubber::start(number, &node))
             .context("the thread that scrubs a pool could not be started")?;
+        (0..node.pools.len())
+            .try_for_each(|number| Mover::start(number, &node))
+            .context("the thread that moves a pool could not be started")?;
         Schedules::start(&node).context("the thread that takes snapshots could not be started")?;
         findings.start(&node).context("the thread that writes down damage could not be started")?;
         announce(&ready, &config)?;
@@ -346,29 +352,70 @@ fn open_keyring(config: &NodeConfig) -> anyhow::Result<Arc<Keyring>> {
     Ok(keyring)
 }
 
-fn open_pools(config: &NodeConfig, on_damage: &DamageHook) -> anyhow::Result<Vec<OpenPool>> {
-    config
-        .pools
-        .iter()
-        .map(|pool| {
-            let path = pool.path.display().to_string();
-            let device: Arc<dyn Device> = Arc::new(
-                FileDevice::open(&pool.path, OpenOptions::default())
-                    .with_context(|| format!("pool {path} cannot be opened"))?,
-            );
-            let options =
-                pool::OpenOptions { on_damage: Some(Arc::clone(on_damage)), ..pool::OpenOptions::default() };
-            let pool = Pool::open_with(device, options).with_context(|| format!("pool {path} cannot be opened"))?;
-            let info = pool.info();
-            if let Some(repaired) = &info.repaired {
-                let sector = repaired.sector;
-                tracing::warn!(path, sector, fault = %repaired.fault, "one copy of the superblock was damaged and has been written again; check the device's health");
+/// The devices that pools can be moved to. One that is not there is no reason not to serve.
+fn open_spares(config: &NodeConfig) -> Vec<Arc<dyn Device>> {
+    let open = |path: &PathBuf| -> Option<Arc<dyn Device>> {
+        match FileDevice::open(path, OpenOptions::default()) {
+            Ok(device) => Some(Arc::new(device)),
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%path, %error, "a spare cannot be opened: no pool can be moved to it until the node is started again");
+                None
             }
-            tracing::info!(path, pool = %info.id, volumes = info.volumes, capacity = %info.capacity, allocated = %info.allocated, direct = info.device.direct, "opened a pool");
-            let scrubber = Arc::new(Scrubber::new(config.scrub, &config.state_dir, &pool));
-            Ok(OpenPool { path, pool, scrubber })
-        })
-        .collect()
+        }
+    };
+    config.spares.iter().filter_map(open).collect()
+}
+
+fn open_pools(
+    config: &NodeConfig,
+    spares: &[Arc<dyn Device>],
+    on_damage: &DamageHook,
+) -> anyhow::Result<Vec<OpenPool>> {
+    let open = |pool: &PoolConfig| -> anyhow::Result<OpenPool> {
+        let path = pool.path.display().to_string();
+        let device: Arc<dyn Device> = Arc::new(
+            FileDevice::open(&pool.path, OpenOptions::default())
+                .with_context(|| cannot_be_opened(&path, spares))?,
+        );
+        let options =
+            pool::OpenOptions { on_damage: Some(Arc::clone(on_damage)), ..pool::OpenOptions::default() };
+        let pool = Pool::open_among(device, spares, options)
+            .with_context(|| format!("pool {path} cannot be opened"))?;
+        let info = pool.info();
+        if let Some(repaired) = &info.repaired {
+            let sector = repaired.sector;
+            tracing::warn!(path, sector, fault = %repaired.fault, "one copy of the superblock was damaged and has been written again; check the device's health");
+        }
+        tracing::info!(path = info.device.path, pool = %info.id, volumes = info.volumes, capacity = %info.capacity, allocated = %info.allocated, direct = info.device.direct, "opened a pool");
+        let scrubber = Arc::new(Scrubber::new(config.scrub, &config.state_dir, &pool));
+        Ok(OpenPool { configured: path, pool, scrubber, mover: Arc::default() })
+    };
+    let pools: Vec<OpenPool> = config.pools.iter().map(open).collect::<anyhow::Result<_>>()?;
+    // Two devices of a pool that each went its own way, or one that was copied block by block.
+    for (nth, open) in pools.iter().enumerate() {
+        let id = open.pool.info().id;
+        if let Some(other) = pools[..nth].iter().find(|other| other.pool.info().id == id) {
+            anyhow::bail!(
+                "{} and {} both hold the pool {id}: remove the one that is not to be served from the configuration",
+                other.path(),
+                open.path()
+            );
+        }
+    }
+    Ok(pools)
+}
+
+/// A pool that was moved to a spare has no device any more where the configuration says.
+fn cannot_be_opened(path: &str, spares: &[Arc<dyn Device>]) -> String {
+    let whole = spares.iter().find_map(|spare| Some((spare.info().path, Pool::is_on(&**spare)?)));
+    match whole {
+        None => format!("pool {path} cannot be opened"),
+        Some((spare, pool)) => format!(
+            "pool {path} cannot be opened; the pool {pool} is on the spare {spare}: if it was moved there, name {spare} under `pools` \
+             in the configuration instead"
+        ),
+    }
 }
 
 fn open_identity(config: &NodeConfig) -> anyhow::Result<Arc<LocalSigner>> {

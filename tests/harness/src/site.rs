@@ -11,7 +11,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use admin::api::{CreateBucket, CreateUser, CreatedAccessKey, NodeStatus, Wiped};
+use admin::api::{
+    CreateBucket, CreateUser, CreatedAccessKey, NodeStatus, OrderScrub, PoolCheck, PoolStatus, ScrubAction,
+    Wiped,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use config::{
@@ -36,7 +39,7 @@ use nix::sys::signal::Signal;
 use pool::{CreateOptions, Pool};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use units::{ByteLen, NodeId};
+use units::{ByteLen, NodeId, PoolId};
 
 use crate::hardware::Machine;
 use crate::process::{Process, program, wait_for};
@@ -615,6 +618,31 @@ impl Site {
         kind: VolumeKind,
         size_bytes: u64,
     ) -> Result<VolumeEntry, ClientError> {
+        self.try_create_volume_on(label, kind, size_bytes, None)
+    }
+
+    /// Makes a volume through the keyholder, in the pool whose device has this path.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub fn create_volume_on(
+        &self,
+        path: &str,
+        label: &str,
+        kind: VolumeKind,
+        size_bytes: u64,
+    ) -> VolumeEntry {
+        let pool = Some(self.pool_on(path).pool);
+        self.try_create_volume_on(label, kind, size_bytes, pool).expect("a new volume")
+    }
+
+    fn try_create_volume_on(
+        &self,
+        label: &str,
+        kind: VolumeKind,
+        size_bytes: u64,
+        pool: Option<PoolId>,
+    ) -> Result<VolumeEntry, ClientError> {
         let request = CreateVolume {
             label: label.to_owned(),
             node: "node".to_owned(),
@@ -623,9 +651,43 @@ impl Site {
             on_seal: self.spec.on_seal,
             integrity: keyholder::api::VolumeIntegrity::default(),
             limits: keyholder::api::VolumeLimits::default(),
-            pool: None,
+            pool,
         };
         self.wait(self.keyholder_as(Role::Operator, "op").post("/v1/volumes", &request))
+    }
+
+    /// The node's pool whose device has this path.
+    ///
+    /// # Panics
+    /// Where it has none.
+    pub fn pool_on(&self, path: &str) -> PoolStatus {
+        let pools = self.status().pools;
+        let found = pools.iter().find(|pool| pool.path == path);
+        found.unwrap_or_else(|| panic!("no pool on {path}: {pools:?}")).clone()
+    }
+
+    /// Has the pool on this device checked and scrubbed: nothing in it may be damaged.
+    ///
+    /// # Panics
+    /// Where something is.
+    pub fn expect_sound_pool(&self, path: &str) {
+        let pool = self.pool_on(path);
+        assert!(!pool.failed && pool.damaged_sectors == 0, "{pool:?}");
+        let (admin, of_pool) = (self.node_admin(), format!("/v1/pools/{}", pool.pool));
+        let report: PoolCheck = self.wait(admin.get(&format!("{of_pool}/check"))).expect("a report");
+        assert!(report.sound && report.problems.is_empty(), "{report:?}");
+        let order = OrderScrub { action: ScrubAction::Restart };
+        let _: PoolStatus = self.wait(admin.post(&format!("{of_pool}/scrub"), &order)).expect("a scrub");
+        wait_for("a scrubbed pool", PATIENCE, || {
+            let scrub = self.pool_on(path).scrub;
+            match &scrub.last {
+                Some(last) if scrub.passes > pool.scrub.passes => {
+                    assert!(last.damaged_sectors == 0 && last.bytes_compared > 0, "{last:?}");
+                    Ok(())
+                }
+                _ => Err(format!("{scrub:?}")),
+            }
+        });
     }
 
     /// Waits until every volume is served.
@@ -943,6 +1005,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         lease_ms_max: 300_000,
         drain_s: spec.drain_s,
         allow_mlock: false,
+        spares: Vec::new(),
         listen: NodeListen {
             peers: None,
             key: free_port(),

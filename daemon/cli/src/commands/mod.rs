@@ -22,6 +22,7 @@ mod pki;
 mod policy;
 mod pool;
 pub(crate) mod provision;
+mod replace;
 mod replication;
 mod schedule;
 mod scrub;

@@ -94,6 +94,7 @@ impl PlannedNode<'_> {
             lease_ms_max: 300_000,
             drain_s: self.drain_s,
             allow_mlock: false,
+            spares: Vec::new(),
             listen: self.listen.clone(),
             tls: NodeTls {
                 trust_domain: trust.trust_domain,

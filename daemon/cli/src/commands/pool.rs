@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use admin::api::{PoolCheck, PoolProblem, PoolStatus, ScrubAction};
+use admin::api::{PoolCheck, PoolProblem, PoolStatus, ReplaceAction, ScrubAction};
 use device::{Device, FileDevice, OpenOptions};
 use pool::{CreateOptions, Pool, PoolInfo, VolumeInfo};
 use units::{ByteLen, PoolId, SectorCount};
 
 use crate::args::PoolCommand;
 use crate::commands::wait;
-use crate::commands::{heal, scrub};
+use crate::commands::{heal, replace, scrub};
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
 use crate::output::{Output, table};
@@ -36,7 +36,21 @@ pub(crate) fn run(
         PoolCommand::Check { path: None, pool: None, .. } => {
             Err(Failure::usage("no pool is named", "give its disk or file, or --pool ID of a running node"))
         }
-        PoolCommand::Repair { path } => repair(path, output),
+        PoolCommand::Repair { path, replacement_lost } => repair(path, *replacement_lost, output),
+        PoolCommand::Status { pool, node } => {
+            replace::status(*pool, node.node.as_deref(), &connections()?, output)
+        }
+        PoolCommand::Replace { pool, device, rate, force, cancel: _, wait, node } => {
+            let action = match device {
+                Some(device) => ReplaceAction::Start {
+                    device: device.display().to_string(),
+                    bytes_per_second: rate.map(|rate| rate.0),
+                    force: *force,
+                },
+                None => ReplaceAction::Cancel,
+            };
+            replace::run((*pool, node.node.as_deref()), &action, *wait, &connections()?, output)
+        }
         PoolCommand::Scrub { pool, start, stop, restart, wait, node } => {
             let actions =
                 [(*start, ScrubAction::Start), (*stop, ScrubAction::Stop), (*restart, ScrubAction::Restart)];
@@ -137,7 +151,8 @@ fn check(report: &PoolCheck, output: Output) -> Done {
 }
 
 /// Opening mends what can be mended; where the check finds more, nothing is opened.
-fn repair(path: &Path, output: Output) -> Done {
+fn repair(path: &Path, replacement_lost: bool, output: Output) -> Done {
+    let kept = replacement_lost && Pool::keep_on(&*open(path)?)?;
     let report = device_report(path)?;
     if !report.sound {
         return check(&report, output);
@@ -145,6 +160,7 @@ fn repair(path: &Path, output: Output) -> Done {
     let pool = Pool::open(open(path)?)?;
     pool.flush()?;
     let mended = match (report.damaged_superblock, report.unfinished_unmaps) {
+        _ if kept => "The pool stays here",
         (None, 0) => "There was nothing to mend",
         _ => "Mended",
     };

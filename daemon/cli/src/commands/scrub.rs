@@ -62,7 +62,7 @@ pub(crate) fn run(
     }
 }
 
-async fn ask_for(client: &HttpsClient, pool: PoolId) -> Done<PoolStatus> {
+pub(crate) async fn ask_for(client: &HttpsClient, pool: PoolId) -> Done<PoolStatus> {
     let pools: Vec<PoolStatus> = client.get("/v1/pools").await?;
     pools.into_iter().find(|status| status.pool == pool).ok_or_else(|| {
         Failure::usage(
