@@ -94,7 +94,8 @@ pub(crate) fn check_key(key: &str) -> Done {
     if has_url(key) {
         return Ok(());
     }
-    let what = if key.is_empty() { "its key would be empty" } else { "its key has a segment \".\" or \"..\"" };
+    let what =
+        if key.is_empty() { "its key would be empty" } else { "its key has a segment \".\" or \"..\"" };
     Err(Failure::local(
         format!("{what}, and a URL cannot name it; give it another name"),
         "rename it with a program that sends keys as they are",

@@ -156,7 +156,8 @@ impl State {
             ("PUT", Some(_)) => Answer::error(403, "AccessDenied"),
             ("PUT", None) => {
                 let is_kept = |name: &String| name.starts_with("x-amz-meta-");
-                let metadata = request.headers.clone().into_iter().filter(|(name, _)| is_kept(name)).collect();
+                let metadata =
+                    request.headers.clone().into_iter().filter(|(name, _)| is_kept(name)).collect();
                 let object = Object { metadata, ..Object::new(&request.body, self.now) };
                 let mut answer = Answer::new(200, "");
                 answer.headers.push(("etag".to_owned(), format!("\"{}\"", object.etag)));
@@ -320,7 +321,10 @@ fn a_key_that_no_url_names_is_neither_read_nor_written_and_fails_the_run() {
         let (report, status) = report(&mirror.run("s3://b/old", "s3://b", more));
         assert_eq!(status, 1, "{report}");
         assert_eq!(failed(&report), ["old/", "old/../other/k", "old/./c", "old/a/../b"], "{report}");
-        assert_eq!((&report["copied"], &report["unchanged"], &report["gone"]), (&0.into(), &1.into(), &0.into()));
+        assert_eq!(
+            (&report["copied"], &report["unchanged"], &report["gone"]),
+            (&0.into(), &1.into(), &0.into())
+        );
     }
     assert_eq!(to.writes(), Vec::<String>::new());
     let asked = from.state().requests.clone();
@@ -387,7 +391,10 @@ fn what_is_overwritten_while_it_is_copied_is_copied_the_next_time() {
     to.put("in/parted", Object::new(b"X", 20));
     let (said, _) = report(&mirror.run("s3://b", "s3://b/in", &[]));
     assert_eq!((&said["copied"], &said["unchanged"]), (&1.into(), &2.into()), "{said}");
-    assert_eq!((to.content("in/plain").unwrap(), to.content("in/parted").unwrap()), (b"X".to_vec(), b"B".to_vec()));
+    assert_eq!(
+        (to.content("in/plain").unwrap(), to.content("in/parted").unwrap()),
+        (b"X".to_vec(), b"B".to_vec())
+    );
 }
 
 #[test]

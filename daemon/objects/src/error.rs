@@ -134,7 +134,9 @@ pub enum StoreError {
     #[error("the object is not encrypted under a customer's key")]
     CustomerKeyUnexpected,
     /// The key was lent and went with a wipe or a lease, or it may be one of those that have not been lent since: it is on its way.
-    #[error("the key {name} is not on this node yet: send the request again when the compute tier has pushed it")]
+    #[error(
+        "the key {name} is not on this node yet: send the request again when the compute tier has pushed it"
+    )]
     NamedKeyAway {
         /// Which.
         name: String,

@@ -304,7 +304,10 @@ mod tests {
         keys.lend("photos", SimulatedKey::new(1));
         keys.take_back("photos", KeyAway::Revoked);
         keys.take_all_back();
-        assert!(matches!(keys.open(&made.sealed), Err(StoreError::NamedKeyRevoked { .. })), "as before the wipe");
+        assert!(
+            matches!(keys.open(&made.sealed), Err(StoreError::NamedKeyRevoked { .. })),
+            "as before the wipe"
+        );
     }
 
     #[test]

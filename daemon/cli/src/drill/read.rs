@@ -168,7 +168,9 @@ async fn objects(site: &Site, quick: bool, bar: &ProgressBar, read: &mut Read) -
     match unnamed {
         None => Ok(()),
         Some((count, first)) => Err(Failure::local(
-            format!("{count} objects have keys that no URL names and were not read, the first of them {first}"),
+            format!(
+                "{count} objects have keys that no URL names and were not read, the first of them {first}"
+            ),
             "all others were read; give these other names",
         )),
     }

@@ -74,7 +74,8 @@ fn places_of((from, source): (&url::Url, &Place), (to, target): (&url::Url, &Pla
 
 /// Opens the file and locks it until it is closed; `None` where another run has it.
 fn lock(path: &Path) -> std::io::Result<Option<File>> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),

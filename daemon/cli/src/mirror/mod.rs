@@ -235,8 +235,8 @@ impl Mirror {
             let next = comparison.next_candidate().await?;
             Done::Ok(next.map(|candidate| (candidate, comparison)))
         });
-        let copies = candidates
-            .map_ok(|candidate| async move { Done::Ok(self.outcome(&candidate, arguments).await) });
+        let copies =
+            candidates.map_ok(|candidate| async move { Done::Ok(self.outcome(&candidate, arguments).await) });
         let mut outcomes = std::pin::pin!(copies.try_buffer_unordered(usize::from(arguments.at_once)));
         while let Some(outcome) = outcomes.next().await {
             match outcome? {

@@ -123,7 +123,8 @@ impl Changes<'_> {
     }
 
     fn takes_event(&self, destination: &str) -> Result<bool, StoreError> {
-        let is_named = self.destinations.known().named.as_ref().is_none_or(|named| named.contains(destination));
+        let is_named =
+            self.destinations.known().named.as_ref().is_none_or(|named| named.contains(destination));
         if !self.takes_events || !is_named {
             return Ok(false);
         }

@@ -297,12 +297,12 @@ fn a_replica_that_is_given_its_content_again_holds_up_no_other() {
     let other = VolumeId([2; 16]);
     for (volume, first) in [(VOLUME, 10), (other, 20)] {
         let written = source.create_volume(spec(volume.0[0], SECTORS)).unwrap();
-        written.write(Lba(0), EPOCH, &sealed(100..140)).unwrap();
+        written.write(Lba(0), EPOCH, sealed(100..140)).unwrap();
         source.create_snapshot(volume, id(first), 0).unwrap();
         written.unmap(Lba(0), SectorCount(10)).unwrap();
-        written.write(Lba(10), EPOCH, &sealed(200..230)).unwrap();
+        written.write(Lba(10), EPOCH, sealed(200..230)).unwrap();
         source.create_snapshot(volume, id(first + 1), 0).unwrap();
-        written.write(Lba(5), EPOCH, &sealed(300..310)).unwrap();
+        written.write(Lba(5), EPOCH, sealed(300..310)).unwrap();
         source.create_snapshot(volume, id(first + 2), 0).unwrap();
     }
     let (device, target) = roomy_pool();

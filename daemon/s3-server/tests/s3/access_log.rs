@@ -112,7 +112,10 @@ async fn every_request_to_a_bucket_is_a_line_with_what_it_was() {
     let get = find("REST.GET.OBJECT", "206");
     assert_eq!((get[11].as_str(), get[12].as_str()), ("4", "12"), "sent, and the whole");
     assert_eq!(get[8], "GET /bucket/dir/a%20b HTTP/1.1");
-    assert_eq!((get[15].as_str(), get[16].as_str()), ("https://example.com/page?a=1&X-Amz-Signature=-", "agent/1 %22x%22"));
+    assert_eq!(
+        (get[15].as_str(), get[16].as_str()),
+        ("https://example.com/page?a=1&X-Amz-Signature=-", "agent/1 %22x%22")
+    );
     assert_eq!(get[5], got.headers["x-amz-request-id"]);
     let missing = find("REST.GET.OBJECT", "404");
     assert_eq!((missing[10].as_str(), missing[7].as_str()), ("NoSuchKey", "missing"));
