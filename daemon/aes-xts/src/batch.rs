@@ -182,6 +182,14 @@ impl<'a> Cipher<'a> {
     }
 }
 
+/// Where a batch is read and written, and how long it is.
+pub(crate) fn ends(source: &[u8], target: &mut [u8]) -> Result<(*const u8, *mut u8, usize), BatchError> {
+    if source.len() != target.len() {
+        return Err(BatchError::Lengths { from: source.len(), into: target.len() });
+    }
+    Ok((source.as_ptr(), target.as_mut_ptr(), target.len()))
+}
+
 impl Kernel {
     /// Encrypts or decrypts `data` in place. Returns the number of blocks that went through the cipher, for the count that
     /// bounds a key's use.
@@ -212,16 +220,7 @@ impl Kernel {
         sectors: Sectors,
         (source, target): (&[u8], &mut [u8]),
     ) -> Result<u64, BatchError> {
-        if source.len() != target.len() {
-            return Err(BatchError::Lengths { from: source.len(), into: target.len() });
-        }
-        self.checked(
-            direction,
-            schedule,
-            scratch,
-            sectors,
-            (source.as_ptr(), target.as_mut_ptr(), target.len()),
-        )
+        self.checked(direction, schedule, scratch, sectors, ends(source, target)?)
     }
 
     /// `source` readable and `target` writable for `len`, the same or apart: both callers have slices of that length.

@@ -3,7 +3,7 @@
 //! Opening decrypts before it is known whether a tag matches: the caller compares every tag with what is stored before any
 //! of the plaintext leaves its hands, and zeroes it otherwise.
 
-use crate::batch::{BLOCK_BYTES, BatchError, Cipher, Direction, Job, Sectors};
+use crate::batch::{BLOCK_BYTES, BatchError, Cipher, Direction, Job, Sectors, ends};
 use crate::kernel::Kernel;
 use crate::polyval::dot;
 use crate::portable;
@@ -43,11 +43,7 @@ impl Cipher<'_> {
         (source, target): (&[u8], &mut [u8]),
         records: &mut [Record],
     ) -> Result<u64, BatchError> {
-        if source.len() != target.len() {
-            return Err(BatchError::Lengths { from: source.len(), into: target.len() });
-        }
-        let ends = (source.as_ptr(), target.as_mut_ptr(), target.len());
-        let job = self.job(Direction::Encrypt, sectors, ends)?;
+        let job = self.job(Direction::Encrypt, sectors, ends(source, target)?)?;
         self.tagged(&job, tag_key, binding, records)
     }
 
@@ -64,11 +60,7 @@ impl Cipher<'_> {
         (source, target): (&[u8], &mut [u8]),
         records: &mut [Record],
     ) -> Result<u64, BatchError> {
-        if source.len() != target.len() {
-            return Err(BatchError::Lengths { from: source.len(), into: target.len() });
-        }
-        let ends = (source.as_ptr(), target.as_mut_ptr(), target.len());
-        let job = self.job(Direction::Decrypt, sectors, ends)?;
+        let job = self.job(Direction::Decrypt, sectors, ends(source, target)?)?;
         self.tagged(&job, tag_key, binding, records)
     }
 
