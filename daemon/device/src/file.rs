@@ -18,7 +18,7 @@ use nix::sys::uio::{pread, pwrite, pwritev};
 use nix::unistd::{fdatasync, fsync};
 use units::{ByteLen, ByteOffset, SECTOR_BYTES, SectorCount};
 
-use crate::ring::{Ring, Stop};
+use crate::ring::{PIECES_AT_ONCE, Ring, Stop};
 use crate::{
     Device, DeviceError, DeviceErrorKind, DeviceInfo, DeviceKind, Metadata, Operation, Sealed, SealedSlice,
     SectorBuf,
@@ -264,9 +264,6 @@ fn while_held<T, E>(
         }
     }
 }
-
-/// Pieces that the system takes at once (UIO_MAXIOV of linux/uio.h).
-const PIECES_AT_ONCE: usize = 1024;
 
 fn len_of(pieces: &[&[u8]]) -> ByteLen {
     ByteLen(pieces.iter().map(|piece| piece.len() as u64).sum())

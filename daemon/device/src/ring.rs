@@ -185,7 +185,7 @@ impl Ring {
 }
 
 /// Pieces that the kernel takes at once (UIO_MAXIOV of linux/uio.h).
-const PIECES_AT_ONCE: usize = 1024;
+pub(crate) const PIECES_AT_ONCE: usize = 1024;
 
 fn entry(way: Way, left: &Left, nth: usize) -> Entry {
     // The kernel moves less than 2 GiB at once and says how much. It has read the list of pieces when the call that submits it

@@ -729,12 +729,12 @@ impl Core {
 
     /// Step 16, a part of it: as much as a round of `added` sectors must place for the log and memory not to fill up.
     fn place_some(&self, added: u64) -> Result<(), PoolError> {
-        let waiting = self.placement.sectors();
-        if self.placement.in_memory() <= self.buffer_sectors() / 2 {
+        let in_memory = self.placement.in_memory();
+        if in_memory <= self.buffer_sectors() / 2 {
             return Ok(());
         }
         let share = (2 * added).max(PLACED_AT_ONCE_MIN);
-        let most = if self.placement.in_memory() > self.buffer_sectors() { waiting } else { share };
+        let most = if in_memory > self.buffer_sectors() { self.placement.sectors() } else { share };
         self.place(most)
     }
 
