@@ -2,17 +2,21 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use harness::site::PATIENCE;
-use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use crate::at_exit::next_event;
 
-/// The name of the threads on which a node serves.
-const NAME: &str = "nightlatchd";
+/// The thread that scrubs the node's first pool: the third stage of a wipe waits for it, and nobody who is answered does. A
+/// thread of the runtime may be given what somebody waits for while it is held, and the node would answer no more.
+const NAME: &str = "scrub-0";
+
+/// Between two tries to find it at rest.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A held thread. The node is killed when this is dropped without [`Held::release`].
 #[derive(Debug)]
@@ -23,16 +27,16 @@ pub struct Held {
 }
 
 impl Held {
-    /// Holds a serving thread of node `pid` that has nothing to do: the newest, which is none of those that wait for sockets.
+    /// Holds the thread of node `pid` that scrubs, while it has nothing to do.
     ///
     /// # Panics
-    /// Where there is none, or tracing is not allowed (run the tests as root).
-    pub fn idle(pid: u32) -> Self {
+    /// Where there is none, it never rests, or tracing is not allowed (run the tests as root).
+    pub fn at_rest(pid: u32) -> Self {
         let (release, releases) = channel();
         let (holds, is_held) = channel();
         let tracer = std::thread::spawn(move || hold(pid, &holds, &releases));
         let held = Self { release: Some(release), tracer: Some(tracer) };
-        is_held.recv().expect("a thread that waits for work");
+        is_held.recv().expect("a thread that scrubs and rests");
         held
     }
 
@@ -58,42 +62,33 @@ impl Drop for Held {
 }
 
 fn hold(pid: u32, holds: &Sender<()>, releases: &Receiver<()>) {
-    let Some(thread) = serving_threads(pid).into_iter().rev().find(|thread| stops_idle(*thread)) else {
-        return;
-    };
+    let thread = scrubbing_thread(pid);
+    let begun = Instant::now();
+    while !stops_idle(thread) {
+        assert!(begun.elapsed() < PATIENCE, "thread {thread} never rests");
+        std::thread::sleep(LOOK_EVERY);
+    }
     let _ = holds.send(());
     if releases.recv().is_ok() {
         ptrace::detach(thread, None).expect("a stopped thread goes on");
     }
 }
 
-/// The threads of that name but the first, the oldest first.
-fn serving_threads(pid: u32) -> Vec<Pid> {
+fn scrubbing_thread(pid: u32) -> Pid {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running node");
-    let mut threads: Vec<i32> = tasks
+    let thread = tasks
         .flatten()
-        .filter(|task| {
-            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == NAME)
-        })
-        .map(|task| task.file_name().to_string_lossy().parse().expect("a number"))
-        .filter(|thread| u32::try_from(*thread) != Ok(pid))
-        .collect();
-    threads.sort_unstable();
-    threads.into_iter().map(Pid::from_raw).collect()
+        .find(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == NAME))
+        .expect("a thread that scrubs");
+    Pid::from_raw(thread.file_name().to_string_lossy().parse().expect("a number"))
 }
 
 /// Stops a thread; `true` where it waits to be woken by another, and stays stopped.
 fn stops_idle(thread: Pid) -> bool {
-    match ptrace::seize(thread, ptrace::Options::PTRACE_O_EXITKILL) {
-        Ok(()) => {}
-        Err(Errno::ESRCH) => return false,
-        Err(errno) => panic!("tracing: {errno}; run the tests as root"),
-    }
-    // It fails where the thread has ended, which is told next.
-    let _ = ptrace::interrupt(thread);
-    if !matches!(next_event(thread, PATIENCE), WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)) {
-        return false;
-    }
+    ptrace::seize(thread, ptrace::Options::PTRACE_O_EXITKILL).expect("run the tests as root");
+    ptrace::interrupt(thread).expect("a traced thread");
+    let event = next_event(thread, PATIENCE);
+    assert!(matches!(event, WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)), "{event:?}");
     let call = ptrace::getregs(thread).expect("a stopped thread").orig_rax;
     let is_idle = i64::try_from(call) == Ok(libc::SYS_futex);
     if !is_idle {

@@ -50,7 +50,7 @@ fn prepared() -> (Site, Variable) {
 /// Has power fail while one of the node's threads cannot run, and so cannot be wiped: the third stage waits for it.
 fn lose_power_and_stop_at_the_second_stage(site: &mut Site) -> Held {
     let before = times_not_reached(site);
-    let held = Held::idle(site.node().pid());
+    let held = Held::at_rest(site.node().pid());
     site.lose_power();
     wait_for("a third stage that is not reached", PATIENCE, || {
         if times_not_reached(site) > before { Ok(()) } else { Err(site.node().tail()) }
