@@ -10,13 +10,17 @@
 //!   ended: those are waited for before the snapshot is there.
 //! - What no volume or snapshot sees stays unseen: views are made of views, so it is free for good. `collect` finds it, the
 //!   snapshot of the next commit takes it out of the map, and its record is freed behind the records of what hides it
-//!   (`commit.rs`). Until then it is in the map, so that whoever trims what hides it makes a hole there.
+//!   (`commit.rs`). Until then it is in the map, so that whoever trims what hides it makes a hole there. Nothing is moved into
+//!   it any more (`fold.rs`).
+//! - Whoever looks at a branch looks at one of its `seen` moments. What was born between two neighbouring ones is seen together
+//!   or not at all, and when the earlier of the two is seen no more, what that changes lies in the places that were born up to
+//!   the later one: `born` has them.
 //! - Within one moment presence wins over holes, so neither has to be changed with the other.
 //! - Locks are taken in the order volume, branch, branches below it, extent, dirty list. None is held across device input or
 //!   output.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, Range};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use units::VolumeEpoch;
@@ -42,7 +46,7 @@ pub(crate) struct Branch {
     below: Vec<(Arc<Branch>, Moment)>,
     /// Extents that were in the branches below when this one was made: in so many places it may need holes.
     pub(crate) inherited: u64,
-    extent_sectors: u32,
+    pub(crate) extent_sectors: u32,
     map: RwLock<Map>,
 }
 
@@ -57,15 +61,19 @@ pub(crate) struct Unseen {
 }
 
 #[derive(Debug, Default)]
-struct Map {
-    extents: BTreeMap<Place, Arc<Extent>>,
-    holes: BTreeMap<Place, Arc<Extent>>,
+pub(crate) struct Map {
+    pub(crate) extents: BTreeMap<Place, Arc<Extent>>,
+    pub(crate) holes: BTreeMap<Place, Arc<Extent>>,
     /// The moments that volumes, snapshots and the branches above look at.
-    seen: BTreeMap<Moment, Seen>,
+    pub(crate) seen: BTreeMap<Moment, Seen>,
+    /// Places born later than the first of these: by moment, and which extent of the volume.
+    born: BTreeSet<(Moment, u64)>,
+    /// Extents of the volume that have several places where one would do, by the moment of the last that is known to be so.
+    pub(crate) to_fold: BTreeSet<(Moment, u64)>,
 }
 
 #[derive(Debug)]
-struct Seen {
+pub(crate) struct Seen {
     views: u32,
     /// The first extent of the volume that is past the end for all of them. A branch above that has become longer has holes
     /// there (`hide_past_end`).
@@ -77,6 +85,20 @@ struct Seen {
 pub(crate) struct View {
     pub(crate) branch: Arc<Branch>,
     pub(crate) moment: Moment,
+}
+
+/// A moment of a branch that a view no longer looks at.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) branch: Arc<Branch>,
+    pub(crate) moment: Moment,
+    /// Whether anybody else does.
+    pub(crate) still_seen: bool,
+    /// The moments before and after it that are seen.
+    pub(crate) before: Option<Moment>,
+    pub(crate) after: Option<Moment>,
+    /// Extents of the volume of which less may be seen now.
+    pub(crate) logicals: Vec<u64>,
 }
 
 /// An extent, or holes, that a view has for one extent of the volume.
@@ -150,7 +172,7 @@ impl View {
         if let Some(seen) = self.branch.map_mut().seen.get_mut(&self.moment) {
             seen.end = end;
         }
-        self.branch.collect_all(core);
+        self.branch.collect_from(core, end);
         core.unmapped();
     }
 
@@ -161,30 +183,15 @@ impl View {
         }
     }
 
-    /// Counts one fewer, and gives what nobody sees any more to the next commit to free.
-    pub(crate) fn detach(&self, core: &Core) {
-        for (branch, moment) in self.levels() {
-            let mut map = branch.map_mut();
-            if let Some(seen) = map.seen.get_mut(&moment) {
-                seen.views -= 1;
-                if seen.views == 0 {
-                    map.seen.remove(&moment);
-                }
-            }
-            if map.seen.is_empty() {
-                // No record each: entries that name a branch nobody looks at are free.
-                let extents = std::mem::take(&mut map.extents).into_values();
-                let holes = std::mem::take(&mut map.holes).into_values();
-                let retired = extents.chain(holes).map(|extent| Retired { extent, needs_record: false });
-                lock(&core.dirty).cut.extend(retired);
-                drop(map);
-                core.holes.forget_inherited(branch.inherited);
-            } else {
-                drop(map);
-                branch.collect_all(core);
-            }
-        }
+    /// Counts one fewer, and gives what nobody sees any more to the next commit to free. What that was; what branches above
+    /// hide of it is the caller's to look for.
+    pub(crate) fn detach(&self, core: &Core) -> Vec<Left> {
+        let left: Vec<Left> =
+            self.levels().filter_map(|(branch, moment)| branch.leave(core, moment)).collect();
+        // Behind all of it: who looks at something through a branch alone is counted in that and in those below.
+        left.iter().for_each(|left| left.branch.look_at(core, &left.logicals));
         core.unmapped();
+        left
     }
 
     /// What the view has of each of these extents of the volume that it has anything of, what hides before what is
@@ -268,11 +275,11 @@ impl Branch {
         Arc::new(Self { id, account, below, inherited, extent_sectors, map: RwLock::default() })
     }
 
-    fn map(&self) -> RwLockReadGuard<'_, Map> {
+    pub(crate) fn map(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
+    pub(crate) fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
         self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -285,6 +292,34 @@ impl Branch {
         map.holes = holes.into_iter().collect();
     }
 
+    /// One looks at this moment no more. `None` where nobody is left who looks at the branch: all of it is given to the next
+    /// commit.
+    fn leave(self: &Arc<Self>, core: &Core, moment: Moment) -> Option<Left> {
+        let mut map = self.map_mut();
+        let seen = map.seen.get_mut(&moment)?;
+        seen.views -= 1;
+        let (still_seen, end) = (seen.views > 0, seen.end);
+        if !still_seen {
+            map.seen.remove(&moment);
+        }
+        if map.seen.is_empty() {
+            // No record each: entries that name a branch nobody looks at are free.
+            let Map { extents, holes, .. } = std::mem::take(&mut *map);
+            let retired = extents.into_values().chain(holes.into_values());
+            let retired = retired.map(|extent| Retired { extent, needs_record: false });
+            lock(&core.dirty).cut.extend(retired);
+            drop(map);
+            core.holes.forget_inherited(self.inherited);
+            return None;
+        }
+        let before = map.seen.range(..moment).next_back().map(|(moment, _)| *moment);
+        let after = moment.next().and_then(|next| map.seen.range(next..).next()).map(|(moment, _)| *moment);
+        let logicals =
+            if still_seen { Vec::new() } else { map.changed_between(before, (moment, end), after) };
+        map.forget_first();
+        Some(Left { branch: Arc::clone(self), moment, still_seen, before, after, logicals })
+    }
+
     /// The extent at `place`, if there is one, with one writer more.
     pub(crate) fn join(&self, place: Place) -> Option<Arc<Extent>> {
         let map = self.map();
@@ -295,7 +330,13 @@ impl Branch {
 
     /// Makes an extent of `space` at `place`, for one writer; where another was faster its extent is joined and `space`
     /// goes back.
-    pub(crate) fn insert_or_join(&self, place: Place, space: Allocated, epoch: VolumeEpoch) -> Arc<Extent> {
+    pub(crate) fn insert_or_join(
+        &self,
+        core: &Core,
+        place: Place,
+        space: Allocated,
+        epoch: VolumeEpoch,
+    ) -> Arc<Extent> {
         let mut map = self.map_mut();
         if let Some(extent) = map.extents.get(&place) {
             extent.state().add_writer();
@@ -303,6 +344,9 @@ impl Branch {
         }
         let extent = Arc::new(Extent::for_first_write(space, epoch));
         map.extents.insert(place, Arc::clone(&extent));
+        if map.note_born(place) {
+            core.note_folding();
+        }
         extent
     }
 
@@ -367,6 +411,9 @@ impl Branch {
             None => {
                 let extent = Arc::new(Extent::for_first_hole(core.holes.allocate()?));
                 map.holes.insert(place, Arc::clone(&extent));
+                if map.note_born(place) {
+                    core.note_folding();
+                }
                 extent
             }
         };
@@ -388,11 +435,17 @@ impl Branch {
             .map(|(place, _)| *place)
             .filter(|place| place.moment() == moment)
             .collect();
-        cut.iter().filter_map(|place| map.extents.remove(place)).map(Retired::of_living).collect()
+        cut.iter().filter_map(|place| map.take_out(*place, ExtentKind::Data)).collect()
     }
 
     /// Puts an extent on the dirty list, once.
-    fn mark_dirty(self: &Arc<Self>, core: &Core, place: Place, kind: ExtentKind, state: &mut ExtentState) {
+    pub(crate) fn mark_dirty(
+        self: &Arc<Self>,
+        core: &Core,
+        place: Place,
+        kind: ExtentKind,
+        state: &mut ExtentState,
+    ) {
         if !std::mem::replace(&mut state.dirty, true) {
             lock(&core.dirty).extents.push((Arc::clone(self), place, kind));
         }
@@ -402,19 +455,14 @@ impl Branch {
     /// nothing is present and which nobody writes to leaves the map.
     pub(crate) fn take_dirty(&self, place: Place, kind: ExtentKind) -> Option<Taken> {
         let mut map = self.map_mut();
-        let of_kind = match kind {
-            ExtentKind::Data => &mut map.extents,
-            ExtentKind::Holes => &mut map.holes,
-        };
-        let extent = Arc::clone(of_kind.get(&place)?);
+        let extent = Arc::clone(map.of_kind(kind).get(&place)?);
         let mut state = extent.state();
         if !std::mem::take(&mut state.dirty) {
             return None;
         }
         if state.sectors().is_empty() && !state.has_writers() {
-            of_kind.remove(&place);
             drop(state);
-            return Some(Taken::Emptied(Retired::of_living(extent)));
+            return map.take_out(place, kind).map(Taken::Emptied);
         }
         if state.sectors().is_empty() && !state.recorded {
             // Its first writer is still on its way and marks it again.
@@ -434,22 +482,54 @@ impl Branch {
 
     /// Gives all that nobody sees, here and in the branches below, to the next commit to free.
     pub(crate) fn collect_all(self: &Arc<Self>, core: &Core) {
-        let mut from = Place::new(0, Moment(0));
+        self.collect_from(core, 0);
+    }
+
+    /// As [`Self::collect_all`], from this extent of the volume on.
+    fn collect_from(self: &Arc<Self>, core: &Core, first: u64) {
+        let mut from = Place::new(first, Moment(0));
         loop {
-            let map = self.map();
-            let of = |places: &BTreeMap<Place, Arc<Extent>>| -> Vec<u64> {
-                places.range(from..).take(WALK_EXTENTS).map(|(place, _)| place.logical()).collect()
+            let logicals = {
+                let map = self.map();
+                let of = |places: &BTreeMap<Place, Arc<Extent>>| -> Vec<u64> {
+                    places.range(from..).take(WALK_EXTENTS).map(|(place, _)| place.logical()).collect()
+                };
+                let mut logicals = [of(&map.extents), of(&map.holes)].concat();
+                logicals.sort_unstable();
+                logicals.dedup();
+                logicals.truncate(WALK_EXTENTS);
+                logicals
             };
-            let mut logicals = [of(&map.extents), of(&map.holes)].concat();
-            logicals.sort_unstable();
-            logicals.dedup();
-            logicals.truncate(WALK_EXTENTS);
             let Some(last) = logicals.last() else { return };
             from = Place::new(last + 1, Moment(0));
-            let garbage: Vec<Unseen> =
-                logicals.iter().flat_map(|logical| self.collect_in(&map, *logical)).collect();
-            lock(&core.dirty).unseen.extend(garbage);
+            self.look_at(core, &logicals);
         }
+    }
+
+    /// Gives what nobody sees of these extents of the volume, here and in the branches below, to the next commit to free, and
+    /// notes which of them are to be folded.
+    pub(crate) fn look_at(self: &Arc<Self>, core: &Core, logicals: &[u64]) {
+        for part in logicals.chunks(WALK_EXTENTS) {
+            core.looked_at(part.len());
+            let (garbage, to_fold) = {
+                let map = self.map();
+                let garbage: Vec<Unseen> =
+                    part.iter().flat_map(|logical| self.collect_in(&map, *logical)).collect();
+                let to_fold: Vec<_> = part.iter().filter_map(|logical| map.to_fold(*logical)).collect();
+                (garbage, to_fold)
+            };
+            lock(&core.dirty).unseen.extend(garbage);
+            if !to_fold.is_empty() {
+                self.map_mut().to_fold.extend(to_fold);
+                core.note_folding();
+            }
+        }
+    }
+
+    /// Whether all who look at `below` up to `until` do so through this branch.
+    pub(crate) fn is_alone_above(&self, below: &Self, until: Moment) -> bool {
+        let views: u32 = self.map().seen.values().map(|seen| seen.views).sum();
+        below.map().seen.get(&until).is_some_and(|seen| seen.views == views)
     }
 
     fn collect_in(self: &Arc<Self>, map: &Map, logical: u64) -> Vec<Unseen> {
@@ -463,7 +543,12 @@ impl Branch {
         // Extents before holes, those below first: freeing a hole must not show what it hid.
         let mut garbage = self.collect_below(map, logical);
         let extents = map.extents.range(history.clone());
-        let extents = extents.filter(|(place, extent)| self.is_unseen_extent(map, **place, &extent.state()));
+        let extents = extents.filter(|(place, extent)| {
+            let mut state = extent.state();
+            let found = self.is_unseen_extent(map, **place, &state);
+            state.unseen |= found;
+            found
+        });
         garbage.extend(extents.map(unseen));
         let holes = map.holes.range(history);
         let holes = holes.filter(|(place, holes)| self.are_unseen_holes(map, **place, &holes.state()));
@@ -482,7 +567,10 @@ impl Branch {
             let below = branch.map();
             if below.seen.get(until).is_some_and(|seen| seen.views == views) {
                 let unseen = below.extents.range(history.clone()).filter(|(place, extent)| {
-                    below.is_hidden(**place, &extent.state(), (*until, &hidden), self.extent_sectors)
+                    let mut state = extent.state();
+                    let found = below.is_hidden(**place, &state, (*until, &hidden), self.extent_sectors);
+                    state.unseen |= found;
+                    found
                 });
                 garbage.extend(unseen.map(|(place, extent)| Unseen {
                     above: Arc::clone(self),
@@ -539,6 +627,7 @@ impl Branch {
                 self.remove(core, Place::new(sectors / per_extent, moment), kept..self.extent_sectors);
             }
         }
+        self.map_mut().index_all();
         self.collect_all(core);
         let map = self.map();
         for (place, extent) in &map.extents {
@@ -583,19 +672,13 @@ impl Unseen {
     /// Takes it out of its branch's map, unless it has left that already, or is holes and more were added to it.
     pub(crate) fn take(&self) -> Option<Retired> {
         let mut map = self.branch.map_mut();
-        let of_kind = match self.extent.kind() {
-            ExtentKind::Data => &map.extents,
-            ExtentKind::Holes => &map.holes,
+        let kind = self.extent.kind();
+        map.of_kind(kind).get(&self.place).filter(|found| Arc::ptr_eq(found, &self.extent))?;
+        let goes = match kind {
+            ExtentKind::Data => true,
+            ExtentKind::Holes => self.branch.are_unseen_holes(&map, self.place, &self.extent.state()),
         };
-        of_kind.get(&self.place).filter(|found| Arc::ptr_eq(found, &self.extent))?;
-        match self.extent.kind() {
-            ExtentKind::Data => map.extents.remove(&self.place),
-            ExtentKind::Holes if self.branch.are_unseen_holes(&map, self.place, &self.extent.state()) => {
-                map.holes.remove(&self.place)
-            }
-            ExtentKind::Holes => None,
-        }
-        .map(Retired::of_living)
+        if goes { map.take_out(self.place, kind) } else { None }
     }
 
     /// What else nobody sees at its place once it is gone: holes that hid it.
@@ -605,6 +688,86 @@ impl Unseen {
 }
 
 impl Map {
+    fn of_kind(&self, kind: ExtentKind) -> &BTreeMap<Place, Arc<Extent>> {
+        match kind {
+            ExtentKind::Data => &self.extents,
+            ExtentKind::Holes => &self.holes,
+        }
+    }
+
+    pub(crate) fn take_out(&mut self, place: Place, kind: ExtentKind) -> Option<Retired> {
+        let (of_kind, other) = match kind {
+            ExtentKind::Data => (&mut self.extents, &self.holes),
+            ExtentKind::Holes => (&mut self.holes, &self.extents),
+        };
+        let extent = of_kind.remove(&place)?;
+        if !other.contains_key(&place) {
+            self.born.remove(&(place.moment(), place.logical()));
+        }
+        Some(Retired::of_living(extent))
+    }
+
+    /// A place is new: whether with one that was born before, and is not seen apart from it, it is to be folded.
+    fn note_born(&mut self, place: Place) -> bool {
+        let (moment, logical) = (place.moment(), place.logical());
+        self.index(place);
+        let seen = self.seen.range(..moment).next_back().and_then(|(before, _)| before.next());
+        let beside = Place::new(logical, seen.unwrap_or(Moment(0)))..place;
+        let is_second = self.extents.range(beside.clone()).chain(self.holes.range(beside)).next().is_some();
+        let group = if is_second { self.to_fold(logical) } else { None };
+        group.is_some_and(|group| self.to_fold.insert(group))
+    }
+
+    /// Notes when a place was born, where that may ever be asked for.
+    pub(crate) fn index(&mut self, place: Place) {
+        if self.seen.first_key_value().is_some_and(|(first, _)| place.moment() > *first) {
+            self.born.insert((place.moment(), place.logical()));
+        }
+    }
+
+    /// What need not be known to have been born, for nobody looks at anything before it.
+    fn forget_first(&mut self) {
+        let Some((first, _)) = self.seen.first_key_value() else { return };
+        while self.born.first().is_some_and(|(moment, _)| moment <= first) {
+            self.born.pop_first();
+        }
+    }
+
+    /// After opening, when all who look are there.
+    fn index_all(&mut self) {
+        let Some((first, _)) = self.seen.first_key_value() else { return };
+        let places = self.extents.keys().chain(self.holes.keys());
+        let later = places.filter(|place| place.moment() > *first);
+        self.born = later.map(|place| (place.moment(), place.logical())).collect();
+    }
+
+    /// The extents of the volume of which less may be seen when `moment`, which saw as far as `end`, is seen no more: those that
+    /// something was born of up to the next that is seen, or that lie past its end. Where there is no next, nobody sees what was
+    /// born after the one before.
+    fn changed_between(
+        &self,
+        before: Option<Moment>,
+        (moment, end): (Moment, u64),
+        after: Option<Moment>,
+    ) -> Vec<u64> {
+        let behind = |moment: Moment| Bound::Excluded((moment, u64::MAX));
+        let born = match (before, after) {
+            (_, Some(after)) => self.born.range((behind(moment), behind(after))),
+            (Some(before), None) => self.born.range((behind(before), Bound::Unbounded)),
+            (None, None) => return Vec::new(),
+        };
+        let mut logicals: Vec<u64> = born.map(|(_, logical)| *logical).collect();
+        let end_after = after.and_then(|after| self.seen.get(&after)).map_or(end, |seen| seen.end);
+        if end_after < end {
+            let past_end = Place::new(end_after, Moment(0))..;
+            let extents = self.extents.range(past_end.clone());
+            logicals.extend(extents.chain(self.holes.range(past_end)).map(|(place, _)| place.logical()));
+        }
+        logicals.sort_unstable();
+        logicals.dedup();
+        logicals
+    }
+
     /// The moments in which somebody looks at `place`, oldest first.
     fn seen_in(&self, place: Place) -> impl Iterator<Item = Moment> {
         let seen = self.seen.range(place.moment()..).filter(move |(_, seen)| place.logical() < seen.end);

@@ -86,6 +86,7 @@ impl PoolVolume {
         };
         let mut runs = Runs::default();
         let either: BTreeSet<u64> = now.keys().chain(then.keys()).copied().collect();
+        self.core.looked_at(either.len());
         let mut at = range.start;
         for logical in either {
             let part = self.state.part(logical, &range);

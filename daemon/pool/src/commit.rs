@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use device::{Device, DeviceErrorKind, SealedSlice, SectorRecord};
@@ -27,6 +27,7 @@ use crate::checkpoint::{Begun, Changing, PlanRoom};
 use crate::digest::Tables;
 use crate::entry::{BranchId, Mapping, Moment, Place, VolumeEntry};
 use crate::extent::{Content, Extent, ExtentKind, Retired};
+use crate::fold::Emptied;
 use crate::history::{History, Whose};
 use crate::holes::HoleTable;
 use crate::layout::Layout;
@@ -36,6 +37,7 @@ use crate::placement::{Placement, Waiting};
 use crate::presence::Presence;
 use crate::records::{RecordStore, SectorId};
 use crate::superblock::Superblock;
+use crate::volume::Reading;
 use crate::{CrashStep, DamageHook, FORMAT_VERSION, FoundDamage, Limits, PoolError, StepHook};
 
 /// Most sectors of a write that goes to memory where its place is free: 64 KiB.
@@ -87,6 +89,12 @@ pub(crate) struct Core {
     /// Sectors that were read and were not what was written.
     damaged: AtomicU64,
     failed: OnceLock<Arc<PoolError>>,
+    /// Reads that began before somebody came to look at something else.
+    old_reads: Mutex<Vec<Arc<Reading>>>,
+    /// Whether some branch has something to fold.
+    folding_due: AtomicBool,
+    /// Extents of volumes that were looked at, for what nobody sees any more or for what differs.
+    looked_at: AtomicU64,
     on_step: Option<StepHook>,
     on_damage: Option<DamageHook>,
 }
@@ -104,6 +112,8 @@ pub(crate) struct Dirty {
     pub(crate) cut: Vec<Retired>,
     /// Extents that nobody sees any more, in the order in which they must be freed.
     pub(crate) unseen: Vec<Unseen>,
+    /// What was folded into another place.
+    pub(crate) folded: Vec<Emptied>,
 }
 
 /// The disk's side: only who holds it writes metadata.
@@ -260,6 +270,9 @@ impl Core {
             discard_works: AtomicBool::new(true),
             damaged: AtomicU64::new(0),
             failed: OnceLock::new(),
+            old_reads: Mutex::default(),
+            folding_due: AtomicBool::new(false),
+            looked_at: AtomicU64::new(0),
             on_step,
             on_damage,
         }
@@ -339,6 +352,46 @@ impl Core {
     /// Sectors that may wait in memory for a flush, and as many behind it for their placing: a log's worth at most.
     fn buffer_sectors(&self) -> u64 {
         BUFFER_SECTORS_MAX.min(self.layout.log_blocks() / 2)
+    }
+
+    /// Whoever looks at something else now may have left these reads behind.
+    pub(crate) fn leave_behind(&self, mut reads: Arc<Reading>) {
+        if !reads.has_ended() {
+            let mut old = lock(&self.old_reads);
+            old.retain_mut(|reads| !reads.has_ended());
+            old.push(reads);
+        }
+    }
+
+    /// Whether reads are on their way that look at what nobody looks at any more.
+    pub(crate) fn has_old_reads(&self) -> bool {
+        let mut old = lock(&self.old_reads);
+        old.retain_mut(|reads| !reads.has_ended());
+        !old.is_empty()
+    }
+
+    /// Some branch has something to fold.
+    pub(crate) fn note_folding(&self) {
+        self.folding_due.store(true, Ordering::Release);
+    }
+
+    /// Whether some branch has, as far as has been noted since this was asked last.
+    pub(crate) fn is_folding_due(&self) -> bool {
+        self.folding_due.swap(false, Ordering::AcqRel)
+    }
+
+    /// While this is held no commit takes what is dirty.
+    pub(crate) fn not_committing(&self) -> RwLockReadGuard<'_, ()> {
+        self.unmapping.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn looked_at(&self, extents: usize) {
+        self.looked_at.fetch_add(extents as u64, Ordering::Relaxed);
+    }
+
+    /// Extents of volumes that have been looked at since the pool was opened.
+    pub(crate) fn extents_looked_at(&self) -> u64 {
+        self.looked_at.load(Ordering::Relaxed)
     }
 
     /// Counts an unmapping, after it was marked dirty.
@@ -533,11 +586,13 @@ impl Core {
     /// 3. holes, so that what they hide does not show when what is above them goes;
     /// 4. sectors' records, so that none is ever shown without;
     /// 5. extents in use;
-    /// 6. what nobody sees any more, behind what hides it, holes behind what they hid;
+    /// 6. what was folded, behind what it was folded into, the oldest first; what nobody sees any more, behind what hides it, holes
+    ///    behind what they hid;
     /// 7. extents that have become empty, behind what was below them and unseen.
     fn snapshot(&self) -> Snapshot {
         let _alone = self.unmapping.write().unwrap_or_else(PoisonError::into_inner);
-        let Dirty { extents, volumes, chunks, cut, unseen } = std::mem::take(&mut *lock(&self.dirty));
+        let Dirty { extents, volumes, chunks, cut, unseen, mut folded } =
+            std::mem::take(&mut *lock(&self.dirty));
         let volumes =
             volumes.into_iter().map(|(slot, entry)| Record::Volume { slot, entry: Box::new(entry) });
         let mut accounts: Vec<Account> = extents.iter().map(|(branch, ..)| branch.account).collect();
@@ -548,7 +603,7 @@ impl Core {
             taken: Vec::new(),
             whose: Whose::Some(accounts),
         };
-        if snapshot.records.len() + cut.len() + unseen.len() > 0 {
+        if snapshot.records.len() + cut.len() + unseen.len() + folded.len() > 0 {
             snapshot.whose = Whose::All;
         }
         cut.into_iter().for_each(|retired| snapshot.free(retired));
@@ -582,6 +637,11 @@ impl Core {
         snapshot.records.extend(of_sectors);
         snapshot.records.append(&mut used);
         hidden.extend(gone.iter().flat_map(|(unseen, _)| unseen.collect_again()));
+        Emptied::sort(&mut folded);
+        for Emptied { branch, place, retired } in folded {
+            snapshot.free(retired);
+            hidden.extend(branch.collect(place.logical()));
+        }
         gone.into_iter()
             .map(|(_, retired)| retired)
             .chain(emptied)

@@ -3,7 +3,7 @@
 //! An entry says all there is to say of one volume, one snapshot, one extent or the holes of one place, so writing it
 //! twice, or after a later one has been read back from the log, changes nothing.
 
-use units::{DomainId, Fence, Lba, PoolId, SectorCount, VolumeEpoch, VolumeId};
+use units::{DomainId, Fence, Lba, PoolId, SECTORS_MAX, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::bytes::{Decoder, Encoder};
 use crate::layout::{EXTENT_ENTRY_HEADER_BYTES, Layout, VOLUME_ENTRY_BYTES};
@@ -28,15 +28,20 @@ pub(crate) struct Moment(pub(crate) u32);
 
 impl Moment {
     pub(crate) const MAX: Self = Self((1 << MOMENT_BITS) - 1);
-    const _FITS: () = assert!(MOMENT_BITS + LOGICAL_BITS == 64);
+    /// From here on a volume is said to run out of moments: two years before it does, at one a second.
+    pub(crate) const FEW_LEFT: Self = Self(Self::MAX.0 / 8 * 7);
+    const _FITS: () = assert!(MOMENT_BITS + LOGICAL_BITS == 64 && SECTORS_MAX / 16 < 1 << LOGICAL_BITS);
 
     pub(crate) fn next(self) -> Option<Self> {
         (self < Self::MAX).then_some(Self(self.0 + 1))
     }
 }
 
-const MOMENT_BITS: u32 = 24;
-const LOGICAL_BITS: u32 = 40;
+/// At one a second they last for seventeen years.
+const MOMENT_BITS: u32 = 29;
+const LOGICAL_BITS: u32 = 35;
+/// Of a moment on disk these bits come on top, and what versions before 6 did not have below them.
+const MOMENT_LOW_BITS: u32 = 24;
 
 /// Which extent of a volume, and the moment it was born in. In order: all of one extent's history together, oldest
 /// first.
@@ -57,13 +62,18 @@ impl Place {
         Moment(u32::try_from(self.0 & u64::from(Moment::MAX.0)).unwrap_or(0))
     }
 
-    /// On disk the moment comes on top, so that an entry of version 1, which has none, reads as the first.
+    /// On disk the moment comes on top, so that an entry of version 1, which has none, reads as the first. Its low bits come
+    /// above its high ones, which entries before version 6 lack: there they are zero.
     fn to_disk(self) -> u64 {
-        self.0.rotate_right(MOMENT_BITS)
+        let moment = u64::from(self.moment().0);
+        self.logical() | moment >> MOMENT_LOW_BITS << LOGICAL_BITS | moment << (u64::BITS - MOMENT_LOW_BITS)
     }
 
     fn from_disk(bits: u64) -> Self {
-        Self(bits.rotate_left(MOMENT_BITS))
+        let logical = bits & ((1 << LOGICAL_BITS) - 1);
+        let high = bits >> LOGICAL_BITS & ((1 << (MOMENT_BITS - MOMENT_LOW_BITS)) - 1);
+        let moment = high << MOMENT_LOW_BITS | bits >> (u64::BITS - MOMENT_LOW_BITS);
+        Self(logical << MOMENT_BITS | moment)
     }
 }
 
@@ -421,5 +431,20 @@ mod tests {
         assert_eq!((last.logical(), last.moment()), ((1 << LOGICAL_BITS) - 1, Moment::MAX));
         assert_eq!(Place::from_disk(last.to_disk()), last);
         assert_eq!(Place::from_disk(12345), Place::new(12345, Moment(0)));
+    }
+
+    /// What moments have more of since version 6 lies in bits that were zero.
+    #[test]
+    fn a_place_of_version_5_reads_as_it_did_and_each_bit_of_one_of_today_is_kept() {
+        for moment in [0, 1, 77, (1 << MOMENT_LOW_BITS) - 1] {
+            let place = Place::new(SECTORS_MAX / 16, Moment(moment));
+            let before = SECTORS_MAX / 16 | u64::from(moment) << 40;
+            assert_eq!((place.to_disk(), Place::from_disk(before)), (before, place));
+        }
+        for bit in 0..u64::BITS {
+            let place = Place(1 << bit);
+            assert_eq!(Place::from_disk(place.to_disk()), place);
+            assert_eq!(place.to_disk().count_ones(), 1);
+        }
     }
 }

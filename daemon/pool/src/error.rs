@@ -115,7 +115,7 @@ pub enum PoolError {
     TooManyLevels { snapshot: VolumeId },
 
     #[error(
-        "the volume has had 16777216 snapshots in its life, which is the most: roll it back to a last one, or go on with \
+        "the volume has had 536870912 snapshots in its life, which is the most: roll it back to a last one, or go on with \
          a clone"
     )]
     TooManySnapshots,

@@ -43,6 +43,8 @@ pub(crate) struct ExtentState {
     pub(crate) dirty: bool,
     /// Whether the table may name it.
     pub(crate) recorded: bool,
+    /// Whether it was found that nobody sees it any more: the next commit frees it, and nothing is moved into it.
+    pub(crate) unseen: bool,
     /// There while the extent is in use or not all of it is on the device: an open pool has millions that are at rest.
     busy: Option<Box<Busy>>,
 }
@@ -115,7 +117,7 @@ pub(crate) enum Route {
 
 impl ExtentState {
     fn new(sectors: Presence, writers: u32, recorded: bool) -> Self {
-        let mut state = Self { sectors, dirty: false, recorded, busy: None };
+        let mut state = Self { sectors, dirty: false, recorded, unseen: false, busy: None };
         if writers > 0 {
             state.busy().writers = writers;
         }

@@ -27,6 +27,7 @@ mod entry;
 mod epochs;
 mod error;
 mod extent;
+mod fold;
 mod heal;
 mod held;
 mod history;
@@ -59,6 +60,7 @@ pub use check::CheckReport;
 pub use digest::StateHead;
 pub use epochs::EpochUse;
 pub use error::{Damage, PoolError, PoolErrorKind, SuperblockFault};
+pub use fold::FoldStep;
 pub use heal::WantedSector;
 pub use history::{Verdict, Witness};
 pub use load::Problem;
@@ -69,7 +71,7 @@ pub use transfer::{Manifest, Portion};
 pub use volume::{Piece, PoolVolume};
 
 /// The version of the on-disk format that this crate reads and writes (FORMAT.md).
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 /// The oldest version that it reads, and brings to the present one by opening.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Most volumes and snapshots in a pool.

@@ -10,7 +10,7 @@ use units::{ByteLen, Fence, PoolId, SECTORS_MAX, SectorCount, VolumeId};
 
 use crate::allocator::{Account, Allocated, Allocator};
 use crate::blocks::AHEAD;
-use crate::branch::{Branch, View};
+use crate::branch::{Branch, Left, View};
 use crate::commit::{Core, Parts, lock};
 use crate::digest::{StateHead, Tables};
 use crate::entry::{BranchId, Level, Moment, Role, VolumeRecord};
@@ -38,6 +38,8 @@ pub struct Pool {
     /// Held through creating, deleting, snapshotting, resizing and growing: they are rare, and each waits for its own
     /// flush.
     pub(crate) changing: Mutex<()>,
+    /// Held through a step of folding.
+    pub(crate) folding: Mutex<()>,
     /// Taken before it: see [`Turns`].
     pub(crate) turns: Turns,
     repaired: Option<RepairedSuperblock>,
@@ -217,6 +219,7 @@ impl Pool {
             core,
             volumes: Mutex::new(volumes),
             changing: Mutex::new(()),
+            folding: Mutex::new(()),
             turns: Turns::default(),
             repaired,
         };
@@ -394,19 +397,42 @@ impl Pool {
     /// Nobody looks at this any more through what it was taken from: frees what nobody else sees. Durable when it
     /// returns.
     pub(crate) fn leave(&self, view: &View) -> Result<(), PoolError> {
-        view.detach(&self.core);
-        // What branches above hide may now be hidden from everybody.
-        let mut above: BTreeMap<BranchId, Arc<Branch>> = BTreeMap::new();
+        let left = view.detach(&self.core);
+        for left in &left {
+            self.look_above(view, left);
+        }
+        self.core.flush()
+    }
+
+    /// What branches above hide may now be hidden from everybody. Of one that is above a moment beside the one that was left,
+    /// that lies in what changed there; of one that is now the only one above, it may be anything.
+    fn look_above(&self, view: &View, left: &Left) {
+        let mut above: BTreeMap<BranchId, (Arc<Branch>, Moment)> = BTreeMap::new();
         for state in lock(&self.volumes).live.values() {
             let head = state.head();
             let levels: Vec<_> = head.view.levels().collect();
-            let below =
-                |(branch, _): &(&Arc<Branch>, Moment)| view.levels().any(|(left, _)| left.id == branch.id);
-            let upper = levels.iter().rposition(below).unwrap_or(0);
-            above.extend(levels[..upper].iter().map(|(branch, _)| (branch.id, Arc::clone(branch))));
+            let Some(at) = levels.iter().position(|(branch, _)| branch.id == left.branch.id) else {
+                continue;
+            };
+            let until = levels[at].1;
+            above.extend(levels[..at].iter().map(|(branch, _)| (branch.id, (Arc::clone(branch), until))));
         }
-        above.values().for_each(|branch| branch.collect_all(&self.core));
-        self.core.flush()
+        for (branch, until) in above.into_values() {
+            let was_seen_too = |other: Option<Moment>| !left.still_seen && other == Some(until);
+            // Through those that the view itself had above it one fewer looks here as well as there.
+            let one_fewer = left.still_seen
+                && until == left.moment
+                && view.levels().all(|(of_view, _)| of_view.id != branch.id);
+            let last_of_others = was_seen_too(left.before) && left.after.is_none();
+            if was_seen_too(left.before) {
+                branch.look_at(&self.core, &left.logicals);
+            }
+            if (was_seen_too(left.after) || one_fewer || last_of_others)
+                && branch.is_alone_above(&left.branch, until)
+            {
+                branch.collect_all(&self.core);
+            }
+        }
     }
 
     /// Sets a volume's limits. Durable when it returns.
@@ -453,6 +479,21 @@ impl Pool {
     /// has, after `patience` at the latest where there is too little to do. Without such a thread flushes do it.
     pub fn tend(&self, patience: Duration) -> Result<(), PoolError> {
         self.core.tend(patience)
+    }
+
+    /// Extents of volumes that have been looked at since the pool was opened, for what nobody sees any more and for what
+    /// differs: for tests of what that costs.
+    #[doc(hidden)]
+    pub fn extents_looked_at(&self) -> u64 {
+        self.core.extents_looked_at()
+    }
+
+    /// Goes on with a later moment of a volume, as if so many snapshots had been taken of it: for tests of how many it can have.
+    #[doc(hidden)]
+    pub fn skip_moments(&self, id: VolumeId, moments: u32) -> Result<(), PoolError> {
+        let _changing = lock(&self.changing);
+        self.volume_state(id)?.skip_moments(&self.core, moments)?;
+        self.core.flush()
     }
 
     /// Uses what the device has become longer by, and returns the length in use. Durable when it returns.

@@ -5,7 +5,7 @@
 /// A flush is steps 2 to 4, step 11 behind them where extents became free, step 16 where much waits for its place. When the
 /// log has no room left, steps 16, 17, 18 and 5, 17, 18 and 5 again for the tables, then 6, 3 and 4 and 7 to 10 come between 2
 /// and 3. Creating and opening a pool have steps of their own, 12
-/// to 15.
+/// to 15. What folding moves goes to its place in step 19, and is made durable by the flush behind it as a write is.
 ///
 /// | swapped | what breaks |
 /// |---|---|
@@ -18,6 +18,7 @@
 /// | 6 and 7 | the superblock gives up log records that are the only copy of torn or unwritten table pages |
 /// | 17 and 5, or 18 and 5 | a page changes that no durable plan names: after a cut it is neither what its digest says nor known to have changed, so what it is about is lost |
 /// | 8 and 9 | one cut tears both copies of the superblock |
+/// | 19 and 2–4 | the extent that had a folded sector is freed, and where it was moved to is what was there before |
 /// | 10 and reuse of the log | the second copy, should the first be damaged, names log blocks that are overwritten |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -53,11 +54,14 @@ pub enum CrashStep {
     /// Checkpoint: which pages change in their places, and into what, goes to the log.
     PlanWrite = 17,
     PlanFlush = 18,
+    /// Folding: ciphertext of sectors of one extent goes to places of another one that hold nothing. They are present there only
+    /// when the extent they came from is taken out of the map.
+    FoldWrite = 19,
 }
 
 impl CrashStep {
     /// All of them in order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::DataWrite,
         Self::DataFlush,
         Self::LogWrite,
@@ -76,6 +80,7 @@ impl CrashStep {
         Self::PlaceWrite,
         Self::PlanWrite,
         Self::PlanFlush,
+        Self::FoldWrite,
     ];
 
     /// Its number in the crash order.

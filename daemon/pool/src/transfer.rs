@@ -38,6 +38,8 @@ const RECORD_BYTES: usize = 28;
 /// Most sectors that one portion tells of, 8 GiB, and in how many runs.
 const REACH: u64 = 1 << 21;
 const RUNS_MAX: usize = 1 << 16;
+/// Sectors that are compared at once for a portion: 32 MiB.
+const COMPARED_AT_ONCE: u64 = 1 << 13;
 /// Sectors that are read and written at once: 1 MiB.
 const AT_ONCE: u64 = 256;
 /// Far beyond what any pool can count.
@@ -112,18 +114,24 @@ impl Pool {
     pub fn send(&self, manifest: &Manifest, from: Lba, most: SectorCount) -> Result<Portion, PoolError> {
         let snapshot = self.snapshot(manifest.snapshot)?;
         let since = manifest.since.map(|since| self.snapshot(since)).transpose()?;
-        let left = manifest.sectors.0.saturating_sub(from.0);
-        let changes = snapshot.changes_since(since.as_deref(), from, SectorCount(left.min(REACH)))?;
+        let reach = manifest.sectors.0.min(from.0.saturating_add(REACH));
         let mut portion = Encoding { first: from.0, end: from.0, ..Encoding::default() };
         let mut room = most.0.max(1);
-        for (run, change) in changes {
-            let run = if change == Change::Written { run.0.min(room) } else { run.0 };
-            if change == Change::Written {
-                portion.read(&snapshot, manifest.epoch, portion.end..portion.end + run)?;
-                room -= run;
+        // No further than the portion has room for: what is behind is looked at for the next one.
+        'whole: loop {
+            let count = SectorCount(COMPARED_AT_ONCE.min(reach.saturating_sub(portion.end)));
+            for (run, change) in snapshot.changes_since(since.as_deref(), Lba(portion.end), count)? {
+                let run = if change == Change::Written { run.0.min(room) } else { run.0 };
+                if change == Change::Written {
+                    portion.read(&snapshot, manifest.epoch, portion.end..portion.end + run)?;
+                    room -= run;
+                }
+                portion.push(run, change);
+                if room == 0 || portion.runs.len() == RUNS_MAX {
+                    break 'whole;
+                }
             }
-            portion.push(run, change);
-            if room == 0 || portion.runs.len() == RUNS_MAX {
+            if portion.end >= reach {
                 break;
             }
         }
@@ -399,7 +407,10 @@ struct Encoding {
 
 impl Encoding {
     fn push(&mut self, sectors: u64, change: Change) {
-        self.runs.push((sectors, change));
+        match self.runs.last_mut() {
+            Some((run, same)) if *same == change => *run += sectors,
+            _ => self.runs.push((sectors, change)),
+        }
         self.end += sectors;
     }
 

@@ -27,6 +27,9 @@ use crate::{
     Ceilings, CrashStep, Limits, PoolError, SnapshotInfo, StateHead, Verdict, VolumeInfo, VolumeSpec, Witness,
 };
 
+/// Moments between two warnings that few are left.
+const FEW_LEFT_SAID_EVERY: u32 = 1 << 20;
+
 /// A volume's or snapshot's part of an open pool.
 #[derive(Debug)]
 pub(crate) struct VolumeState {
@@ -65,6 +68,19 @@ pub(crate) struct Head {
     deleted: bool,
     /// Requests of the present moment that write.
     writing: Arc<Writing>,
+    /// Those that read what it shows now.
+    reading: Arc<Reading>,
+}
+
+/// Reads on their way: each holds it.
+#[derive(Debug, Default)]
+pub(crate) struct Reading;
+
+impl Reading {
+    /// Whether none is on its way any more. New ones must have nowhere to come from.
+    pub(crate) fn has_ended(self: &mut Arc<Self>) -> bool {
+        Arc::get_mut(self).is_some()
+    }
 }
 
 /// Requests that are on their way.
@@ -135,6 +151,7 @@ impl VolumeState {
             replica,
             deleted: false,
             writing: Arc::default(),
+            reading: Arc::default(),
         };
         Self {
             slot,
@@ -307,6 +324,7 @@ impl VolumeState {
     pub(crate) fn delete(&self, core: &Core) {
         let mut head = self.head_mut();
         head.deleted = true;
+        core.leave_behind(std::mem::take(&mut head.reading));
         self.mark_entry(core, &head);
         let writing = Arc::clone(&head.writing);
         drop(head);
@@ -327,9 +345,29 @@ impl VolumeState {
         let next = View { branch: Arc::clone(&ended.branch), moment };
         next.attach(core.layout.extents_spanned(head.sectors));
         head.view = next;
+        core.leave_behind(std::mem::take(&mut head.reading));
         let writing = std::mem::take(&mut head.writing);
         self.mark_entry(core, &head);
+        if moment >= Moment::FEW_LEFT && moment.0.is_multiple_of(FEW_LEFT_SAID_EVERY) {
+            let left = Moment::MAX.0 - moment.0;
+            tracing::warn!(volume = %self.spec.id, left, "the volume is running out of moments: so many more snapshots can be taken of it; roll it back to its last one, or go on with a clone, before there are none");
+        }
         Ok((ended, head.sectors, writing))
+    }
+
+    /// For tests: the present moment becomes a later one.
+    pub(crate) fn skip_moments(&self, core: &Core, moments: u32) -> Result<(), PoolError> {
+        let mut head = self.head_mut();
+        let moment = Moment(head.view.moment.0.saturating_add(moments)).min(Moment::MAX);
+        let next = View { branch: Arc::clone(&head.view.branch), moment };
+        next.attach(core.layout.extents_spanned(head.sectors));
+        let ended = std::mem::replace(&mut head.view, next);
+        let writing = std::mem::take(&mut head.writing);
+        self.mark_entry(core, &head);
+        drop(head);
+        writing.wait();
+        ended.detach(core);
+        Ok(())
     }
 
     /// Ends the present moment without anybody's looking at what it was: what is written from here on is sealed under `epoch`.
@@ -354,7 +392,10 @@ impl VolumeState {
             head.blocks = blocks;
             // Nothing of it is durable yet: the first who seal under the new key wait until it is.
             self.blocks.restart();
+            // Who looks for what has changed finds another key.
+            self.note_written(1);
         }
+        core.leave_behind(std::mem::take(&mut head.reading));
         let writing = std::mem::take(&mut head.writing);
         self.mark_entry(core, &head);
         Ok((ended, writing, counted))
@@ -379,6 +420,7 @@ impl VolumeState {
         view.attach(core.layout.extents_spanned(sectors));
         let before = std::mem::replace(&mut head.view, view);
         head.sectors = sectors;
+        core.leave_behind(std::mem::take(&mut head.reading));
         let writing = std::mem::take(&mut head.writing);
         self.mark_entry(core, &head);
         (before, writing)
@@ -698,7 +740,7 @@ impl PoolVolume {
     /// The caller bounds `count`: all of it is in memory at once.
     pub fn read(&self, first: Lba, count: SectorCount) -> Result<Vec<Piece>, PoolError> {
         self.core.check_not_failed()?;
-        let (spans, held) = self.plan(first, count)?;
+        let (spans, held, _reading) = self.plan(first, count)?;
         let pieces = spans.into_iter().map(|span| self.piece(span)).collect();
         // Until here no one else is given these extents, even if they are unmapped meanwhile.
         drop(held);
@@ -745,7 +787,7 @@ impl PoolVolume {
     /// Whether each sector of the range is present: runs of (sectors, present) that cover it in order.
     pub fn presence(&self, first: Lba, count: SectorCount) -> Result<Vec<(SectorCount, bool)>, PoolError> {
         self.core.check_not_failed()?;
-        let (spans, _) = self.plan(first, count)?;
+        let (spans, ..) = self.plan(first, count)?;
         let mut runs: Vec<(SectorCount, bool)> = Vec::new();
         for span in spans {
             let present = !matches!(span.source, Source::Hole);
@@ -757,10 +799,17 @@ impl PoolVolume {
         Ok(runs)
     }
 
-    fn plan(&self, first: Lba, count: SectorCount) -> Result<(Vec<Span>, Vec<Layer>), PoolError> {
+    /// As [`Self::plan_of`], of what is shown now, and what says that a read of it is on its way.
+    fn plan(
+        &self,
+        first: Lba,
+        count: SectorCount,
+    ) -> Result<(Vec<Span>, Vec<Layer>, Arc<Reading>), PoolError> {
         let head = self.state.head();
         let range = self.state.range(&head, first, count)?;
-        Ok(self.plan_of(&head.view, &range))
+        let reading = Arc::clone(&head.reading);
+        let (spans, held) = self.plan_of(&head.view, &range);
+        Ok((spans, held, reading))
     }
 
     /// Where every sector of the range lies, and what keeps those places from being given away.
@@ -858,6 +907,9 @@ impl PoolVolume {
             }
             let sectors = data.sectors();
             let sealed = reseal(first, under, data)?;
+            // It belongs to the moment that the request began in: a snapshot that has it may come before this is counted, and one
+            // that lacks it does not come behind.
+            self.state.note_written(sectors.0);
             debug_assert_eq!(sealed.sectors(), sectors);
             self.store_in((&view, epoch), &(first.0..first.0 + sectors.0), &Arc::new(sealed))?;
             rewritten.0 += sectors.0;
@@ -930,7 +982,7 @@ impl PoolVolume {
             let first = Lba(logical.saturating_mul(u64::from(self.state.extent_sectors)));
             return Err(PoolError::OutOfRange { first, count: SectorCount(1), sectors: head.sectors });
         }
-        Ok(view.branch.insert_or_join(place, space, epoch))
+        Ok(view.branch.insert_or_join(&self.core, place, space, epoch))
     }
 
     /// Takes one writer off the extent, and makes what it has written present, as far as the volume still reaches.

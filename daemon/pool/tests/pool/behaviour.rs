@@ -511,6 +511,40 @@ fn an_extent_is_not_given_away_while_somebody_reads_it() {
     verify_metadata(&pool).unwrap();
 }
 
+/// What it reads is hidden from everybody by now, but for itself.
+#[test]
+fn a_place_is_not_folded_over_while_somebody_reads_it() {
+    let gated = Gated::new();
+    let pool = Pool::create(gated.clone(), create_options()).unwrap();
+    let id = |number| VolumeId([number; 16]);
+    let volume = pool.create_volume(spec(1, 16)).unwrap();
+    volume.write(Lba(0), EPOCH, sealed(1..=10)).unwrap();
+    pool.create_snapshot(id(1), id(2), 0).unwrap();
+    volume.write(Lba(0), EPOCH, sealed([77])).unwrap();
+    pool.create_snapshot(id(1), id(3), 0).unwrap();
+    pool.tend(Duration::ZERO).unwrap();
+    let snapshot = pool.snapshot(id(2)).unwrap();
+    let gate = gated.close(Point::BeforeRead);
+    let reader = thread::spawn(move || snapshot.read(Lba(0), SectorCount(1)).unwrap());
+    gate.arrived.recv().unwrap();
+    pool.delete_snapshot(id(2)).unwrap();
+    let step = pool.fold(SectorCount(100)).unwrap();
+    assert_eq!((step.groups, step.moved, step.more, step.waiting), (0, SectorCount(0), true, 1));
+    pool.flush().unwrap();
+    pool.tend(Duration::ZERO).unwrap();
+    gate.open.send(()).unwrap();
+    let pieces = reader.join().unwrap();
+    let [Piece::Sealed { data, .. }] = &pieces[..] else { panic!("{pieces:?}") };
+    assert_eq!(data.as_bytes(), sealed([1]).as_bytes());
+    assert_eq!(data.records(), sealed([1]).records());
+    let step = pool.fold(SectorCount(100)).unwrap();
+    assert_eq!((step.groups, step.moved, step.waiting), (1, SectorCount(1), 0));
+    pool.tend(Duration::ZERO).unwrap();
+    assert_eq!(read(&volume, 0, 2).unwrap(), [Some([77; 8]), Some([2; 8])]);
+    assert_eq!(pool.info().allocated, ByteLen(EXTENT));
+    verify_metadata(&pool).unwrap();
+}
+
 #[test]
 fn an_extent_is_not_given_away_where_its_unmapping_could_not_be_written() {
     let device = SimulatedDevice::new(DEVICE);

@@ -18,6 +18,7 @@ const VERSION_2: &[u8] = include_bytes!("../golden/version-2.image");
 const VERSION_3: &[u8] = include_bytes!("../golden/version-3.image");
 const VERSION_4: &[u8] = include_bytes!("../golden/version-4.image");
 const VERSION_5: &[u8] = include_bytes!("../golden/version-5.image");
+const VERSION_6: &[u8] = include_bytes!("../golden/version-6.image");
 const DEVICE: ByteLen = ByteLen(4 << 20);
 const SUPERBLOCKS: [u64; 2] = [0, 16];
 const LOG: ByteLen = ByteLen(64 << 10);
@@ -28,6 +29,8 @@ const LIMITS: Limits = Limits {
 };
 /// Since version 4.
 const CEILINGS: Ceilings = Ceilings { requests_per_s: Some(5000), bytes_per_s: Some(ByteLen(200 << 20)) };
+/// Since version 6.
+const LATE: u32 = 3 << 24 | 77;
 const POOL: PoolId = PoolId(*b"a pool from 2026");
 
 /// Sectors of which all but the start is zero, so that the image stays small.
@@ -47,7 +50,8 @@ fn sector(tag: u8) -> Sealed {
 /// that has been round and holds records of every kind. Since version 2: snapshots, one of a volume that is gone, a clone, a
 /// rollback, holes over shared extents, freed ones among them, in table and log, limits. Since version 3: records in their
 /// pages and in the log, with and without the ciphertext. Since version 4: ceilings, and a replica that has a snapshot and half
-/// of the next. Since version 5: digests, a root, and a log that begins with it.
+/// of the next. Since version 5: digests, a root, and a log that begins with it. Since version 6: an extent and holes of a
+/// moment that earlier versions have no room for.
 fn make() -> Arc<SimulatedDevice> {
     let device = SimulatedDevice::new(DEVICE);
     let options = CreateOptions {
@@ -91,6 +95,12 @@ fn make() -> Arc<SimulatedDevice> {
     pool.delete_volume(pool.create_volume(spec(6, 1)).unwrap().id()).unwrap();
     pool.set_limits(clone.id(), Limits { ceilings: CEILINGS, ..LIMITS }).unwrap();
     receive(&pool);
+    pool.skip_moments(objects.id(), LATE).unwrap();
+    objects.write(Lba(9), EPOCH, sectors(33, 2)).unwrap();
+    objects.unmap(Lba(8), SectorCount(1)).unwrap();
+    pool.create_snapshot(objects.id(), spec(15, 1).id, 1_700_000_005).unwrap();
+    objects.unmap(Lba(10), SectorCount(1)).unwrap();
+    objects.flush().unwrap();
     device
 }
 
@@ -190,7 +200,7 @@ fn holds(device: &Arc<SimulatedDevice>, sectors: &[(u8, u64, Option<u8>)]) -> Ar
     assert!(report.is_sound(), "{report:?}");
     let pool = Pool::open(device.clone()).unwrap();
     let info = pool.info();
-    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 5, None));
+    assert_eq!((info.id, info.format_version, info.repaired), (POOL, 6, None));
     assert_eq!((info.used_len, info.extent_len), (DEVICE, ByteLen(64 << 10)));
     for (number, lba, tag) in sectors {
         assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
@@ -244,6 +254,9 @@ fn volumes_of_version_1() -> [VolumeInfo; 2] {
 const SINCE_VERSION_4: &[(u8, u64, Option<u8>)] =
     &[(7, 1, Some(60)), (7, 5, Some(61)), (13, 0, Some(60)), (13, 3, Some(60)), (13, 4, None), (13, 5, None)];
 
+const SINCE_VERSION_6: &[(u8, u64, Option<u8>)] =
+    &[(3, 8, None), (3, 9, Some(33)), (3, 10, None), (15, 8, None), (15, 9, Some(33)), (15, 10, Some(33))];
+
 /// What a version put in, and the versions before it.
 struct PutIn {
     version: u8,
@@ -255,10 +268,16 @@ struct PutIn {
 const AS_VERSION_2: PutIn = PutIn { version: 2, sectors: &[], extents: 5 };
 const AS_VERSION_3: PutIn = PutIn { version: 3, sectors: &[SINCE_VERSION_3], extents: 6 };
 const AS_VERSION_4: PutIn = PutIn { version: 4, sectors: &[SINCE_VERSION_3, SINCE_VERSION_4], extents: 6 };
+const AS_VERSION_6: PutIn =
+    PutIn { version: 6, sectors: &[SINCE_VERSION_3, SINCE_VERSION_4, SINCE_VERSION_6], extents: 6 };
 
 fn holds_what_was_put_in(device: &Arc<SimulatedDevice>, since: &PutIn) {
     let PutIn { version, sectors, extents } = *since;
-    let pool = holds(device, IN_VERSION_2);
+    // The last change of a sector is what counts.
+    let later: Vec<_> = sectors.iter().copied().flatten().map(|(number, lba, _)| (*number, *lba)).collect();
+    let earlier: Vec<_> =
+        IN_VERSION_2.iter().copied().filter(|(number, lba, _)| !later.contains(&(*number, *lba))).collect();
+    let pool = holds(device, &earlier);
     for (number, lba, tag) in sectors.iter().copied().flatten() {
         assert_eq!(present(&pool, *number, *lba), *tag, "volume {number}, sector {lba}");
     }
@@ -288,6 +307,8 @@ fn holds_what_was_put_in(device: &Arc<SimulatedDevice>, since: &PutIn) {
         snapshot(3, 12, 1_700_000_002, 1 << 34),
         snapshot(4, 11, 1_700_000_001, 64),
     ];
+    there.extend((version >= 6).then(|| snapshot(3, 15, 1_700_000_005, 1 << 34)));
+    there.sort_by_key(|(of, id, created, _)| (*of, *created, *id));
     there.extend((version >= 4).then(|| snapshot(7, 13, 1_700_000_003, 100)));
     assert_eq!(snapshots, there);
     assert_eq!(pool.info().reserved, ByteLen(64 << 10));
@@ -302,21 +323,32 @@ fn without_superblocks(device: &SimulatedDevice) -> BTreeMap<u64, Vec<u8>> {
 }
 
 #[test]
-fn the_image_of_version_5_opens_as_it_was() {
-    let device = decode(VERSION_5);
+fn the_image_of_version_6_opens_as_it_was() {
+    let device = decode(VERSION_6);
     let before = device.content();
-    drop(holds(&device, IN_VERSION_2));
+    drop(holds(&device, SINCE_VERSION_6));
     assert!(device.content() == before, "opening a sound pool changes nothing");
-    goes_on_receiving(device);
+    goes_on_receiving(device, &AS_VERSION_6);
 }
 
 #[test]
-fn the_image_of_version_4_opens_as_it_was_and_is_version_5_from_then_on() {
+fn the_image_of_version_5_opens_as_it_was_and_is_version_6_from_then_on() {
+    let device = decode(VERSION_5);
+    let before = without_superblocks(&device);
+    drop(holds(&device, IN_VERSION_2));
+    assert!(without_superblocks(&device) == before, "only the superblocks change");
+    are_of_version(6, &device);
+    assert!(Pool::open(device.clone()).unwrap().tell_state().is_some(), "it keeps its state");
+    goes_on_receiving(device, &AS_VERSION_4);
+}
+
+#[test]
+fn the_image_of_version_4_opens_as_it_was_and_is_version_6_from_then_on() {
     let device = decode(VERSION_4);
     let before = without_superblocks(&device);
     drop(holds(&device, IN_VERSION_2));
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(5, &device);
+    are_of_version(6, &device);
     let pool = Pool::open(device.clone()).unwrap();
     assert_eq!(pool.tell_state(), None, "it keeps no digests");
     let volume = pool.volume(spec(2, 1).id).unwrap();
@@ -325,11 +357,11 @@ fn the_image_of_version_4_opens_as_it_was_and_is_version_5_from_then_on() {
     assert_eq!(volume.judge_state(Some(told), |_, _| true), Verdict::Other, "it had a state once");
     drop(volume);
     drop(pool);
-    goes_on_receiving(device);
+    goes_on_receiving(device, &AS_VERSION_4);
 }
 
-fn goes_on_receiving(device: Arc<SimulatedDevice>) {
-    holds_what_was_put_in(&device, &AS_VERSION_4);
+fn goes_on_receiving(device: Arc<SimulatedDevice>, since: &PutIn) {
+    holds_what_was_put_in(&device, since);
     // The replica goes on where it was.
     let (pool, sender) = (Pool::open(device).unwrap(), sender());
     let manifest = sender.manifest(spec(14, 1).id, Some(spec(13, 1).id)).unwrap();
@@ -342,23 +374,23 @@ fn goes_on_receiving(device: Arc<SimulatedDevice>) {
 }
 
 #[test]
-fn the_image_of_version_3_opens_as_it_was_and_is_version_5_from_then_on() {
+fn the_image_of_version_3_opens_as_it_was_and_is_version_6_from_then_on() {
     let device = decode(VERSION_3);
     let before = without_superblocks(&device);
     drop(holds(&device, IN_VERSION_2));
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(5, &device);
+    are_of_version(6, &device);
     holds_what_was_put_in(&device, &AS_VERSION_3);
 }
 
 /// An older pool keeps its layout, without records, and takes what it took.
 #[test]
-fn the_image_of_version_2_opens_as_it_was_and_is_version_5_from_then_on() {
+fn the_image_of_version_2_opens_as_it_was_and_is_version_6_from_then_on() {
     let device = decode(VERSION_2);
     let before = without_superblocks(&device);
     drop(holds(&device, IN_VERSION_2));
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(5, &device);
+    are_of_version(6, &device);
     holds_what_was_put_in(&device, &AS_VERSION_2);
     let pool = Pool::open(device.clone()).unwrap();
     let volume = pool.volume(spec(2, 1).id).unwrap();
@@ -376,7 +408,7 @@ fn are_of_version(version: u8, device: &SimulatedDevice) {
 }
 
 #[test]
-fn the_image_of_version_1_opens_as_it_was_and_is_version_5_from_then_on() {
+fn the_image_of_version_1_opens_as_it_was_and_is_version_6_from_then_on() {
     let device = decode(VERSION_1);
     let before = without_superblocks(&device);
     assert_eq!(Pool::check_device(&*device).unwrap().present_sectors, 19);
@@ -385,7 +417,7 @@ fn the_image_of_version_1_opens_as_it_was_and_is_version_5_from_then_on() {
         assert_eq!(pool.volumes(), volumes_of_version_1());
     }
     assert!(without_superblocks(&device) == before, "only the superblocks change");
-    are_of_version(5, &device);
+    are_of_version(6, &device);
     // It takes what is new.
     let pool = Pool::open(device.clone()).unwrap();
     pool.create_snapshot(spec(2, 1).id, spec(10, 1).id, 0).unwrap();
@@ -404,6 +436,7 @@ fn a_cut_while_an_older_version_becomes_the_present_one_leaves_the_one_or_the_ot
         (VERSION_2, IN_VERSION_2),
         (VERSION_3, IN_VERSION_2),
         (VERSION_4, IN_VERSION_2),
+        (VERSION_5, IN_VERSION_2),
     ];
     for ((image, content), damaged) in older.iter().flat_map(|older| [(older, false), (older, true)]) {
         let before = || {
@@ -453,7 +486,7 @@ fn the_same_operations_still_write_the_same_tables() {
     if let Some(path) = std::env::var_os("NIGHTLATCH_WRITE_GOLDEN") {
         std::fs::write(path, encode(&device)).unwrap();
     }
-    assert!(comparable(&device) == comparable(&decode(VERSION_5)), "the tables are not the same");
+    assert!(comparable(&device) == comparable(&decode(VERSION_6)), "the tables are not the same");
     assert_eq!(decode(&encode(&device)).content(), device.content());
-    holds_what_was_put_in(&device, &AS_VERSION_4);
+    holds_what_was_put_in(&device, &AS_VERSION_6);
 }

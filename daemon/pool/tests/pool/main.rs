@@ -9,6 +9,7 @@ mod blocks;
 mod changes;
 mod epochs;
 mod fairness;
+mod fold;
 mod golden;
 mod heal;
 mod history;

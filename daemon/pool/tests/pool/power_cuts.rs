@@ -63,15 +63,27 @@ impl Cuts {
     }
 }
 
+/// What a workload does, how often.
+type Does = (fn(&mut Workload, &Pool) -> Result<(), PoolError>, usize);
+
+const EVERYTHING: Does = (Workload::step, OPERATIONS);
+/// An epoch each few writes, and what it leaves folded.
+const FOLDING: Does = (Workload::step_folding, 12);
+
 /// Runs a workload until it is through or the power is cut; what the pool may then hold, `None` where there is no
 /// pool yet.
-fn run(device: &Arc<SimulatedDevice>, shape: Shape, seed: u64, cuts: &Cuts) -> (Option<Model>, bool) {
+fn run(
+    device: &Arc<SimulatedDevice>,
+    (shape, does): (Shape, Does),
+    seed: u64,
+    cuts: &Cuts,
+) -> (Option<Model>, bool) {
     let Ok(pool) = Pool::create_with(device.clone(), shape.create_options(), cuts.options(device)) else {
         return (None, true);
     };
     let mut workload = Workload::new(seed, shape).growing(device);
-    for _ in 0..OPERATIONS {
-        if workload.step(&pool).is_err() {
+    for _ in 0..does.1 {
+        if (does.0)(&mut workload, &pool).is_err() {
             return (Some(workload.model), true);
         }
         // A discard does not tell anyone that it failed.
@@ -136,11 +148,11 @@ fn recover_creation(device: &Arc<SimulatedDevice>, shape: Shape) -> Result<(), S
 }
 
 /// Cuts a workload at each of its device operations in turn; how many those were.
-fn cut_everywhere(shape: Shape, seed: u64, cuts: &Cuts) -> Result<u64, String> {
+fn cut_everywhere(shape: Shape, does: Does, seed: u64, cuts: &Cuts) -> Result<u64, String> {
     for operation in 0.. {
         let device = shape.device();
         device.cut_power_at(operation);
-        let (model, cut) = run(&device, shape, seed, cuts);
+        let (model, cut) = run(&device, (shape, does), seed, cuts);
         if !cut {
             return Ok(operation);
         }
@@ -174,8 +186,10 @@ fn nothing_flushed_is_lost_and_nothing_stale_shown_wherever_power_is_cut() {
             1 => Shape::LARGE,
             _ => Shape::USED_BEFORE,
         };
-        let operations = cut_everywhere(shape, seed, &cuts).unwrap();
-        println!("workload {seed}, {shape:?}: cut at each of {operations} device operations");
+        for (does, what) in [(EVERYTHING, "everything"), (FOLDING, "folding")] {
+            let operations = cut_everywhere(shape, does, seed, &cuts).unwrap();
+            println!("workload {seed}, {what}, {shape:?}: cut at each of {operations} device operations");
+        }
         seed += 1;
     }
     let by_step = cuts.by_step.lock().unwrap();
@@ -244,10 +258,12 @@ fn an_order_that_is_broken_at_any_step_is_found_out() {
         let broken = Some(step);
         let by_cut = || {
             let cuts = Cuts { broken, ..Cuts::default() };
-            (0..4).find_map(|seed| cut_everywhere(Shape::SMALL, seed, &cuts).err())
+            let found = |does| (0..4).find_map(|seed| cut_everywhere(Shape::SMALL, does, seed, &cuts).err());
+            found(EVERYTHING).or_else(|| found(FOLDING))
         };
         let found = trace(broken).err().or_else(|| open_after_a_kill(broken).err());
-        let found = found.or_else(|| repair(broken).err()).or_else(by_cut);
+        let found = found.or_else(|| repair(broken).err()).or_else(|| fold_and_cut(broken).err());
+        let found = found.or_else(by_cut);
         let found = found.unwrap_or_else(|| panic!("nobody finds that {step:?} misses its flush"));
         println!("step {:2} {step:?}: {}", step.number(), found.lines().next().unwrap_or_default());
     }
@@ -309,13 +325,15 @@ fn trace(broken: Option<CrashStep>) -> Result<(), String> {
     let options = OpenOptions { on_step: Some(on_step), ..OpenOptions::default() };
     let pool = Pool::create_with(device, Shape::LARGE.create_options(), options).unwrap();
     let mut workload = Workload::new(3, Shape::LARGE);
-    for _ in 0..600 {
-        workload.step(&pool).map_err(|error| error.to_string())?;
+    for nth in 0..600 {
+        let done = if nth % 6 == 0 { workload.step_folding(&pool) } else { workload.step(&pool) };
+        done.map_err(|error| error.to_string())?;
     }
     let trace = trace.lock().unwrap();
     // A step, the last step before it that must be durable, and how often both were seen.
     let mut pairs = [
         (CrashStep::LogWrite, CrashStep::DataWrite, 0),
+        (CrashStep::LogWrite, CrashStep::FoldWrite, 0),
         (CrashStep::TableWrite, CrashStep::LogWrite, 0),
         (CrashStep::TableWrite, CrashStep::PlanWrite, 0),
         (CrashStep::FirstSuperblockWrite, CrashStep::TableWrite, 0),
@@ -519,6 +537,55 @@ fn open_after_a_kill(broken: Option<CrashStep>) -> Result<(), String> {
     }
     assert!(reused > 0, "no successor was given the extent");
     Ok(())
+}
+
+/// What was folded is where it was moved to when the extents that it came from are free, whatever a cut leaves.
+fn fold_and_cut(broken: Option<CrashStep>) -> Result<(), String> {
+    let cuts = Cuts { broken, ..Cuts::default() };
+    let mut moved = 0;
+    for nth in 0.. {
+        let (device, pool) = small_pool();
+        drop(pool);
+        let pool = Pool::open_with(device.clone(), cuts.options(&device)).unwrap();
+        let volume = pool.create_volume(spec(1, 64)).unwrap();
+        let id = |round: u64| spec(10 + u8::try_from(round).unwrap(), 1).id;
+        for round in 0..4 {
+            // In each extent of the volume a sector of its own.
+            (0..4).for_each(|extent| {
+                volume.write(Lba(extent * 16 + round), EPOCH, sealed([1 + round * 4 + extent])).unwrap();
+            });
+            pool.create_snapshot(volume.id(), id(round), 0).unwrap();
+        }
+        (0..3).for_each(|round| pool.delete_snapshot(id(round)).unwrap());
+        device.cut_power_at(device.operations() + nth);
+        let folded = pool.fold(SectorCount(u64::MAX));
+        let whole = folded.is_ok() && pool.flush().is_ok() && device.has_power();
+        moved = folded.map_or(0, |step| step.moved.0);
+        // What is in the log and what was to be durable before it survive one without the other in some of them.
+        let random = (0..24).map(|seed| Survivors::Random(nth << 8 | seed));
+        for survivors in [Survivors::Nothing, Survivors::All].into_iter().chain(random) {
+            let pool = Pool::open(device.power_cut_leaving(survivors)).map_err(|error| error.to_string())?;
+            for view in [pool.volume(volume.id()).unwrap(), pool.snapshot(id(3)).unwrap()] {
+                let found =
+                    read(&view, 0, 64).map_err(|error| format!("cut {nth}, {survivors:?}: {error}"))?;
+                let expected = |at: u64| (at % 16 < 4).then_some([1 + at % 16 * 4 + at / 16; 8]);
+                if !(0..64).map(expected).eq(found.iter().copied()) {
+                    return Err(format!("cut {nth}, {survivors:?}: found {found:?}"));
+                }
+            }
+            verify_metadata(&pool)?;
+        }
+        if whole {
+            break;
+        }
+    }
+    assert_eq!(moved, 4 * 3, "nothing was folded");
+    Ok(())
+}
+
+#[test]
+fn what_is_folded_is_there_wherever_power_is_cut() {
+    fold_and_cut(None).unwrap();
 }
 
 /// A copy of the superblock that was damaged is durable again when the pool is open.

@@ -144,7 +144,7 @@ impl Workload {
         let ids = self.model.ids();
         let Some(id) = self.random.one_of(&ids) else { return self.create(pool) };
         let snapshots = self.model.snapshots();
-        match self.random.below(120) {
+        match self.random.below(126) {
             0..76 => self.step_on(pool, id),
             76..81 if ids.len() < VOLUMES_MAX => self.create(pool),
             76..82 => self.delete(pool, id),
@@ -159,6 +159,7 @@ impl Workload {
             105..108 => self.hold_key(pool, id),
             108..110 => self.begin_epoch(pool, id),
             110..116 => self.rewrite(pool, id),
+            116..122 => self.fold(pool),
             _ => self.receive(pool),
         }
     }
@@ -206,6 +207,32 @@ impl Workload {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// What lies in several extents of one place comes to lie in one.
+    fn fold(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let ended = if self.random.below(3) == 0 { pool.end_moments_to_fold().map(drop) } else { Ok(()) };
+        let folded = ended.and_then(|()| pool.fold(SectorCount(1 + self.random.below(40))).map(drop));
+        match folded {
+            Err(error) if error.kind() == PoolErrorKind::NoSpace => Ok(()),
+            folded => folded,
+        }
+    }
+
+    /// What replication does: something is written, a snapshot taken and the one before deleted. And what that leaves is folded.
+    pub(crate) fn step_folding(&mut self, pool: &Pool) -> Result<(), PoolError> {
+        let Some(id) = self.model.ids().first().copied() else { return self.create(pool) };
+        for _ in 0..1 + self.random.below(3) {
+            match self.random.below(4) {
+                0 => self.unmap(pool, id)?,
+                _ => self.write(pool, id)?,
+            }
+        }
+        self.snapshot(pool, id)?;
+        if self.model.snapshots().len() > 1 {
+            self.delete_snapshot(pool)?;
+        }
+        self.fold(pool)
     }
 
     /// The volume's key vouches from here on, and the keyholder is told where the pool stands.
