@@ -20,6 +20,7 @@ mod claims;
 mod control;
 mod damage;
 mod exports;
+mod folding;
 mod health_metrics;
 mod health_watch;
 mod heartbeat;

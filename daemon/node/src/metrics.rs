@@ -7,6 +7,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use units::SECTOR_BYTES;
 
 use crate::boot_clock;
 use crate::health_metrics::HealthMetrics;
@@ -67,6 +68,10 @@ pub(crate) struct NodeMetrics {
     scrub_done: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     scrub_damaged: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     scrub_last_end: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    folded_extents: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    folded_bytes: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    fold_waiting: Family<PoolLabel, Gauge<i64, AtomicI64>>,
+    fold_last: Family<PoolLabel, Gauge<i64, AtomicI64>>,
     snapshots_locked: Gauge<i64, AtomicI64>,
     schedules_failing: Gauge<i64, AtomicI64>,
     rewrite_anomalies: Gauge<i64, AtomicI64>,
@@ -143,6 +148,7 @@ impl NodeMetrics {
         );
         pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
         metrics.register_scrub(pool);
+        metrics.register_folding(pool);
         metrics.register_snapshots(node);
         metrics.register_sources(node);
         metrics.register_replication(node);
@@ -170,6 +176,31 @@ impl NodeMetrics {
             "last_end_timestamp_seconds",
             "When the last pass came to its end, seconds since 1970; 0 before the first",
             self.scrub_last_end.clone(),
+        );
+    }
+
+    fn register_folding(&self, pool: &mut Registry) {
+        let fold = pool.sub_registry_with_prefix("fold");
+        fold.register(
+            "freed_extents",
+            "Extents of the device that folding has freed since the start",
+            self.folded_extents.clone(),
+        );
+        fold.register_with_unit(
+            "moved",
+            "What folding has moved since the start",
+            Unit::Bytes,
+            self.folded_bytes.clone(),
+        );
+        fold.register(
+            "waiting_extents",
+            "Extents of volumes in which something is left to fold, now or once a moment ends",
+            self.fold_waiting.clone(),
+        );
+        fold.register(
+            "last_timestamp_seconds",
+            "When something was last folded, seconds since 1970; 0 before the first",
+            self.fold_last.clone(),
         );
     }
 
@@ -356,6 +387,11 @@ impl NodeMetrics {
             self.scrub_done.get_or_create(&label).set(count(pass.map_or(0, |pass| pass.bytes_done)));
             self.scrub_damaged.get_or_create(&label).set(count(damaged.unwrap_or(0)));
             self.scrub_last_end.get_or_create(&label).set(count(last.map_or(0, |last| last.ended_unix_s)));
+            let moved = open.folded.moved_sectors().0.saturating_mul(SECTOR_BYTES as u64);
+            self.folded_extents.get_or_create(&label).set(count(open.folded.freed_extents()));
+            self.folded_bytes.get_or_create(&label).set(count(moved));
+            self.fold_waiting.get_or_create(&label).set(count(open.folded.waiting()));
+            self.fold_last.get_or_create(&label).set(count(open.folded.last_unix_s()));
         }
     }
 }

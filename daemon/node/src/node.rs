@@ -39,6 +39,7 @@ use crate::attestor::Attestor;
 use crate::boot_clock;
 use crate::claims::Claims;
 use crate::exports::ExportAccess;
+use crate::folding::Folded;
 use crate::health_watch::HealthWatch;
 use crate::heartbeat::Heartbeats;
 use crate::hygiene_watch::HygieneWatch;
@@ -60,6 +61,7 @@ pub(crate) struct OpenPool {
     pub(crate) path: String,
     pub(crate) pool: Arc<Pool>,
     pub(crate) scrubber: Arc<Scrubber>,
+    pub(crate) folded: Arc<Folded>,
 }
 
 /// A volume, or a snapshot of it, that can be decrypted.
@@ -558,10 +560,14 @@ impl Node {
             tracing::error!(label = grant.label, %error, "the pool's state could not be vouched for");
             GrantRefusal::VolumeFailed
         })?;
-        if let Some(state) = open.pool.tell_state() {
-            lock(&self.judged).entry(pool).or_insert(state.count);
-        }
+        let count = open.pool.tell_state().map_or(0, |state| state.count);
+        lock(&self.judged).entry(pool).or_insert(count);
         Ok(verdict)
+    }
+
+    /// Whether a key has found the pool's state good in this run.
+    pub(crate) fn has_judged(&self, pool: PoolId) -> bool {
+        lock(&self.judged).contains_key(&pool)
     }
 
     /// The lease machine, with the pools' states as they are now for what it may send.

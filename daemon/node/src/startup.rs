@@ -52,7 +52,7 @@ use crate::scrub::Scrubber;
 use crate::sources::{Feeder, Sources};
 use crate::trail::NodeTrail;
 use crate::wiper::{Event, Notice, Wipe, Wiper};
-use crate::{attestor, boot_clock, key_port};
+use crate::{attestor, boot_clock, folding, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -244,6 +244,7 @@ impl Prepared {
             tokio::spawn(async move { s3.keep_webhook(webhook).await });
         }
         start_tending(&node).context("the thread that tends a pool could not be started")?;
+        folding::start(&node).context("the thread that folds in a pool could not be started")?;
         (0..node.pools.len())
             .try_for_each(|number| Scrubber::start(number, &node))
             .context("the thread that scrubs a pool could not be started")?;
@@ -366,7 +367,7 @@ fn open_pools(config: &NodeConfig, on_damage: &DamageHook) -> anyhow::Result<Vec
             }
             tracing::info!(path, pool = %info.id, volumes = info.volumes, capacity = %info.capacity, allocated = %info.allocated, direct = info.device.direct, "opened a pool");
             let scrubber = Arc::new(Scrubber::new(config.scrub, &config.state_dir, &pool));
-            Ok(OpenPool { path, pool, scrubber })
+            Ok(OpenPool { path, pool, scrubber, folded: Arc::default() })
         })
         .collect()
 }

@@ -95,6 +95,19 @@ impl Sites {
         });
     }
 
+    /// Writes what a file holds, but not its holes, to a volume.
+    ///
+    /// # Panics
+    /// As [`Self::write_file`].
+    pub fn write_over(&self, node: &Node, volume: &str, file: &Path) {
+        wait_for("a served volume", PATIENCE, || {
+            let mut copy = client("nbdcopy");
+            copy.args(["--flush", "--destination-is-zero"]).arg(file).arg(self.uri(node, volume));
+            let answer = run(&mut copy);
+            if answer.success { Ok(()) } else { Err(answer.describe()) }
+        });
+    }
+
     /// Fills the beginning of `db`.
     ///
     /// # Panics
@@ -113,17 +126,25 @@ impl Sites {
         self.write_len(node, fill, 3 << 20);
     }
 
+    /// Copies a volume to a file.
+    ///
+    /// # Panics
+    /// As [`Self::write_file`].
+    pub fn read_back(&self, node: &Node, volume: &str, file: &Path) {
+        wait_for("a served volume", PATIENCE, || {
+            let _ = std::fs::remove_file(file);
+            let answer = run(client("nbdcopy").arg(self.uri(node, volume)).arg(file));
+            if answer.success { Ok(()) } else { Err(answer.describe()) }
+        });
+    }
+
     /// What `db` holds.
     ///
     /// # Panics
     /// Where the node does not serve it.
     pub fn read(&self, node: &Node) -> Vec<u8> {
         let back = self.desk.dir.join("back");
-        wait_for("a served volume", PATIENCE, || {
-            let _ = std::fs::remove_file(&back);
-            let answer = run(client("nbdcopy").arg(self.uri(node, "db")).arg(&back));
-            if answer.success { Ok(()) } else { Err(answer.describe()) }
-        });
+        self.read_back(node, "db", &back);
         std::fs::read(&back).expect("a copy of the volume")
     }
 

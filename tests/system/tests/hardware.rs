@@ -141,13 +141,13 @@ fn every_worker_gives_signs_of_life_and_none_is_stalled() {
     let (site, _) = site();
     let status = site.status();
     let names: Vec<&str> = status.workers.iter().map(|worker| worker.name.as_str()).collect();
-    assert_eq!(names, ["damage", "health", "pool-0", "refusals", "scrub-0", "snapshots", "write-back"]);
+    assert_eq!(names, ["damage", "fold-0", "health", "pool-0", "refusals", "scrub-0", "snapshots", "write-back"]);
     assert!(status.workers.iter().all(|worker| !worker.stalled), "{:?}", status.workers);
     let beat = |name: &str| {
         let workers = site.status().workers;
         workers.into_iter().find(|worker| worker.name == name).expect("a worker").beat_boot_ns
     };
-    for name in ["health", "pool-0", "refusals", "write-back"] {
+    for name in ["fold-0", "health", "pool-0", "refusals", "write-back"] {
         let before = beat(name);
         wait_for(&format!("another sign of life of {name}"), PATIENCE, || {
             if beat(name) > before { Ok(()) } else { Err("none yet".to_owned()) }

@@ -1,9 +1,11 @@
 //! Two nodes that are peers, and one keyholder: what is written on the first arrives on the second by itself, and who was superseded
 //! overwrites nothing.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use harness::client;
 use harness::desk::{find, word};
 use harness::process::{Process, wait_for};
 use harness::site::free_port;
@@ -235,6 +237,77 @@ fn a_volume_stays_where_it_must_and_a_sealed_node_sends_on() {
     assert!(second_daemon.stop(STOP).success());
     let loud = second_daemon.unexpected_lines(&["CONFIG", "memory", "Landlock", "realtime"]);
     assert!(!loud.iter().any(|line| line.contains("panicked")), "{loud:?}");
+}
+
+/// Each epoch costs an extent for each that was written in it. Without folding, and with the epochs of a quarter of an hour in a few
+/// seconds, both pools would be full before the end.
+#[test]
+fn epochs_of_small_writes_do_not_fill_the_pools_of_both_sites() {
+    /// In each MiB of the volume a sector is written, time and again.
+    const MIB: u64 = 192;
+    const ROUNDS: u8 = 14;
+    let parent = tempfile::tempdir().expect("a temporary directory");
+    let (sites, mut first_daemon, mut second_daemon) = two_sites(parent.path(), "2G");
+    let desk = &sites.desk;
+    make_peers(&sites);
+    let before = std::fs::read_to_string(&sites.first.config).expect("its configuration");
+    let often = without_replication(&before) + "\n[replication]\ninterval_ms = 100\n";
+    std::fs::write(&sites.first.config, often).expect("a writable directory");
+    restart(&sites, &sites.second, &mut second_daemon);
+    restart(&sites, &sites.first, &mut first_daemon);
+    desk.until(&["volume", "create", "wide", "--node", "node-1", "--size", "192M"]);
+    let pool = |node: &Node, what: &str| {
+        let status = sites.status(node);
+        status["pools"][0][what].as_u64().unwrap_or_else(|| panic!("{status}"))
+    };
+    let extents = pool(&sites.first, "capacity_bytes") >> 20;
+    assert!(MIB * u64::from(ROUNDS) > extents, "{extents} extents are more than are written");
+
+    let epoch = || {
+        let status = desk.json(&["replication", "status", "--node", "node-1"]);
+        let volumes = status["peers"][0]["volumes"].as_array().cloned().unwrap_or_default();
+        volumes.iter().filter_map(|volume| volume["acknowledged_epoch"].as_u64()).max().unwrap_or(0)
+    };
+    let file = desk.dir.join("islands");
+    for round in 0..ROUNDS {
+        let islands = std::fs::File::create(&file).expect("space for a test file");
+        islands.set_len(MIB << 20).expect("a sparse file");
+        for nth in 0..MIB {
+            let at = (nth << 20) + (u64::from(round) << 12);
+            islands.write_all_at(&[round + 1; 4096], at).expect("space for a test file");
+        }
+        let before = epoch();
+        sites.write_over(&sites.first, "wide", &file);
+        wait_for("an epoch of what was written", PATIENCE, || match epoch() {
+            now if now > before => Ok(()),
+            now => Err(now.to_string()),
+        });
+    }
+    for node in [&sites.first, &sites.second] {
+        // What is there, and what the newest epochs keep apart.
+        wait_for("what they left is folded", PATIENCE, || match pool(node, "used_bytes") >> 20 {
+            used if used <= 3 * MIB => Ok(()),
+            used => Err(format!("{used} extents of {}", node.name)),
+        });
+        let metrics = client::run(client::client("curl").args([
+            "--silent",
+            "--fail",
+            &format!("http://{}/metrics", node.address("metrics")),
+        ]));
+        let freed = metrics.stdout.lines().find_map(|line| {
+            line.strip_prefix("nightlatch_pool_fold_freed_extents{")?.rsplit_once(' ')?.1.parse::<u64>().ok()
+        });
+        assert!(freed.is_some_and(|freed| freed > MIB), "{freed:?} {}", metrics.stdout);
+    }
+    let back = desk.dir.join("back");
+    sites.read_back(&sites.first, "wide", &back);
+    let back = std::fs::File::open(back).expect("a copy of the volume");
+    let mut found = vec![0; (usize::from(ROUNDS) + 1) << 12];
+    for nth in 0..MIB {
+        back.read_exact_at(&mut found, nth << 20).expect("all of the volume");
+        let expected = (1..=ROUNDS).chain([0]).flat_map(|fill| [fill; 4096]);
+        assert!(expected.eq(found.iter().copied()), "in MiB {nth}");
+    }
 }
 
 /// `node init` writes the table with its defaults.

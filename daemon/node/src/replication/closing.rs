@@ -1,7 +1,8 @@
 //! Epochs: when one is closed, and which are deleted.
 //!
 //! An epoch is closed where a peer that is to have the volume is connected, something was written since the last, and the interval is over
-//! or so much was written that it ends early; and where such a peer lacks the newest, and none waits for it.
+//! or so much was written that it ends early; and where such a peer lacks the newest, and none waits for it. Where folding in the pool
+//! falls behind, epochs wait longer: each costs an extent for each that is written in it, until that is folded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +25,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Sectors in a MiB.
 const SECTORS_PER_MIB: u64 = 256;
+
+/// Least time between epochs while folding falls behind.
+const BEHIND_INTERVAL_MS: u64 = 30_000;
 
 /// Time from an epoch that could not be closed to the next attempt.
 const RETRY_MS: u64 = 1_000;
@@ -190,8 +194,12 @@ impl Node {
         // A peer that has not the newest, and for which none waits, gets an epoch though nothing is written.
         let is_lacking = |progress: &Progress| progress.state == State::Lacking;
         let is_due = closed.last.is_none_or(|(then, at)| {
-            let interval_over = now.ms_since(at) >= u64::from(replication.config.interval_ms);
-            let much = u64::from(replication.config.epoch_mib) * SECTORS_PER_MIB;
+            let (config, since_ms) = (&replication.config, now.ms_since(at));
+            if open.folded.is_behind() && since_ms < BEHIND_INTERVAL_MS {
+                return false;
+            }
+            let interval_over = since_ms >= u64::from(config.interval_ms);
+            let much = u64::from(config.epoch_mib) * SECTORS_PER_MIB;
             (then != written && interval_over) || written.saturating_sub(then) >= much
         });
         if closed.retry_at.is_some_and(|at| now < at) || (!is_due && !connected.iter().any(is_lacking)) {
