@@ -28,6 +28,7 @@ use prometheus_client::registry::Registry;
 use s3_server::{Rates, S3Options, S3Server, Webhook};
 use sandbox::{Access, Enforcement, FileRules};
 use sources::{Action, SourceState, Stop};
+use thread_wipe::on_clean_stack;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -50,6 +51,7 @@ use crate::retention::Retention;
 use crate::schedule::Schedules;
 use crate::scrub::Scrubber;
 use crate::sources::{Feeder, Sources};
+use crate::threads::{spawn_clean, spawn_lasting};
 use crate::trail::NodeTrail;
 use crate::wiper::{Event, Notice, Wipe, Wiper};
 use crate::{attestor, boot_clock, key_port};
@@ -234,14 +236,13 @@ impl Prepared {
         let Self { listeners, ready, heads, registry, metrics, refusals, webhooks, .. } = self;
         let stop = CancellationToken::new();
         tpm.map_or(Ok(()), attestor::Worker::start).context("the TPM's thread could not be started")?;
-        tokio::spawn(
-            stop.clone().run_until_cancelled_owned(exports::keep_account(Arc::clone(&node), refusals)),
-        );
+        let account = exports::keep_account(Arc::clone(&node), refusals);
+        tokio::spawn(on_clean_stack(stop.clone().run_until_cancelled_owned(account)));
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
         for webhook in webhooks {
             let s3 = node.s3.clone();
-            tokio::spawn(async move { s3.keep_webhook(webhook).await });
+            tokio::spawn(on_clean_stack(async move { s3.keep_webhook(webhook).await }));
         }
         start_tending(&node).context("the thread that tends a pool could not be started")?;
         (0..node.pools.len())
@@ -453,51 +454,55 @@ fn serve(
     let mut servers = JoinSet::new();
     let control = Arc::new(Handle(Arc::clone(node)));
     let heart = |name| node.heartbeats.worker(name);
-    servers.spawn(write_back(Arc::clone(node), heart("write-back"), stop.clone()));
-    servers.spawn(note_forgeries(Arc::clone(node), heart("refusals"), stop.clone()));
+    spawn_lasting(&mut servers, write_back(Arc::clone(node), heart("write-back"), stop.clone()));
+    spawn_lasting(&mut servers, note_forgeries(Arc::clone(node), heart("refusals"), stop.clone()));
     let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
-    servers.spawn(key_port::serve(
-        Arc::clone(node),
-        TcpListener::from_std(listeners.key)?,
-        heads.key,
-        stop.clone(),
-    ));
+    spawn_lasting(
+        &mut servers,
+        key_port::serve(Arc::clone(node), TcpListener::from_std(listeners.key)?, heads.key, stop.clone()),
+    );
     if let Some(listener) = listeners.peers.map(TcpListener::from_std).transpose()? {
-        servers.spawn(replication::serve(Arc::clone(node), listener, heads.peers, stop.clone()));
+        spawn_lasting(
+            &mut servers,
+            replication::serve(Arc::clone(node), listener, heads.peers, stop.clone()),
+        );
     }
     for peer in node.replication.dialled() {
-        servers.spawn(replication::keep_peer(Arc::clone(node), Arc::clone(peer), stop.clone()));
+        spawn_lasting(&mut servers, replication::keep_peer(Arc::clone(node), Arc::clone(peer), stop.clone()));
     }
-    servers.spawn(replication::keep_epochs(Arc::clone(node), stop.clone()));
-    servers.spawn(serve_https(
-        TcpListener::from_std(listeners.admin)?,
-        heads.admin,
-        config.tls.trust_domain.clone(),
-        admin::control_router(Arc::clone(&control)),
-        ServeLimits::default(),
-        stopped(stop),
-    ));
+    spawn_lasting(&mut servers, replication::keep_epochs(Arc::clone(node), stop.clone()));
+    spawn_lasting(
+        &mut servers,
+        serve_https(
+            TcpListener::from_std(listeners.admin)?,
+            heads.admin,
+            config.tls.trust_domain.clone(),
+            admin::control_router(Arc::clone(&control)),
+            ServeLimits::default(),
+            stopped(stop),
+        ),
+    );
     let measured = Arc::clone(node);
     let health = admin::health_router(control, registry, move || metrics.refresh(&measured));
     let health_port = TcpListener::from_std(listeners.metrics)?;
-    servers.spawn(serve_http(health_port, health, ServeLimits::default(), stopped(stop)));
+    spawn_lasting(&mut servers, serve_http(health_port, health, ServeLimits::default(), stopped(stop)));
     if let Some(listener) = listeners.nbd.map(TcpListener::from_std).transpose()? {
         let nbd = node.nbd.clone();
-        servers.spawn(async move { nbd.serve_tcp(listener, heads.nbd).await });
+        spawn_lasting(&mut servers, async move { nbd.serve_tcp(listener, heads.nbd).await });
     }
     if let Some(listener) =
         listeners.nbd_unix.map(|(listener, _)| UnixListener::from_std(listener)).transpose()?
     {
         let nbd = node.nbd.clone();
-        servers.spawn(async move { nbd.serve_unix(listener, None).await });
+        spawn_lasting(&mut servers, async move { nbd.serve_unix(listener, None).await });
     }
     if let Some(listener) = listeners.s3.map(TcpListener::from_std).transpose()? {
         let (s3, lifecycles, logs) = (node.s3.clone(), node.s3.clone(), node.s3.clone());
-        servers.spawn(async move { s3.serve(listener, heads.s3).await });
+        spawn_lasting(&mut servers, async move { s3.serve(listener, heads.s3).await });
         let day = Duration::from_secs(config.listen.s3_day_s.max(1));
-        servers.spawn(async move { lifecycles.keep_lifecycles(day).await });
+        spawn_lasting(&mut servers, async move { lifecycles.keep_lifecycles(day).await });
         let interval = Duration::from_secs(config.s3.access_log_s);
-        servers.spawn(async move { logs.keep_access_logs(interval).await });
+        spawn_lasting(&mut servers, async move { logs.keep_access_logs(interval).await });
     }
     Ok(servers)
 }
@@ -575,7 +580,8 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
         tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
         crate::threads::wipe_all(wipe.record.generation).await;
         worker.wiper.on_memory_clear(&wipe);
-        let _ = tokio::task::spawn_blocking(move || worker.take_back_overwrite_request(&wipe)).await;
+        let _ = spawn_clean(move || worker.take_back_overwrite_request(&wipe)).await;
+        drop(tokio::task::spawn_blocking(thread_wipe::give_back_freed));
     });
     // It goes on where it takes longer: status tells when it is done.
     if tokio::time::timeout(MEMORY_CLEAR_TIMEOUT, clearing).await.is_err() {
@@ -585,7 +591,7 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
     }
     let node = Arc::clone(node);
     // The trail is a file.
-    let _ = tokio::task::spawn_blocking(move || node.after_wipe(&wipe, &ended)).await;
+    let _ = spawn_clean(move || node.after_wipe(&wipe, &ended)).await;
     // A program that ends takes what it has not measured with it.
     if let Some(measured) = measured
         && tokio::time::timeout(MEASUREMENT_TIMEOUT, measured).await.is_err()
