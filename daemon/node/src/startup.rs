@@ -45,7 +45,7 @@ use crate::heartbeat::{Heart, Heartbeats};
 use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
-use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::node::{Leaving, Node, OpenPool, Parts, volumes_present};
 use crate::replication::{self, Replication};
 use crate::retention::Retention;
 use crate::schedule::Schedules;
@@ -58,6 +58,9 @@ use crate::{attestor, boot_clock, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How much longer than clients may take a stop's keys live at most: pools are flushed meanwhile, unless a disk is stuck.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// The third stage of a wipe is over by then, or reported as not reached.
 const MEMORY_CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
@@ -287,7 +290,8 @@ fn start_hearing(
 ) -> anyhow::Result<Hearing> {
     let opened = Sources::open(&config.sources, keyring, hygiene_watch);
     let sources = opened.states();
-    let wiper = Wiper::start(Arc::clone(keyring), opened.fast, events)
+    let stop_limit = Duration::from_secs(config.drain_s).saturating_add(STOP_GRACE);
+    let wiper = Wiper::start(Arc::clone(keyring), opened.fast, stop_limit, events)
         .context("the wiper's thread could not be started")?;
     let stop = Arc::new(Stop::default());
     crate::sources::start_slow(opened.slow, &wiper, &stop)
@@ -519,13 +523,15 @@ fn announce(ready: &Ready, config: &NodeConfig) -> anyhow::Result<()> {
 /// Reacts to wipes and to the watchdog until told to stop; then drains and wipes.
 async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Event>, drain: Duration) {
     let mut watchdog = watchdog_interval().map(tokio::time::interval);
+    let mut wipes = JoinSet::new();
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(Event::Wiped(wipe)) => after_wipe(node, wipe).await,
+                Some(Event::Wiped(wipe)) => drop(wipes.spawn(after_wipe(node, wipe))),
                 Some(Event::Fired(notice)) => on_fired(node, &notice),
                 Some(Event::Stop) | None => break,
             },
+            Some(_) = wipes.join_next() => {}
             () = tick(&mut watchdog) => {
                 // A node whose wiper hangs is as good as dead: the service manager ends it.
                 let wiper = Arc::clone(&node.wiper);
@@ -539,12 +545,13 @@ async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Even
     tracing::info!(drain_s = drain.as_secs(), "stopping: clients finish, then the keys are wiped");
     tokio::select! {
         () = drain_heads(node, drain) => {}
-        // Power loss, expiry or a revoke while draining: nothing is left to drain.
-        () = wiped_meanwhile(node, &mut events) => {}
+        // Power loss, expiry or a revoke while draining, or its end with a disk that is stuck: nothing is left to drain.
+        _ = wiped_meanwhile(node, &mut events, &mut wipes) => {}
     }
-    node.wiper.wipe(WipeCause::PlannedStop);
+    let last = node.wiper.wipe(WipeCause::PlannedStop).record.generation;
     // What a source said meanwhile may stand before it.
-    wiped_meanwhile(node, &mut events).await;
+    while wiped_meanwhile(node, &mut events, &mut wipes).await.is_some_and(|wiped| wiped < last) {}
+    while wipes.join_next().await.is_some() {}
 }
 
 /// A source has fired. Its wipe, where it asked for one, has happened, and its drain will end without our help.
@@ -569,13 +576,24 @@ fn on_fired(node: &Arc<Node>, notice: &Notice) {
     }
 }
 
-/// Carries a wipe through its third stage, and tells the sessions how far it came.
-async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
+/// Seals the node at once: whatever the last wipe still waits for, nobody may take this one's latch or register as not there. What
+/// is returned carries the wipe through its third stage, and tells the sessions how far it came.
+fn after_wipe(node: &Arc<Node>, wipe: Wipe) -> impl Future<Output = ()> + Send + use<> {
     // Before anybody can begin a session in which the TPM says that there was none.
     let measured = node.attestor.as_ref().map(|attestor| attestor.measure(wipe.record));
     let leaving = node.seal(&wipe);
+    let node = Arc::clone(node);
+    async move { clear_memory(node, wipe, leaving, measured).await }
+}
+
+async fn clear_memory(
+    node: Arc<Node>,
+    wipe: Wipe,
+    leaving: Leaving,
+    measured: Option<impl Future + Send + 'static>,
+) {
     let ended = leaving.ended.clone();
-    let worker = Arc::clone(node);
+    let worker = Arc::clone(&node);
     let clearing = tokio::spawn(async move {
         tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
         crate::threads::wipe_all(wipe.record.generation).await;
@@ -589,7 +607,6 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
             "what clients had in memory is not all dropped a second after the wipe: a connection or a device holds it; the keys are gone"
         );
     }
-    let node = Arc::clone(node);
     // The trail is a file.
     let _ = spawn_clean(move || node.after_wipe(&wipe, &ended)).await;
     // A program that ends takes what it has not measured with it.
@@ -600,10 +617,18 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
     }
 }
 
-async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Wiped(wipe) => return after_wipe(node, wipe).await,
+/// Waits until one more wipe is heard of, and says which generation it began. `None` where no news comes any more.
+async fn wiped_meanwhile(
+    node: &Arc<Node>,
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    wipes: &mut JoinSet<()>,
+) -> Option<u64> {
+    loop {
+        match events.recv().await? {
+            Event::Wiped(wipe) => {
+                wipes.spawn(after_wipe(node, wipe));
+                return Some(wipe.record.generation);
+            }
             Event::Fired(notice) => on_fired(node, &notice),
             Event::Stop => {}
         }

@@ -24,8 +24,11 @@ use tokio::task::{JoinHandle, JoinSet};
 /// How long a wiped thread waits for those that are not. They come at once unless they are busy.
 const COMPANY_WAIT: Duration = Duration::from_millis(5);
 
-/// Time between two calls to those that have not come.
+/// Time between two calls to those that have not come; at first.
 const CALL_EVERY: Duration = Duration::from_millis(1);
+
+/// The same while a device holds one up: calling takes the others' time.
+const CALL_EVERY_AT_LAST: Duration = Duration::from_millis(200);
 
 /// The generation that each thread was last wiped at.
 static THREADS: Mutex<Vec<Arc<AtomicU64>>> = Mutex::new(Vec::new());
@@ -124,6 +127,7 @@ pub(crate) fn visit(generation: u64) {
 /// Wipes every thread of this runtime, its blocking ones too, and waits for those of their own. Returns once all are wiped: one
 /// that is held up by a device is waited for.
 pub(crate) async fn wipe_all(generation: u64) {
+    let mut rest = CALL_EVERY;
     loop {
         let late = late(&threads(), generation);
         if late == 0 {
@@ -134,7 +138,9 @@ pub(crate) async fn wipe_all(generation: u64) {
             drop(tokio::spawn(async move { visit(generation) }));
             drop(tokio::task::spawn_blocking(move || visit(generation)));
         }
-        tokio::time::sleep(CALL_EVERY).await;
+        tokio::time::sleep(rest).await;
+        // A second has passed once it is longest.
+        rest = (rest + rest / 16 + Duration::from_micros(50)).min(CALL_EVERY_AT_LAST);
     }
 }
 
