@@ -1,30 +1,30 @@
 //! The socket of a transmission phase: any thread may read from it or write to it.
 //!
 //! A socket in clear leaves the executor's reactor, which would wake a thread for every request that arrives and every
-//! reply that the client takes; who wants to read waits in `poll`. Only a socket that is full comes back, until it has
-//! room. A socket under TLS stays with the executor.
+//! reply that the client takes; who reads waits in the call that reads. Only a socket that is full comes back, until it
+//! has room. A socket under TLS stays with the executor.
 //!
 //! Invariant: nothing here waits but [`Source`], on a thread that may.
 
 use std::future::Future;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::{AsyncReadExt, ReadHalf};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{MsgFlags, sendmsg};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest, ReadHalf};
 use tokio::runtime::Handle;
-use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::READ_AHEAD_BYTES;
-use crate::transmission::Socket;
+use crate::transmission::{Socket, TlsSocket};
 
-/// A socket in clear that does not block.
+/// A socket in clear. Reading from it waits, writing to it never does.
 #[derive(Debug)]
 pub(crate) enum PlainStream {
     Tcp(TcpStream),
@@ -34,40 +34,36 @@ pub(crate) enum PlainStream {
 impl PlainStream {
     /// Takes `socket` away from the executor.
     pub(crate) fn from_socket(socket: Socket) -> io::Result<Self> {
-        Ok(match socket {
+        let stream = match socket {
             Either::Left(stream) => Self::Tcp(stream.into_std()?),
             Either::Right(stream) => Self::Unix(stream.into_std()?),
-        })
+        };
+        let flags = OFlag::from_bits_retain(fcntl(stream.as_fd(), FcntlArg::F_GETFL)?);
+        fcntl(stream.as_fd(), FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK)))?;
+        Ok(stream)
     }
 
+    /// Writes what there is room for now; `WouldBlock` where that is nothing.
     pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => (&*stream).write_vectored(slices),
-            Self::Unix(stream) => (&*stream).write_vectored(slices),
-        }
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<()>(self.as_fd().as_raw_fd(), slices, &[], flags, None)?)
     }
 
-    fn try_read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    /// Waits until there is something to read, or the end.
+    fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => (&*stream).read_vectored(slices),
             Self::Unix(stream) => (&*stream).read_vectored(slices),
         }
     }
 
-    /// Waits until there is something to read, or the end.
-    fn wait_readable(&self) -> io::Result<()> {
-        match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
     /// Returns once the socket has room. The executor waits for that, with a second descriptor.
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => tokio::net::TcpStream::from_std(stream.try_clone()?)?.writable().await,
-            Self::Unix(stream) => tokio::net::UnixStream::from_std(stream.try_clone()?)?.writable().await,
-        }
+        let waiting: OwnedFd = self.as_fd().try_clone_to_owned()?;
+        #[expect(deprecated, reason = "what it warns of is a descriptor that changes: this one is owned and does not")]
+        let waiting = AsyncFd::with_interest(waiting, Interest::WRITABLE)?;
+        waiting.writable().await?.retain_ready();
+        Ok(())
     }
 
     /// Ends reading, or all of it; whoever waits in this socket returns.
@@ -90,7 +86,7 @@ impl AsFd for PlainStream {
 }
 
 /// The receiving half of a TLS session.
-pub(crate) type TlsSource = ReadHalf<TlsStream<Socket>>;
+pub(crate) type TlsSource = ReadHalf<TlsSocket>;
 
 /// Where requests come from.
 #[derive(Debug)]
@@ -151,8 +147,7 @@ impl Input {
     fn read(&mut self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => loop {
-                match stream.try_read(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.wait_readable()?,
+                match stream.read(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     read => return read,
                 }

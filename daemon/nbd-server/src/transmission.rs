@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::io::BufReader;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -44,10 +45,13 @@ use crate::wire::{Command, Errno};
 /// An accepted socket.
 pub(crate) type Socket = Either<TcpStream, UnixStream>;
 
+/// A socket under TLS. The library reads 4 KiB at once, the buffer in between as much as there is.
+pub(crate) type TlsSocket = TlsStream<BufReader<Socket>>;
+
 /// A connection, in clear or under TLS.
 pub(crate) enum Stream {
     Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<TlsSocket>),
 }
 
 /// Both directions of a connection.
@@ -229,7 +233,8 @@ impl Job for Operation {
         Arc::as_ptr(&self.pending.outbox).addr()
     }
 
-    fn run(self) {
+    fn run(mut self) {
+        let rest = self.request.put_off_rest();
         let Self { mut pending, request, payload } = self;
         let began = Instant::now();
         let payload_bytes = payload.as_ref().map_or(&[][..], Buffer::as_bytes);
@@ -241,7 +246,15 @@ impl Job for Operation {
             tell_slow(&pending.export, &request, waited, took);
         }
         drop(payload);
-        pending.answer(outcome, request.payload_bytes());
+        match (rest, &outcome) {
+            (Some(rest), Some(Outcome::Done)) => {
+                // Its answer comes with the last of it, whatever is read meanwhile.
+                pending.more_follows = false;
+                let lane = Arc::clone(&pending.export.lane);
+                lane.submit(Self { pending, request: rest, payload: None });
+            }
+            _ => pending.answer(outcome, request.payload_bytes()),
+        }
     }
 }
 
