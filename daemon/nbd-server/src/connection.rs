@@ -9,12 +9,11 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::{Doorkeeper, Peer};
 use crate::exports::{Exports, LiveExport, Visit};
-use crate::limits::TLS_READ_AHEAD_BYTES;
 use crate::metrics::Metrics;
 use crate::negotiation::{CloseReason, Features, Negotiation, Step, Tls};
 use crate::transmission::{Closed, Shared, Socket, Stream, serve};
@@ -100,7 +99,6 @@ async fn negotiate(
         (Choice::StartTls, None) => return Err(CloseReason::Aborted.into()),
     };
     // The session's secrets are made here, and would stay on the stack for whatever is kept next.
-    let socket = BufReader::with_capacity(TLS_READ_AHEAD_BYTES, socket);
     let handshake = thread_wipe::leaving_nothing(acceptor.accept(socket));
     let mut stream = Box::new(handshake.await.map_err(NotNegotiated::Tls)?);
     machine.tls_started();
