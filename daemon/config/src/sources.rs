@@ -672,29 +672,31 @@ impl SourcesConfig {
 
     /// The sources that are configured, with what each needs to be heard.
     pub(crate) fn checks(&self) -> Vec<SourceCheck> {
-        let check = |name: &str, hearing| SourceCheck { name: name.into(), hearing };
+        let check = |name: &str, hearing| SourceCheck { name: name.into(), hearing, warns_of_power: false };
+        let warning = |check| SourceCheck { warns_of_power: true, ..check };
         let file = |name: &str, path: &Path| {
             check(name, Hearing { path: Some(path.to_owned()), ..Hearing::default() })
         };
-        let gpio = self.gpio.iter().map(|gpio| file(&gpio.name, &gpio.chip));
+        let gpio = self.gpio.iter().map(|gpio| warning(file(&gpio.name, &gpio.chip)));
         let events = self
             .kernel_event
             .iter()
             .map(|event| check(&event.name, Hearing { kernel_events: true, ..Hearing::default() }));
-        let supply = self.power_supply.iter().map(|supply| file("power-supply", &supply.directory));
+        let supply = self.power_supply.iter().map(|supply| warning(file("power-supply", &supply.directory)));
         let nut = self.nut.iter().map(|nut| {
             let (path, server) = (nut.password_file.clone(), Some(nut.server.clone()));
-            check(&nut.name, Hearing { path, server, ..Hearing::default() })
+            warning(check(&nut.name, Hearing { path, server, ..Hearing::default() }))
         });
         let apcupsd = self
             .apcupsd
             .iter()
-            .map(|ups| check(&ups.name, Hearing { server: Some(ups.server.clone()), ..Hearing::default() }));
+            .map(|ups| check(&ups.name, Hearing { server: Some(ups.server.clone()), ..Hearing::default() }))
+            .map(warning);
         let logind = self.logind.iter().map(|logind| file("logind", &logind.bus));
         let chassis = self.chassis.iter().map(|chassis| file("chassis", &chassis.directory));
         let clock = self.clock.iter().map(|clock| file("clock", &clock.rtc));
         let button = self.button.iter().map(|button| file(&button.name, &button.device));
-        let bmc = self.bmc.iter().map(|bmc| file("bmc", &bmc.device));
+        let bmc = self.bmc.iter().map(|bmc| warning(file("bmc", &bmc.device)));
         let machine = logind.chain(chassis).chain(clock).chain(button).chain(bmc);
         gpio.chain(events).chain(supply).chain(nut).chain(apcupsd).chain(machine).collect()
     }

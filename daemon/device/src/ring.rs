@@ -2,7 +2,8 @@
 //!
 //! Single transfers are calls of the thread that wants them: a queue of one gains nothing by a ring. What comes in batches
 //! (ciphertext on its way to its places, pages of tables and records) would wait for each transfer in turn; here they wait
-//! together.
+//! together. A file system that cannot be asked without waiting (tmpfs) would have the kernel hand each transfer to a thread
+//! of its own, one after the other for one file: there a call of our own thread is the shorter way, and there is no ring.
 //!
 //! Invariants:
 //! - A call returns only when nothing of it is in flight any more, whatever has failed: buffers are borrowed for as long as the
@@ -103,8 +104,15 @@ enum Way {
 }
 
 impl Ring {
-    /// A ring for `file`, where the kernel has such and allows it.
+    /// A ring for `file`, where the kernel has such and allows it, and would not make a detour of it.
     pub(crate) fn new(file: &File) -> Option<Self> {
+        if !may_be_asked_without_waiting(file) {
+            return None;
+        }
+        Self::of_any(file)
+    }
+
+    fn of_any(file: &File) -> Option<Self> {
         let ring = IoUring::builder().setup_r_disabled().build(DEPTH).ok()?;
         let submitter = ring.submitter();
         submitter.register_files(&[file.as_raw_fd()]).ok()?;
@@ -184,6 +192,15 @@ impl Ring {
     }
 }
 
+/// Whether a transfer of the file may be begun by a thread that must not wait: preadv2(2), `RWF_NOWAIT`.
+fn may_be_asked_without_waiting(file: &File) -> bool {
+    let mut byte = 0_u8;
+    let piece = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: the one piece is a byte of this frame. Whether it is read, or wrongly aligned, does not matter.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const piece, 1, 0, libc::RWF_NOWAIT) };
+    read >= 0 || Errno::last() != Errno::EOPNOTSUPP
+}
+
 /// Pieces that the kernel takes at once (UIO_MAXIOV of linux/uio.h).
 pub(crate) const PIECES_AT_ONCE: usize = 1024;
 
@@ -228,7 +245,13 @@ mod tests {
 
     /// This machine's kernel has rings; where one does not, the device does without, and its own tests cover that.
     fn ring(file: &File) -> Ring {
-        Ring::new(file).expect("a ring")
+        Ring::of_any(file).expect("a ring")
+    }
+
+    #[test]
+    fn a_file_of_memory_is_read_and_written_without_a_ring() {
+        let shared = tempfile::tempfile_in("/dev/shm").unwrap();
+        assert!(Ring::new(&shared).is_none(), "tmpfs answers without waiting by now: measure again");
     }
 
     #[test]

@@ -6,7 +6,11 @@ use std::io::Write;
 fn main() {
     let how = std::env::args().nth(1).unwrap_or_default();
     // Two writes of one call each: the order on standard error is the order in which things happened.
-    faults::install(|| {
+    let slowly = how == "slowly";
+    faults::install(move || {
+        if slowly {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
         let _ = std::io::stderr().write_all(b"last act\n");
     })
     .expect("nothing was installed before");
@@ -39,6 +43,15 @@ fn main() {
             sandbox::restrict_calls(sandbox::Role::Node).expect("a call filter");
             make_executable();
             println!("went on");
+        }
+        // Whoever started it sends signals, which threads take that have not had one.
+        "slowly" => {
+            let wait = || loop {
+                std::thread::park();
+            };
+            let others = [(); 3].map(|()| std::thread::spawn(wait));
+            println!("ready");
+            others.into_iter().for_each(|other| drop(other.join()));
         }
         // Whoever started it sends a signal.
         _ => {

@@ -43,8 +43,10 @@ pub(crate) fn install() -> Result<(), InstallError> {
         // SAFETY: all zeros are a valid sigaction: default handler, empty mask, no flags.
         let action = unsafe { action.assume_init_mut() };
         action.sa_sigaction = on_fault as *const () as usize;
-        // The mask stays empty: a fault inside the handler runs it again, which is how a broken last act still ends.
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESETHAND;
+        // The handler stays in place: a second thread that breaks before the first has ended the process does its last act too,
+        // where the default would end it in the midst of the first's. In one thread the signal is blocked meanwhile: a fault in a
+        // broken last act is the kernel's to end.
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         // SAFETY: `action` is initialised and lives through the call; the handler has the signature that SA_SIGINFO asks
         // for and never returns.
         if unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) } != 0 {

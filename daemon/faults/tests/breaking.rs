@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 /// The example program, which cargo builds with the tests: beside their directory.
 fn program() -> PathBuf {
@@ -65,18 +65,37 @@ fn every_fault_signal_runs_the_last_act() {
     let signals =
         [("SEGV", 139), ("BUS", 135), ("ILL", 132), ("FPE", 136), ("TRAP", 133), ("ABRT", 134), ("SYS", 159)];
     for (name, status) in signals {
-        let mut child = Command::new(program())
-            .arg("wait")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        stdout.read_line(&mut ready).unwrap();
-        assert_eq!(ready, "ready\n");
-        let pid = child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+        let (child, _stdout) = waiting("wait");
+        kill(&child, name);
         ended(&child.wait_with_output().unwrap(), status, &format!("fault: SIG{name}"));
     }
+}
+
+/// The last act of the first is not cut short by what the second would do by default.
+#[test]
+fn a_second_thread_that_breaks_while_the_first_is_in_its_last_act_does_its_own() {
+    for name in ["SEGV", "ABRT"] {
+        let (child, _stdout) = waiting("slowly");
+        kill(&child, name);
+        kill(&child, name);
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code().is_some() && said.contains("last act"), "{:?} {said}", output.status);
+    }
+}
+
+/// The program as it waits for a signal.
+fn waiting(how: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut command = Command::new(program());
+    let mut child = command.arg(how).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut ready).unwrap();
+    assert_eq!(ready, "ready\n");
+    (child, stdout)
+}
+
+fn kill(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
 }

@@ -17,6 +17,7 @@ use http_body_util::Limited;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use thread_wipe::on_clean_stack;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -108,6 +109,7 @@ struct Front {
     permits: Arc<Semaphore>,
 }
 
+/// A connection may outlive a wipe of what other tasks of the same threads worked with: it takes nothing of that along.
 async fn serve(listener: TcpListener, front: Arc<Front>, shutdown: impl Future<Output = ()> + Send) {
     let mut handshakes = Handshakes::new(HANDSHAKES_MAX);
     let draining = CancellationToken::new();
@@ -122,14 +124,15 @@ async fn serve(listener: TcpListener, front: Arc<Front>, shutdown: impl Future<O
         match accepted {
             Ok((stream, peer, Some(permit))) => {
                 let (front, draining) = (front.clone(), draining.clone());
-                connections.spawn(async move {
+                connections.spawn(on_clean_stack(async move {
                     front.requests(stream, peer, None, draining).await;
                     drop(permit);
-                });
+                }));
             }
             Ok((stream, peer, None)) => {
                 let (front, draining, place) = (front.clone(), draining.clone(), handshakes.begin());
-                connections.spawn(async move { front.connection(stream, peer, place, draining).await });
+                let connection = async move { front.connection(stream, peer, place, draining).await };
+                connections.spawn(on_clean_stack(connection));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections; check the limit on open files");

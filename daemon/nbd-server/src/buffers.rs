@@ -70,6 +70,12 @@ impl Buffers {
     }
 }
 
+/// Memory that a payload of `len` bytes takes: none without a payload.
+pub(crate) fn buffer_bytes(len: u32) -> u32 {
+    const SMALLEST: u32 = self::SMALLEST as u32;
+    if len == 0 { 0 } else { len.div_ceil(SMALLEST).next_power_of_two() * SMALLEST }
+}
+
 fn class_of(len: usize) -> usize {
     let class = len.div_ceil(SMALLEST).next_power_of_two().ilog2() as usize;
     assert!(class < SIZES, "a payload of {len} bytes was let through");

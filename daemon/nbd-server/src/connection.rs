@@ -98,7 +98,9 @@ async fn negotiate(
         // The machine starts TLS only where it is required.
         (Choice::StartTls, None) => return Err(CloseReason::Aborted.into()),
     };
-    let mut stream = Box::new(acceptor.accept(socket).await.map_err(NotNegotiated::Tls)?);
+    // The session's secrets are made here, and would stay on the stack for whatever is kept next.
+    let handshake = thread_wipe::leaving_nothing(acceptor.accept(socket));
+    let mut stream = Box::new(handshake.await.map_err(NotNegotiated::Tls)?);
     machine.tls_started();
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     peer.client = certificate.and_then(|certificate| house.doorkeeper.client(certificate));

@@ -102,6 +102,8 @@ pub(crate) struct LiveExport {
     pub(crate) slow: SlowLog,
     pub(crate) buffers: Arc<Buffers>,
     sealed: CancellationToken,
+    /// As `sealed` says; asked for twice a request.
+    is_sealed: AtomicBool,
     /// Connections and what they hold.
     pub(crate) present: TaskTracker,
     failures: AtomicU64,
@@ -117,12 +119,12 @@ impl fmt::Debug for LiveExport {
 impl LiveExport {
     /// Whether anything may still be told that took the key to learn.
     pub(crate) fn key_gone(&self) -> bool {
-        self.sealed.is_cancelled() || self.volume.check_key().is_err()
+        self.is_sealed() || self.volume.check_key().is_err()
     }
 
     /// Whether the export was taken away for good.
     pub(crate) fn is_sealed(&self) -> bool {
-        self.sealed.is_cancelled()
+        self.is_sealed.load(Ordering::SeqCst)
     }
 
     /// Returns once the export is taken away.
@@ -224,6 +226,7 @@ impl Entry {
     /// Returns what to wait for until the last connection is gone with everything it held.
     fn seal(&mut self) -> Option<TaskTracker> {
         let Self::Live(live) = self else { return None };
+        live.is_sealed.store(true, Ordering::SeqCst);
         live.sealed.cancel();
         live.buffers.close();
         live.present.close();
@@ -280,6 +283,7 @@ impl Exports {
             slow: SlowLog::new(self.slow_operation),
             buffers: Arc::default(),
             sealed: CancellationToken::new(),
+            is_sealed: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             present: TaskTracker::new(),

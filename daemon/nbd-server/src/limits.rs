@@ -63,9 +63,12 @@ pub const STATUS_RUNS_MAX: usize = 65_536;
 /// all of a volume; the protocol lets it ask again for the rest.
 pub const STATUS_BYTES_MAX: u64 = 256 << 30;
 
-/// Longest run of zeroes that is written out in one request: 4 GiB, what compact headers can ask for. Each takes a
-/// thread until it is done.
+/// Longest run of zeroes that is written out in one request: 4 GiB, what compact headers can ask for.
 pub const SEALED_ZEROES_BYTES_MAX: u64 = 4 << 30;
+
+/// Zeroes that are written out in one turn: 16 MiB, some dozens of milliseconds. Then the request stands at the end of its
+/// connection's queue again, and others have their turn.
+pub const SEALED_ZEROES_STEP_BYTES: u64 = 16 << 20;
 
 /// Longest message in an error reply. They are fixed texts; the protocol allows 4096.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
@@ -73,6 +76,9 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 256;
 /// Bytes read ahead of the request that is being parsed: seven 4 KiB writes in one system call, while most of a long
 /// payload still goes straight into its own buffer.
 pub const READ_AHEAD_BYTES: usize = 32 << 10;
+
+/// The same of a connection under TLS, as it comes from the socket: a 64 KiB write in two system calls.
+pub const TLS_READ_AHEAD_BYTES: usize = 64 << 10;
 
 /// An operation that is likely to take no longer is carried out by the thread that read its request: less than waking
 /// another thread and having it scheduled costs on a busy machine, and far less than any disk takes.

@@ -76,6 +76,8 @@ pub(crate) struct Features {
     pub(crate) style: Style,
     /// What was selected for the export that was chosen.
     pub(crate) contexts: Selection,
+    /// The client was told so, and it stays so on this connection whatever the export is made later.
+    pub(crate) read_only: bool,
 }
 
 /// What the shell does after it sent the replies.
@@ -325,24 +327,24 @@ impl Negotiation {
         if !self.no_zeroes {
             out.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
-        Step::Transmission(export, self.features(label))
+        Step::Transmission(export, self.features(label, shape))
     }
 
     fn on_go<D: Directory>(&self, data: &[u8], directory: &D, out: &mut Vec<u8>) -> Step<D::Export> {
         match self.describe(OptionCode::Go, data, directory, out) {
-            Some((label, export)) => Step::Transmission(export, self.features(label)),
+            Some((label, export, shape)) => Step::Transmission(export, self.features(label, shape)),
             None => Step::Continue,
         }
     }
 
-    /// Answers `INFO` or `GO`; the export where the answer was a success.
+    /// Answers `INFO` or `GO`; the export, as it was described, where the answer was a success.
     fn describe<'a, D: Directory>(
         &self,
         option: OptionCode,
         data: &'a [u8],
         directory: &D,
         out: &mut Vec<u8>,
-    ) -> Option<(&'a str, D::Export)> {
+    ) -> Option<(&'a str, D::Export, Shape)> {
         let code = option.code();
         let Some((label, wants_name)) = parse_info(data) else {
             reply_error(out, code, ReplyCode::ErrInvalid, "the option's data does not parse");
@@ -376,7 +378,7 @@ impl Negotiation {
             reply(out, code, ReplyCode::Info, &payload);
         }
         reply(out, code, ReplyCode::Ack, &[]);
-        Some((label, export))
+        Some((label, export, shape))
     }
 
     fn on_set_meta_context<D: Directory>(&mut self, data: &[u8], directory: &D, out: &mut Vec<u8>) {
@@ -405,11 +407,12 @@ impl Negotiation {
         reply(out, code, ReplyCode::Ack, &[]);
     }
 
-    fn features(&self, label: &str) -> Features {
+    fn features(&self, label: &str, shape: Shape) -> Features {
         let selected = self.selected.as_ref().filter(|(of, _)| of == label);
         Features {
             style: self.style,
             contexts: selected.map(|(_, contexts)| contexts.clone()).unwrap_or_default(),
+            read_only: shape.read_only,
         }
     }
 
@@ -423,7 +426,7 @@ impl Negotiation {
         if self.style.in_chunks() {
             flags |= SEND_DF;
         }
-        if self.style == Style::Extended && !self.features(label).contexts.is_empty() {
+        if self.style == Style::Extended && !self.features(label, shape).contexts.is_empty() {
             flags |= BLOCK_STATUS_PAYLOAD;
         }
         flags

@@ -2,8 +2,7 @@
 //! the socket is full.
 //!
 //! At any time at most one party sends: a thread that has just finished an operation, or the connection's own task.
-//! Replies that come in meanwhile are picked up by the one that sends, many in one system call. Under TLS it is
-//! always the task.
+//! Replies that come in meanwhile are picked up by the one that sends, many in one system call.
 //!
 //! Invariants:
 //! - The key is asked for again before every write to the socket. Once it is gone, a connection of a holding export
@@ -11,21 +10,17 @@
 //!   out ends the connection.
 //! - After [`Outbox::close`] nothing is sent and the socket is not held open, whatever operations are still running.
 
-use std::future::poll_fn;
 use std::io;
 use std::mem;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::exports::{Guest, LiveExport, OnSeal};
 use crate::limits::REPLIES_HELD_BACK_MAX;
 use crate::reply::{Batch, Outcome, ReplyTo, SEALED};
-use crate::stream::PlainStream;
+use crate::stream::Wire;
 use crate::transmission::Closed;
 use crate::wire::Style;
 
@@ -36,20 +31,14 @@ pub(crate) struct Hold {
     pub(crate) payload: Option<OwnedSemaphorePermit>,
 }
 
-/// The sending half of a TLS session.
-pub(crate) type TlsSink = Box<dyn AsyncWrite + Send + Unpin>;
-
-/// Where the task sends.
-pub(crate) enum Sink {
-    Plain(Arc<PlainStream>),
-    Tls(TlsSink),
-}
-
-/// What may leave.
+/// How far sending came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cleared {
-    WithKey,
-    RefusalsOnly,
+enum Sent {
+    All,
+    /// There may be room for more.
+    Some,
+    /// The socket is full.
+    Full,
 }
 
 #[derive(Debug)]
@@ -77,26 +66,22 @@ struct State {
     unanswered: usize,
     /// More requests may come.
     reading: bool,
-    /// Where any thread may send; gone when closed, and under TLS.
-    plain: Option<Arc<PlainStream>>,
+    /// Where any thread may send; gone when closed.
+    wire: Option<Arc<Wire>>,
     /// Why the connection has to end; nothing is sent any more.
     ended: Option<Closed>,
     closed: bool,
 }
 
 impl Outbox {
-    pub(crate) fn new(export: Arc<LiveExport>, guest: Guest, style: Style, sink: &Sink) -> Self {
-        let plain = match sink {
-            Sink::Plain(plain) => Some(Arc::clone(plain)),
-            Sink::Tls(_) => None,
-        };
+    pub(crate) fn new(export: Arc<LiveExport>, guest: Guest, style: Style, wire: Arc<Wire>) -> Self {
         let state = State {
             waiting: Batch::new(style),
             sending: false,
             handed_over: false,
             unanswered: 0,
             reading: true,
-            plain,
+            wire: Some(wire),
             ended: None,
             closed: false,
         };
@@ -137,7 +122,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
-        state.plain = None;
+        state.wire = None;
         let unsent = mem::replace(&mut state.waiting, Batch::new(self.style));
         drop(state);
         drop(unsent);
@@ -180,30 +165,21 @@ impl Outbox {
         if state.sending || state.closed || state.ended.is_some() {
             return;
         }
+        let Some(wire) = state.wire.clone() else { return };
         state.sending = true;
-        let Some(plain) = state.plain.clone() else {
-            state.handed_over = true;
-            self.task.notify_one();
-            return;
-        };
         let batch = mem::replace(&mut state.waiting, Batch::new(self.style));
         drop(state);
-        self.send_here(batch, &plain);
+        self.send_here(batch, &wire);
     }
 
     /// Sends until nothing waits or the socket is full.
-    fn send_here(&self, mut batch: Batch<Hold>, plain: &PlainStream) {
+    fn send_here(&self, mut batch: Batch<Hold>, wire: &Wire) {
         loop {
-            let sent =
-                self.clear_to_send(&mut batch).and_then(|_cleared| match plain.try_write(&batch.slices()) {
-                    Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
-                    Ok(sent) => Ok(Some(sent)),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                    Err(error) => Err(Closed::Broken(error)),
-                });
-            match sent {
-                Ok(Some(sent)) => batch.advance(sent),
-                Ok(None) => {
+            match self.send_some(&mut batch, wire) {
+                Ok(Sent::All) if self.take_more(&mut batch) => {}
+                Ok(Sent::All) => return,
+                Ok(Sent::Some) => {}
+                Ok(Sent::Full) => {
                     let mut state = self.state();
                     if !state.closed {
                         state.waiting.prepend(batch);
@@ -218,9 +194,28 @@ impl Outbox {
                     return;
                 }
             }
-            if batch.is_empty() && !self.take_more(&mut batch) {
-                return;
+        }
+    }
+
+    /// Sends what there is room for now, if the key is still there.
+    fn send_some(&self, batch: &mut Batch<Hold>, wire: &Wire) -> Result<Sent, Closed> {
+        if batch.is_empty() {
+            // It has left, or sits in the TLS session and can't be taken back: where the key goes meanwhile, the connection ends.
+            return match wire.try_flush()? {
+                true => Ok(Sent::All),
+                false if self.export.key_gone() => Err(Closed::Sealed),
+                false => Ok(Sent::Full),
+            };
+        }
+        self.clear_to_send(batch)?;
+        match wire.try_write(&batch.slices()) {
+            Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
+            Ok(sent) => {
+                batch.advance(sent);
+                Ok(Sent::Some)
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Sent::Full),
+            Err(error) => Err(Closed::Broken(error)),
         }
     }
 
@@ -240,12 +235,12 @@ impl Outbox {
     }
 
     /// Asks for the key again. Nothing that took it to learn may leave once it is gone.
-    fn clear_to_send(&self, batch: &mut Batch<Hold>) -> Result<Cleared, Closed> {
+    fn clear_to_send(&self, batch: &mut Batch<Hold>) -> Result<(), Closed> {
         if !self.export.key_gone() {
-            return Ok(Cleared::WithKey);
+            return Ok(());
         }
         match self.export.on_seal {
-            OnSeal::Fail if batch.refuse() => Ok(Cleared::RefusalsOnly),
+            OnSeal::Fail if batch.refuse() => Ok(()),
             OnSeal::Fail | OnSeal::Hold => Err(Closed::Sealed),
         }
     }
@@ -257,7 +252,7 @@ impl Outbox {
     }
 
     /// The connection's task: sends when others can't, and returns once the last reply has left.
-    pub(crate) async fn run(&self, mut sink: Sink) -> Result<(), Closed> {
+    pub(crate) async fn run(&self, wire: &Wire) -> Result<(), Closed> {
         loop {
             let handed_over = {
                 let mut state = self.state();
@@ -274,73 +269,36 @@ impl Outbox {
                 }
             };
             match handed_over {
-                Some(batch) => self.send_in_task(batch, &mut sink).await?,
+                Some(batch) => self.send_in_task(batch, wire).await?,
                 None => self.task.notified().await,
             }
         }
-        if let Sink::Tls(stream) = &mut sink {
-            stream.shutdown().await?;
+        wire.end_session();
+        while !wire.try_flush()? {
+            wire.writable().await?;
         }
         Ok(())
     }
 
-    async fn send_in_task(&self, mut batch: Batch<Hold>, sink: &mut Sink) -> Result<(), Closed> {
+    async fn send_in_task(&self, mut batch: Batch<Hold>, wire: &Wire) -> Result<(), Closed> {
         // Once an export is sealed for good, every wait for that would end at once.
         let mut seal_seen = false;
         loop {
-            seal_seen |= self.export.is_sealed();
-            let cleared = self.clear_to_send(&mut batch)?;
-            let sent = tokio::select! {
-                biased;
-                sent = self.write(&mut batch, sink) => sent?,
-                () = self.export.sealed(), if !seal_seen => continue,
-            };
-            batch.advance(sent);
-            tokio::select! {
-                biased;
-                flushed = self.flush(cleared, sink) => flushed?,
-                () = self.export.sealed(), if !seal_seen => return Err(Closed::Sealed),
-            }
-            if batch.is_empty() && !self.take_more(&mut batch) {
-                return Ok(());
+            match self.send_some(&mut batch, wire)? {
+                Sent::All if self.take_more(&mut batch) => {}
+                Sent::All => return Ok(()),
+                Sent::Some => {}
+                // The key is asked for after the wait.
+                Sent::Full => {
+                    seal_seen |= self.export.is_sealed();
+                    tokio::select! {
+                        biased;
+                        writable = wire.writable() => writable?,
+                        () = self.export.sealed(), if !seal_seen => {}
+                    }
+                }
             }
         }
-    }
-
-    /// Waits until the socket takes something. The key is asked for after the wait.
-    async fn write(&self, batch: &mut Batch<Hold>, sink: &mut Sink) -> Result<usize, Closed> {
-        let sent = match sink {
-            Sink::Plain(plain) => loop {
-                plain.writable().await?;
-                self.clear_to_send(batch)?;
-                match plain.try_write(&batch.slices()) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
-                    sent => break sent?,
-                }
-            },
-            Sink::Tls(stream) => {
-                poll_fn(|context| {
-                    self.clear_to_send(batch)?;
-                    Pin::new(&mut *stream)
-                        .poll_write_vectored(context, &batch.slices())
-                        .map_err(Closed::Broken)
-                })
-                .await?
-            }
-        };
-        if sent == 0 { Err(Closed::Broken(io::ErrorKind::WriteZero.into())) } else { Ok(sent) }
-    }
-
-    /// Sends what sits in the TLS session. It can't be taken back: where the key goes meanwhile, the connection ends.
-    async fn flush(&self, cleared: Cleared, sink: &mut Sink) -> Result<(), Closed> {
-        let Sink::Tls(stream) = sink else { return Ok(()) };
-        poll_fn(|context| match Pin::new(&mut *stream).poll_flush(context) {
-            Poll::Pending if cleared == Cleared::WithKey && self.export.key_gone() => {
-                Poll::Ready(Err(Closed::Sealed))
-            }
-            flushed => flushed.map_err(Closed::Broken),
-        })
-        .await
     }
 }
 

@@ -26,7 +26,7 @@ use crate::negotiation::Features;
 use crate::outbox::{Hold, Outbox};
 use crate::reply::{Outcome, ReplyTo};
 use crate::request::{Asked, FILTER_BYTES_MAX, Incoming, Request};
-use crate::stream::{PlainStream, Source};
+use crate::stream::{Source, Wire};
 use crate::transmission::{Closed, Operation, Pending};
 use crate::wire::{Command, EXTENDED_REQUEST_BYTES, RequestHeader};
 
@@ -44,11 +44,11 @@ pub(crate) struct Baton {
     stopping: AtomicBool,
     stopped: CancellationToken,
     /// Where a reader may wait, which [`Self::stop`] then ends.
-    plain: Option<Arc<PlainStream>>,
+    wire: Arc<Wire>,
 }
 
 impl Baton {
-    pub(crate) fn new(plain: Option<Arc<PlainStream>>, stopped: CancellationToken) -> Arc<Self> {
+    pub(crate) fn new(wire: Arc<Wire>, stopped: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             reader: Mutex::new(None),
             turns: AtomicU64::new(0),
@@ -57,7 +57,7 @@ impl Baton {
             awake: Notify::new(),
             stopping: AtomicBool::new(false),
             stopped,
-            plain,
+            wire,
         })
     }
 
@@ -116,9 +116,7 @@ impl Baton {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.stopped.cancel();
-        if let Some(stream) = &self.plain {
-            stream.shutdown(Shutdown::Read);
-        }
+        self.wire.shutdown(Shutdown::Read);
         drop(self.pick_up());
     }
 

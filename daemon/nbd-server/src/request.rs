@@ -8,11 +8,13 @@
 //!
 //! It does no input or output.
 
-use units::{ByteLen, ByteOffset};
+use units::{ByteLen, ByteOffset, SECTOR_BYTES};
 
+use crate::buffers::buffer_bytes;
 use crate::context::{Context, Selection};
 use crate::limits::{
-    CONTEXTS_MAX, PAYLOAD_BYTES_MAX, SEALED_ZEROES_BYTES_MAX, STATUS_BYTES_HELD, STATUS_DESCRIPTOR_BYTES,
+    CONTEXTS_MAX, PAYLOAD_BYTES_MAX, SEALED_ZEROES_BYTES_MAX, SEALED_ZEROES_STEP_BYTES, STATUS_BYTES_HELD,
+    STATUS_DESCRIPTOR_BYTES,
 };
 use crate::negotiation::{Features, Shape};
 use crate::wire::{Command, Cursor, Errno, RequestHeader, Style, command_flag};
@@ -22,6 +24,16 @@ use crate::wire::{Command, Cursor, Errno, RequestHeader, Style, command_flag};
 pub(crate) struct Range {
     pub(crate) offset: ByteOffset,
     pub(crate) len: ByteLen,
+}
+
+impl Range {
+    /// Whether it is something, and no whole sector.
+    fn is_within_sectors(self) -> bool {
+        const SECTOR: u64 = SECTOR_BYTES as u64;
+        let first_whole = self.offset.0.next_multiple_of(SECTOR);
+        let end = self.offset.0.saturating_add(self.len.0);
+        self.len.0 > 0 && end / SECTOR * SECTOR <= first_whole
+    }
 }
 
 /// A request that can be carried out.
@@ -88,6 +100,20 @@ impl Request {
         matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. })
     }
 
+    /// Cuts what takes long down to what others may wait for, and says what is left to do afterwards.
+    pub(crate) fn put_off_rest(&mut self) -> Option<Self> {
+        let Self::WriteZeroes { range, keep_allocated: true, durable } = self else { return None };
+        let step = (range.offset.0 / SEALED_ZEROES_STEP_BYTES + 1) * SEALED_ZEROES_STEP_BYTES;
+        let first = step.saturating_sub(range.offset.0);
+        let left = range.len.0.checked_sub(first).filter(|left| *left > 0)?;
+        let rest = Range { offset: ByteOffset(step), len: ByteLen(left) };
+        let rest = Self::WriteZeroes { range: rest, keep_allocated: true, durable: *durable };
+        range.len = ByteLen(first);
+        // The last step makes all of them durable.
+        *durable = false;
+        Some(rest)
+    }
+
     /// Bytes of memory that the request holds until its reply has left, beyond what every request does.
     pub(crate) fn held_bytes(&self) -> u32 {
         match self {
@@ -96,11 +122,11 @@ impl Request {
                 few.saturating_mul(STATUS_DESCRIPTOR_BYTES)
             }
             Self::BlockStatus { .. } => STATUS_BYTES_HELD,
-            _ => self.payload_bytes(),
+            _ => buffer_bytes(self.payload_bytes()),
         }
     }
 
-    /// Bytes of payload that the request holds in memory while it is in flight, in either direction.
+    /// Bytes of payload that the request carries, in either direction.
     pub(crate) fn payload_bytes(&self) -> u32 {
         match self {
             Self::Read { range } | Self::Write { range, .. } => {
@@ -214,7 +240,7 @@ fn parse(
     let flag = |bit: u16| header.flags & bit != 0;
     let durable = flag(command_flag::FUA);
     let writes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes);
-    if writes && shape.read_only {
+    if writes && (shape.read_only || features.read_only) {
         return Err(READ_ONLY);
     }
     let range = || range_of(command, header.offset, header.length, shape);
@@ -239,6 +265,10 @@ fn parse(
                 return Err(refuse(Errno::NotSupported, "zeroes that stay allocated are not fast"));
             }
             let range = range()?;
+            if flag(command_flag::FAST_ZERO) && range.is_within_sectors() {
+                // Read, zeroed in part and written again.
+                return Err(refuse(Errno::NotSupported, "zeroes that cover no whole sector are not fast"));
+            }
             if keep_allocated && range.len.0 > SEALED_ZEROES_BYTES_MAX {
                 return Err(refuse(
                     Errno::Overflow,
@@ -319,11 +349,11 @@ mod tests {
     const WRITABLE: Shape = Shape { len_bytes: EXPORT_BYTES, read_only: false };
 
     fn all() -> Features {
-        Features { style: Style::Structured, contexts: allocation() }
+        Features { style: Style::Structured, contexts: allocation(), ..Features::default() }
     }
 
     fn all_extended() -> Features {
-        Features { style: Style::Extended, contexts: allocation() }
+        Features { style: Style::Extended, contexts: allocation(), ..Features::default() }
     }
 
     fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
@@ -449,8 +479,37 @@ mod tests {
             errno(asked(Command::WriteZeroes, FAST_ZERO | NO_HOLE, 0, 512)),
             Some(Errno::NotSupported)
         );
-        assert_eq!(errno(asked(Command::WriteZeroes, FAST_ZERO, 0, 512)), None);
+        let fast = |offset, length| errno(asked(Command::WriteZeroes, FAST_ZERO, offset, length));
+        for (offset, length) in [(0, 4096), (0, 4097), (4095, 4097), (512, 8192), (0, 0), (77, 0)] {
+            assert_eq!(fast(offset, length), None, "{offset} {length}");
+        }
+        for (offset, length) in [(0, 512), (0, 4095), (1, 4096), (4095, 4096), (512, 7679)] {
+            assert_eq!(fast(offset, length), Some(Errno::NotSupported), "{offset} {length}");
+        }
         assert_eq!(errno(asked(Command::WriteZeroes, NO_HOLE, 0, 512)), None);
+    }
+
+    #[test]
+    fn long_zeroes_are_written_in_steps_that_cover_them_exactly() {
+        let zeroes = |offset, len, durable| Request::WriteZeroes {
+            range: Range { offset: ByteOffset(offset), len: ByteLen(len) },
+            keep_allocated: true,
+            durable,
+        };
+        for (offset, len) in [(0, 1), (512, SEALED_ZEROES_STEP_BYTES), (77, SEALED_ZEROES_BYTES_MAX), (0, 5 << 24)] {
+            let mut at = offset;
+            let mut left = Some(zeroes(offset, len, true));
+            while let Some(mut step) = left {
+                left = step.put_off_rest();
+                let done = step.range().unwrap();
+                assert!(done.offset.0 == at && (1..=SEALED_ZEROES_STEP_BYTES).contains(&done.len.0), "{done:?}");
+                assert!(matches!(step, Request::WriteZeroes { durable, .. } if durable == left.is_none()));
+                at += done.len.0;
+            }
+            assert_eq!(at, offset + len);
+        }
+        let mut holes = Request::Trim { range: Range { offset: ByteOffset(0), len: ByteLen(1 << 40) }, durable: true };
+        assert_eq!(holes.put_off_rest(), None, "holes are made at once");
     }
 
     #[test]
@@ -559,7 +618,7 @@ mod tests {
             read_only in any::<bool>(),
         ) {
             let contexts = if block_status { allocation() } else { Selection::default() };
-            let features = Features { style, contexts };
+            let features = Features { style, contexts, read_only: false };
             let shape = Shape { len_bytes: EXPORT_BYTES, read_only };
             let length = if style == Style::Extended { length } else { length & u64::from(u32::MAX) };
             let header = RequestHeader { flags, command, cookie: 9, offset, length };

@@ -34,11 +34,11 @@ use crate::limits::{HELD_BACK_PAYLOAD_BYTES_MAX, Limits, PAYLOAD_BYTES_MAX};
 use crate::metrics::Ended;
 use crate::negotiation::Features;
 use crate::operation::{execute, refusal_of};
-use crate::outbox::{Hold, Outbox, Sink};
+use crate::outbox::{Hold, Outbox};
 use crate::reader::{Baton, Reader};
 use crate::reply::{Outcome, ReplyTo};
 use crate::request::{READ_ONLY, Refusal, Request};
-use crate::stream::{Input, PlainStream, Source};
+use crate::stream::{Source, Wire};
 use crate::wire::{Command, Errno};
 
 /// An accepted socket.
@@ -50,25 +50,13 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
-/// Both directions of a connection.
-struct Halves {
-    plain: Option<Arc<PlainStream>>,
-    input: Input,
-    sink: Sink,
-}
-
 impl Stream {
-    fn split(self, stop: &CancellationToken) -> io::Result<Halves> {
+    fn into_wire(self) -> io::Result<Wire> {
         match self {
-            Self::Plain(socket) => {
-                let stream = Arc::new(PlainStream::from_socket(socket)?);
-                let (plain, input) = (Some(Arc::clone(&stream)), Input::Plain(Arc::clone(&stream)));
-                Ok(Halves { plain, input, sink: Sink::Plain(stream) })
-            }
+            Self::Plain(socket) => Wire::new(socket, None),
             Self::Tls(stream) => {
-                let (stream, sink) = tokio::io::split(*stream);
-                let input = Input::Tls { stream, runtime: Handle::current(), stop: stop.clone() };
-                Ok(Halves { plain: None, input, sink: Sink::Tls(Box::new(sink)) })
+                let (socket, session) = stream.into_inner();
+                Wire::new(socket, Some(session))
             }
         }
     }
@@ -114,16 +102,17 @@ pub(crate) async fn serve(
 ) -> Closed {
     let _counted = export.connect();
     let stop = CancellationToken::new();
-    let Halves { plain, input, sink } = match stream.split(&stop) {
-        Ok(halves) => halves,
+    let wire = match stream.into_wire() {
+        Ok(wire) => Arc::new(wire),
         Err(error) => return Closed::Broken(error),
     };
-    let outbox = Arc::new(Outbox::new(Arc::clone(&export), Guest::new(peer.clone()), features.style, &sink));
-    let baton = Baton::new(plain.clone(), stop);
+    let guest = Guest::new(peer.clone());
+    let outbox = Arc::new(Outbox::new(Arc::clone(&export), guest, features.style, Arc::clone(&wire)));
+    let baton = Baton::new(Arc::clone(&wire), stop);
     let (ended, reading_ended) = oneshot::channel();
-    let _ends = EndOnDrop { outbox: Arc::clone(&outbox), baton: Arc::clone(&baton), plain };
+    let _ends = EndOnDrop { outbox: Arc::clone(&outbox), baton: Arc::clone(&baton), wire: Arc::clone(&wire) };
     baton.start(Box::new(Reader {
-        source: Source::new(input),
+        source: Source::new(Arc::clone(&wire)),
         export: Arc::clone(&export),
         features,
         outbox: Arc::clone(&outbox),
@@ -132,7 +121,7 @@ pub(crate) async fn serve(
         runtime: Handle::current(),
         ended: Some(ended),
     }));
-    let both = read_and_answer(&baton, reading_ended, sink, &outbox, shared);
+    let both = read_and_answer(&baton, reading_ended, wire, &outbox, shared);
     match export.on_seal {
         OnSeal::Fail => tokio::select! {
             biased;
@@ -159,16 +148,14 @@ async fn sealed_for(export: &LiveExport, time: Duration) {
 struct EndOnDrop {
     outbox: Arc<Outbox>,
     baton: Arc<Baton>,
-    plain: Option<Arc<PlainStream>>,
+    wire: Arc<Wire>,
 }
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
         self.outbox.close();
         self.baton.stop();
-        if let Some(stream) = &self.plain {
-            stream.shutdown(Shutdown::Both);
-        }
+        self.wire.shutdown(Shutdown::Both);
     }
 }
 
@@ -181,11 +168,11 @@ fn payload_budget(limits: &Limits) -> usize {
 async fn read_and_answer(
     baton: &Arc<Baton>,
     mut reading_ended: oneshot::Receiver<Closed>,
-    sink: Sink,
+    wire: Arc<Wire>,
     outbox: &Outbox,
     shared: &Shared,
 ) -> Closed {
-    let mut sending = pin!(outbox.run(sink));
+    let mut sending = pin!(outbox.run(&wire));
     let mut supervising = pin!(baton.supervise());
     let mut drained = false;
     let closed = loop {
@@ -229,7 +216,8 @@ impl Job for Operation {
         Arc::as_ptr(&self.pending.outbox).addr()
     }
 
-    fn run(self) {
+    fn run(mut self) {
+        let rest = self.request.put_off_rest();
         let Self { mut pending, request, payload } = self;
         let began = Instant::now();
         let payload_bytes = payload.as_ref().map_or(&[][..], Buffer::as_bytes);
@@ -241,7 +229,15 @@ impl Job for Operation {
             tell_slow(&pending.export, &request, waited, took);
         }
         drop(payload);
-        pending.answer(outcome, request.payload_bytes());
+        match (rest, &outcome) {
+            (Some(rest), Some(Outcome::Done)) => {
+                // Its answer comes with the last of it, whatever is read meanwhile.
+                pending.more_follows = false;
+                let lane = Arc::clone(&pending.export.lane);
+                lane.submit(Self { pending, request: rest, payload: None });
+            }
+            _ => pending.answer(outcome, request.payload_bytes()),
+        }
     }
 }
 

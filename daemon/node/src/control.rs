@@ -14,18 +14,17 @@ use pool::{Ceilings, CheckReport, Limits, PoolError, PoolErrorKind, Problem, Vol
 use sources::SourceState;
 use units::{ByteLen, Fence, PoolId, VolumeId};
 
-use crate::boot_clock;
 use crate::claims::Claim;
 use crate::exports::SetError;
 use crate::lock::lock;
 use crate::node::{Node, OpenPool};
-use crate::webhooks;
+use crate::{boot_clock, threads, webhooks};
 
 /// The work of a request that waits for a device, off the executor.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ControlError> + Send + 'static,
 ) -> Result<T, ControlError> {
-    match tokio::task::spawn_blocking(work).await {
+    match threads::spawn_clean(work).await {
         Ok(result) => result,
         Err(_) => Err(ControlError::new(
             ErrorKind::Failed,

@@ -5,6 +5,7 @@
 //!   threads, and its outcome comes back to that task.
 //! - A receipt of a drop waits for no disk: the trail's entry follows it, and the session ends after it.
 //! - A wipe asked for by the machine happens in this task, before anything else it asked for.
+//! - A session outlives wipes: it is polled on clean stacks, and takes nothing along of what clients' tasks left there.
 //! - A connection that ends leaves its keys in force until their deadline; what it was still taking in is reported to
 //!   the machine before the task ends.
 
@@ -16,6 +17,7 @@ use lease::frame::FrameBuffer;
 use lease::message::{Attestation, CredentialOpened, StateVerdict};
 use lease::node::{GrantToAdmit, NodeEffect, NodeNote, NodeSession, NodeSessionParams};
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, SessionError};
+use thread_wipe::on_clean_stack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, broadcast};
@@ -27,8 +29,8 @@ use tokio_util::task::TaskTracker;
 use units::{GrantId, VolumeId};
 
 use crate::attestor::Attestor;
-use crate::boot_clock;
 use crate::node::{Node, WipeNotice};
+use crate::{boot_clock, threads};
 
 /// Keyholders are two or three; the rest is room for reconnects.
 const SESSIONS_MAX: usize = 32;
@@ -81,13 +83,13 @@ pub(crate) async fn serve(
         };
         let (node, acceptor, stop) = (Arc::clone(&node), acceptor.clone(), stop.clone());
         let (place, permits) = (handshakes.begin(), Arc::clone(&permits));
-        sessions.spawn(async move {
+        sessions.spawn(on_clean_stack(async move {
             let Some(Some(stream)) = place.run(handshake(&acceptor, stream, peer)).await else { return };
             let Ok(_permit) = permits.try_acquire_owned() else {
                 return tracing::warn!(%peer, "too many keyholders' sessions on the key port; closed one");
             };
             run(node, stream, peer, stop).await;
-        });
+        }));
     }
     // Receipts of the wipe that ends the program are still on their way.
     while sessions.join_next().await.is_some() {}
@@ -148,7 +150,7 @@ async fn run(
 ) {
     let mut wipes = node.subscribe_wipes();
     let pinning = Arc::clone(&node);
-    let _ = tokio::task::spawn_blocking(move || pinning.refresh_pin()).await;
+    let _ = threads::spawn_clean(move || pinning.refresh_pin()).await;
     let Some(params) = session_params(&stream) else {
         tracing::error!(%peer, "no session: the system gave no random bytes or TLS no exporter");
         return;
@@ -282,7 +284,7 @@ impl Session {
                 NodeEffect::SetDeadline(_) => self.node.apply_deadline(),
                 NodeEffect::DropVolume { volume, grant, cause } => {
                     let node = Arc::clone(&self.node);
-                    let dropped = tokio::task::spawn_blocking(move || node.drop_volume(volume, grant, cause));
+                    let dropped = threads::spawn_clean(move || node.drop_volume(volume, grant, cause));
                     let Ok((report, was_held)) = dropped.await else { return Err(SessionError::Closed) };
                     if was_held {
                         let node = Arc::clone(&self.node);
@@ -324,7 +326,7 @@ impl Session {
     async fn evidence(&mut self) -> Result<Vec<NodeEffect>, SessionError> {
         self.settle().await;
         let node = Arc::clone(&self.node);
-        let gathered = tokio::task::spawn_blocking(move || node.evidence()).await;
+        let gathered = threads::spawn_clean(move || node.evidence()).await;
         let Ok(Ok(input)) = gathered else {
             tracing::error!("no evidence: a one-time key could not be made");
             return Err(SessionError::Closed);

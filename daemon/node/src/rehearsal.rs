@@ -20,6 +20,9 @@ pub struct Rehearsal {
     events: mpsc::UnboundedReceiver<Event>,
 }
 
+/// After a signal to stop; of no matter to a bench.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// How often the second stage's end is looked for.
 const LOOK: std::time::Duration = std::time::Duration::from_micros(20);
 
@@ -52,7 +55,7 @@ impl Rehearsal {
             anyhow::bail!("{} cannot be heard: {}", lost.name(), lost.trouble().unwrap_or_default());
         }
         crate::wiper::allow_priorities();
-        Ok(Self { wiper: Wiper::start(Arc::clone(keyring), opened.fast, events_in)?, events })
+        Ok(Self { wiper: Wiper::start(Arc::clone(keyring), opened.fast, STOP_LIMIT, events_in)?, events })
     }
 
     /// An administrator's wipe, as the control port orders it.

@@ -453,18 +453,13 @@ fn boxed<F: Fast + 'static>(fast: F) -> Box<dyn Fast> {
 }
 
 impl Watched {
-    /// Reads the source; one that has ended is lost from now on.
-    pub(crate) fn read(&mut self, now: BootInstant) {
-        let Some(fast) = &mut self.fast else { return };
-        if let Err(errno) = fast.read(now, &mut self.monitor) {
-            let trouble = format!("it has ended ({errno}); mend it and restart the node");
-            self.monitor.on_trouble(now, Some(trouble));
-        }
-    }
-
-    /// Whether it cannot be read any more, though it still could be waited for.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.fast.is_some() && self.monitor.state().is_lost()
+    /// Reads the source. One that has ended is lost from now on, and given back: it can still be waited for, and not read.
+    /// A source that goes on takes no lock here.
+    pub(crate) fn read(&mut self, now: BootInstant) -> Option<Box<dyn Fast>> {
+        let errno = self.fast.as_mut()?.read(now, &mut self.monitor).err()?;
+        let trouble = format!("it has ended ({errno}); mend it and restart the node");
+        self.monitor.on_trouble(now, Some(trouble));
+        self.fast.take()
     }
 }
 

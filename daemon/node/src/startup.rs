@@ -28,6 +28,7 @@ use prometheus_client::registry::Registry;
 use s3_server::{Rates, S3Options, S3Server, Webhook};
 use sandbox::{Access, Enforcement, FileRules};
 use sources::{Action, SourceState, Stop};
+use thread_wipe::on_clean_stack;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -44,18 +45,22 @@ use crate::heartbeat::{Heart, Heartbeats};
 use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
-use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::node::{Leaving, Node, OpenPool, Parts, volumes_present};
 use crate::replication::{self, Replication};
 use crate::retention::Retention;
 use crate::schedule::Schedules;
 use crate::scrub::Scrubber;
 use crate::sources::{Feeder, Sources};
+use crate::threads::{spawn_clean, spawn_lasting};
 use crate::trail::NodeTrail;
 use crate::wiper::{Event, Notice, Wipe, Wiper};
 use crate::{attestor, boot_clock, folding, key_port};
 
 /// Receipts of the last wipe are one frame a session; they get this long to leave.
 const RECEIPTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How much longer than clients may take a stop's keys live at most: pools are flushed meanwhile, unless a disk is stuck.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// The third stage of a wipe is over by then, or reported as not reached.
 const MEMORY_CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
@@ -234,14 +239,13 @@ impl Prepared {
         let Self { listeners, ready, heads, registry, metrics, refusals, webhooks, .. } = self;
         let stop = CancellationToken::new();
         tpm.map_or(Ok(()), attestor::Worker::start).context("the TPM's thread could not be started")?;
-        tokio::spawn(
-            stop.clone().run_until_cancelled_owned(exports::keep_account(Arc::clone(&node), refusals)),
-        );
+        let account = exports::keep_account(Arc::clone(&node), refusals);
+        tokio::spawn(on_clean_stack(stop.clone().run_until_cancelled_owned(account)));
         let servers = serve(&node, listeners, heads, &config, (registry, metrics), &stop)
             .context("the bound ports could not be handed to the runtime")?;
         for webhook in webhooks {
             let s3 = node.s3.clone();
-            tokio::spawn(async move { s3.keep_webhook(webhook).await });
+            tokio::spawn(on_clean_stack(async move { s3.keep_webhook(webhook).await }));
         }
         start_tending(&node).context("the thread that tends a pool could not be started")?;
         folding::start(&node).context("the thread that folds in a pool could not be started")?;
@@ -287,7 +291,8 @@ fn start_hearing(
 ) -> anyhow::Result<Hearing> {
     let opened = Sources::open(&config.sources, keyring, hygiene_watch);
     let sources = opened.states();
-    let wiper = Wiper::start(Arc::clone(keyring), opened.fast, events)
+    let stop_limit = Duration::from_secs(config.drain_s).saturating_add(STOP_GRACE);
+    let wiper = Wiper::start(Arc::clone(keyring), opened.fast, stop_limit, events)
         .context("the wiper's thread could not be started")?;
     let stop = Arc::new(Stop::default());
     crate::sources::start_slow(opened.slow, &wiper, &stop)
@@ -454,51 +459,55 @@ fn serve(
     let mut servers = JoinSet::new();
     let control = Arc::new(Handle(Arc::clone(node)));
     let heart = |name| node.heartbeats.worker(name);
-    servers.spawn(write_back(Arc::clone(node), heart("write-back"), stop.clone()));
-    servers.spawn(note_forgeries(Arc::clone(node), heart("refusals"), stop.clone()));
+    spawn_lasting(&mut servers, write_back(Arc::clone(node), heart("write-back"), stop.clone()));
+    spawn_lasting(&mut servers, note_forgeries(Arc::clone(node), heart("refusals"), stop.clone()));
     let stopped = |stop: &CancellationToken| stop.clone().cancelled_owned();
-    servers.spawn(key_port::serve(
-        Arc::clone(node),
-        TcpListener::from_std(listeners.key)?,
-        heads.key,
-        stop.clone(),
-    ));
+    spawn_lasting(
+        &mut servers,
+        key_port::serve(Arc::clone(node), TcpListener::from_std(listeners.key)?, heads.key, stop.clone()),
+    );
     if let Some(listener) = listeners.peers.map(TcpListener::from_std).transpose()? {
-        servers.spawn(replication::serve(Arc::clone(node), listener, heads.peers, stop.clone()));
+        spawn_lasting(
+            &mut servers,
+            replication::serve(Arc::clone(node), listener, heads.peers, stop.clone()),
+        );
     }
     for peer in node.replication.dialled() {
-        servers.spawn(replication::keep_peer(Arc::clone(node), Arc::clone(peer), stop.clone()));
+        spawn_lasting(&mut servers, replication::keep_peer(Arc::clone(node), Arc::clone(peer), stop.clone()));
     }
-    servers.spawn(replication::keep_epochs(Arc::clone(node), stop.clone()));
-    servers.spawn(serve_https(
-        TcpListener::from_std(listeners.admin)?,
-        heads.admin,
-        config.tls.trust_domain.clone(),
-        admin::control_router(Arc::clone(&control)),
-        ServeLimits::default(),
-        stopped(stop),
-    ));
+    spawn_lasting(&mut servers, replication::keep_epochs(Arc::clone(node), stop.clone()));
+    spawn_lasting(
+        &mut servers,
+        serve_https(
+            TcpListener::from_std(listeners.admin)?,
+            heads.admin,
+            config.tls.trust_domain.clone(),
+            admin::control_router(Arc::clone(&control)),
+            ServeLimits::default(),
+            stopped(stop),
+        ),
+    );
     let measured = Arc::clone(node);
     let health = admin::health_router(control, registry, move || metrics.refresh(&measured));
     let health_port = TcpListener::from_std(listeners.metrics)?;
-    servers.spawn(serve_http(health_port, health, ServeLimits::default(), stopped(stop)));
+    spawn_lasting(&mut servers, serve_http(health_port, health, ServeLimits::default(), stopped(stop)));
     if let Some(listener) = listeners.nbd.map(TcpListener::from_std).transpose()? {
         let nbd = node.nbd.clone();
-        servers.spawn(async move { nbd.serve_tcp(listener, heads.nbd).await });
+        spawn_lasting(&mut servers, async move { nbd.serve_tcp(listener, heads.nbd).await });
     }
     if let Some(listener) =
         listeners.nbd_unix.map(|(listener, _)| UnixListener::from_std(listener)).transpose()?
     {
         let nbd = node.nbd.clone();
-        servers.spawn(async move { nbd.serve_unix(listener, None).await });
+        spawn_lasting(&mut servers, async move { nbd.serve_unix(listener, None).await });
     }
     if let Some(listener) = listeners.s3.map(TcpListener::from_std).transpose()? {
         let (s3, lifecycles, logs) = (node.s3.clone(), node.s3.clone(), node.s3.clone());
-        servers.spawn(async move { s3.serve(listener, heads.s3).await });
+        spawn_lasting(&mut servers, async move { s3.serve(listener, heads.s3).await });
         let day = Duration::from_secs(config.listen.s3_day_s.max(1));
-        servers.spawn(async move { lifecycles.keep_lifecycles(day).await });
+        spawn_lasting(&mut servers, async move { lifecycles.keep_lifecycles(day).await });
         let interval = Duration::from_secs(config.s3.access_log_s);
-        servers.spawn(async move { logs.keep_access_logs(interval).await });
+        spawn_lasting(&mut servers, async move { logs.keep_access_logs(interval).await });
     }
     Ok(servers)
 }
@@ -515,13 +524,15 @@ fn announce(ready: &Ready, config: &NodeConfig) -> anyhow::Result<()> {
 /// Reacts to wipes and to the watchdog until told to stop; then drains and wipes.
 async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Event>, drain: Duration) {
     let mut watchdog = watchdog_interval().map(tokio::time::interval);
+    let mut wipes = JoinSet::new();
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(Event::Wiped(wipe)) => after_wipe(node, wipe).await,
+                Some(Event::Wiped(wipe)) => drop(wipes.spawn(after_wipe(node, wipe))),
                 Some(Event::Fired(notice)) => on_fired(node, &notice),
                 Some(Event::Stop) | None => break,
             },
+            Some(_) = wipes.join_next() => {}
             () = tick(&mut watchdog) => {
                 // A node whose wiper hangs is as good as dead: the service manager ends it.
                 let wiper = Arc::clone(&node.wiper);
@@ -535,12 +546,13 @@ async fn keep_running(node: &Arc<Node>, mut events: mpsc::UnboundedReceiver<Even
     tracing::info!(drain_s = drain.as_secs(), "stopping: clients finish, then the keys are wiped");
     tokio::select! {
         () = drain_heads(node, drain) => {}
-        // Power loss, expiry or a revoke while draining: nothing is left to drain.
-        () = wiped_meanwhile(node, &mut events) => {}
+        // Power loss, expiry or a revoke while draining, or its end with a disk that is stuck: nothing is left to drain.
+        _ = wiped_meanwhile(node, &mut events, &mut wipes) => {}
     }
-    node.wiper.wipe(WipeCause::PlannedStop);
+    let last = node.wiper.wipe(WipeCause::PlannedStop).record.generation;
     // What a source said meanwhile may stand before it.
-    wiped_meanwhile(node, &mut events).await;
+    while wiped_meanwhile(node, &mut events, &mut wipes).await.is_some_and(|wiped| wiped < last) {}
+    while wipes.join_next().await.is_some() {}
 }
 
 /// A source has fired. Its wipe, where it asked for one, has happened, and its drain will end without our help.
@@ -565,18 +577,30 @@ fn on_fired(node: &Arc<Node>, notice: &Notice) {
     }
 }
 
-/// Carries a wipe through its third stage, and tells the sessions how far it came.
-async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
+/// Seals the node at once: whatever the last wipe still waits for, nobody may take this one's latch or register as not there. What
+/// is returned carries the wipe through its third stage, and tells the sessions how far it came.
+fn after_wipe(node: &Arc<Node>, wipe: Wipe) -> impl Future<Output = ()> + Send + use<> {
     // Before anybody can begin a session in which the TPM says that there was none.
     let measured = node.attestor.as_ref().map(|attestor| attestor.measure(wipe.record));
     let leaving = node.seal(&wipe);
+    let node = Arc::clone(node);
+    async move { clear_memory(node, wipe, leaving, measured).await }
+}
+
+async fn clear_memory(
+    node: Arc<Node>,
+    wipe: Wipe,
+    leaving: Leaving,
+    measured: Option<impl Future + Send + 'static>,
+) {
     let ended = leaving.ended.clone();
-    let worker = Arc::clone(node);
+    let worker = Arc::clone(&node);
     let clearing = tokio::spawn(async move {
         tokio::join!(worker.wiper.threads_clear(wipe.record.generation), leaving.gone());
         crate::threads::wipe_all(wipe.record.generation).await;
         worker.wiper.on_memory_clear(&wipe);
-        let _ = tokio::task::spawn_blocking(move || worker.take_back_overwrite_request(&wipe)).await;
+        let _ = spawn_clean(move || worker.take_back_overwrite_request(&wipe)).await;
+        drop(tokio::task::spawn_blocking(thread_wipe::give_back_freed));
     });
     // It goes on where it takes longer: status tells when it is done.
     if tokio::time::timeout(MEMORY_CLEAR_TIMEOUT, clearing).await.is_err() {
@@ -584,9 +608,8 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
             "what clients had in memory is not all dropped a second after the wipe: a connection or a device holds it; the keys are gone"
         );
     }
-    let node = Arc::clone(node);
     // The trail is a file.
-    let _ = tokio::task::spawn_blocking(move || node.after_wipe(&wipe, &ended)).await;
+    let _ = spawn_clean(move || node.after_wipe(&wipe, &ended)).await;
     // A program that ends takes what it has not measured with it.
     if let Some(measured) = measured
         && tokio::time::timeout(MEASUREMENT_TIMEOUT, measured).await.is_err()
@@ -595,10 +618,18 @@ async fn after_wipe(node: &Arc<Node>, wipe: Wipe) {
     }
 }
 
-async fn wiped_meanwhile(node: &Arc<Node>, events: &mut mpsc::UnboundedReceiver<Event>) {
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Wiped(wipe) => return after_wipe(node, wipe).await,
+/// Waits until one more wipe is heard of, and says which generation it began. `None` where no news comes any more.
+async fn wiped_meanwhile(
+    node: &Arc<Node>,
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    wipes: &mut JoinSet<()>,
+) -> Option<u64> {
+    loop {
+        match events.recv().await? {
+            Event::Wiped(wipe) => {
+                wipes.spawn(after_wipe(node, wipe));
+                return Some(wipe.record.generation);
+            }
             Event::Fired(notice) => on_fired(node, &notice),
             Event::Stop => {}
         }

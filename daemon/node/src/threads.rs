@@ -7,6 +7,8 @@
 //! Invariants:
 //! - Every such thread notes the generation that it was wiped at. One that begins has nothing of the thread that
 //!   started it; one that ends wipes itself first.
+//! - What outlives a wipe is polled on clean stacks ([`spawn_lasting`], [`spawn_clean`]): a value that moves to the heap takes along
+//!   what was where it stood, in the bytes that it does not use, and a later wipe of the stack does not reach those.
 //! - A runtime gives work to whichever thread it likes. So each that has come waits for the others, shortly, and the next
 //!   piece of work finds one that has not.
 //! - A thread of its own comes by itself: it looks whether it is [`is_late`] while it holds the lock under which it is woken.
@@ -17,12 +19,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::{JoinHandle, JoinSet};
 
 /// How long a wiped thread waits for those that are not. They come at once unless they are busy.
 const COMPANY_WAIT: Duration = Duration::from_millis(5);
 
-/// Time between two calls to those that have not come.
+/// Time between two calls to those that have not come; at first.
 const CALL_EVERY: Duration = Duration::from_millis(1);
+
+/// The same while a device holds one up: calling takes the others' time.
+const CALL_EVERY_AT_LAST: Duration = Duration::from_millis(200);
 
 /// The generation that each thread was last wiped at.
 static THREADS: Mutex<Vec<Arc<AtomicU64>>> = Mutex::new(Vec::new());
@@ -90,6 +96,16 @@ pub(crate) fn is_late(generation: u64) -> bool {
     MINE.with(|mine| mine.get().is_some_and(|mine| mine.load(Ordering::SeqCst) < generation))
 }
 
+/// Starts a task that outlives wipes. It begins each time on a clean stack, and so keeps nothing of what clients' tasks left there.
+pub(crate) fn spawn_lasting(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(thread_wipe::on_clean_stack(task));
+}
+
+/// Runs work that may wait on a thread for that, on a clean stack: for what the node keeps of it beyond a wipe.
+pub(crate) fn spawn_clean<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> JoinHandle<R> {
+    tokio::task::spawn_blocking(move || thread_wipe::begin_clean(work))
+}
+
 /// Threads that have not been wiped since `generation`.
 fn late(threads: &[Arc<AtomicU64>], generation: u64) -> usize {
     threads.iter().filter(|noted| noted.load(Ordering::SeqCst) < generation).count()
@@ -111,6 +127,7 @@ pub(crate) fn visit(generation: u64) {
 /// Wipes every thread of this runtime, its blocking ones too, and waits for those of their own. Returns once all are wiped: one
 /// that is held up by a device is waited for.
 pub(crate) async fn wipe_all(generation: u64) {
+    let mut rest = CALL_EVERY;
     loop {
         let late = late(&threads(), generation);
         if late == 0 {
@@ -121,7 +138,9 @@ pub(crate) async fn wipe_all(generation: u64) {
             drop(tokio::spawn(async move { visit(generation) }));
             drop(tokio::task::spawn_blocking(move || visit(generation)));
         }
-        tokio::time::sleep(CALL_EVERY).await;
+        tokio::time::sleep(rest).await;
+        // A second has passed once it is longest.
+        rest = (rest + rest / 16 + Duration::from_micros(50)).min(CALL_EVERY_AT_LAST);
     }
 }
 

@@ -12,8 +12,8 @@
 //!   a cipher thread's registers. [`block_signals`] must run before any thread is started.
 //! - The timer is a second enforcement: each use of a key checks the deadline by itself.
 //! - An order that this thread does not carry out at once is carried out by whoever gave it.
-//! - A drain that a source began ends in a wipe at its time, by this thread's timer, whatever the executor does. The
-//!   earliest end of several holds; a wipe for another reason ends them all.
+//! - A drain that a source or a stop began ends in a wipe at its time, by this thread's timer, whatever the executor and the disks
+//!   do. The earliest end of several holds; a wipe for another reason ends them all.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -71,7 +71,7 @@ pub(crate) enum Event {
     Wiped(Wipe),
     /// A source has fired; what it asks for has been done or begun.
     Fired(Notice),
-    /// SIGTERM or SIGINT: drain, wipe, end.
+    /// SIGTERM or SIGINT: drain, wipe, end. The wipe comes at its time whoever hears of this.
     Stop,
 }
 
@@ -117,6 +117,8 @@ pub(crate) struct Wiper {
     last: Mutex<Option<Wipe>>,
     wiped: Condvar,
     watching: AtomicBool,
+    /// How long after the signal to stop the keys go at the latest.
+    stop_limit: Duration,
     /// To the thread of the second stage.
     second_stage: std::sync::mpsc::Sender<Wipe>,
     /// The last generation that no thread works with keys from before of.
@@ -184,10 +186,12 @@ pub(crate) fn allow_priorities() {
 }
 
 impl Wiper {
-    /// Starts the thread, which hears `fast` too. Signals must be blocked already.
+    /// Starts the thread, which hears `fast` too. Signals must be blocked already. One to stop is followed by a wipe after
+    /// `stop_limit`.
     pub(crate) fn start(
         keyring: Arc<Keyring>,
         fast: Vec<Watched>,
+        stop_limit: Duration,
         events: mpsc::UnboundedSender<Event>,
     ) -> anyhow::Result<Arc<Self>> {
         let timer =
@@ -208,6 +212,7 @@ impl Wiper {
             last: Mutex::new(None),
             wiped: Condvar::new(),
             watching: AtomicBool::new(true),
+            stop_limit,
             second_stage,
             threads_clear: watch::Sender::new(0),
             times: StageTimes::default(),
@@ -363,11 +368,7 @@ impl Wiper {
                 wipe(self, cause);
             }
             Action::Drain(limit) => {
-                if let Err(errno) = self.begin_drain(cause, limit) {
-                    // Without its timer a drain would have no end.
-                    wipe(self, cause);
-                    tracing::error!(%errno, "the end of a drain could not be set; wiped at once");
-                }
+                self.drain(cause, limit, wipe);
             }
             Action::Report => {}
         }
@@ -378,6 +379,15 @@ impl Wiper {
             trouble: source.trouble(),
         };
         let _ = self.events.send(Event::Fired(notice));
+    }
+
+    /// Has clients finish for `limit` at most, or wipes at once where that end cannot be set.
+    fn drain(&self, cause: WipeCause, limit: Duration, wipe: fn(&Self, WipeCause) -> Wipe) {
+        if let Err(errno) = self.begin_drain(cause, limit) {
+            // Without its timer a drain would have no end.
+            wipe(self, cause);
+            tracing::error!(%errno, "the end of a drain could not be set; wiped at once");
+        }
     }
 
     /// Wipes after `limit` at the latest, unless an earlier end stands.
@@ -459,6 +469,7 @@ impl Wiper {
                 self.wipe_here(WipeCause::PowerLoss);
             }
             _ => {
+                self.drain(WipeCause::PlannedStop, self.stop_limit, Self::wipe_here);
                 let _ = self.events.send(Event::Stop);
             }
         }
@@ -520,10 +531,7 @@ impl Ears {
     fn read(&mut self, token: u64, now: BootInstant) {
         let index = usize::try_from(token.saturating_sub(token::SOURCES)).unwrap_or(usize::MAX);
         let Some(watched) = self.sources.get_mut(index) else { return };
-        watched.read(now);
-        if watched.has_ended()
-            && let Some(fast) = watched.fast.take()
-        {
+        if let Some(fast) = watched.read(now) {
             // A descriptor that has ended is ready for ever.
             let _ = self.epoll.delete(fast.fd());
         }

@@ -9,13 +9,15 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use config::SourcesConfig;
+use config::{GpioConfig, LineBias, LineLevel, Reaction, SourcesConfig};
 use device::{Device, DeviceError, DeviceInfo, Metadata, Sealed, SealedSlice, SimulatedDevice};
 use keyring::simulated::{Keyholder, keyring};
 use keyring::{KeyGone, KeyHandle, Keyring};
@@ -41,7 +43,11 @@ fn child(case: &str) {
     let (wedge, event) = case.split_once(' ').unwrap();
     node::block_signals().unwrap();
     let keyring = keyring();
-    let rehearsal = Rehearsal::start(&keyring, &SourcesConfig::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let chip = dir.path().join("line.sock");
+    let twin = UnixListener::bind(&chip).unwrap();
+    let rehearsal = Rehearsal::start(&keyring, &with_a_line(chip)).unwrap();
+    let (mut line, _) = twin.accept().unwrap();
     let keyholder = Keyholder::new(DomainId([1; 16]), VolumeEpoch(1));
     let key = keyholder.push(&keyring).unwrap().handle;
     assert_eq!(keyring.check(key), Ok(()));
@@ -55,6 +61,9 @@ fn child(case: &str) {
     assert!(still_wedged(), "wedged before the event");
     match event {
         "signal" => kill(nix::unistd::getpid(), Signal::SIGPWR).unwrap(),
+        "stop" => kill(nix::unistd::getpid(), Signal::SIGTERM).unwrap(),
+        "order" => rehearsal.wipe(),
+        "line" => line.write_all(&sources::event_record(true, 1, 0)).unwrap(),
         "lease" => rehearsal.set_deadline(BootInstant(keyring.now().0 + 1_000_000)).unwrap(),
         other => panic!("{other}"),
     }
@@ -66,6 +75,21 @@ fn child(case: &str) {
     out.flush().unwrap();
     // Nothing of the wedge is taken apart.
     std::process::exit(0);
+}
+
+/// The twin of a power-fail line.
+fn with_a_line(chip: PathBuf) -> SourcesConfig {
+    let line = GpioConfig {
+        name: "line".into(),
+        chip,
+        line: 4,
+        active: LineLevel::Low,
+        bias: LineBias::AsIs,
+        recorded: true,
+        on_active: Reaction::wipe(),
+        on_lost: Reaction::report(),
+    };
+    SourcesConfig { gpio: vec![line], ..SourcesConfig::default() }
 }
 
 /// A runtime whose every worker waits for what never comes.
@@ -245,7 +269,7 @@ fn run(wedge: &str, event: &str) -> (bool, ExitStatus) {
 }
 
 fn assert_wipes(wedge: &str) {
-    for event in ["signal", "lease"] {
+    for event in ["signal", "lease", "stop", "order", "line"] {
         let (wiped, ended) = run(wedge, event);
         assert!(wiped && ended.success(), "{wedge}, {event}: wiped {wiped}, {ended}");
     }

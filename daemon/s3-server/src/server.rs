@@ -280,7 +280,9 @@ async fn run(inner: &Arc<Inner>, stream: TcpStream, address: IpAddr, tls: Option
     let Some(acceptor) = tls else {
         return serve_connection(inner, stream, Peer { address, tls: None }).await;
     };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    // The session's secrets are made here, and would stay on the stack for whatever is kept next.
+    let handshake = thread_wipe::leaving_nothing(acceptor.accept(stream));
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => {
             let peer = Peer { address, tls: Some(negotiated(stream.get_ref().1)) };
             serve_connection(inner, stream, peer).await;

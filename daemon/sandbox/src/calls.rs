@@ -217,7 +217,7 @@ const NODE: &[Rule] = rules! {
     SYS_write => "events to other threads, the log, files";
     SYS_writev => "replies of several pieces";
     SYS_recvmsg, rare Library => "requests in pieces";
-    SYS_sendmsg, rare ServiceManager => "replies in pieces, notices to the service manager";
+    SYS_sendmsg => "replies to block requests, notices to the service manager";
     SYS_shutdown => "the end of a connection";
     SYS_setsockopt => "no delay, keep-alive";
     SYS_getsockopt, rare Fault => "what went wrong on a socket";
@@ -359,7 +359,7 @@ mod of_this_processor {
 
     pub(super) const NODE: &[Rule] = rules! {
         SYS_epoll_wait => "the executor waits";
-        SYS_poll => "a connection's thread waits for its client";
+        SYS_poll, rare ServiceManager => "the wiper's sign of life is waited for";
         SYS_unlink => "the ready file and the socket go";
         SYS_rename => "a file is replaced in one step";
         SYS_readlink, rare Library => "links that the probes look through";

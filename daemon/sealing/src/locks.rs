@@ -25,6 +25,8 @@ pub(crate) struct RangeLocks {
 struct Queue {
     next_ticket: u64,
     requests: Vec<Request>,
+    /// How many wait: nobody is woken where nobody does.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -87,11 +89,11 @@ impl RangeLocks {
         let ticket = queue.next_ticket;
         queue.next_ticket += 1;
         queue.requests.push(Request { ticket, sectors, access });
-        drop(
-            self.released
-                .wait_while(queue, |queue| queue.must_wait(ticket))
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        if queue.must_wait(ticket) {
+            queue.waiting += 1;
+            let waited = self.released.wait_while(queue, |queue| queue.must_wait(ticket));
+            waited.unwrap_or_else(PoisonError::into_inner).waiting -= 1;
+        }
         RangeGuard { locks: self, ticket }
     }
 
@@ -105,9 +107,9 @@ impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let mut queue = self.locks.queue();
         queue.requests.retain(|request| request.ticket != self.ticket);
-        let others = !queue.requests.is_empty();
+        let anybody = queue.waiting > 0;
         drop(queue);
-        if others {
+        if anybody {
             self.locks.released.notify_all();
         }
     }

@@ -26,6 +26,12 @@ pub(crate) const BATCH_SECTORS: u64 = 64;
 /// Sectors that a long write of sealed zeros keeps locked at once: 16 MiB. Others get their turn in between.
 const ZERO_LOCK_SECTORS: u64 = 4096;
 
+/// Sectors that a long trim keeps locked at once: 1 GiB.
+const UNMAP_LOCK_SECTORS: u64 = 1 << 18;
+
+/// Sectors after which a long trim makes durable what it did: 64 GiB. Until then what it changed of the map waits in memory.
+const UNMAP_FLUSH_SECTORS: u64 = 64 * UNMAP_LOCK_SECTORS;
+
 /// How long a request that must wait for its turn sleeps before it looks whether the key is still there.
 const NAP: Duration = Duration::from_millis(20);
 
@@ -194,8 +200,7 @@ impl Volume {
     pub fn trim(&self, at: ByteOffset, len: ByteLen, durability: Durability) -> Result<(), VolumeError> {
         self.run_in_turn(Operation::Trim, at, len, || {
             if let Some(whole) = bytes(at, len).and_then(|range| whole_sectors(&range)) {
-                let _held = self.inner.locks.lock(whole.clone(), Access::Exclusive);
-                self.inner.unmap_locked(whole)?;
+                self.inner.unmap_in_steps(whole)?;
             }
             self.inner.settle(durability)
         })
@@ -459,16 +464,37 @@ impl Inner {
     }
 
     fn unmap_or_zero(&self, range: Bytes) -> Result<(), Cause> {
-        let _held = self.lock(&range, Access::Exclusive);
         let Some(whole) = whole_sectors(&range) else {
+            let _held = self.lock(&range, Access::Exclusive);
             // No whole sector: at most two, both partly covered.
             let boundary = range.start.next_multiple_of(SECTOR).clamp(range.start, range.end);
             self.zero_part(range.start..boundary)?;
             return self.zero_part(boundary..range.end);
         };
-        self.zero_part(range.start..whole.start * SECTOR)?;
-        self.zero_part(whole.end * SECTOR..range.end)?;
-        self.unmap_locked(whole)
+        for part in [range.start..whole.start * SECTOR, whole.end * SECTOR..range.end] {
+            if !part.is_empty() {
+                let _held = self.lock(&part, Access::Exclusive);
+                self.zero_part(part)?;
+            }
+        }
+        self.unmap_in_steps(whole)
+    }
+
+    /// Unmaps sectors, however many: others come in between two steps, and what the steps changed does not gather in memory.
+    fn unmap_in_steps(&self, sectors: Range<u64>) -> Result<(), Cause> {
+        let mut start = sectors.start;
+        while start < sectors.end {
+            let end = sectors.end.min((start / UNMAP_LOCK_SECTORS + 1) * UNMAP_LOCK_SECTORS);
+            {
+                let _held = self.locks.lock(start..end, Access::Exclusive);
+                self.unmap_locked(start..end)?;
+            }
+            start = end;
+            if start < sectors.end && start.is_multiple_of(UNMAP_FLUSH_SECTORS) {
+                self.settle(Durability::Durable)?;
+            }
+        }
+        Ok(())
     }
 
     /// Zeroes a part of one locked sector; a hole stays one.

@@ -9,11 +9,17 @@
 //! - The stack is zero for [`STACK_BYTES`] below the caller's frame. What callers still use is theirs.
 //! - Nothing is allocated, no system call is made.
 //!
-//! It is not for keys: what derives and expands those runs on a stack of its own (`locked-memory`). UNSAFE.md lists the one
-//! unsafe block's reason.
-#![expect(unsafe_code, reason = "clears registers")]
+//! It is not for keys: what derives and expands those runs on a stack of its own (`locked-memory`). UNSAFE.md lists the unsafe
+//! blocks' reasons.
+#![expect(unsafe_code, reason = "clears registers, and calls the C library's allocator")]
+
+mod futures;
+mod heap;
 
 use std::hint::black_box;
+
+pub use futures::{LeavingNothing, OnCleanStack, begin_clean, leaving_nothing, on_clean_stack};
+pub use heap::give_back_freed;
 
 /// Stack below the caller that is zeroed. The deepest calls known, a TLS handshake and a page tree's commit, use less than
 /// half in an unoptimised build; a thread's stack has eight times as much.
@@ -235,6 +241,74 @@ mod tests {
         let (before, after) = thread.unwrap().join().unwrap();
         assert!(before > STACK_BYTES / 2 / 4096 / 2, "the search is blind: {before} found");
         assert_eq!(after, 0);
+    }
+
+    /// Room for patterns that it never writes to.
+    type Unused = Option<[u8; STACK_BYTES / 8]>;
+
+    /// A value that is moved to the heap whole, though hardly any of it means anything.
+    #[inline(never)]
+    fn keep() -> Box<Unused> {
+        #[inline(never)]
+        fn none() -> Unused {
+            black_box(false).then_some([0; STACK_BYTES / 8])
+        }
+        Box::new(black_box(none()))
+    }
+
+    /// How often the pattern's middle stands in the value's unused bytes.
+    fn found_in(value: &Unused) -> usize {
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let mut bytes = vec![0; size_of::<Unused>()];
+        memory.read_exact_at(&mut bytes, (&raw const *value).addr() as u64).unwrap();
+        let needle: Vec<u8> = pattern()[16..48].to_vec();
+        bytes.windows(needle.len()).filter(|window| *window == needle.as_slice()).count()
+    }
+
+    fn poll_once<R>(future: impl Future<Output = R>) -> R {
+        let mut future = std::pin::pin!(future);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(value) => value,
+            std::task::Poll::Pending => panic!("it waits for nothing"),
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_kept_takes_what_was_on_the_stack_along_unless_it_begins_on_a_clean_one() {
+        let thread = std::thread::Builder::new().stack_size(4 << 20).spawn(|| {
+            black_box(leave_on_the_stack(STACK_BYTES / 2));
+            let kept = poll_once(async { keep() });
+            black_box(leave_on_the_stack(STACK_BYTES / 2));
+            let kept_clean = poll_once(on_clean_stack(async { keep() }));
+            poll_once(leaving_nothing(async { black_box(leave_on_the_stack(STACK_BYTES / 2)) }));
+            let kept_after = poll_once(async { keep() });
+            [&kept, &kept_clean, &kept_after].map(|kept| found_in(kept))
+        });
+        let [kept, kept_clean, kept_after] = thread.unwrap().join().unwrap();
+        assert!(kept > 0, "the value took nothing along: the test shows nothing");
+        assert_eq!((kept_clean, kept_after), (0, 0));
+    }
+
+    #[test]
+    fn freed_memory_goes_back_to_the_kernel() {
+        const PIECE: usize = 4096;
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        // Small pieces, of which every hundredth stays: the arena cannot shrink from its end.
+        let pieces: Vec<Vec<u8>> = (0..16_384).map(|_| vec![1; PIECE]).collect();
+        let (mut left, full) = (Vec::new(), resident());
+        for (number, piece) in pieces.into_iter().enumerate() {
+            if number % 100 == 0 {
+                left.push(piece);
+            }
+        }
+        give_back_freed();
+        let after = resident();
+        assert!(after + (32 << 20) < full, "{full} bytes were resident, and {after} are");
+        black_box(left);
     }
 
     #[cfg(target_arch = "x86_64")]

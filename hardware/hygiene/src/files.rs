@@ -11,7 +11,7 @@ const MEMORY_OVERWRITE: &str = "MemoryOverwriteRequestControl-e20939be-32d4-41be
 const MEMORY_OVERWRITE_LOCK: &str = "MemoryOverwriteRequestControlLock-bb983ccf-151d-40e1-a07b-4a17be168292";
 
 /// `sources` is how many are configured, where a configuration is known.
-pub(crate) fn findings(tree: &Tree, sources: Option<usize>) -> Vec<Finding> {
+pub(crate) fn findings(tree: &Tree, sources: Option<&[String]>) -> Vec<Finding> {
     let cpu = Cpu::read(tree);
     vec![
         kernel(tree),
@@ -130,26 +130,38 @@ fn zram(tree: &Tree) -> Finding {
     if used.is_empty() { Finding::good(Zram, "none") } else { Finding::bad(Zram, used.join(", ")) }
 }
 
+/// A way that a kernel may not have: it then has no such file, in a directory that it has. Whoever may not look knows nothing.
+fn missing(tree: &Tree, probe: Probe, path: &str) -> Finding {
+    if tree.is_missing(path) {
+        Finding::good(probe, "not built into this kernel")
+    } else {
+        unreadable(probe, path)
+    }
+}
+
 fn hibernation(tree: &Tree) -> Finding {
-    match tree.text("sys/power/disk") {
-        // A kernel without hibernation has no such file; one that forbids it says so.
-        None => Finding::good(Hibernation, "not built into this kernel"),
+    const PATH: &str = "sys/power/disk";
+    match tree.text(PATH) {
+        // One that forbids it says so.
+        None => missing(tree, Hibernation, PATH),
         Some(text) if text.contains("[disabled]") => Finding::good(Hibernation, "disabled"),
         Some(text) => Finding::bad(Hibernation, text),
     }
 }
 
 fn kexec(tree: &Tree) -> Finding {
-    match tree.text("proc/sys/kernel/kexec_load_disabled").as_deref() {
-        None => Finding::good(Kexec, "not built into this kernel"),
+    const PATH: &str = "proc/sys/kernel/kexec_load_disabled";
+    match tree.text(PATH).as_deref() {
+        None => missing(tree, Kexec, PATH),
         Some("1") => Finding::good(Kexec, "disabled"),
         Some(_) => Finding::bad(Kexec, "allowed"),
     }
 }
 
 fn kdump(tree: &Tree) -> Finding {
-    match tree.text("sys/kernel/kexec_crash_loaded").as_deref() {
-        None => Finding::good(Kdump, "not built into this kernel"),
+    const PATH: &str = "sys/kernel/kexec_crash_loaded";
+    match tree.text(PATH).as_deref() {
+        None => missing(tree, Kdump, PATH),
         Some("0") => Finding::good(Kdump, "no crash kernel is loaded"),
         Some(_) => Finding::bad(Kdump, "a crash kernel is loaded"),
     }
@@ -319,9 +331,9 @@ fn clock(tree: &Tree, cpu: &Cpu) -> Finding {
     }
 }
 
-fn power_warning(tree: &Tree, sources: Option<usize>) -> Finding {
-    if let Some(sources @ 1..) = sources {
-        return Finding::good(PowerWarning, format!("{sources} sources are configured"));
+fn power_warning(tree: &Tree, sources: Option<&[String]>) -> Finding {
+    if let Some(sources @ [_, ..]) = sources {
+        return Finding::good(PowerWarning, sources.join(", "));
     }
     const SUPPLIES: &str = "sys/class/power_supply";
     let supplies = tree.names(SUPPLIES).unwrap_or_default();

@@ -32,6 +32,8 @@ pub struct SourceCheck {
     pub name: String,
     /// What has to be there for it.
     pub hearing: Hearing,
+    /// Whether it tells that power is going.
+    pub warns_of_power: bool,
 }
 
 /// What a source needs to be heard.

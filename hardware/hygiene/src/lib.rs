@@ -138,7 +138,8 @@ pub struct Subject {
     root: PathBuf,
     live: Live,
     installed: Vec<Finding>,
-    sources: Option<usize>,
+    /// The names of those that warn of a power loss.
+    sources: Option<Vec<String>>,
 }
 
 impl Subject {
@@ -156,7 +157,8 @@ impl Subject {
     #[must_use]
     pub fn with_installation(mut self, installation: &Installation) -> Self {
         self.installed = installation.findings();
-        self.sources = Some(installation.sources.len());
+        let warning = installation.sources.iter().filter(|source| source.warns_of_power);
+        self.sources = Some(warning.map(|source| source.name.clone()).collect());
         self
     }
 
@@ -164,7 +166,7 @@ impl Subject {
     pub fn report(&self) -> Report {
         let tree = Tree::new(&self.root);
         let mut findings = self.live.findings();
-        findings.extend(files::findings(&tree, self.sources));
+        findings.extend(files::findings(&tree, self.sources.as_deref()));
         findings.extend(self.installed.iter().cloned());
         findings.sort_by_key(|finding| finding.probe);
         Report { findings }

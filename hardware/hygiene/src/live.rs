@@ -13,6 +13,10 @@ pub const MEMLOCK_BYTES_MIN: u64 = 2 << 20;
 /// The wiper's priority.
 const REALTIME_PRIORITY: u64 = 10;
 
+/// linux/capability.h
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_NICE: u32 = 23;
+
 /// What the calls said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
@@ -26,8 +30,10 @@ pub struct Live {
     pub memlock_bytes: Option<u64>,
     /// Highest real-time priority that may be asked for.
     pub realtime_priority: u64,
-    /// Root: limits do not bind it.
-    pub root: bool,
+    /// Whether any amount may be locked (CAP_IPC_LOCK).
+    pub may_lock_all: bool,
+    /// Whether any priority may be taken (CAP_SYS_NICE).
+    pub may_take_any_priority: bool,
 }
 
 impl Live {
@@ -41,7 +47,8 @@ impl Live {
             landlock: landlock_version(),
             memlock_bytes: (memlock != RLIM_INFINITY).then_some(memlock),
             realtime_priority: limit(Resource::RLIMIT_RTPRIO),
-            root: nix::unistd::geteuid().is_root(),
+            may_lock_all: has_capability(CAP_IPC_LOCK),
+            may_take_any_priority: has_capability(CAP_SYS_NICE),
         }
     }
 
@@ -62,9 +69,10 @@ impl Live {
     fn locked_memory(&self) -> Finding {
         match self.memlock_bytes {
             None => Finding::good(Probe::LockedMemory, "without limit"),
-            Some(bytes) if self.root => {
-                Finding::good(Probe::LockedMemory, format!("root; others may lock {} KiB", bytes / 1024))
-            }
+            Some(bytes) if self.may_lock_all => Finding::good(
+                Probe::LockedMemory,
+                format!("any, by CAP_IPC_LOCK; without it {} KiB", bytes / 1024),
+            ),
             Some(bytes) if bytes >= MEMLOCK_BYTES_MIN => {
                 Finding::good(Probe::LockedMemory, format!("{} KiB may be locked", bytes / 1024))
             }
@@ -86,9 +94,9 @@ impl Live {
     }
 
     fn priority(&self) -> Finding {
-        if self.root || self.realtime_priority >= REALTIME_PRIORITY {
-            let who = if self.root { "root may ask for any" } else { "may be asked for" };
-            return Finding::good(Probe::RealtimePriority, who);
+        if self.may_take_any_priority || self.realtime_priority >= REALTIME_PRIORITY {
+            let why = if self.may_take_any_priority { "any, by CAP_SYS_NICE" } else { "may be asked for" };
+            return Finding::good(Probe::RealtimePriority, why);
         }
         let found = format!("up to {}, {REALTIME_PRIORITY} is needed", self.realtime_priority);
         Finding::bad(Probe::RealtimePriority, found)
@@ -102,6 +110,14 @@ impl Live {
             }
         }
     }
+}
+
+/// Whether this process has a capability in force: root without it, as in a container, has not.
+fn has_capability(number: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits >> number & 1 == 1)
 }
 
 fn errno() -> i32 {

@@ -11,7 +11,8 @@ const GOOD_LIVE: Live = Live {
     mseal: Ok(()),
     memlock_bytes: Some(8 << 20),
     realtime_priority: 10,
-    root: false,
+    may_lock_all: false,
+    may_take_any_priority: false,
 };
 
 /// A server as it should be: UEFI with Secure Boot, an EPYC with TSME, hardened sysctls.
@@ -188,15 +189,38 @@ fn a_request_that_stands_and_is_locked_is_one_that_nobody_takes_back() {
 }
 
 #[test]
-fn nothing_is_called_good_in_an_empty_tree_but_what_a_missing_file_rules_out() {
+fn nothing_is_called_good_in_an_empty_tree() {
     let dir = tempfile::tempdir().unwrap();
     let report = Subject::recorded(dir.path(), GOOD_LIVE).report();
-    // These three are not built into such a kernel; the rest of the good ones were asked of the process.
+    // The good ones were asked of the process.
     let good: Vec<_> =
         report.findings.iter().filter(|f| f.verdict == Verdict::Good).map(|f| f.probe).collect();
     use Probe::*;
-    let expected = [SecretMemory, LockedMemory, Mseal, RealtimePriority, Hibernation, Kexec, Kdump, Landlock];
+    let expected = [SecretMemory, LockedMemory, Mseal, RealtimePriority, Landlock];
     assert_eq!(good, expected);
+}
+
+#[test]
+fn what_a_kernel_was_built_without_is_good_and_what_may_not_be_looked_at_is_not() {
+    let gone = [
+        ("sys/power/disk", Probe::Hibernation),
+        ("proc/sys/kernel/kexec_load_disabled", Probe::Kexec),
+        ("sys/kernel/kexec_crash_loaded", Probe::Kdump),
+    ];
+    for (path, probe) in gone {
+        assert_eq!(verdict_with(&[(path, "-")], probe), Verdict::Good, "{path}");
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), SERVER);
+        // As where the file system is hidden, or the file is not for everybody.
+        fs::remove_dir_all(dir.path().join(path).parent().unwrap()).unwrap();
+        let report = Subject::recorded(dir.path(), GOOD_LIVE).report();
+        assert_eq!(report.finding(probe).unwrap().verdict, Verdict::Unknown, "{path}");
+        write(dir.path(), SERVER);
+        fs::remove_file(dir.path().join(path)).unwrap();
+        fs::create_dir(dir.path().join(path)).unwrap();
+        let report = Subject::recorded(dir.path(), GOOD_LIVE).report();
+        assert_eq!(report.finding(probe).unwrap().verdict, Verdict::Unknown, "{path}: it is there, and no file");
+    }
 }
 
 #[test]
@@ -212,7 +236,8 @@ fn what_a_process_may_not_do_is_found() {
             Verdict::Broken,
         ),
         (Live { memlock_bytes: Some(MEMLOCK_BYTES_MIN), ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
-        (Live { memlock_bytes: Some(0), root: true, ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
+        (Live { memlock_bytes: Some(0), may_lock_all: true, ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
+        (Live { realtime_priority: 0, may_take_any_priority: true, ..GOOD_LIVE }, Probe::RealtimePriority, Verdict::Good),
         (Live { memlock_bytes: None, ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
         (Live { realtime_priority: 9, ..GOOD_LIVE }, Probe::RealtimePriority, Verdict::Weak),
         (Live { landlock: Err(libc::EOPNOTSUPP), ..GOOD_LIVE }, Probe::Landlock, Verdict::Weak),
@@ -240,7 +265,7 @@ fn only_what_was_good_and_is_not_any_more_is_a_regression() {
 }
 
 fn check(name: &str, hearing: Hearing) -> SourceCheck {
-    SourceCheck { name: name.into(), hearing }
+    SourceCheck { name: name.into(), hearing, warns_of_power: true }
 }
 
 #[test]
@@ -295,6 +320,10 @@ fn an_installation_is_looked_at() {
         ..installation.clone()
     };
     assert_eq!(verdicts(&wrong), [Broken, Broken, Broken, Weak, Good]);
+    let of_another_matter =
+        SourceCheck { warns_of_power: false, ..check("clock", Hearing { path: Some(key), ..Hearing::default() }) };
+    let elsewhere = Installation { sources: vec![of_another_matter], ..installation.clone() };
+    assert_eq!(verdicts(&elsewhere)[3..], [Good, Weak], "a clock tells of no power loss");
     let silent = Installation { sources: Vec::new(), ..installation };
     assert_eq!(verdicts(&silent)[3..], [Weak, Weak]);
 }

@@ -1,7 +1,7 @@
 //! A root directory below which the kernel's files are read: the machine's, or a recorded one.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Longest file a probe reads. `/proc/cpuinfo` of a large server is the longest of them, and only its first processor is
@@ -28,6 +28,13 @@ impl Tree {
     /// The start of a file as text, `None` where it is missing or unreadable.
     pub(crate) fn text(&self, path: &str) -> Option<String> {
         self.bytes(path).map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned())
+    }
+
+    /// Whether there is no such file in a directory that can be read.
+    pub(crate) fn is_missing(&self, path: &str) -> bool {
+        let path = self.root.join(path);
+        let is_absent = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        is_absent && path.parent().is_some_and(|parent| fs::read_dir(parent).is_ok())
     }
 
     pub(crate) fn exists(&self, path: &str) -> bool {

@@ -209,12 +209,18 @@ impl Monitor {
         if fired.action != Action::Report {
             self.state.standing.fetch_or(fired.condition.bit(), Ordering::SeqCst);
         }
-        let active = self.state.active.fetch_or(fired.condition.bit(), Ordering::SeqCst);
+        self.state.active.fetch_or(fired.condition.bit(), Ordering::SeqCst);
         // A UPS that falls silent while on battery: its last word was that time is running out.
-        if fired.condition == Condition::Lost && active & Condition::UpsOnBattery.bit() != 0 {
+        if fired.condition == Condition::Lost && self.is_on(Condition::UpsOnBattery) {
             self.on_reading(now, Condition::UpsLowBattery, true);
         }
         Some(fired)
+    }
+
+    /// Whether a condition was on when it was last read, for long enough or not.
+    fn is_on(&self, condition: Condition) -> bool {
+        let is_on = |watch: &Watch| !matches!(watch.phase, Phase::Off);
+        self.watches.iter().any(|watch| watch.condition == condition && is_on(watch))
     }
 }
 
@@ -316,7 +322,11 @@ mod tests {
             (Condition::UpsLowBattery, Policy::WIPE),
             (Condition::Lost, lost),
         ];
-        for (on_battery, expected) in [(true, Some(Condition::UpsLowBattery)), (false, None)] {
+        let late = Policy { debounce: Duration::from_secs(60), ..Policy::REPORT };
+        let of_long = [(Condition::UpsOnBattery, late), policies[1], policies[2]];
+        let low = Some(Condition::UpsLowBattery);
+        let cases = [(policies, true, low), (policies, false, None), (of_long, true, low), (of_long, false, None)];
+        for (policies, on_battery, expected) in cases {
             let mut monitor = Monitor::new("ups", "nut", false, &policies);
             monitor.on_reading(ms(0), Condition::UpsOnBattery, on_battery);
             while monitor.next_fired(ms(0)).is_some() {}

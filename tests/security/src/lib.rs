@@ -13,6 +13,7 @@
 pub mod at_exit;
 pub mod core_file;
 pub mod held;
+pub mod hybrid;
 pub mod image;
 pub mod installation;
 pub mod locked;

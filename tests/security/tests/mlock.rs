@@ -43,6 +43,26 @@ fn count(scan: &Scan, secret: &str, form: &str) -> usize {
     scan.findings.iter().filter(is_it).count()
 }
 
+/// A node that may lock too little says so before it takes any, and what to set.
+#[test]
+fn a_node_that_may_not_lock_enough_does_not_start_and_names_the_number() {
+    const LIMIT: &str = "524288";
+    let site = Site::installed(SiteSpec { pool_bytes: 1 << 30, ..SiteSpec::default() });
+    let node = site.node_command();
+    let mut command = Command::new("prlimit");
+    // Whoever has CAP_IPC_LOCK has no limit, and root has it unless it was taken away for good.
+    let limits = [&format!("--memlock={LIMIT}:{LIMIT}"), "setpriv", "--bounding-set=-ipc_lock", "--"];
+    command.args(limits).arg(node.get_program()).args(node.get_args());
+    let mut refused = Process::start("nightlatchd", command);
+    let ended = refused.wait_end(PATIENCE);
+    let log = refused.log().join("\n");
+    assert_eq!(ended.code(), Some(1), "{log}");
+    for part in ["no memory for keys", LIMIT, "LimitMEMLOCK"] {
+        assert!(log.contains(part), "no `{part}` in\n{log}");
+    }
+    assert!(!site.node_config().ready_file().exists(), "it served");
+}
+
 #[test]
 fn mlock_has_to_be_allowed_by_name_and_a_wipe_clears_it_all_the_same() {
     // Nobody pushes by himself what a scan is not to find.

@@ -41,6 +41,14 @@ fn health_and_metrics_tell_a_sealed_node_from_an_unsealed_one() {
     assert_eq!(gauge(&metrics, "nightlatch_keys"), 0.0);
     assert_eq!(gauge(&metrics, "nightlatch_lease_remaining_seconds"), 0.0);
     assert!(gauge(&metrics, "nightlatch_last_wipe_duration_seconds") > 0.0);
+    wait_for("the three stages of the wipe in the metrics", PATIENCE, || {
+        let metrics = body(&site, "metrics").1;
+        let count = |stage| format!("nightlatch_wipe_stage_duration_seconds_count{{stage=\"{stage}\"}} 1\n");
+        match ["keys", "threads", "memory"].into_iter().find(|stage| !metrics.contains(&count(stage))) {
+            None => Ok(()),
+            Some(stage) => Err(format!("not of {stage}")),
+        }
+    });
     assert_eq!(body(&site, "no-such-page").0, 404);
     // Nothing there names a volume or a bucket.
     assert!(!metrics.contains("\"disk\"") && !metrics.contains("\"objects\""), "{metrics}");

@@ -96,9 +96,11 @@ const ON_DISK: &[Subject] = &[
 const OVER_TLS: &[Subject] = &[
     Subject::Ours,
     Subject::NbdkitFile,
+    Subject::NbdkitMemory,
     Subject::NbdkitLuks,
     Subject::QemuRaw,
     Subject::QemuLuks,
+    Subject::NbdServer,
     Subject::Null,
 ];
 
@@ -109,7 +111,10 @@ const IN_CLEAR: &[Ratio] = &[
     Ratio { to: Subject::NbdkitLuks, factor: 3.0, applies: |cell| cell.sequential },
 ];
 
-const UNDER_TLS: &[Ratio] = &[Ratio { to: Subject::NbdkitLuks, factor: 1.5, applies: |_| true }];
+const UNDER_TLS: &[Ratio] = &[
+    Ratio { to: Subject::NbdkitFile, factor: 1.0, applies: |_| true },
+    Ratio { to: Subject::NbdkitLuks, factor: 1.5, applies: |_| true },
+];
 
 const fn section(name: &'static str, transport: Transport, in_memory: bool) -> Section {
     let tls = matches!(transport, Transport::Tls);
@@ -332,7 +337,17 @@ impl Start<'_> {
         let config = self.files.join("nbd-server.conf");
         let listen = match self.transport {
             Transport::Unix => format!("unixsock = {}", self.socket.display()),
-            Transport::Tcp | Transport::Tls => format!("listenaddr = 127.0.0.1\nport = {}", self.port),
+            Transport::Tcp => format!("listenaddr = 127.0.0.1\nport = {}", self.port),
+            Transport::Tls => {
+                let file = |name: &str| self.pki.servers().join(name).display().to_string();
+                format!(
+                    "listenaddr = 127.0.0.1\nport = {}\nforce_tls = true\ncacertfile = {}\ncertfile = {}\nkeyfile = {}",
+                    self.port,
+                    file("ca-cert.pem"),
+                    file("server-cert.pem"),
+                    file("server-key.pem")
+                )
+            }
         };
         fs::write(
             &config,

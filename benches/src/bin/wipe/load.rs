@@ -1,5 +1,6 @@
-//! What keeps the machine busy: a whole site, a storage node and its keyholder, whose clients write and read over NBD and S3 as
-//! fast as they can; a thread on every core besides; and memory that is written over and over.
+//! What keeps the machine busy: a whole site, a storage node and its keyholder, whose clients, two of each kind or as many as there
+//! are cores, write and read over NBD and S3 as fast as they can; a thread on every core besides; and memory that is written over and
+//! over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,7 +40,8 @@ impl Load {
             let stop = Arc::clone(&stop);
             threads.push(std::thread::spawn(move || work(&stop)));
         };
-        for number in 0..2u64 {
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+        for number in 0..cores as u64 {
             let (endpoint, blocks) = (Endpoint::unix(site.nbd_socket()), Arc::clone(&done[0]));
             start(Box::new(move |stop| write_blocks(number, &endpoint, stop, &blocks)));
             let address: std::net::SocketAddr =

@@ -5,6 +5,9 @@
 //! event's time is taken right before it is caused, CLOCK_BOOTTIME, and the end of the first stage right after the last
 //! zero was flushed.
 //!
+//! Results, in `target/bench`: `wipe.json` (every figure, with its target and whether it was met), `wipe-histogram.json` (all rounds
+//! of each source), `wipe.md` (a table) and `wipe.svg` (the picture, with what ATX leaves).
+//!
 //! A control thread at the wiper's priority wakes every 50 µs. Where it was late by more than that, the machine itself (a
 //! hypervisor, an interrupt) took the processor away: such rounds are left out of the filtered figures, which carry the targets.
 //! Unfiltered figures and the share left out stand beside them; and how late that thread woke at all, since nobody of that
@@ -15,6 +18,7 @@ mod chart;
 mod control;
 mod load;
 mod rounds;
+mod table;
 
 use anyhow::{Context, Result, ensure};
 use benches::{Figure, folder, publish};
@@ -49,6 +53,7 @@ fn main() -> Result<()> {
     let chart = folder().join("wipe.svg");
     std::fs::write(&chart, chart::draw(&measured.sources))
         .with_context(|| format!("writing {}", chart.display()))?;
+    table::publish(&measured.sources)?;
     publish("wipe", &figures)?;
     for (source, times) in &measured.sources {
         ensure!(

@@ -87,6 +87,18 @@ struct Round {
 pub(crate) struct Times(Vec<Round>);
 
 impl Times {
+    /// Rounds that took so many microseconds, and whether the machine stood still in them.
+    #[cfg(test)]
+    pub(crate) fn of(rounds: &[(f64, bool)]) -> Self {
+        let round = |(keys, gap): &(f64, bool)| Round {
+            keys: *keys,
+            threads: *keys,
+            gap_in_keys: *gap,
+            gap_in_threads: *gap,
+        };
+        Self(rounds.iter().map(round).collect())
+    }
+
     fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);

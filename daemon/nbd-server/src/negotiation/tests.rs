@@ -297,13 +297,13 @@ fn allocation_context_is_selected_for_one_export() {
     assert_eq!(codes(&out), [ReplyCode::Ack, ReplyCode::MetaContext, ReplyCode::Ack]);
     assert_eq!(replies(&out)[1].2, b"\x00\x00\x00\x01base:allocation");
     let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
-    let both = Features { style: Style::Structured, contexts: allocation() };
+    let both = Features { style: Style::Structured, contexts: allocation(), ..Features::default() };
     assert_eq!(ended, Ended::Transmission("disk", both));
 
     let mut machine = started(Tls::Unavailable);
     run(&mut machine, &input);
     let (_, ended) = run(&mut machine, &option(7, &go_data("archive", &[])));
-    let structured = Features { style: Style::Structured, contexts: Selection::default() };
+    let structured = Features { style: Style::Structured, read_only: true, ..Features::default() };
     assert_eq!(ended, Ended::Transmission("archive", structured.clone()), "selected for another export");
 
     let mut machine = started(Tls::Unavailable);
@@ -311,7 +311,7 @@ fn allocation_context_is_selected_for_one_export() {
     let (out, _) = run(&mut machine, &option(10, &queries("asleep", &["base:allocation"])));
     assert_eq!(codes(&out), [ReplyCode::ErrShutdown]);
     let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
-    assert_eq!(ended, Ended::Transmission("disk", structured), "a failed selection selects nothing");
+    assert_eq!(ended, Ended::Transmission("disk", Features { read_only: false, ..structured }), "a failed selection selects nothing");
 }
 
 #[test]
@@ -486,7 +486,7 @@ fn extended_headers_take_precedence_over_structured_replies() {
     assert_eq!(codes(&out), [ReplyCode::MetaContext, ReplyCode::Ack]);
     let (out, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
     assert_ne!(flags(&out) & transmission_flag::BLOCK_STATUS_PAYLOAD, 0);
-    let features = Features { style: Style::Extended, contexts: allocation() };
+    let features = Features { style: Style::Extended, contexts: allocation(), ..Features::default() };
     assert_eq!(ended, Ended::Transmission("disk", features));
 }
 

@@ -196,6 +196,11 @@ fn an_access_to_read_only_refuses_changes_at_once_and_a_snapshot_stays_so() {
     assert_eq!(after.write(0, &[2; 512], false).unwrap_err().errno(), Some(Errno::NotPermitted));
     rig.set_access(&Access::default());
     before.write(0, &[3; 512], false).unwrap();
+    assert_eq!(
+        after.write(0, &[4; 512], false).unwrap_err().errno(),
+        Some(Errno::NotPermitted),
+        "what it was told holds for as long as the connection does"
+    );
     assert!(!rig.client().info().read_only());
 
     let mut snapshot = Client::connect(&rig.endpoint(), "disk@1").unwrap();

@@ -13,6 +13,7 @@ use replication::{
     Allowed, EpochKey, FrameBuffer, Generation, Local, Manifest, Reason, Receiver, ReceiverEffect,
     ReceiverParams, Role, SessionError,
 };
+use thread_wipe::on_clean_stack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -78,13 +79,13 @@ pub(crate) async fn serve(
         };
         let (node, acceptor, stop) = (Arc::clone(&node), acceptor.clone(), stop.clone());
         let place = handshakes.begin();
-        sessions.spawn(async move {
+        sessions.spawn(on_clean_stack(async move {
             let Some(Some(stream)) = place.run(handshake(&acceptor, stream, address)).await else { return };
             let ended = stop.run_until_cancelled(run(&node, stream, address)).await;
             if let Some(Err(error)) = ended {
                 tracing::info!(%address, %error, "a peer's session ended");
             }
-        });
+        }));
     }
     // What a pool is at it ends.
     while sessions.join_next().await.is_some() {}
