@@ -3,7 +3,8 @@
 use std::process::{Command, Stdio};
 
 use harness::client::{client, run};
-use harness::site::{PushPolicy, Site, SiteSpec};
+use harness::process::wait_for;
+use harness::site::{PATIENCE, PushPolicy, Site, SiteSpec};
 
 fn body(site: &Site, path: &str) -> (u16, String) {
     let mut curl = client("curl");
@@ -43,7 +44,7 @@ fn health_and_metrics_tell_a_sealed_node_from_an_unsealed_one() {
     assert!(gauge(&metrics, "nightlatch_last_wipe_duration_seconds") > 0.0);
     wait_for("the three stages of the wipe in the metrics", PATIENCE, || {
         let metrics = body(&site, "metrics").1;
-        let count = |stage| format!("nightlatch_wipe_stage_duration_seconds_count{{stage=\"{stage}\"}} 1\n");
+        let count = |stage: &str| format!("nightlatch_wipe_stage_duration_seconds_count{{stage=\"{stage}\"}} 1\n");
         match ["keys", "threads", "memory"].into_iter().find(|stage| !metrics.contains(&count(stage))) {
             None => Ok(()),
             Some(stage) => Err(format!("not of {stage}")),
