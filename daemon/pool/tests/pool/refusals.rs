@@ -108,9 +108,10 @@ fn rewrite(device: &SimulatedDevice, change: impl Fn(&mut [u8])) {
 #[test]
 fn newer_formats_and_unknown_features_are_refused() {
     let device = closed_pool().durable_copy();
-    rewrite(&device, |sector| sector[12] = 6);
+    let newer = pool::FORMAT_VERSION + 1;
+    rewrite(&device, |sector| sector[12..16].copy_from_slice(&newer.to_le_bytes()));
     let error = refused(&device, "install the release");
-    assert!(matches!(error, PoolError::NewerFormat { found: 6, .. }));
+    assert!(matches!(error, PoolError::NewerFormat { found, .. } if found == newer));
     for (at, name) in [(24, "read-only"), (32, "incompatible")] {
         let device = closed_pool().durable_copy();
         rewrite(&device, |sector| sector[at] = 4);
