@@ -375,6 +375,41 @@ pub struct VolumeStatus {
     pub fence: Fence,
     /// Its key is held and it is served.
     pub unsealed: bool,
+    /// How far sealing it anew is, where it is served with keys of several epochs.
+    #[serde(default)]
+    pub rekey: Option<RekeyStatus>,
+}
+
+/// What of a volume lies under older epochs of its key, and how fast it is sealed anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RekeyStatus {
+    /// Whether it is being sealed anew now.
+    pub running: bool,
+    /// Bytes of the volume that are still under an older epoch, its snapshots aside.
+    pub bytes_left: u64,
+    /// Bytes that were sealed anew since this walk began.
+    pub bytes_moved: u64,
+    /// How fast that goes.
+    pub bytes_per_second: u64,
+    /// When it will be through at that pace, in seconds.
+    pub eta_s: Option<u64>,
+    /// Sectors that are not what was written: they stay under their epoch until they are written anew.
+    pub damaged_sectors: u64,
+    /// Why it does not go on.
+    pub trouble: Option<String>,
+    /// What lies under each epoch of the key domain in the pool, as last counted.
+    pub epochs: Vec<EpochStatus>,
+}
+
+/// What lies under one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochStatus {
+    /// The epoch.
+    pub epoch: VolumeEpoch,
+    /// In whole extents, bytes.
+    pub allocated_bytes: u64,
+    /// The volumes and snapshots that show something of it, and so keep it.
+    pub shown_by: Vec<VolumeId>,
 }
 
 /// Asks for a volume. Only the keyholder can: it made the key.

@@ -806,6 +806,20 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Give a volume's key a new epoch: writes use it from then on, what is there is sealed anew while the volume serves
+    #[command(
+        after_help = "The old secret is destroyed by itself once nothing of the volume and its snapshots lies under it; clones share the key and rotate with it. While a volume is sealed anew, writing over what is there may take space, as after a snapshot. The new secret is in the ledger: back it up.\nExamples:\n  nightlatch volume rotate db\n  nightlatch volume rotate db --show         how far it is, and what keeps an older epoch\n  nightlatch volume rotate db --wait && nightlatch key backup ledger"
+    )]
+    Rotate {
+        /// The volume
+        label: String,
+        /// Begin nothing, show where it is
+        #[arg(long)]
+        show: bool,
+        /// Wait until nothing is left to be sealed anew
+        #[arg(long)]
+        wait: bool,
+    },
     /// Set how much space a volume may have and how much is kept for it, its snapshots counted with it; what is not
     /// given is no limit
     Limit {

@@ -25,7 +25,8 @@ pub use error::{ConfigError, ConfigErrorKind};
 pub use health::HealthConfig;
 pub use keyholder::{EtcdConfig, KeyholderConfig, KeyholderListen};
 pub use node::{
-    NodeConfig, NodeKeys, NodeListen, PoolConfig, S3Config, ScrubConfig, TpmConfig, memory_overwrite_default,
+    NodeConfig, NodeKeys, NodeListen, PoolConfig, RekeyConfig, S3Config, ScrubConfig, TpmConfig,
+    memory_overwrite_default,
 };
 pub use oidc::OidcConfig;
 pub use peers::{InvalidKeyHash, KeyHash, PeerConfig, ReplicationConfig};

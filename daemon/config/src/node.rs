@@ -67,6 +67,9 @@ pub struct NodeConfig {
     /// Scrubbing in the background.
     #[serde(default)]
     pub scrub: ScrubConfig,
+    /// How fast volumes are sealed anew after their keys were rotated.
+    #[serde(default)]
+    pub rekey: RekeyConfig,
     /// The S3 head, beside where it listens.
     #[serde(default)]
     pub s3: S3Config,
@@ -171,6 +174,22 @@ pub struct ScrubConfig {
 impl Default for ScrubConfig {
     fn default() -> Self {
         Self { every_days: 30, share_percent: 25, mib_per_s: 200 }
+    }
+}
+
+/// The `[rekey]` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RekeyConfig {
+    /// How much of the time it works, in percent: where the device is busy with clients, it does less.
+    pub share_percent: u32,
+    /// Most MiB a second of each pool.
+    pub mib_per_s: u32,
+}
+
+impl Default for RekeyConfig {
+    fn default() -> Self {
+        Self { share_percent: 25, mib_per_s: 100 }
     }
 }
 
@@ -344,6 +363,7 @@ impl Validate for NodeConfig {
         }
         self.validate_pools()?;
         self.scrub.validate()?;
+        self.rekey.validate()?;
         self.listen.validate()?;
         self.s3.validate()?;
         peers::validate(&self.peers, &self.replication, self.name.as_str())?;
@@ -388,21 +408,34 @@ impl NodeConfig {
     }
 }
 
+impl RekeyConfig {
+    fn validate(&self) -> Result<(), Invalid> {
+        within([
+            ("rekey.share_percent", self.share_percent, 1..=100),
+            ("rekey.mib_per_s", self.mib_per_s, 1..=1_000_000),
+        ])
+    }
+}
+
 impl ScrubConfig {
     fn validate(&self) -> Result<(), Invalid> {
-        let ranges = [
+        within([
             ("scrub.every_days", self.every_days, 0..=3650),
             ("scrub.share_percent", self.share_percent, 1..=100),
             ("scrub.mib_per_s", self.mib_per_s, 1..=1_000_000),
-        ];
-        match ranges.into_iter().find(|(_, given, range)| !range.contains(given)) {
-            None => Ok(()),
-            Some((key, given, range)) => Err(Invalid::new(
-                key,
-                format!("{given} is out of range"),
-                format!("give {} to {}", range.start(), range.end()),
-            )),
-        }
+        ])
+    }
+}
+
+/// Refuses the first number that is out of its range.
+fn within<const COUNT: usize>(ranges: [(&str, u32, RangeInclusive<u32>); COUNT]) -> Result<(), Invalid> {
+    match ranges.into_iter().find(|(_, given, range)| !range.contains(given)) {
+        None => Ok(()),
+        Some((key, given, range)) => Err(Invalid::new(
+            key,
+            format!("{given} is out of range"),
+            format!("give {} to {}", range.start(), range.end()),
+        )),
     }
 }
 

@@ -106,6 +106,7 @@ pub const TABLE: &[Rule] = &[
         roles: OFFICER,
         proof: Proof::SecondFactor,
     },
+    Rule { verb: Verb::Post, path: "/v1/volumes/{label}/rotate", roles: EITHER, proof: Proof::SecondFactor },
     Rule { verb: Verb::Post, path: "/v1/push", roles: EITHER, proof: Proof::SecondFactor },
     Rule { verb: Verb::Post, path: "/v1/revoke", roles: EITHER, proof: Proof::Certificate },
     Rule { verb: Verb::Post, path: "/v1/lockdown", roles: EITHER, proof: Proof::Certificate },

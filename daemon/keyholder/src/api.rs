@@ -21,6 +21,7 @@
 //! | POST /v1/volumes/{label}/rollback | [`RollBackVolume`] | [`VolumeEntry`] |
 //! | POST /v1/volumes/{label}/promote | [`PromoteVolume`] | [`VolumeEntry`] |
 //! | POST /v1/volumes/{label}/accept-state | | [`VolumeEntry`] |
+//! | POST /v1/volumes/{label}/rotate | | [`VolumeEntry`] |
 //! | POST /v1/push | [`Target`] | [`Outcome`] |
 //! | POST /v1/revoke | [`Target`] | [`Outcome`] |
 //! | POST /v1/lockdown | [`Lockdown`] | [`Outcome`] |
@@ -520,6 +521,22 @@ pub struct VolumeEntry {
     pub lease_remaining_ms: Option<u64>,
     /// Why the node refused it, or why it is not pushed, with the next step.
     pub reason: Option<String>,
+    /// What is left of its key's older epochs; `None` where nothing is.
+    #[serde(default)]
+    pub rotation: Option<Rotation>,
+}
+
+/// A key that is being replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Epochs whose secrets are kept because something may still lie under them, oldest first.
+    pub older: Vec<VolumeEpoch>,
+    /// What the node writes the volume under; `None` while it has not been heard.
+    pub written: Option<VolumeEpoch>,
+    /// Volumes whose nodes have not said that nothing of them lies under an older epoch.
+    pub waits_for: Vec<String>,
+    /// Why the node did not take the newest epoch.
+    pub refused: Option<String>,
 }
 
 /// Creates a volume on a node.

@@ -17,6 +17,7 @@ mod machines;
 mod nodes;
 mod people;
 mod refusals;
+mod rotation;
 mod rules;
 mod shared;
 pub(crate) mod suspicions;
@@ -25,7 +26,7 @@ mod tests;
 mod tokens;
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -33,12 +34,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use lease::envelope::PublicEnvelopeKey;
 use lease::message::{StateVerdict, VolumePresent, WipeRecord};
 use locked_memory::MemoryKind;
-use units::{BootId, BootInstant, GrantId, NodeId, RootEpoch, VolumeId};
+use units::{BootId, BootInstant, GrantId, NodeId, RootEpoch, VolumeEpoch, VolumeId};
 
 pub(crate) use self::approvals::Grave;
 pub(crate) use self::leases::{Judgement, PlannedGrant};
 pub(crate) use self::nodes::NodeTarget;
 pub(crate) use self::people::{PersonRecord, who};
+pub(crate) use self::rotation::PlannedEpoch;
 pub(crate) use self::shared::News;
 pub(crate) use self::tokens::TokenRecord;
 use crate::api::{
@@ -124,6 +126,12 @@ struct VolumeNow {
     found: Option<StateVerdict>,
     /// The policy keeps the key back at the moment.
     by_policy: bool,
+    /// A new epoch that the node was given in this session.
+    epoch_offered: Option<VolumeEpoch>,
+    /// Why it did not take it.
+    epoch_refused: Option<String>,
+    /// What the node last said is left under which epochs.
+    epochs_in_use: Option<BTreeSet<VolumeEpoch>>,
 }
 
 #[derive(Debug)]
@@ -619,6 +627,9 @@ impl Book {
         let ledger_key = self.vault.next_ledger_key(open.header.share_set.set)?;
         for volume in &mut registry.volumes {
             volume.secret = self.vault.rewrap(volume.secret_of(), &volume.secret)?;
+        }
+        for older in &mut registry.older {
+            older.secret = self.vault.rewrap(older.secret_of(), &older.secret)?;
         }
         for person in &mut registry.people {
             person.secret = self.vault.rewrap_person(&person.who, &person.secret)?;

@@ -24,7 +24,7 @@ use units::{BootInstant, Fence, NodeId, RootEpoch, VolumeId};
 use crate::access::Rule;
 use crate::api::{
     AddNode, ApproveNode, AuditDigests, CeremonyRequest, CeremonyResult, ChangeNode, CloneVolume,
-    Compromised, Connection, CreateVolume, DrillReport, KeyholderStatus, LedgerBackup, NodeEntry,
+    Compromised, Connection, CreateVolume, DrillReport, KeyState, KeyholderStatus, LedgerBackup, NodeEntry,
     NodeOutcome, OidcLoggedIn, OidcProvider, Outcome, PolicyPreview, PromoteVolume, PushPolicy, ResizeVolume,
     RollBackVolume, SealState, Target, UnsealProgress, UnsealRequest, VolumeEntry, VolumeErased,
 };
@@ -453,6 +453,26 @@ impl Keyholder {
             book.require_others(Grave::Overwrite, &act, by)?;
             book.accept_state(label, by)
         })
+    }
+
+    /// Gives the volume's key domain a new epoch: a secret in the ledger, its key to the nodes that serve the domain's volumes, and
+    /// from when they say so writes are under it. What is there is sealed anew by and by; the old secret goes when nothing needs it.
+    pub async fn rotate_volume(
+        self: &Arc<Self>,
+        label: &str,
+        by: &str,
+    ) -> Result<VolumeEntry, KeyholderError> {
+        let (_, node) = self.book(|book| book.find_volume(label))?;
+        self.bring_link(node).await?;
+        let nodes = self.book(|book| book.begin_rotation(label, by))?;
+        for node in nodes {
+            self.command(node, Command::Push).await;
+        }
+        let answered = |book: &Book| book.is_rotated(label) || book.epoch_refusal(label).is_some();
+        if self.book(|book| book.volume_by_label(label))?.key == KeyState::Unlocked {
+            self.wait(PUSH_TIMEOUT, answered).await;
+        }
+        self.book(|book| book.volume_by_label(label))
     }
 
     /// Gives a new volume its key where that needs nobody's approval.

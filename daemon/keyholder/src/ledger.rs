@@ -23,7 +23,7 @@ use crate::vault::{Key, SecretOf, Vault, VaultError, Wrapped};
 pub(crate) const LEDGER_BYTES_MAX: u64 = 32 << 20;
 
 /// Version of the file. A change of anything below is a new one, with its migration and a golden sample.
-pub(crate) const LEDGER_VERSION: u32 = 3;
+pub(crate) const LEDGER_VERSION: u32 = 4;
 
 const MAGIC: &[u8; 8] = b"NLLEDGER";
 const CHECKSUM_BYTES: usize = 32;
@@ -68,6 +68,24 @@ pub(crate) struct Registry {
     pub(crate) tokens: Vec<TokenRecord>,
     /// TPMs that nodes were approved with.
     pub(crate) tpms: Vec<TpmRecord>,
+    /// Epochs that volumes are not written under any more, and that something may still lie under.
+    pub(crate) older: Vec<OlderEpoch>,
+}
+
+/// An epoch of a key domain before the one that its volumes' records name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OlderEpoch {
+    pub(crate) domain: DomainId,
+    pub(crate) epoch: VolumeEpoch,
+    /// Its secret under the ledger key.
+    pub(crate) secret: Wrapped,
+    pub(crate) check: [u8; 16],
+}
+
+impl OlderEpoch {
+    pub(crate) fn secret_of(&self) -> SecretOf {
+        SecretOf { domain: self.domain, epoch: self.epoch }
+    }
 }
 
 /// A node's TPM, and the state of its machine, as a person approved them.
@@ -148,6 +166,45 @@ struct RegistryV2 {
     tokens: Vec<TokenRecord>,
 }
 
+/// What was encrypted in version 3.
+#[derive(Debug, Serialize, Deserialize)]
+struct RegistryV3 {
+    nodes: Vec<NodeRecord>,
+    volumes: Vec<VolumeRecord>,
+    lockdown: Option<LatchRecord>,
+    backup_serial: Option<u64>,
+    longest_lease_ms: u64,
+    audit: Option<audit_log::Head>,
+    node_trails: Vec<(NodeId, audit_log::Head)>,
+    policy: Option<PolicyRecord>,
+    people: Vec<PersonRecord>,
+    erasures: Vec<ErasureRecord>,
+    suspicions: Vec<SuspicionRecord>,
+    tokens: Vec<TokenRecord>,
+    tpms: Vec<TpmRecord>,
+}
+
+impl From<RegistryV3> for Registry {
+    fn from(old: RegistryV3) -> Self {
+        Self {
+            nodes: old.nodes,
+            volumes: old.volumes,
+            lockdown: old.lockdown,
+            backup_serial: old.backup_serial,
+            longest_lease_ms: old.longest_lease_ms,
+            audit: old.audit,
+            node_trails: old.node_trails,
+            policy: old.policy,
+            people: old.people,
+            erasures: old.erasures,
+            suspicions: old.suspicions,
+            tokens: old.tokens,
+            tpms: old.tpms,
+            older: Vec::new(),
+        }
+    }
+}
+
 impl From<RegistryV2> for Registry {
     fn from(old: RegistryV2) -> Self {
         Self {
@@ -164,6 +221,7 @@ impl From<RegistryV2> for Registry {
             suspicions: old.suspicions,
             tokens: old.tokens,
             tpms: Vec::new(),
+            older: Vec::new(),
         }
     }
 }
@@ -353,6 +411,11 @@ impl Registry {
         self.volumes.iter().find(|volume| volume.label == label)
     }
 
+    /// The epochs of a domain that its volumes were written under before.
+    pub(crate) fn older_of(&self, domain: DomainId) -> impl Iterator<Item = &OlderEpoch> {
+        self.older.iter().filter(move |older| older.domain == domain)
+    }
+
     pub(crate) fn volumes_of(&self, node: NodeId) -> impl Iterator<Item = &VolumeRecord> {
         self.volumes.iter().filter(move |volume| volume.node == node)
     }
@@ -435,6 +498,7 @@ impl SealedLedger {
         let registry = match self.version {
             0 | 1 => whole::<RegistryV1>(&plain).map(Registry::from),
             2 => whole::<RegistryV2>(&plain).map(Registry::from),
+            3 => whole::<RegistryV3>(&plain).map(Registry::from),
             _ => whole(&plain),
         };
         registry.ok_or(LedgerError::Damaged { what: "its registry does not decode" })

@@ -15,10 +15,10 @@ use attestation::CredentialRandom;
 use identity::{ExpectedPeer, Role, control_client};
 use lease::frame::FrameBuffer;
 use lease::keyholder::{
-    Challenged, GrantError, KeyholderEvent, KeyholderSession, KeyholderSessionParams, SealRequest,
+    Challenged, GrantError, KeyholderEvent, KeyholderSession, KeyholderSessionParams, SealRequest, Told,
 };
 use lease::limits::CHALLENGE_INTERVAL_MS_MIN;
-use lease::message::{Attestation, CredentialOpened, Evidence, PoolState, RevokeCause, Scope, WipeReceipt};
+use lease::message::{Attestation, CredentialOpened, Evidence, RevokeCause, Scope, WipeReceipt};
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,11 +32,11 @@ use units::{BootInstant, NodeId};
 use zeroize::Zeroizing;
 
 use crate::attest::{self, Challenge, Proven, Unproven};
-use crate::book::{Judgement, NodeTarget, PlannedGrant};
+use crate::book::{Judgement, NodeTarget, PlannedEpoch, PlannedGrant};
 use crate::clock;
 use crate::error::KeyholderError;
 use crate::keyholder::Keyholder;
-use crate::vault::{VaultError, VaultSigner};
+use crate::vault::{SecretOf, VaultError, VaultSigner};
 
 /// A node that answers does so within this; longer, and the next attempt is as good.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -448,7 +448,11 @@ impl<'a> Dialogue<'a> {
         match event {
             KeyholderEvent::Evidence(evidence, said) => self.on_evidence(evidence, said.as_deref()).await,
             KeyholderEvent::CredentialOpened(opened) => self.on_credential_opened(&opened).await,
-            KeyholderEvent::Challenged(challenged, states) => self.on_challenged(challenged, &states).await,
+            KeyholderEvent::Challenged(challenged, told) => self.on_challenged(challenged, &told).await,
+            KeyholderEvent::EpochTaken(taken) => {
+                tracing::info!(node = %self.node, volume = %taken.volume, epoch = %taken.epoch, result = ?taken.result, "new epoch");
+                Ok(self.keyholder.book(|book| book.on_epoch_taken(self.node, &taken))?)
+            }
             KeyholderEvent::Receipt(receipt) => {
                 self.keyholder.book(|book| book.on_receipt(self.node, &receipt))?;
                 tracing::info!(node = %self.node, volume = %receipt.volume, fence = %receipt.fence, "key in force");
@@ -525,7 +529,7 @@ impl<'a> Dialogue<'a> {
         }
     }
 
-    async fn on_challenged(&mut self, challenged: Challenged, states: &[PoolState]) -> Result<(), Ended> {
+    async fn on_challenged(&mut self, challenged: Challenged, told: &Told) -> Result<(), Ended> {
         if !self.judged {
             return Ok(());
         }
@@ -537,11 +541,21 @@ impl<'a> Dialogue<'a> {
         }
         self.renewed = Some(Instant::now());
         let keyholder = self.keyholder;
-        let Some((lease_ms, grants)) = keyholder.book(|book| book.renew(self.node, states))? else {
+        let Some((lease_ms, grants)) = keyholder.book(|book| book.renew(self.node, &told.states))? else {
             return Ok(());
         };
         let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;
         self.send(&bytes).await?;
+        // Nothing that a lease waits for.
+        if !told.epochs.is_empty() {
+            let retired = keyholder.book(|book| {
+                book.note_epochs(self.node, &told.epochs)?;
+                book.retire_epochs()
+            });
+            if let Err(error) = retired {
+                tracing::warn!(node = %self.node, %error, "an epoch that nothing lies under any more stays for now");
+            }
+        }
         if self.push_wanted { self.push().await } else { Ok(()) }
     }
 
@@ -577,6 +591,14 @@ impl<'a> Dialogue<'a> {
         let again = kept_back.then(|| clock::now().saturating_add_ms(POLICY_RETRY_MS));
         self.push_at = [self.push_at, free, again].into_iter().flatten().min();
         self.outgoing.extend(planned);
+        let epochs = keyholder.book(|book| book.plan_epochs(self.node))?;
+        for PlannedEpoch { order, wrapped } in epochs {
+            let of = SecretOf { domain: order.domain, epoch: order.epoch };
+            let vault = &keyholder.vault;
+            let seal = |request: &SealRequest<'_>| vault.seal_for_node(of, &wrapped, request);
+            let bytes = keyholder.blocking(|| self.machine.epoch_key(order, seal)).map_err(not_sealed)?;
+            self.send(&bytes).await?;
+        }
         Ok(())
     }
 
@@ -603,15 +625,23 @@ impl<'a> Dialogue<'a> {
     }
 
     fn seal_and_sign(&mut self, grant: PlannedGrant) -> Result<Vec<u8>, Ended> {
-        let PlannedGrant { order, of, wrapped } = grant;
+        let PlannedGrant { order, secrets } = grant;
         let vault = &self.keyholder.vault;
-        let seal = |request: &SealRequest<'_>| vault.seal_for_node(of, &wrapped, request);
-        self.machine.grant(order, seal).map_err(|error: GrantError<VaultError>| match error {
-            GrantError::Session(error) => Ended::Session(error),
-            GrantError::Seal(error) => Ended::Keyholder(error.into()),
-            GrantError::NotPinned => Ended::AwaitsApproval,
-            GrantError::Revoked => Ended::Closed,
-        })
+        let seal = |request: &SealRequest<'_>| {
+            let of_epoch = secrets.iter().find(|(of, _)| of.epoch == request.epoch);
+            let (of, wrapped) = of_epoch.ok_or(VaultError::Unwrap { what: "domain secret" })?;
+            vault.seal_for_node(*of, wrapped, request)
+        };
+        self.machine.grant(order, seal).map_err(not_sealed)
+    }
+}
+
+fn not_sealed(error: GrantError<VaultError>) -> Ended {
+    match error {
+        GrantError::Session(error) => Ended::Session(error),
+        GrantError::Seal(error) => Ended::Keyholder(error.into()),
+        GrantError::NotPinned => Ended::AwaitsApproval,
+        GrantError::Revoked => Ended::Closed,
     }
 }
 

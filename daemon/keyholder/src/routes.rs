@@ -53,7 +53,7 @@ impl Keyholder {
     }
 }
 
-fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 53] {
+fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 54] {
     [
         (Verb::Get, "/v1/status", routing::get(status)),
         (Verb::Post, "/v1/ceremony", routing::post(ceremony)),
@@ -71,6 +71,7 @@ fn routes() -> [(Verb, &'static str, MethodRouter<Arc<Keyholder>>); 53] {
         (Verb::Post, "/v1/volumes/{label}/rollback", routing::post(roll_back_volume)),
         (Verb::Post, "/v1/volumes/{label}/promote", routing::post(promote_volume)),
         (Verb::Post, "/v1/volumes/{label}/accept-state", routing::post(accept_state)),
+        (Verb::Post, "/v1/volumes/{label}/rotate", routing::post(rotate_volume)),
         (Verb::Post, "/v1/push", routing::post(push)),
         (Verb::Post, "/v1/revoke", routing::post(revoke)),
         (Verb::Post, "/v1/lockdown", routing::post(lockdown)),
@@ -444,6 +445,14 @@ async fn accept_state(
     Path(label): Path<String>,
 ) -> Answer<VolumeEntry> {
     Answer(keyholder.accept_state(&label, &who(&peer)).await)
+}
+
+async fn rotate_volume(
+    State(keyholder): Shared,
+    Extension(peer): Peer,
+    Path(label): Path<String>,
+) -> Answer<VolumeEntry> {
+    Answer(keyholder.rotate_volume(&label, &who(&peer)).await)
 }
 
 async fn push(

@@ -300,6 +300,12 @@ pub enum GrantRefusal {
          there, `nightlatch volume accept-state`, then push"
     )]
     RolledBack(StateVerdict),
+    /// A key of a new epoch came for a volume whose grant is not in force.
+    #[error("the grant that the new epoch belongs to is not in force on the node; push the volume first")]
+    NotHeld,
+    /// The volume could not be written under a new epoch: its pool has no room for what that takes.
+    #[error("the volume's pool has no room for a new epoch; free some space, then rotate again")]
+    NoSpace,
 }
 
 /// The first eight bytes of a public key's SHA-256, as people compare them.

@@ -21,12 +21,13 @@ use crate::error::{GrantRefusal, KeyFingerprint, SessionError, SessionRefusal};
 use crate::frame::{self, Incoming, RawFrame};
 use crate::limits::{HANDSHAKE_MS_MAX, SILENCE_MS_MAX};
 use crate::message::{
-    Attestation, Body, ChallengeRequest, Credential, CredentialOpened, Evidence, Grant, GrantRefused, Hello,
-    Kind, Nonce, OnRollback, OnSeal, PoolState, Receipt, Renewal, RenewalChallenge, Revoke, RevokeCause,
-    Scope, SigningPublicKey, VolumeKind, WipeReceipt,
+    Attestation, Body, ChallengeRequest, Credential, CredentialOpened, EnvelopedKey, EpochKey, EpochTaken,
+    EpochsInUse, Evidence, Grant, GrantRefused, Hello, Kind, Nonce, OnRollback, OnSeal, PoolState, Receipt,
+    Renewal, RenewalChallenge, Revoke, RevokeCause, Scope, SigningPublicKey, VolumeKind, WipeReceipt,
 };
 use crate::transcript::{
-    self, EXPORTER_BYTES, Signer, grant_aad, hello_transcript, quote_digest, session_transcript, sign_frame,
+    self, EPOCH_KEY_LEASE_MS, EXPORTER_BYTES, Signer, grant_aad, hello_transcript, quote_digest,
+    session_transcript, sign_frame,
 };
 
 /// What a session is opened with.
@@ -59,15 +60,26 @@ pub enum KeyholderEvent {
     /// What the node's TPM found in a credential.
     CredentialOpened(CredentialOpened),
     /// The node asks whether it may go on. Record the expiry, then [`KeyholderSession::renewal`].
-    Challenged(Challenged, Vec<PoolState>),
+    Challenged(Challenged, Told),
     /// A grant is in force.
     Receipt(Receipt),
     /// A grant was not taken.
     GrantRefused(GrantRefused),
+    /// What came of the key of a new epoch.
+    EpochTaken(EpochTaken),
     /// Keys are gone.
     Wiped(WipeReceipt),
     /// The node ends the session. Unsigned: a hint for people, not a fact.
     NodeRefused(SessionRefusal),
+}
+
+/// What a challenge tells besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The durable states of the pools whose volumes are unlocked.
+    pub states: Vec<PoolState>,
+    /// What is left under which epochs.
+    pub epochs: Vec<EpochsInUse>,
 }
 
 /// A challenge that has arrived.
@@ -105,6 +117,25 @@ pub struct GrantOrder {
     pub on_rollback: OnRollback,
     /// Value that the key must give.
     pub check: [u8; 16],
+    /// Other epochs whose keys go with it, and the values that these must give.
+    pub further: Vec<(VolumeEpoch, [u8; 16])>,
+}
+
+/// A new epoch of a volume whose key is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochOrder {
+    /// The grant in force.
+    pub grant: GrantId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// Its fence.
+    pub fence: Fence,
+    /// The new epoch.
+    pub epoch: VolumeEpoch,
+    /// Value that its key must give.
+    pub check: [u8; 16],
 }
 
 /// For whom and in which context the key of a grant is sealed; hand it to [`crate::envelope::seal`].
@@ -116,6 +147,8 @@ pub struct SealRequest<'a> {
     pub info: &'a [u8; 32],
     /// (volume, domain, epoch, fence, lease, grant id).
     pub aad: &'a [u8],
+    /// Of which epoch the key is.
+    pub epoch: VolumeEpoch,
 }
 
 /// Why a grant was not made.
@@ -353,10 +386,10 @@ impl KeyholderSession {
     ) -> Result<Option<KeyholderEvent>, SessionError> {
         match raw.kind {
             Kind::RenewalChallenge => {
-                let RenewalChallenge { nonce, states } = frame::decode(raw.body)?;
+                let RenewalChallenge { nonce, states, epochs } = frame::decode(raw.body)?;
                 let challenged = Challenged { nonce, at: now };
                 self.latest = Some(challenged);
-                Ok(Some(KeyholderEvent::Challenged(challenged, states)))
+                Ok(Some(KeyholderEvent::Challenged(challenged, Told { states, epochs })))
             }
             Kind::Receipt => {
                 let receipt: Receipt = frame::decode(raw.body)?;
@@ -390,6 +423,7 @@ impl KeyholderSession {
                 }
                 Ok(Some(KeyholderEvent::Wiped(receipt)))
             }
+            Kind::EpochTaken => Ok(Some(KeyholderEvent::EpochTaken(frame::decode(raw.body)?))),
             Kind::CredentialOpened => Ok(Some(KeyholderEvent::CredentialOpened(frame::decode(raw.body)?))),
             other => Err(SessionError::UnexpectedKind { kind: other.byte() }),
         }
@@ -411,7 +445,7 @@ impl KeyholderSession {
     pub fn grant<E>(
         &mut self,
         order: GrantOrder,
-        seal: impl FnOnce(&SealRequest<'_>) -> Result<Vec<u8>, E>,
+        mut seal: impl FnMut(&SealRequest<'_>) -> Result<Vec<u8>, E>,
     ) -> Result<Vec<u8>, GrantError<E>> {
         let State::Established { transcript, envelope_key, .. } = &self.state else {
             return Err(SessionError::Closed.into());
@@ -423,10 +457,16 @@ impl KeyholderSession {
             return Err(GrantError::Revoked);
         }
         let nonce = self.latest.ok_or(SessionError::Closed)?.nonce;
-        let aad =
-            grant_aad(order.volume, order.domain, order.epoch, order.fence, order.lease_ms, order.grant);
-        let envelope = seal(&SealRequest { recipient: envelope_key, info: transcript, aad: &aad })
-            .map_err(GrantError::Seal)?;
+        let mut enveloped = |epoch: VolumeEpoch| {
+            let aad = grant_aad(order.volume, order.domain, epoch, order.fence, order.lease_ms, order.grant);
+            seal(&SealRequest { recipient: envelope_key, info: transcript, aad: &aad, epoch })
+                .map_err(GrantError::Seal)
+        };
+        let envelope = enveloped(order.epoch)?;
+        let further = order.further.iter().map(|(epoch, check)| {
+            enveloped(*epoch).map(|envelope| EnvelopedKey { epoch: *epoch, check: *check, envelope })
+        });
+        let further = further.collect::<Result<Vec<_>, _>>()?;
         let grant = Grant {
             grant: order.grant,
             volume: order.volume,
@@ -442,10 +482,34 @@ impl KeyholderSession {
             on_rollback: order.on_rollback,
             check: order.check,
             envelope,
+            further,
         };
         let bytes = sign_frame(self.signer.as_ref(), transcript, &grant)?;
         self.unanswered.insert(order.grant, order.volume);
         Ok(bytes)
+    }
+
+    /// Encodes the key of a new epoch for a volume whose key is in force on the node: it ends with the lease that runs.
+    pub fn epoch_key<E>(
+        &self,
+        order: EpochOrder,
+        seal: impl FnOnce(&SealRequest<'_>) -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>, GrantError<E>> {
+        let State::Established { transcript, envelope_key, .. } = &self.state else {
+            return Err(SessionError::Closed.into());
+        };
+        if self.pinned.is_none() {
+            return Err(GrantError::NotPinned);
+        }
+        if self.revoked_all {
+            return Err(GrantError::Revoked);
+        }
+        let EpochOrder { grant, volume, domain, fence, epoch, check } = order;
+        let aad = grant_aad(volume, domain, epoch, fence, EPOCH_KEY_LEASE_MS, grant);
+        let request = SealRequest { recipient: envelope_key, info: transcript, aad: &aad, epoch };
+        let envelope = seal(&request).map_err(GrantError::Seal)?;
+        let key = EnvelopedKey { epoch, check, envelope };
+        Ok(sign_frame(self.signer.as_ref(), transcript, &EpochKey { grant, volume, domain, key })?)
     }
 
     /// Encodes the answer to a challenge: every grant that goes on. The shell has recorded the expiry durably.
@@ -565,6 +629,7 @@ mod tests {
             known_state: None,
             on_rollback: OnRollback::Refuse,
             check: [0; 16],
+            further: Vec::new(),
         };
         session.grant(order, |_| Ok::<_, std::convert::Infallible>(Vec::new())).unwrap();
         (session, identity, transcript)

@@ -1,13 +1,16 @@
 //! Every bound of the lease protocol, with the reason for its number.
 
 /// Version of the wire format and of the transcript. It is the first byte of every frame.
-pub const PROTOCOL_VERSION: u8 = 5;
+pub const PROTOCOL_VERSION: u8 = 6;
 
 /// Longest frame after its length prefix: evidence of [`VOLUMES_MAX`] volumes, all held, with room to spare.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
 /// Volumes that a node may report and keys that it may hold; the number of keys an arena must be able to lend.
 pub const VOLUMES_MAX: usize = 4096;
+
+/// Epochs of one volume whose keys a node may hold: a rotation is over before the next begins, but for what snapshots keep.
+pub const EPOCHS_MAX: usize = 16;
 
 /// Pools whose states a message may carry.
 pub const POOLS_MAX: usize = 256;

@@ -11,8 +11,9 @@ use units::{
 use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError, SessionRefusal};
 use crate::limits::{
-    CERTIFICATE_BYTES_MAX, EVENT_LOG_BYTES_MAX, FAILURE_BYTES_MAX, HYGIENE_BYTES_MAX, LEASE_MS_MAX,
-    LEASE_MS_MIN, NAME_BYTES_MAX, POOLS_MAX, REGISTERS_MAX, TPM_BYTES_MAX, VOLUMES_MAX, WIPES_MAX,
+    CERTIFICATE_BYTES_MAX, EPOCHS_MAX, EVENT_LOG_BYTES_MAX, FAILURE_BYTES_MAX, HYGIENE_BYTES_MAX,
+    LEASE_MS_MAX, LEASE_MS_MIN, NAME_BYTES_MAX, POOLS_MAX, REGISTERS_MAX, TPM_BYTES_MAX, VOLUMES_MAX,
+    WIPES_MAX,
 };
 
 /// 32 random bytes that must come back.
@@ -90,6 +91,10 @@ kinds! {
     Credential = 13, "credential";
     /// Node to keyholder: what the TPM found in it.
     CredentialOpened = 14, "credential-opened";
+    /// Keyholder to node: the key of a new epoch of a volume whose key is in force.
+    EpochKey = 15, "epoch-key";
+    /// Node to keyholder: what came of it.
+    EpochTaken = 16, "epoch-taken";
 }
 
 /// The keyholder introduces itself.
@@ -419,13 +424,72 @@ pub struct Grant {
     pub check: [u8; 16],
     /// The PRK of the key hierarchy, 32 bytes, in an HPKE envelope.
     pub envelope: Vec<u8>,
+    /// Keys of the domain's other epochs: of older ones, under which some of the volume lies, and of a newer one that the
+    /// volume is to be written under from now on.
+    pub further: Vec<EnvelopedKey>,
 }
 
 impl Body for Grant {
     const KIND: Kind = Kind::Grant;
     fn check(&self) -> Result<(), SessionError> {
-        within("label bytes", self.label.len(), NAME_BYTES_MAX)
+        within("label bytes", self.label.len(), NAME_BYTES_MAX)?;
+        within("epochs", self.further.len() + 1, EPOCHS_MAX)
     }
+}
+
+/// The key of one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvelopedKey {
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Key-check value that the key must give.
+    pub check: [u8; 16],
+    /// As in a grant.
+    pub envelope: Vec<u8>,
+}
+
+/// A new epoch of a volume whose key is in force. It ends with the lease that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochKey {
+    /// The grant in force.
+    pub grant: GrantId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// The new epoch's key.
+    pub key: EnvelopedKey,
+}
+
+impl Body for EpochKey {
+    const KIND: Kind = Kind::EpochKey;
+}
+
+/// The volume is written under a new epoch, durably, or why it is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochTaken {
+    /// The grant in force.
+    pub grant: GrantId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// The new epoch.
+    pub epoch: VolumeEpoch,
+    /// What came of it.
+    pub result: Result<(), GrantRefusal>,
+}
+
+impl Body for EpochTaken {
+    const KIND: Kind = Kind::EpochTaken;
+}
+
+/// The epochs of a volume's key domain under which anything is left in its pool, in the volume or in what shares the domain with
+/// it, snapshots included; and the one that it is written under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochsInUse {
+    /// A volume whose key is in force.
+    pub volume: VolumeId,
+    /// What no power cut takes back: an epoch that is not among these never comes back.
+    pub epochs: Vec<VolumeEpoch>,
 }
 
 /// The key of a grant is in force.
@@ -482,12 +546,16 @@ pub struct RenewalChallenge {
     pub nonce: Nonce,
     /// The durable states of the pools whose volumes are unlocked.
     pub states: Vec<PoolState>,
+    /// Of volumes that hold keys of several epochs, once it has been looked after.
+    pub epochs: Vec<EpochsInUse>,
 }
 
 impl Body for RenewalChallenge {
     const KIND: Kind = Kind::RenewalChallenge;
     fn check(&self) -> Result<(), SessionError> {
-        within("pool states", self.states.len(), POOLS_MAX)
+        within("pool states", self.states.len(), POOLS_MAX)?;
+        within("volumes", self.epochs.len(), VOLUMES_MAX)?;
+        self.epochs.iter().try_for_each(|of| within("epochs", of.epochs.len(), EPOCHS_MAX))
     }
 }
 

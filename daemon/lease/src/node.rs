@@ -24,8 +24,8 @@ use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError};
 use crate::limits::{GRANTS_REMEMBERED_MAX, VOLUMES_MAX};
 use crate::message::{
-    Credential, Grant, HeldGrant, LeaseLimits, OnRollback, OnSeal, PoolState, SigningPublicKey, VolumeKind,
-    VolumePresent, WipeCause, WipeRecord, WipeStages,
+    Credential, EpochKey, EpochsInUse, Grant, HeldGrant, LeaseLimits, OnRollback, OnSeal, PoolState,
+    SigningPublicKey, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages,
 };
 use crate::transcript::{Signer, grant_aad};
 
@@ -59,6 +59,8 @@ pub enum NodeEffect {
     OpenCredential(Credential),
     /// Make the fence durable, admit the key, open the volume, then call [`NodeSession::on_admitted`].
     AdmitGrant(Box<GrantToAdmit>),
+    /// Admit the key, write the volume under its epoch from now on, durably, then call [`NodeSession::on_epoch_admitted`].
+    AdmitEpoch(Box<EpochToAdmit>),
     /// Give the keyring this deadline; `None` where no key is held any more. Comes before the key it is for.
     SetDeadline(Option<BootInstant>),
     /// Drop this volume's key, then call [`NodeSession::on_dropped`] (or [`NodeLease::on_dropped`]).
@@ -155,12 +157,50 @@ pub struct GrantToAdmit {
     pub info: [u8; 32],
     /// `aad` of the envelope.
     pub aad: Vec<u8>,
+    /// Keys of other epochs that go with it.
+    pub further: Vec<KeyToAdmit>,
+}
+
+/// The key of one epoch, in its envelope.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KeyToAdmit {
+    /// Epoch of the domain's secret.
+    pub epoch: VolumeEpoch,
+    /// Value that the key must give.
+    pub check: [u8; 16],
+    /// As in a grant.
+    pub envelope: Vec<u8>,
+    /// As in a grant.
+    pub aad: Vec<u8>,
+}
+
+/// A new epoch of a volume whose key is in force.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EpochToAdmit {
+    /// The grant in force.
+    pub grant: GrantId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Key domain.
+    pub domain: DomainId,
+    /// The new epoch's key.
+    pub key: KeyToAdmit,
+    /// `info` of the envelope.
+    pub info: [u8; 32],
 }
 
 impl GrantToAdmit {
     fn new(grant: Grant, transcript: [u8; 32]) -> Self {
-        let aad =
-            grant_aad(grant.volume, grant.domain, grant.epoch, grant.fence, grant.lease_ms, grant.grant);
+        let aad = |epoch: VolumeEpoch| {
+            grant_aad(grant.volume, grant.domain, epoch, grant.fence, grant.lease_ms, grant.grant)
+        };
+        let further = grant.further.iter().map(|key| KeyToAdmit {
+            epoch: key.epoch,
+            check: key.check,
+            envelope: key.envelope.clone(),
+            aad: aad(key.epoch),
+        });
+        let (further, aad) = (further.collect(), aad(grant.epoch));
         Self {
             grant: grant.grant,
             volume: grant.volume,
@@ -177,6 +217,7 @@ impl GrantToAdmit {
             envelope: grant.envelope,
             info: transcript,
             aad,
+            further,
         }
     }
 }
@@ -247,6 +288,7 @@ pub struct NodeLease {
     params: NodeParams,
     volumes: BTreeMap<VolumeId, VolumePresent>,
     states: Vec<PoolState>,
+    epochs: Vec<EpochsInUse>,
     held: BTreeMap<VolumeId, Held>,
     remembered: HashSet<GrantId>,
     remembered_in_order: VecDeque<GrantId>,
@@ -265,6 +307,7 @@ impl NodeLease {
             params,
             volumes: BTreeMap::new(),
             states: Vec::new(),
+            epochs: Vec::new(),
             held: BTreeMap::new(),
             remembered: HashSet::new(),
             remembered_in_order: VecDeque::new(),
@@ -317,6 +360,11 @@ impl NodeLease {
     /// Tells the durable states of the pools whose volumes are unlocked; call it before whatever may send them.
     pub fn set_states(&mut self, states: Vec<PoolState>) {
         self.states = states;
+    }
+
+    /// Tells what is left under which epochs, of volumes that are unlocked; call it as [`Self::set_states`].
+    pub fn set_epochs(&mut self, epochs: Vec<EpochsInUse>) {
+        self.epochs = epochs;
     }
 
     /// The earliest deadline of all that is held.
@@ -459,6 +507,21 @@ impl NodeLease {
         let sent = sent.ok_or(GrantRefusal::UnknownChallenge)?;
         let deadline = sent.saturating_add_ms(grant.lease_ms);
         if deadline <= now { Err(GrantRefusal::Expired) } else { Ok(deadline) }
+    }
+
+    /// Judges the key of a new epoch whose signature holds.
+    fn judge_epoch(&self, key: &EpochKey) -> Result<Fence, GrantRefusal> {
+        let present = self.volumes.get(&key.volume).ok_or(GrantRefusal::WrongVolume)?;
+        let held = self.held.get(&key.volume).filter(|held| held.grant == key.grant);
+        let held = held.filter(|held| held.phase == Phase::Active).ok_or(GrantRefusal::NotHeld)?;
+        if present.domain != key.domain || key.key.epoch < present.epoch {
+            return Err(GrantRefusal::WrongDomain);
+        }
+        // Said again, because the answer was lost: it is taken again.
+        if key.key.epoch == present.epoch && key.key.check != present.check {
+            return Err(GrantRefusal::WrongCheck);
+        }
+        Ok(held.fence)
     }
 
     /// Takes a grant that was judged good.

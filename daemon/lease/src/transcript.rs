@@ -148,6 +148,9 @@ pub(crate) fn wipe_measurement(wipe: &WipeRecord, boot: BootId) -> [u8; 32] {
         .hash()
 }
 
+/// What stands for the lease where a key has none of its own: that of a new epoch ends with the grant that it is given under.
+pub(crate) const EPOCH_KEY_LEASE_MS: u64 = 0;
+
 /// The associated data of a grant's envelope: (volume, domain, epoch, fence, lease, grant id).
 pub fn grant_aad(
     volume: VolumeId,

@@ -218,6 +218,7 @@ impl Node {
             epoch: info.epoch,
             check: hex::encode(info.check),
             fence: info.fence,
+            rekey: open.rekeyer.status(info.id),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use lease::frame::FrameBuffer;
 use lease::message::{Attestation, CredentialOpened, StateVerdict};
-use lease::node::{GrantToAdmit, NodeEffect, NodeNote, NodeSession, NodeSessionParams};
+use lease::node::{EpochToAdmit, GrantToAdmit, NodeEffect, NodeNote, NodeSession, NodeSessionParams};
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, SessionError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use units::{GrantId, VolumeId};
+use units::{GrantId, VolumeEpoch, VolumeId};
 
 use crate::attestor::Attestor;
 use crate::boot_clock;
@@ -128,6 +128,7 @@ enum Errand {
     Admission(Admission),
     Attestation(Attestation),
     Credential(CredentialOpened),
+    Epoch { volume: VolumeId, grant: GrantId, epoch: VolumeEpoch, result: Result<(), GrantRefusal> },
 }
 
 struct Session {
@@ -240,6 +241,9 @@ impl Session {
             Errand::Admission(admission) => return self.on_admission(admission).await,
             Errand::Attestation(said) => self.machine.on_attestation(&self.node.lease(), &said),
             Errand::Credential(opened) => self.machine.on_credential_opened(&self.node.lease(), &opened),
+            Errand::Epoch { volume, grant, epoch, result } => {
+                self.machine.on_epoch_admitted(&self.node.lease(), (volume, grant, epoch), result)
+            }
         };
         self.perform(effects).await
     }
@@ -279,6 +283,7 @@ impl Session {
                     async { Errand::Credential(opened.await) }
                 }),
                 NodeEffect::AdmitGrant(grant) => self.admit(grant),
+                NodeEffect::AdmitEpoch(given) => self.admit_epoch(given),
                 NodeEffect::SetDeadline(_) => self.node.apply_deadline(),
                 NodeEffect::DropVolume { volume, grant, cause } => {
                     let node = Arc::clone(&self.node);
@@ -351,6 +356,16 @@ impl Session {
             }
         };
         let _ = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
+    }
+
+    fn admit_epoch(&mut self, given: Box<EpochToAdmit>) {
+        let node = Arc::clone(&self.node);
+        self.errands.spawn_blocking(move || {
+            let result = node.admit_epoch(&given);
+            node.note_epoch(&given, result.as_ref().err());
+            let EpochToAdmit { volume, grant, key, .. } = *given;
+            Errand::Epoch { volume, grant, epoch: key.epoch, result }
+        });
     }
 
     fn admit(&mut self, grant: Box<GrantToAdmit>) {

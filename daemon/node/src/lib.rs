@@ -32,6 +32,7 @@ mod node;
 mod readiness;
 #[cfg(feature = "rehearsal")]
 pub mod rehearsal;
+mod rekey;
 mod replication;
 mod retention;
 mod schedule;

@@ -72,6 +72,10 @@ pub(crate) struct NodeMetrics {
     rewrite_anomalies: Gauge<i64, AtomicI64>,
     rewritten_ratio: Gauge<f64, AtomicU64>,
     refused_full: Gauge<i64, AtomicI64>,
+    rekey_volumes: Gauge<i64, AtomicI64>,
+    rekey_running: Gauge<i64, AtomicI64>,
+    rekey_left: Gauge<i64, AtomicI64>,
+    rekey_failing: Gauge<i64, AtomicI64>,
     source_up: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_active: Family<SourceLabel, Gauge<i64, AtomicI64>>,
     source_fired: Family<SourceLabel, Gauge<i64, AtomicI64>>,
@@ -143,6 +147,7 @@ impl NodeMetrics {
         );
         pool.register("failed", "1 once a flush or metadata write has failed", metrics.pool_failed.clone());
         metrics.register_scrub(pool);
+        metrics.register_rekey(node);
         metrics.register_snapshots(node);
         metrics.register_sources(node);
         metrics.register_replication(node);
@@ -170,6 +175,27 @@ impl NodeMetrics {
             "last_end_timestamp_seconds",
             "When the last pass came to its end, seconds since 1970; 0 before the first",
             self.scrub_last_end.clone(),
+        );
+    }
+
+    fn register_rekey(&self, node: &mut Registry) {
+        let rekey = node.sub_registry_with_prefix("rekey");
+        rekey.register(
+            "volumes",
+            "Volumes of which something lies under an older epoch of the key, their snapshots included",
+            self.rekey_volumes.clone(),
+        );
+        rekey.register("running", "Volumes that are being sealed anew", self.rekey_running.clone());
+        rekey.register_with_unit(
+            "left",
+            "What of volumes is still to be sealed anew",
+            Unit::Bytes,
+            self.rekey_left.clone(),
+        );
+        rekey.register(
+            "failing",
+            "Volumes of which sealing anew does not go on; `nightlatch volume rotate --show` says why",
+            self.rekey_failing.clone(),
         );
     }
 
@@ -328,6 +354,7 @@ impl NodeMetrics {
             self.source_fired.get_or_create(&label).set(count(source.fired()));
             self.source_refused.get_or_create(&label).set(count(source.refused()));
         }
+        self.refresh_rekey(node);
         self.refresh_snapshots(node);
         self.refresh_replication(node);
         self.health.refresh(node);
@@ -361,6 +388,15 @@ impl NodeMetrics {
 }
 
 impl NodeMetrics {
+    fn refresh_rekey(&self, node: &Node) {
+        let all: Vec<_> = node.pools.iter().flat_map(|open| open.rekeyer.statuses()).collect();
+        let several = |status: &&admin::api::RekeyStatus| status.bytes_left > 0 || status.epochs.len() > 1;
+        self.rekey_volumes.set(count(all.iter().filter(several).count()));
+        self.rekey_running.set(count(all.iter().filter(|status| status.running).count()));
+        self.rekey_left.set(count(all.iter().map(|status| status.bytes_left).sum::<u64>()));
+        self.rekey_failing.set(count(all.iter().filter(|status| status.trouble.is_some()).count()));
+    }
+
     fn refresh_snapshots(&self, node: &Node) {
         let schedules = node.schedules.status(node.retention.run_s());
         let troubled = schedules.iter().filter(|schedule| schedule.trouble.is_some());

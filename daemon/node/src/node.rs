@@ -17,23 +17,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use admin::api::Listening;
 use hygiene::Subject;
-use keyring::{AdmitError, EnvelopeKeyError, KeyGone, KeyHandle, Keyring, SealedGrant};
+use keyring::{AdmitError, EnvelopeKeyError, KeyGone, Keyring, SealedGrant};
 use lease::GrantRefusal;
 use lease::limits::NAMED_KEY_BYTES;
 use lease::message::{
     OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages,
 };
-use lease::node::{EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
+use lease::node::{EpochToAdmit, EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
 use memory_overwrite::MemoryOverwrite;
 use nbd_server::{Access, Export, NbdServer};
 use objects::{KeyAway, NamedKeys, Store};
-use pool::{Pool, PoolErrorKind, PoolVolume, StateHead, VolumeInfo};
+use pool::{Pool, PoolError, PoolErrorKind, PoolVolume, StateHead, VolumeInfo};
 use s3_server::S3Server;
-use sealing::{Bound, KeyFunction, KeyWitness, Snapshots, Volume};
+use sealing::{Bound, KeyFunction, KeyWitness, Snapshots, Volume, VolumeKeys};
 use sources::SourceState;
 use tokio::sync::broadcast;
 use tokio_util::task::TaskTracker;
-use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeId};
+use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeEpoch, VolumeId};
 
 use crate::attestor::Attestor;
 use crate::boot_clock;
@@ -43,6 +43,7 @@ use crate::health_watch::HealthWatch;
 use crate::heartbeat::Heartbeats;
 use crate::hygiene_watch::HygieneWatch;
 use crate::lock::lock;
+use crate::rekey::{self, Rekeyer};
 use crate::replication::Replication;
 use crate::retention::Retention;
 use crate::schedule::Schedules;
@@ -60,6 +61,7 @@ pub(crate) struct OpenPool {
     pub(crate) path: String,
     pub(crate) pool: Arc<Pool>,
     pub(crate) scrubber: Arc<Scrubber>,
+    pub(crate) rekeyer: Arc<Rekeyer>,
 }
 
 /// A volume, or a snapshot of it, that can be decrypted.
@@ -78,7 +80,7 @@ pub(crate) struct Served {
     kind: VolumeKind,
     grant: GrantId,
     fence: Fence,
-    key: KeyHandle,
+    keys: Arc<VolumeKeys>,
     on_seal: nbd_server::OnSeal,
     /// Whether it is a named key and nothing else.
     is_named_key: bool,
@@ -354,21 +356,32 @@ impl Node {
     /// oldest.
     pub(crate) fn unsealed(&self, pool: usize) -> Vec<Unsealed> {
         let Some(open) = self.pools.get(pool) else { return Vec::new() };
-        let held: Vec<_> = self.served().iter().map(|(id, served)| (*id, served.key)).collect();
+        let held: Vec<_> = self.served().iter().map(|(id, served)| (*id, Arc::clone(&served.keys))).collect();
         let snapshots = open.pool.snapshots();
         let mut unsealed = Vec::new();
-        for (id, key) in held {
+        for (id, keys) in held {
             let Ok(volume) = open.pool.volume(id) else { continue };
             let of_volume = snapshots.iter().rev().filter(|snapshot| snapshot.volume == id);
             let snapshots = of_volume.filter_map(|snapshot| open.pool.snapshot(snapshot.id).ok());
             let mut newer = None;
             for sealed in std::iter::once(volume).chain(snapshots) {
-                let volume = Volume::open(Arc::clone(&sealed), Arc::clone(&self.keyring), key);
+                let volume = Volume::open_with(Arc::clone(&sealed), Arc::clone(&keys));
                 let newer = newer.replace(Arc::clone(&sealed));
                 unsealed.push(Unsealed { volume, sealed, newer });
             }
         }
         unsealed
+    }
+
+    /// The volumes of a pool whose keys are held.
+    pub(crate) fn served_in(&self, pool: usize) -> Vec<rekey::Served> {
+        let Some(open) = self.pools.get(pool) else { return Vec::new() };
+        let served = self.served();
+        let of_pool = served.iter().filter_map(|(id, served)| {
+            let (sealed, keys) = (open.pool.volume(*id).ok()?, Arc::clone(&served.keys));
+            Some(rekey::Served { id: *id, sealed, keys })
+        });
+        of_pool.collect()
     }
 
     /// The pool with this id.
@@ -440,21 +453,13 @@ impl Node {
         let _arriving = Arriving::announce(self.memory_overwrite.as_ref());
         // 1. The fence is durable before the key is opened: after a crash no older grant can come in.
         raise_fence(&open.pool, grant.volume, grant.fence)?;
-        // 2. The key is checked against the volume's check value and kept.
-        let sealed = SealedGrant {
-            domain: grant.domain,
-            epoch: grant.epoch,
-            check: grant.check,
-            info: &grant.info,
-            aad: &grant.aad,
-            envelope: &grant.envelope,
-        };
-        let key = self.keyring.admit(&sealed).map_err(|error| refusal(&error))?.handle;
+        // 2. The keys are checked against their check values and kept.
+        let keys = self.admit_keys(grant)?;
         // 3. What the device holds is what it was last known to hold, or came of it.
-        let verdict =
-            self.judge_state(open, &volume, grant, key).inspect_err(|_| self.keyring.drop_key(key))?;
+        let verdict = self.judge_state(open, &volume, grant, &keys).inspect_err(|_| keys.drop_all())?;
+        self.begin_newest_epoch(open, &volume, grant, &keys);
         // 4. The heads serve it.
-        self.serve(open, volume, grant, key).inspect_err(|_| self.keyring.drop_key(key))?;
+        self.serve(open, volume, grant, &keys).inspect_err(|_| keys.drop_all())?;
         tracing::info!(
             label = grant.label, volume = %grant.volume, grant = %grant.grant, fence = %grant.fence, state = %verdict, "unsealed"
         );
@@ -467,7 +472,7 @@ impl Node {
         open: &OpenPool,
         volume: Arc<PoolVolume>,
         grant: &GrantToAdmit,
-        key: KeyHandle,
+        keys: &Arc<VolumeKeys>,
     ) -> Result<(), GrantRefusal> {
         let on_seal = match grant.on_seal {
             OnSeal::Hold => nbd_server::OnSeal::Hold,
@@ -475,7 +480,8 @@ impl Node {
         };
         let is_named_key = is_named_key(grant.kind, volume.info().sectors.byte_len());
         let (label, kind, fence) = (grant.label.clone(), grant.kind, grant.fence);
-        let served = Served { label, kind, grant: grant.grant, fence, key, on_seal, is_named_key };
+        let served =
+            Served { label, kind, grant: grant.grant, fence, keys: Arc::clone(keys), on_seal, is_named_key };
         // Of two stores that come at once the second finds the first.
         let is_store = kind == VolumeKind::Objects && !is_named_key;
         let _opening = is_store.then(|| lock(&self.opening));
@@ -486,7 +492,7 @@ impl Node {
 
         let mut all = self.served();
         let newest = all.get(&grant.volume).map(|newest| newest.fence);
-        if let Some(why) = overtaken(self.keyring.check(key), fence, newest) {
+        if let Some(why) = overtaken(keys.check(), fence, newest) {
             drop(all);
             tracing::warn!(label = served.label, volume = %grant.volume, grant = %grant.grant, why, "a key came too late");
             if let Head::Store(store) = head {
@@ -509,6 +515,7 @@ impl Node {
         if all.is_empty() {
             *lock(&self.seal_change) = SealChange::now(None);
         }
+        let several = served.keys.epochs().len() > 1;
         all.insert(grant.volume, served);
         if is_named_key {
             // Under the same lock as a wipe's clearing of it.
@@ -516,7 +523,111 @@ impl Node {
                 come.insert(grant.volume);
             });
         }
+        drop(all);
+        if several {
+            open.rekeyer.begin(grant.volume);
+        }
         Ok(())
+    }
+
+    /// Takes in the keys of a grant: all, or none.
+    fn admit_keys(&self, grant: &GrantToAdmit) -> Result<Arc<VolumeKeys>, GrantRefusal> {
+        let keys = VolumeKeys::new(Arc::clone(&self.keyring), []);
+        let present = (grant.epoch, grant.check, &grant.aad, &grant.envelope);
+        let further = grant.further.iter().map(|key| (key.epoch, key.check, &key.aad, &key.envelope));
+        for (epoch, check, aad, envelope) in std::iter::once(present).chain(further) {
+            let domain = grant.domain;
+            let sealed = SealedGrant { domain, epoch, check, info: &grant.info, aad, envelope };
+            match self.keyring.admit(&sealed) {
+                Ok(admitted) => keys.add(epoch, admitted.handle),
+                Err(error) => {
+                    keys.drop_all();
+                    return Err(refusal(&error));
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Writes the volume under the newest epoch that came with its grant. Where that cannot be, it is served as it was, and the
+    /// keyholder gives the epoch again.
+    fn begin_newest_epoch(
+        &self,
+        open: &OpenPool,
+        volume: &PoolVolume,
+        grant: &GrantToAdmit,
+        keys: &Arc<VolumeKeys>,
+    ) {
+        let newest = grant.further.iter().max_by_key(|key| key.epoch).filter(|key| key.epoch > grant.epoch);
+        let Some(newest) = newest else { return };
+        let begun = self.begin_epoch(open, volume, keys, (newest.epoch, newest.check));
+        if let Err(error) = begun {
+            tracing::warn!(label = grant.label, epoch = %newest.epoch, %error, "the volume is not written under its new epoch yet");
+        }
+    }
+
+    /// From when this returns the volume is written under an epoch whose key is held, durably, and that key vouches for it.
+    fn begin_epoch(
+        &self,
+        open: &OpenPool,
+        volume: &PoolVolume,
+        keys: &Arc<VolumeKeys>,
+        (epoch, check): (VolumeEpoch, [u8; 16]),
+    ) -> Result<(), PoolError> {
+        open.pool.begin_epoch(volume.id(), epoch, check)?;
+        if let Some(key) = keys.of(epoch) {
+            let bound = Bound { domain: volume.info().domain, epoch };
+            volume.set_witness(Arc::new(KeyWitness::new(Arc::clone(&self.keyring), key, bound)))?;
+        }
+        self.volumes_changed();
+        Ok(())
+    }
+
+    /// Takes in the key of a new epoch of a volume that is served, and writes it under that from now on. Blocks on the pool.
+    pub(crate) fn admit_epoch(&self, given: &EpochToAdmit) -> Result<(), GrantRefusal> {
+        let EpochToAdmit { grant, volume: id, domain, key, info } = given;
+        let _claim = self.claims.for_grant(*id).ok_or(GrantRefusal::VolumeFailed)?;
+        let (open, volume) = self.find_volume(*id).ok_or(GrantRefusal::WrongVolume)?;
+        let keys = self.keys_of(*id, *grant).ok_or(GrantRefusal::NotHeld)?;
+        if keys.of(key.epoch).is_none() {
+            let (epoch, check) = (key.epoch, key.check);
+            let sealed =
+                SealedGrant { domain: *domain, epoch, check, info, aad: &key.aad, envelope: &key.envelope };
+            let admitted = self.keyring.admit(&sealed).map_err(|error| refusal(&error))?;
+            keys.add(key.epoch, admitted.handle);
+            // Whoever has taken the volume's keys back meanwhile did not know of this one.
+            if self.keys_of(*id, *grant).is_none() {
+                keys.drop_all();
+                return Err(GrantRefusal::NotHeld);
+            }
+        }
+        self.begin_epoch(open, &volume, &keys, (key.epoch, key.check)).map_err(|error| {
+            tracing::error!(volume = %id, epoch = %key.epoch, %error, "a new epoch could not begin");
+            match error.kind() {
+                PoolErrorKind::NoSpace => GrantRefusal::NoSpace,
+                _ => GrantRefusal::VolumeFailed,
+            }
+        })?;
+        open.rekeyer.begin(*id);
+        tracing::info!(volume = %id, epoch = %key.epoch, "written under a new epoch");
+        Ok(())
+    }
+
+    fn keys_of(&self, volume: VolumeId, grant: GrantId) -> Option<Arc<VolumeKeys>> {
+        let served = self.served();
+        served.get(&volume).filter(|served| served.grant == grant).map(|served| Arc::clone(&served.keys))
+    }
+
+    /// Writes down what became of a new epoch. Blocks until that is durable.
+    pub(crate) fn note_epoch(&self, given: &EpochToAdmit, refused: Option<&GrantRefusal>) {
+        let event = if refused.is_none() { "epoch-taken" } else { "epoch-refused" };
+        let fields = [
+            ("volume", given.volume.to_string().into()),
+            ("grant", given.grant.to_string().into()),
+            ("epoch", given.key.epoch.0.into()),
+            ("why", refused.map(ToString::to_string).into()),
+        ];
+        self.trail.note(event, fields);
     }
 
     /// Compares the pool's state with the one in the grant, and has the key vouch for it and for what comes.
@@ -525,16 +636,23 @@ impl Node {
         open: &OpenPool,
         volume: &PoolVolume,
         grant: &GrantToAdmit,
-        key: KeyHandle,
+        keys: &VolumeKeys,
     ) -> Result<StateVerdict, GrantRefusal> {
-        let bound = Bound { domain: grant.domain, epoch: grant.epoch };
-        let witness = KeyWitness::new(Arc::clone(&self.keyring), key, bound);
+        let witness = |epoch: VolumeEpoch| {
+            let bound = Bound { domain: grant.domain, epoch };
+            keys.of(epoch).map(|key| KeyWitness::new(Arc::clone(&self.keyring), key, bound))
+        };
+        // Any of its keys may have been the one that vouched then.
+        let any: Vec<KeyWitness> = keys.epochs().into_iter().filter_map(witness).collect();
+        let witness = witness(grant.epoch).ok_or(GrantRefusal::WrongKey)?;
         let pool = open.pool.info().id;
         let verdict = match grant.known_state {
             Some(known) if known.pool != pool => StateVerdict::OtherPool,
             known => {
                 let told = known.map(|known| StateHead { count: known.count, chain: known.chain });
-                state_verdict(volume.judge_state(told, |state, word| witness.is_word(state, word)))
+                state_verdict(
+                    volume.judge_state(told, |state, word| any.iter().any(|one| one.is_word(state, word))),
+                )
             }
         };
         // What was on its way when the keys went is written without one.
@@ -567,8 +685,10 @@ impl Node {
     /// The lease machine, with the pools' states as they are now for what it may send.
     pub(crate) fn lease_to_tell(&self) -> MutexGuard<'_, NodeLease> {
         let states = self.pool_states();
+        let epochs = self.pools.iter().flat_map(|open| open.rekeyer.in_use()).collect();
         let mut lease = self.lease();
         lease.set_states(states);
+        lease.set_epochs(epochs);
         lease
     }
 
@@ -593,12 +713,14 @@ impl Node {
         grant: &GrantToAdmit,
         served: &Served,
     ) -> Result<Head, GrantRefusal> {
-        let Served { label, kind, on_seal, is_named_key, key, .. } = served;
+        let Served { label, kind, on_seal, is_named_key, keys, .. } = served;
         if *is_named_key {
+            // It has one epoch for its life: what it made is under that one.
+            let key = keys.of(grant.epoch).ok_or(GrantRefusal::WrongKey)?;
             let bound = Bound { domain: grant.domain, epoch: grant.epoch };
-            return Ok(Head::Key(KeyFunction::new(Arc::clone(&self.keyring), *key, bound)));
+            return Ok(Head::Key(KeyFunction::new(Arc::clone(&self.keyring), key, bound)));
         }
-        let volume = Volume::open(volume, Arc::clone(&self.keyring), *key);
+        let volume = Volume::open_with(volume, Arc::clone(keys));
         if *kind == VolumeKind::Block {
             let snapshots = Snapshots::of(Arc::clone(pool), volume.id());
             let (on_seal, access) = (*on_seal, Access::default());
@@ -643,7 +765,7 @@ impl Node {
         // It may have been deleted meanwhile.
         let found = pool.snapshot(snapshot).ok()?;
         let snapshots = Snapshots::of(Arc::clone(pool), found.origin()?);
-        let volume = Volume::open(found, Arc::clone(&self.keyring), served.key);
+        let volume = Volume::open_with(found, Arc::clone(&served.keys));
         let label = snapshot_label(&served.label, snapshot);
         let (on_seal, access) = (served.on_seal, Access::default());
         Some((label, Export { volume, snapshots, read_only: true, on_seal, access }))
@@ -698,6 +820,7 @@ impl Node {
         }
         let was_held = dropped.is_some();
         if let Some(served) = dropped {
+            self.pools.iter().for_each(|open| open.rekeyer.forget(volume));
             if left == 0 {
                 *lock(&self.seal_change) = SealChange::now(Some(cause));
             }
@@ -735,10 +858,10 @@ impl Node {
     fn stop_serving(&self, volume: VolumeId, served: &Served, cause: WipeCause) -> Option<Arc<Store>> {
         if served.is_named_key {
             self.named_keys.take_back(&served.label, key_away(cause));
-            self.keyring.drop_key(served.key);
+            served.keys.drop_all();
             return None;
         }
-        self.keyring.drop_key(served.key);
+        served.keys.drop_all();
         match served.kind {
             VolumeKind::Block => {
                 self.nbd.seal(&served.label);
@@ -768,7 +891,10 @@ impl Node {
         let served = std::mem::take(&mut *all);
         drop(all);
         // The wipe took them, unless this news is late and a push has come in between: then they go now.
-        served.values().for_each(|served| self.keyring.drop_key(served.key));
+        served.values().for_each(|served| served.keys.drop_all());
+        for open in &self.pools {
+            served.keys().for_each(|volume| open.rekeyer.forget(*volume));
+        }
         let cause = wipe.record.cause;
         let mut lease = self.lease();
         let ended = lease.on_wiped(wipe.record);
@@ -782,7 +908,8 @@ impl Node {
         tracing::warn!(%cause, keys = wipe.keys, wipe_ns, volumes = served.len(), "wiped: the node is sealed");
         self.tell(wipe, &ended, true);
         let scrubbers = self.pools.iter().map(|open| Arc::clone(&open.scrubber)).collect();
-        Leaving { connections, store, scrubbers, ended }
+        let rekeyers = self.pools.iter().map(|open| Arc::clone(&open.rekeyer)).collect();
+        Leaving { connections, store, scrubbers, rekeyers, ended }
     }
 
     /// The last word on a wipe: how far it came. Blocks shortly.
@@ -813,6 +940,7 @@ pub(crate) struct Leaving {
     connections: Vec<TaskTracker>,
     store: Option<Arc<Store>>,
     scrubbers: Vec<Arc<Scrubber>>,
+    rekeyers: Vec<Arc<Rekeyer>>,
     /// The grants that the wipe ended.
     pub(crate) ended: Vec<GrantId>,
 }
@@ -823,8 +951,10 @@ impl Leaving {
     pub(crate) async fn gone(self) {
         let store = self.store.map(|store| tokio::task::spawn_blocking(move || store.close()));
         // Each lets go as soon as it wakes, and then its thread is wiped, for which the others wait. Its lock may wait for a disk.
-        let woken =
-            tokio::task::spawn_blocking(move || self.scrubbers.iter().for_each(|scrubber| scrubber.wake()));
+        let woken = tokio::task::spawn_blocking(move || {
+            self.scrubbers.iter().for_each(|scrubber| scrubber.wake());
+            self.rekeyers.iter().for_each(|rekeyer| rekeyer.wake());
+        });
         for connections in &self.connections {
             connections.wait().await;
         }

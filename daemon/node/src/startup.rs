@@ -45,6 +45,7 @@ use crate::hygiene_watch::HygieneWatch;
 use crate::listeners::{Listeners, Passed, Ready};
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, OpenPool, Parts, volumes_present};
+use crate::rekey::Rekeyer;
 use crate::replication::{self, Replication};
 use crate::retention::Retention;
 use crate::schedule::Schedules;
@@ -247,6 +248,9 @@ impl Prepared {
         (0..node.pools.len())
             .try_for_each(|number| Scrubber::start(number, &node))
             .context("the thread that scrubs a pool could not be started")?;
+        (0..node.pools.len())
+            .try_for_each(|number| Rekeyer::start(number, &node))
+            .context("the thread that seals a pool's volumes anew could not be started")?;
         Schedules::start(&node).context("the thread that takes snapshots could not be started")?;
         findings.start(&node).context("the thread that writes down damage could not be started")?;
         announce(&ready, &config)?;
@@ -366,7 +370,8 @@ fn open_pools(config: &NodeConfig, on_damage: &DamageHook) -> anyhow::Result<Vec
             }
             tracing::info!(path, pool = %info.id, volumes = info.volumes, capacity = %info.capacity, allocated = %info.allocated, direct = info.device.direct, "opened a pool");
             let scrubber = Arc::new(Scrubber::new(config.scrub, &config.state_dir, &pool));
-            Ok(OpenPool { path, pool, scrubber })
+            let rekeyer = Arc::new(Rekeyer::new(config.rekey));
+            Ok(OpenPool { path, pool, scrubber, rekeyer })
         })
         .collect()
 }

@@ -46,8 +46,8 @@ pub enum PoolError {
     Replica(VolumeId),
 
     #[error(
-        "the key of {0} has encrypted 2^44 blocks, which is the most that it may: nothing more is written under it. Copy the \
-         data to a new volume"
+        "the key of {0} has encrypted 2^44 blocks, which is the most that it may: nothing more is written under it. Give \
+         the volume a new one: `nightlatch volume rotate`"
     )]
     KeyUsedUp(VolumeId),
 
@@ -215,7 +215,7 @@ pub enum PoolError {
 
     #[error(
         "snapshot {snapshot} is sealed under more than one key, for its volume is being given a new one, and cannot be sent: \
-         send one that is taken once nothing of the volume is left under an older one"
+         send one that is taken after `nightlatch volume rotate --show` says that nothing is left under an older one"
     )]
     TwoEpochs { snapshot: VolumeId },
 

@@ -285,7 +285,7 @@ impl VolumeState {
                 head.blocks += more;
                 self.mark_entry(core, &head);
                 if sum >= DUE && sum - more < DUE {
-                    tracing::warn!(volume = %self.spec.id, "the volume's key has encrypted 2^43 blocks: copy the data to a new volume before it has encrypted 2^44, from where on nothing is written under it");
+                    tracing::warn!(volume = %self.spec.id, "the volume's key has encrypted 2^43 blocks: give the volume a new one (`nightlatch volume rotate`) before it has encrypted 2^44, from where on nothing is written under it");
                 }
             }
             head.blocks

@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use config::{
     ControlTls, KeyholderConfig, KeyholderListen, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig,
-    S3Config, ScrubConfig, ServerCertificate, SourcesConfig, TpmConfig,
+    RekeyConfig, S3Config, ScrubConfig, ServerCertificate, SourcesConfig, TpmConfig,
 };
 use device::{FileDevice, OpenOptions};
 use identity::pki::{Authority, LEAF_DAYS_DEFAULT};
@@ -973,6 +973,7 @@ fn node_config(dir: &Path, disk_dir: &Path, authority: &Authority, spec: &SiteSp
         sources: SourcesConfig::default(),
         watchdog: None,
         scrub: ScrubConfig::default(),
+        rekey: RekeyConfig::default(),
         s3: S3Config::default(),
         tpm: spec
             .tpm

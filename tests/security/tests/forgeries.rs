@@ -144,6 +144,7 @@ fn order(volume: &VolumeEntry, check: [u8; 16], grant: u8, fence: Fence) -> Gran
         known_state: None,
         on_rollback: OnRollback::Refuse,
         check,
+        further: Vec::new(),
     }
 }
 

@@ -23,6 +23,7 @@ mod policy;
 mod pool;
 pub(crate) mod provision;
 mod replication;
+mod rotate;
 mod schedule;
 mod scrub;
 pub(crate) mod send;

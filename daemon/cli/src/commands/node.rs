@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use admin::api::{NodeStatus, Wiped};
 use config::{
-    HealthConfig, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, ReplicationConfig, S3Config,
-    ScrubConfig, ServerCertificate, SourcesConfig, TpmConfig, memory_overwrite_default,
+    HealthConfig, NodeConfig, NodeKeys, NodeListen, NodeTls, PoolConfig, RekeyConfig, ReplicationConfig,
+    S3Config, ScrubConfig, ServerCertificate, SourcesConfig, TpmConfig, memory_overwrite_default,
 };
 use identity::pki::{Authority, Issued};
 use identity::{NodeKey, PeerName, Role, TlsFloor};
@@ -112,6 +112,7 @@ impl PlannedNode<'_> {
             watchdog: None,
             health: HealthConfig::default(),
             scrub: ScrubConfig::default(),
+            rekey: RekeyConfig::default(),
             s3: S3Config::default(),
             tpm: self.tpm.clone().map(TpmConfig::with_device),
             peers: Vec::new(),

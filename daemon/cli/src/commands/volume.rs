@@ -9,7 +9,7 @@ use lease::limits::NAMED_KEY_BYTES;
 use units::ByteLen;
 
 use crate::args::{AccessArgs, IntegrityArg, KindArg, LimitArgs, OnSealArg, VolumeCommand};
-use crate::commands::wait;
+use crate::commands::{rotate, wait};
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
 use crate::output::{Output, duration_ms, table};
@@ -94,6 +94,9 @@ pub(crate) fn run(command: &VolumeCommand, connections: &Connections, output: Ou
                      --volume {label}"
                 )
             })
+        }
+        VolumeCommand::Rotate { label, show, wait } => {
+            rotate::run(label, (*show, *wait), connections, output)
         }
         VolumeCommand::Limit { label, limits } => {
             let entry = entry_of(label, connections)?;
@@ -228,7 +231,7 @@ fn whole_sectors(size: ByteLen) -> Done<u64> {
 }
 
 /// The path of a volume. A label goes into it as it is, so it may hold only what needs no escaping.
-fn path(label: &str) -> Done<String> {
+pub(crate) fn path(label: &str) -> Done<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '~');
     if label.is_empty() || !label.chars().all(plain) || label.starts_with('.') {
         return Err(Failure::usage(

@@ -45,8 +45,8 @@ pub(crate) enum Judgement {
 #[derive(Debug)]
 pub(crate) struct PlannedGrant {
     pub(crate) order: GrantOrder,
-    pub(crate) of: SecretOf,
-    pub(crate) wrapped: Wrapped,
+    /// The secret of each epoch whose key goes with it.
+    pub(crate) secrets: Vec<(SecretOf, Wrapped)>,
 }
 
 impl Book {
@@ -154,7 +154,9 @@ impl Book {
         let volumes: Vec<VolumeRecord> = self.registry()?.volumes_of(node).cloned().collect();
         for record in &volumes {
             // A new session is a new try, for a reason that may have gone with the old one.
-            self.volume_now(record.volume).attempts = 0;
+            let now = self.volume_now(record.volume);
+            now.attempts = 0;
+            (now.epoch_offered, now.epochs_in_use) = (None, None);
             // A record of another node's lease is none of this node's: a promotion may have come between.
             let known = self.records.of(record.volume).filter(|known| known.node == node);
             let known = known.map(|known| known.grant);
@@ -441,11 +443,12 @@ impl Book {
         let mut grant = [0; 16];
         getrandom::fill(&mut grant)
             .map_err(|error| crate::vault::VaultError::Random(std::io::Error::other(error.to_string())))?;
+        let (present, further) = self.epochs_for_grant(volume);
         let order = GrantOrder {
             grant: GrantId(grant),
             volume: volume.volume,
             domain: volume.domain,
-            epoch: volume.epoch,
+            epoch: present.epoch,
             fence,
             lease_ms,
             label: volume.label.clone(),
@@ -456,9 +459,12 @@ impl Book {
                 Some(now) if now.accepts_state => OnRollback::Warn,
                 _ => OnRollback::Refuse,
             },
-            check: volume.check,
+            check: present.check,
+            further: further.iter().map(|further| (further.epoch, further.check)).collect(),
         };
-        Ok(PlannedGrant { order, of: volume.secret_of(), wrapped: volume.secret })
+        let secrets = std::iter::once(&present).chain(&further);
+        let secrets = secrets.map(|one| (one.secret_of(), one.secret)).collect();
+        Ok(PlannedGrant { order, secrets })
     }
 
     /// The fence of the next grant: above the record, the ledger and what the node has seen.
@@ -857,6 +863,8 @@ fn is_passing(reason: &GrantRefusal) -> bool {
         | GrantRefusal::NoSecretMemory
         | GrantRefusal::FenceNotDurable
         | GrantRefusal::RolledBack(_)
+        | GrantRefusal::NotHeld
+        | GrantRefusal::NoSpace
         | GrantRefusal::VolumeFailed => false,
     }
 }

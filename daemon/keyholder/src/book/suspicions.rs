@@ -10,7 +10,7 @@ use super::{Book, latch_by};
 use crate::api::{Compromise, Exposed};
 use crate::clock;
 use crate::error::KeyholderError;
-use crate::ledger::{LatchCause, SuspicionRecord, VolumeRecord};
+use crate::ledger::{LatchCause, Registry, SuspicionRecord, VolumeRecord};
 use crate::store::Room;
 
 /// When the keyholder's trail first and last says that a node had a key.
@@ -32,14 +32,17 @@ fn note(suspicions: &mut Vec<SuspicionRecord>, suspicion: SuspicionRecord) {
 
 fn extend(known: &mut Vec<Exposure>, more: Vec<Exposure>) {
     for exposure in more {
-        if !known.iter().any(|(volume, ..)| *volume == exposure.0) {
+        if !known.iter().any(|(volume, _, _, epoch)| (*volume, *epoch) == (exposure.0, exposure.3)) {
             known.push(exposure);
         }
     }
 }
 
-fn exposure(volume: &VolumeRecord) -> Exposure {
-    (volume.volume, volume.label.clone(), volume.domain, volume.epoch)
+/// What of a volume a node that has its keys may see: all its epochs.
+fn exposures(registry: &Registry, volume: &VolumeRecord) -> Vec<Exposure> {
+    let older = registry.older_of(volume.domain).map(|older| older.epoch);
+    let epochs = std::iter::once(volume.epoch).chain(older);
+    epochs.map(|epoch| (volume.volume, volume.label.clone(), volume.domain, epoch)).collect()
 }
 
 /// A node that has been marked.
@@ -85,7 +88,10 @@ impl Book {
             key: record.pinned,
             since_unix_s: clock::unix_s(),
             by: by.to_owned(),
-            exposed: registry.volumes_of(record.node).map(exposure).collect(),
+            exposed: registry
+                .volumes_of(record.node)
+                .flat_map(|volume| exposures(registry, volume))
+                .collect(),
         };
         let latch = latch_by(LatchCause::Revoked, by);
         // Whoever has the node has its word too: what it holds by now ends with its lease, and with nothing that it says.
@@ -111,7 +117,9 @@ impl Book {
         by: &str,
     ) -> Result<Compromise, KeyholderError> {
         let seen = |volume: &&VolumeRecord| volume.node == marked.node || spans.contains_key(&volume.volume);
-        let exposed: Vec<_> = self.registry()?.volumes.iter().filter(seen).map(exposure).collect();
+        let registry = self.registry()?;
+        let seen = registry.volumes.iter().filter(seen);
+        let exposed: Vec<_> = seen.flat_map(|volume| exposures(registry, volume)).collect();
         let known = exposed.clone();
         self.commit(|registry| {
             // The last word about this node, which is the one that was just marked.

@@ -20,6 +20,7 @@ use super::*;
 use crate::api::{AddNode, ApproveNode, CreateVolume, Officer, PushPolicy, Target, VolumeIntegrity};
 use crate::durable::StateDir;
 use crate::shares::SealedShare;
+use crate::vault::SecretOf;
 
 pub(super) fn open(dir: &Path) -> Book {
     let vault = Arc::new(Vault::new(Policy::AllowMlock).unwrap());
@@ -215,24 +216,51 @@ fn bless() {
     let node = NodeId([1; 16]);
     let approved = crate::attest::sample();
     let record = crate::ledger::TpmRecord { node, approved, by: "test".to_owned(), at_unix_s: 1 };
+    let first = book.registry().unwrap().volumes[0].clone();
+    let newer = SecretOf { domain: first.domain, epoch: VolumeEpoch(2) };
+    let (secret, check) = book.vault.make_secret(newer, key_hierarchy::Integrity::Tagged).unwrap();
     book.commit(|registry| {
         registry.tpms.push(record);
+        let volume = &mut registry.volumes[0];
+        (volume.epoch, volume.secret, volume.check) = (newer.epoch, secret, check);
+        let crate::ledger::VolumeRecord { domain, epoch, secret, check, .. } = first;
+        registry.older.push(crate::ledger::OlderEpoch { domain, epoch, secret, check });
         Ok(())
     })
     .unwrap();
     let checks = book.registry().unwrap().volumes.iter().map(|volume| hex::encode(volume.check) + "\n");
-    std::fs::write(golden.join("checks-v3.txt"), checks.collect::<String>()).unwrap();
-    std::fs::copy(dir.path().join(LEDGER_FILE), golden.join("ledger-v3.bin")).unwrap();
-    std::fs::write(golden.join("shares-v3.json"), serde_json::to_vec_pretty(&shares).unwrap()).unwrap();
+    std::fs::write(golden.join("checks-v4.txt"), checks.collect::<String>()).unwrap();
+    std::fs::copy(dir.path().join(LEDGER_FILE), golden.join("ledger-v4.bin")).unwrap();
+    std::fs::write(golden.join("shares-v4.json"), serde_json::to_vec_pretty(&shares).unwrap()).unwrap();
 }
 
 /// `NIGHTLATCH_BLESS=1` makes it anew.
 #[test]
-fn the_committed_ledger_of_version_3_has_the_tpms_that_nodes_were_approved_with() {
+fn the_committed_ledger_of_version_4_has_the_epochs_that_volumes_were_written_under_before() {
     if std::env::var_os("NIGHTLATCH_BLESS").is_some() {
         bless();
     }
+    let (_dir, mut book) = open_golden(4);
+    let registry = book.registry().unwrap();
+    let (volume, other) = (registry.volumes[0].clone(), registry.volumes[1].clone());
+    let older: Vec<_> = registry.older_of(volume.domain).cloned().collect();
+    assert_eq!((volume.epoch, older.len()), (VolumeEpoch(2), 1));
+    assert_eq!((older[0].epoch, older[0].check == volume.check), (VolumeEpoch(1), false));
+    assert_eq!(registry.older_of(other.domain).count(), 0);
+    // All of them are carried over to a fresh ledger key, and what goes is gone.
+    let before = older[0].secret;
+    book.erase_volume(other.volume, "test").unwrap();
+    let registry = book.registry().unwrap();
+    let carried: Vec<_> = registry.older_of(volume.domain).map(|older| older.secret).collect();
+    assert!(carried.len() == 1 && carried[0] != before);
+    book.erase_volume(volume.volume, "test").unwrap();
+    assert!(book.registry().unwrap().older.is_empty(), "erased with the last volume of its domain");
+}
+
+#[test]
+fn the_committed_ledger_of_version_3_has_the_tpms_that_nodes_were_approved_with() {
     let (_dir, book) = open_golden(3);
+    assert!(book.registry().unwrap().older.is_empty());
     let registry = book.registry().unwrap();
     assert_eq!(registry.tpm_of(NodeId([1; 16])), Some(&crate::attest::sample()));
     assert_eq!(registry.tpm_of(NodeId([2; 16])), None);

@@ -100,6 +100,7 @@ impl Book {
             key,
             lease_remaining_ms: remaining,
             reason: if key == KeyState::Unlocked { None } else { reason },
+            rotation: self.rotation(record),
         }
     }
 
@@ -137,10 +138,7 @@ impl Book {
         self.check_room_on(node)?;
         let domain = DomainId(random_id()?);
         let epoch = VolumeEpoch(1);
-        let integrity = match request.integrity {
-            VolumeIntegrity::Tag => Integrity::Tagged,
-            VolumeIntegrity::Checksum => Integrity::Checksummed,
-        };
+        let integrity = integrity_of(request.integrity);
         let (secret, check) = self.vault.make_secret(SecretOf { domain, epoch }, integrity)?;
         let record = VolumeRecord {
             label: request.label.clone(),
@@ -303,7 +301,12 @@ impl Book {
             invalid(format!("{node} has no replica of {label}"), next_step)
         })?;
         let key = (there.domain, there.epoch, there.check.as_str());
-        if key != (record.domain, record.epoch, hex::encode(record.check).as_str()) {
+        // A replica that has not followed a rotation is under an epoch before, which is still there as long as something needs it.
+        let is_older = self
+            .registry()?
+            .older_of(record.domain)
+            .any(|older| key == (older.domain, older.epoch, hex::encode(older.check).as_str()));
+        if !is_older && key != (record.domain, record.epoch, hex::encode(record.check).as_str()) {
             let next_step = "delete it there, and send the volume's own snapshots";
             return Err(invalid(
                 format!("what {node} has in the place of {label} is of another key"),
@@ -513,8 +516,11 @@ impl Book {
             shared_with: shared_with.clone(),
             confirmed: None,
         };
+        let domain = record.domain;
+        let alone = shared_with.is_empty();
         self.commit_erasure(|registry| {
             registry.volumes.retain(|record| record.volume != volume);
+            registry.older.retain(|older| !alone || older.domain != domain);
             registry.erasures.push(erasure);
             Ok(())
         })?;
@@ -565,7 +571,15 @@ fn busy(record: &VolumeRecord) -> KeyholderError {
     KeyholderError::Busy { label: record.label.clone(), state, next_step }
 }
 
-fn no_such(label: &str) -> KeyholderError {
+/// What the key of a volume that was promised this says.
+pub(super) fn integrity_of(promised: VolumeIntegrity) -> Integrity {
+    match promised {
+        VolumeIntegrity::Tag => Integrity::Tagged,
+        VolumeIntegrity::Checksum => Integrity::Checksummed,
+    }
+}
+
+pub(super) fn no_such(label: &str) -> KeyholderError {
     KeyholderError::NoSuchVolume { label: label.to_owned() }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use key_hierarchy::{KeyCheck, promised};
 use lease::envelope;
 use lease::frame::FrameBuffer;
 use lease::message::{
-    Attestation, Credential, CredentialOpened, LeaseLimits, StateVerdict, VolumePresent, WipeCause,
-    WipeRecord, WipeStages,
+    Attestation, Credential, CredentialOpened, EpochsInUse, LeaseLimits, StateVerdict, VolumePresent,
+    WipeCause, WipeRecord, WipeStages,
 };
 use lease::node::{
-    EvidenceInput, GrantToAdmit, HeldStatus, NodeEffect, NodeLease, NodeParams, NodeSession,
+    EpochToAdmit, EvidenceInput, GrantToAdmit, HeldStatus, NodeEffect, NodeLease, NodeParams, NodeSession,
     NodeSessionParams, WipeReport,
 };
 use lease::{EXPORTER_BYTES, EXPORTER_LABEL, GrantRefusal, LocalSigner, Signer};
@@ -31,7 +31,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeId};
+use units::{BootId, BootInstant, ByteLen, Fence, GrantId, NodeId, PoolId, VolumeEpoch, VolumeId};
 
 use crate::site::PATIENCE;
 
@@ -93,6 +93,13 @@ struct Inner {
     sessions: AtomicUsize,
     /// Status that the next creation is refused with; 0 for none. 1 closes the connection after creating.
     refuse_creation: AtomicU16,
+    /// New epochs are refused, as by a pool that is full.
+    refuses_epochs: AtomicBool,
+    /// The epochs of each volume that it has a key of, oldest first.
+    epochs_held: Mutex<BTreeMap<VolumeId, Vec<u32>>>,
+    told_epochs: Mutex<Vec<EpochsInUse>>,
+    /// Frames that were sent because the time had come: challenges.
+    challenges: AtomicUsize,
     tpm: Mutex<Option<Box<dyn SpeaksForMachine>>>,
     stop: CancellationToken,
 }
@@ -159,6 +166,10 @@ impl FakeNode {
             generation: Mutex::default(),
             sessions: AtomicUsize::new(0),
             refuse_creation: AtomicU16::new(0),
+            refuses_epochs: AtomicBool::new(false),
+            epochs_held: Mutex::default(),
+            told_epochs: Mutex::default(),
+            challenges: AtomicUsize::new(0),
             tpm: Mutex::new(tpm),
             stop: CancellationToken::new(),
         });
@@ -226,6 +237,30 @@ impl FakeNode {
 
     pub(crate) fn refuse_next_creation(&self, status: u16) {
         self.inner.refuse_creation.store(status, Ordering::SeqCst);
+    }
+
+    /// Takes no new epoch, or takes them again.
+    pub(crate) fn refuse_epochs(&self, refuses: bool) {
+        self.inner.refuses_epochs.store(refuses, Ordering::SeqCst);
+    }
+
+    /// What it says with its challenges from now on: these are in use.
+    pub(crate) fn tell_epochs(&self, volume: VolumeId, epochs: &[u32]) {
+        let epochs = epochs.iter().map(|epoch| VolumeEpoch(*epoch)).collect();
+        let mut told = self.inner.told_epochs.lock().unwrap();
+        told.retain(|of| of.volume != volume);
+        told.push(EpochsInUse { volume, epochs });
+        self.inner.lease.lock().unwrap().set_epochs(told.clone());
+    }
+
+    pub(crate) fn epochs_held(&self, volume: VolumeId) -> Vec<u32> {
+        self.inner.epochs_held.lock().unwrap().get(&volume).cloned().unwrap_or_default()
+    }
+
+    /// Waits until so many challenges more have been sent, so that what the first told has been heard.
+    pub(crate) async fn sends_challenges(&self, more: usize) {
+        let until = self.inner.challenges.load(Ordering::SeqCst) + more;
+        self.wait("its challenges", |node| node.inner.challenges.load(Ordering::SeqCst) >= until).await;
     }
 
     /// Loses every key for this cause, as after SIGPWR.
@@ -307,8 +342,42 @@ impl Inner {
         if promised(&prk, &grant.domain, grant.epoch, KeyCheck(grant.check)).is_none() {
             return Err(GrantRefusal::WrongKey);
         }
+        let mut epochs = vec![grant.epoch.0];
+        for key in &grant.further {
+            let mut prk = [0; 32];
+            envelope::open(&secret, &grant.info, &key.aad, &key.envelope, &mut prk)
+                .map_err(|_| GrantRefusal::Unopenable)?;
+            if promised(&prk, &grant.domain, key.epoch, KeyCheck(key.check)).is_none() {
+                return Err(GrantRefusal::WrongKey);
+            }
+            epochs.push(key.epoch.0);
+        }
+        epochs.sort_unstable();
+        self.epochs_held.lock().unwrap().insert(grant.volume, epochs);
         self.keys.lock().unwrap().insert(grant.volume, prk);
         Ok(StateVerdict::NotKept)
+    }
+
+    /// As a node does: the key is checked, and the disk says the new epoch from then on.
+    fn admit_epoch(&self, given: &EpochToAdmit) -> Result<(), GrantRefusal> {
+        let secret = *self.envelope_secret.lock().unwrap();
+        let mut prk = [0; 32];
+        envelope::open(&secret, &given.info, &given.key.aad, &given.key.envelope, &mut prk)
+            .map_err(|_| GrantRefusal::Unopenable)?;
+        if promised(&prk, &given.domain, given.key.epoch, KeyCheck(given.key.check)).is_none() {
+            return Err(GrantRefusal::WrongKey);
+        }
+        if self.refuses_epochs.load(Ordering::SeqCst) {
+            return Err(GrantRefusal::NoSpace);
+        }
+        {
+            let mut disk = self.disk.0.lock().unwrap();
+            let present = disk.get_mut(&given.volume).ok_or(GrantRefusal::WrongVolume)?;
+            (present.epoch, present.check) = (given.key.epoch, given.key.check);
+        }
+        self.refresh_volumes();
+        self.keys.lock().unwrap().insert(given.volume, prk);
+        Ok(())
     }
 
     fn perform(&self, machine: &mut NodeSession, effects: Vec<NodeEffect>, out: &mut Vec<u8>) -> bool {
@@ -334,6 +403,11 @@ impl Inner {
                     let result = self.admit(&grant);
                     let mut lease = self.lease.lock().unwrap();
                     machine.on_admitted(&mut lease, boot_now(), grant.volume, grant.grant, result)
+                }
+                NodeEffect::AdmitEpoch(given) => {
+                    let result = self.admit_epoch(&given);
+                    let lease = self.lease.lock().unwrap();
+                    machine.on_epoch_admitted(&lease, (given.volume, given.grant, given.key.epoch), result)
                 }
                 NodeEffect::SetDeadline(deadline) => {
                     *self.deadline.lock().unwrap() = deadline;
@@ -449,6 +523,8 @@ async fn session(node: Arc<Inner>, mut stream: TlsStream<TcpStream>) {
             }
             () = tokio::time::sleep(wait) => {
                 let effects = machine.on_time(&mut node.lease.lock().unwrap(), boot_now());
+                node.challenges.fetch_add(1, Ordering::SeqCst);
+                node.changed.send_modify(|count| *count += 1);
                 close = node.perform(&mut machine, effects, &mut out);
             }
         }
@@ -521,6 +597,7 @@ fn status(present: &VolumePresent) -> admin::api::VolumeStatus {
         check: hex::encode(present.check),
         fence: present.fence,
         unsealed: false,
+        rekey: None,
     }
 }
 

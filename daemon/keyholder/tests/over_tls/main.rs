@@ -12,6 +12,7 @@ mod oidc;
 mod people;
 mod requests;
 mod restore;
+mod rotation;
 mod rules;
 mod site;
 mod volumes;

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 
-use units::{BootInstant, GrantId, PoolId, VolumeId};
+use units::{BootInstant, GrantId, PoolId, VolumeEpoch, VolumeId};
 
-use super::{EvidenceInput, GrantToAdmit, NodeEffect, NodeLease, NodeNote, Phase, WipeReport};
+use super::{
+    EpochToAdmit, EvidenceInput, GrantToAdmit, KeyToAdmit, NodeEffect, NodeLease, NodeNote, Phase, WipeReport,
+};
 use crate::error::{GrantRefusal, SessionError};
 use crate::frame::{self, Incoming, RawFrame};
 use crate::limits::{
@@ -12,13 +14,13 @@ use crate::limits::{
     challenge_interval_ms,
 };
 use crate::message::{
-    Attestation, Body, ChallengeRequest, CredentialOpened, Evidence, Grant, GrantRefused, Hello, Kind, Nonce,
-    Receipt, Refused, Renewal, RenewalChallenge, Revoke, Scope, SigningPublicKey, StateVerdict, WipeCause,
-    WipeReceipt, WipeRecord, WipeStages,
+    Attestation, Body, ChallengeRequest, CredentialOpened, EnvelopedKey, EpochKey, EpochTaken, Evidence,
+    Grant, GrantRefused, Hello, Kind, Nonce, Receipt, Refused, Renewal, RenewalChallenge, Revoke, Scope,
+    SigningPublicKey, StateVerdict, WipeCause, WipeReceipt, WipeRecord, WipeStages,
 };
 use crate::transcript::{
-    self, EXPORTER_BYTES, challenge_nonce, hello_transcript, quote_digest, session_transcript, sign_encoded,
-    sign_frame,
+    self, EPOCH_KEY_LEASE_MS, EXPORTER_BYTES, challenge_nonce, grant_aad, hello_transcript, quote_digest,
+    session_transcript, sign_encoded, sign_frame,
 };
 
 /// What a session is opened with.
@@ -279,6 +281,7 @@ impl NodeSession {
                 let ChallengeRequest {} = frame::decode(raw.body)?;
                 Ok(vec![self.challenge(lease, now)?])
             }
+            Kind::EpochKey => self.on_epoch_key(lease, frame::decode(raw.body)?, transcript),
             Kind::Credential => Ok(vec![NodeEffect::OpenCredential(frame::decode(raw.body)?)]),
             other => Err(SessionError::UnexpectedKind { kind: other.byte() }),
         }
@@ -302,6 +305,42 @@ impl NodeSession {
             }
             Err(reason) => self.refuse(lease, grant.grant, grant.volume, reason),
         }
+    }
+
+    fn on_epoch_key(
+        &self,
+        lease: &NodeLease,
+        key: EpochKey,
+        transcript: [u8; 32],
+    ) -> Result<Vec<NodeEffect>, SessionError> {
+        let (grant, volume, epoch) = (key.grant, key.volume, key.key.epoch);
+        match lease.judge_epoch(&key) {
+            Ok(fence) => {
+                let aad = grant_aad(volume, key.domain, epoch, fence, EPOCH_KEY_LEASE_MS, grant);
+                let EnvelopedKey { epoch, check, envelope } = key.key;
+                let domain = key.domain;
+                let key = KeyToAdmit { epoch, check, envelope, aad };
+                let admit = EpochToAdmit { grant, volume, domain, key, info: transcript };
+                Ok(vec![NodeEffect::AdmitEpoch(Box::new(admit))])
+            }
+            Err(reason) => {
+                let taken = EpochTaken { grant, volume, epoch, result: Err(reason) };
+                let note = NodeNote::KeyRefused { grant, reason };
+                Ok(vec![NodeEffect::Note(note), self.signed(lease, &taken)?])
+            }
+        }
+    }
+
+    /// Reports what came of an [`NodeEffect::AdmitEpoch`]. Where the volume's key is gone meanwhile, the new one went with it.
+    pub fn on_epoch_admitted(
+        &self,
+        lease: &NodeLease,
+        (volume, grant, epoch): (VolumeId, GrantId, VolumeEpoch),
+        result: Result<(), GrantRefusal>,
+    ) -> Vec<NodeEffect> {
+        let note = result.err().map(|reason| NodeEffect::Note(NodeNote::KeyRefused { grant, reason }));
+        let send = self.try_signed(lease, &EpochTaken { grant, volume, epoch, result });
+        note.into_iter().chain(send).collect()
     }
 
     fn refuse(
@@ -526,7 +565,10 @@ impl NodeSession {
 
     fn challenge(&mut self, lease: &NodeLease, now: BootInstant) -> Result<NodeEffect, SessionError> {
         let nonce = self.make_challenge(now);
-        self.signed(lease, &RenewalChallenge { nonce, states: lease.states.clone() })
+        self.signed(
+            lease,
+            &RenewalChallenge { nonce, states: lease.states.clone(), epochs: lease.epochs.clone() },
+        )
     }
 
     fn wipe_receipt(

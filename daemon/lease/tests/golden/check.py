@@ -9,9 +9,9 @@ import tempfile
 EXPORTER = bytes([0x55]) * 32
 LABELS = {1: "hello", 2: "evidence", 3: "grant", 4: "receipt", 5: "grant-refused", 6: "challenge-request",
           7: "renewal-challenge", 8: "renewal", 9: "revoke", 10: "wipe-receipt", 12: "attestation", 13: "credential",
-          14: "credential-opened"}
-FROM_NODE = {2, 4, 5, 7, 10, 12, 14}
-VERSION = b"\5"
+          14: "credential-opened", 15: "epoch-key", 16: "epoch-taken"}
+FROM_NODE = {2, 4, 5, 7, 10, 12, 14, 16}
+VERSION = b"\6"
 
 
 def parts(*items):
@@ -60,12 +60,13 @@ hello_transcript = parts(b"nightlatch/lease/1 hello", VERSION, EXPORTER)
 
 names = ["01-hello", "02-evidence", "03-grant", "04-receipt", "05-grant-refused", "06-challenge-request",
          "07-renewal-challenge", "08-renewal", "09-revoke", "10-wipe-receipt", "12-wipe-receipt-last",
-         "13-evidence-that-attests", "14-attestation", "15-credential", "16-credential-opened"]
+         "13-evidence-that-attests", "14-attestation", "15-credential", "16-credential-opened", "17-epoch-key",
+         "18-epoch-taken"]
 for file in names:
     bytes_ = frame(file)
     version, kind, transcript, signature, body = bytes_[0], bytes_[1], bytes_[2:34], bytes_[34:98], bytes_[98:]
     assert version == VERSION[0]
-    assert transcript == (hello_transcript if kind == 1 else attested if file >= "13" else session), file
+    assert transcript == (hello_transcript if kind == 1 else attested if "13" <= file < "17" else session), file
     digest = parts(b"nightlatch/lease/1 signature", VERSION, LABELS[kind].encode(), transcript, body)
     verify(identity_key if kind in FROM_NODE else signing_key, digest, signature)
 print(f"{len(names)} frames verified")

@@ -6,16 +6,17 @@ use std::path::PathBuf;
 
 use lease::SessionError;
 use lease::envelope;
+use lease::keyholder::GrantOrder;
 use lease::message::{
-    Attestation, Credential, CredentialOpened, RevokeCause, Scope, StateVerdict, TpmStatement, WipeCause,
-    WipeRecord, WipeStages,
+    Attestation, Credential, CredentialOpened, EpochsInUse, RevokeCause, Scope, StateVerdict, TpmStatement,
+    WipeCause, WipeRecord, WipeStages,
 };
 use lease::node::{EvidenceInput, NodeEffect, NodeSession, WipeReport};
-use units::GrantId;
+use units::{GrantId, VolumeEpoch};
 
 use crate::support::{
-    ENVELOPE_SECRET, LEASE_MS, PRK, Pair, VOLUME, admitted, envelope_key, keyholder_params, ms, node_lease,
-    order, sent, unframe,
+    ENVELOPE_SECRET, LEASE_MS, PRK, Pair, VOLUME, admitted, envelope_key, epoch_order, keyholder_params, ms,
+    node_lease, order, sent, unframe,
 };
 
 const G1: GrantId = GrantId([1; 16]);
@@ -55,7 +56,7 @@ fn the_bytes_of_a_session_are_those_committed() {
     compare("02-evidence", &evidence);
     pair.keyholder.on_frame(ms(0), &evidence).unwrap();
 
-    let grant = pair.grant_frame(order(1, 8));
+    let grant = pair.grant_frame(GrantOrder { further: vec![(VolumeEpoch(5), [0x55; 16])], ..order(1, 8) });
     compare("03-grant", &grant);
     let effects = pair.deliver(ms(1), &grant).unwrap();
     assert_eq!(admitted(&effects).grant, G1);
@@ -67,6 +68,8 @@ fn the_bytes_of_a_session_are_those_committed() {
     let effects = pair.deliver(ms(3), &low).unwrap();
     compare("05-grant-refused", &sent(&effects)[0]);
 
+    let epochs = vec![VolumeEpoch(1), VolumeEpoch(5)];
+    pair.lease.set_epochs(vec![EpochsInUse { volume: VOLUME, epochs }]);
     let request = unframe(&pair.keyholder.request_challenge().unwrap());
     compare("06-challenge-request", &request);
     let effects = pair.deliver(ms(4), &request).unwrap();
@@ -75,6 +78,13 @@ fn the_bytes_of_a_session_are_those_committed() {
     let renewal = pair.renewal_frame(LEASE_MS, &[G1]);
     compare("08-renewal", &renewal);
     pair.deliver(ms(5), &renewal).unwrap();
+
+    let epoch = pair.epoch_frame(epoch_order(1, 8, 2));
+    compare("17-epoch-key", &epoch);
+    assert!(matches!(pair.deliver(ms(5), &epoch).unwrap()[..], [NodeEffect::AdmitEpoch(_)]));
+    let effects = pair.node.on_epoch_admitted(&pair.lease, (VOLUME, G1, VolumeEpoch(2)), Ok(()));
+    compare("18-epoch-taken", &sent(&effects)[0]);
+    pair.keyholder.on_frame(ms(5), &sent(&effects)[0]).unwrap();
 
     let revoke = unframe(&pair.keyholder.revoke(Scope::All, RevokeCause::Lockdown).unwrap());
     compare("09-revoke", &revoke);

@@ -7,6 +7,7 @@
 )]
 
 mod attestation;
+mod epochs;
 mod exchange;
 mod exhaustive;
 mod golden;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lease::envelope::{self, PublicEnvelopeKey};
 use lease::frame::FrameBuffer;
-use lease::keyholder::{GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
+use lease::keyholder::{EpochOrder, GrantOrder, KeyholderEvent, KeyholderSession, KeyholderSessionParams};
 use lease::message::{LeaseLimits, OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent};
 use lease::node::{
     EvidenceInput, GrantToAdmit, NodeEffect, NodeLease, NodeParams, NodeSession, NodeSessionParams,
@@ -93,6 +93,19 @@ pub(crate) fn order(grant: u8, fence: u64) -> GrantOrder {
         known_state: Some(STATE),
         on_rollback: OnRollback::Refuse,
         check: CHECK,
+        further: Vec::new(),
+    }
+}
+
+/// A new epoch of the volume, under a grant and its fence.
+pub(crate) fn epoch_order(grant: u8, fence: u64, epoch: u32) -> EpochOrder {
+    EpochOrder {
+        grant: GrantId([grant; 16]),
+        volume: VOLUME,
+        domain: DOMAIN,
+        fence: Fence(fence),
+        epoch: VolumeEpoch(epoch),
+        check: [0x66; 16],
     }
 }
 
@@ -154,6 +167,17 @@ impl Pair {
             .keyholder
             .grant(order, |request| {
                 envelope::seal(request.recipient, request.info, request.aad, &PRK, &mut [0xee; 64])
+            })
+            .unwrap();
+        unframe(&bytes)
+    }
+
+    /// The frame of a new epoch's key, its envelope really sealed.
+    pub(crate) fn epoch_frame(&self, order: EpochOrder) -> Vec<u8> {
+        let bytes = self
+            .keyholder
+            .epoch_key(order, |request| {
+                envelope::seal(request.recipient, request.info, request.aad, &PRK, &mut [0xef; 64])
             })
             .unwrap();
         unframe(&bytes)

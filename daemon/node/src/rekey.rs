@@ -1,0 +1,335 @@
+//! Sealing anew in the background: what of a served volume lies under an older epoch of its key is put under the present one, and
+//! what is left under which epoch is counted, for the keyholder to destroy the secrets of those that nothing lies under.
+//!
+//! How far it is needs no file: each sector says itself what it is under, so that a walk that was killed goes on with what is left.
+//!
+//! It takes a share of its own thread's time and no more than so many bytes a second, as scrubbing does (`scrub.rs`). What it works
+//! with is clear in its thread's memory, so a wipe ends its rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use admin::api::{EpochStatus, RekeyStatus};
+use config::RekeyConfig;
+use lease::limits::EPOCHS_MAX;
+use lease::message::EpochsInUse;
+use pool::{EpochUse, Pool, PoolVolume};
+use sealing::{ErrorKind, Moved, Volume, VolumeKeys};
+use units::{ByteLen, Lba, VolumeEpoch, VolumeId};
+
+use crate::node::Node;
+use crate::threads::{self, OfItsOwn};
+
+/// How often it is looked whether there is something to do.
+const LOOKS_EVERY: Duration = Duration::from_secs(5);
+/// How often it is counted anew where only snapshots keep an older epoch: counting looks at every extent.
+const COUNTED_EVERY: Duration = Duration::from_secs(60);
+/// After a volume that could not be gone on with, such as for want of space.
+const AFTER_AN_ERROR: Duration = Duration::from_secs(30);
+/// What has been moved is made durable and what it lay in freed, so often.
+const FLUSHED_EVERY: ByteLen = ByteLen(64 << 20);
+
+/// What is known of a volume whose key has had several epochs.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    running: bool,
+    /// What was left when the walk began.
+    left: u64,
+    moved: u64,
+    bytes_per_s: f64,
+    damaged: u64,
+    trouble: Option<String>,
+    uses: Vec<EpochUse>,
+    /// Durably nothing else.
+    in_use: Option<BTreeSet<VolumeEpoch>>,
+    /// When it is counted next; as soon as can be where nothing says so.
+    next_count: Option<Instant>,
+}
+
+impl Progress {
+    fn status(&self) -> RekeyStatus {
+        let left = self.left.saturating_sub(self.moved);
+        let rate = as_u64(self.bytes_per_s);
+        RekeyStatus {
+            running: self.running,
+            bytes_left: left,
+            bytes_moved: self.moved,
+            bytes_per_second: if self.running { rate } else { 0 },
+            eta_s: if self.running { left.checked_div(rate) } else { None },
+            damaged_sectors: self.damaged,
+            trouble: self.trouble.clone(),
+            epochs: self.uses.iter().map(epoch_status).collect(),
+        }
+    }
+}
+
+/// Moves the volumes of one pool.
+#[derive(Debug)]
+pub(crate) struct Rekeyer {
+    config: RekeyConfig,
+    volumes: Mutex<BTreeMap<VolumeId, Progress>>,
+    changed: Condvar,
+}
+
+/// Why a walk does not go on.
+enum Halt {
+    /// The node was wiped, or the volume's key taken back.
+    Sealed,
+    NodeGone,
+    Failed(String),
+}
+
+/// A served volume.
+pub(crate) struct Served {
+    pub(crate) id: VolumeId,
+    pub(crate) sealed: Arc<PoolVolume>,
+    pub(crate) keys: Arc<VolumeKeys>,
+}
+
+impl Rekeyer {
+    pub(crate) fn new(config: RekeyConfig) -> Self {
+        Self { config, volumes: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Progress>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The volume is served with keys of several epochs from now on: what was known before may not be so any more.
+    pub(crate) fn begin(&self, volume: VolumeId) {
+        self.volumes().insert(volume, Progress::default());
+        self.changed.notify_all();
+    }
+
+    /// Its key is gone, and with it what could be said of it.
+    pub(crate) fn forget(&self, volume: VolumeId) {
+        self.volumes().remove(&volume);
+    }
+
+    /// A wipe has happened: whoever rests wakes and looks.
+    pub(crate) fn wake(&self) {
+        // Under the lock, so that nobody is between looking and resting.
+        drop(self.volumes());
+        self.changed.notify_all();
+    }
+
+    /// What is left under which epochs of the volumes of which that is known.
+    pub(crate) fn in_use(&self) -> Vec<EpochsInUse> {
+        let volumes = self.volumes();
+        let known = volumes.iter().filter_map(|(volume, progress)| {
+            let epochs: Vec<VolumeEpoch> = progress.in_use.as_ref()?.iter().copied().collect();
+            (epochs.len() <= EPOCHS_MAX).then_some(EpochsInUse { volume: *volume, epochs })
+        });
+        known.collect()
+    }
+
+    pub(crate) fn status(&self, volume: VolumeId) -> Option<RekeyStatus> {
+        self.volumes().get(&volume).map(Progress::status)
+    }
+
+    /// Of every volume of which there is one.
+    pub(crate) fn statuses(&self) -> Vec<RekeyStatus> {
+        self.volumes().values().map(Progress::status).collect()
+    }
+
+    /// Starts a thread that moves what is to be moved as long as the node is there.
+    pub(crate) fn start(number: usize, node: &Arc<Node>) -> std::io::Result<()> {
+        let node = Arc::downgrade(node);
+        std::thread::Builder::new().name(format!("rekey-{number}")).spawn(move || {
+            let _own = OfItsOwn::begin();
+            loop {
+                let Some(strong) = node.upgrade() else { return };
+                let rekeyer = Arc::clone(&strong.pools[number].rekeyer);
+                let (pool, served) = (Arc::clone(&strong.pools[number].pool), strong.served_in(number));
+                drop(strong);
+                let mut rest = LOOKS_EVERY;
+                for volume in served {
+                    match rekeyer.look_after(&pool, &volume, &node) {
+                        Ok(()) => {}
+                        Err(Halt::NodeGone) => return,
+                        Err(Halt::Sealed) => break,
+                        Err(Halt::Failed(trouble)) => {
+                            tracing::warn!(volume = %volume.id, trouble, "sealing a volume anew does not go on for now");
+                            rekeyer.note(volume.id, |progress| progress.trouble = Some(trouble));
+                            rest = AFTER_AN_ERROR;
+                        }
+                    }
+                }
+                rekeyer.rest(rest, &node);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn note(&self, volume: VolumeId, note: impl FnOnce(&mut Progress)) {
+        // One that was forgotten meanwhile stays so.
+        if let Some(progress) = self.volumes().get_mut(&volume) {
+            note(progress);
+        }
+    }
+
+    /// Rests until the time is over or somebody wakes it, and wipes its thread where a wipe was the reason.
+    fn rest(&self, time: Duration, node: &Weak<Node>) {
+        let volumes = self.volumes();
+        match wiped_since(node) {
+            Some(generation) => {
+                drop(volumes);
+                threads::visit(generation);
+            }
+            None => drop(self.changed.wait_timeout(volumes, time)),
+        }
+    }
+
+    /// Moves what of a volume is to be moved, counts what is left, and withdraws the keys of epochs that nothing is left under.
+    fn look_after(&self, pool: &Arc<Pool>, served: &Served, node: &Weak<Node>) -> Result<(), Halt> {
+        if !self.is_due(served) {
+            return Ok(());
+        }
+        let failed = |error: pool::PoolError| Halt::Failed(error.to_string());
+        let left = served.sealed.outdated().map_err(failed)?;
+        if left.0 > 0 {
+            let left = left.byte_len().map_or(u64::MAX, |len| len.0);
+            tracing::info!(volume = %served.id, epoch = %served.sealed.epoch(), left, "sealing anew");
+            self.note(served.id, |progress| {
+                let before = std::mem::take(progress);
+                *progress = Progress { running: true, left, uses: before.uses, ..Progress::default() };
+            });
+            let walked = self.walk(served, node);
+            self.note(served.id, |progress| progress.running = false);
+            walked?;
+        }
+        // What the first finds to be hidden for good, the second frees.
+        for _ in 0..2 {
+            pool.flush().map_err(failed)?;
+        }
+        self.count(pool, served)
+    }
+
+    /// Whether there may be something to do for a volume: it was not looked after since it had several keys, or something still
+    /// keeps an older epoch and may be gone by now.
+    fn is_due(&self, served: &Served) -> bool {
+        let volumes = self.volumes();
+        let Some(progress) = volumes.get(&served.id) else { return false };
+        // What was counted before a newer epoch began says nothing of that.
+        let present = served.sealed.epoch();
+        let in_use = progress.in_use.as_ref();
+        let done = in_use.is_some_and(|in_use| in_use.len() == 1 && in_use.contains(&present));
+        !done && progress.next_count.is_none_or(|at| Instant::now() >= at)
+    }
+
+    fn count(&self, pool: &Arc<Pool>, served: &Served) -> Result<(), Halt> {
+        let failed = |error: pool::PoolError| Halt::Failed(error.to_string());
+        let domain = served.sealed.info().domain;
+        let uses = pool.epochs(domain);
+        let in_use = pool.epochs_in_use(domain).map_err(failed)?;
+        // A newer key may have come that nothing is written under yet.
+        let present = served.sealed.epoch();
+        let retired = served.keys.epochs().into_iter();
+        let retired: Vec<VolumeEpoch> =
+            retired.filter(|epoch| *epoch < present && !in_use.contains(epoch)).collect();
+        self.note(served.id, |progress| {
+            progress.trouble = None;
+            progress.uses = uses;
+            progress.in_use = Some(in_use);
+            progress.next_count = Some(Instant::now() + COUNTED_EVERY);
+        });
+        for epoch in retired {
+            tracing::info!(volume = %served.id, %epoch, "nothing lies under this epoch any more: its key is withdrawn");
+            served.keys.retire(epoch);
+        }
+        Ok(())
+    }
+
+    /// One walk over what lies under older epochs.
+    fn walk(&self, served: &Served, node: &Weak<Node>) -> Result<(), Halt> {
+        let volume = Volume::open_with(Arc::clone(&served.sealed), Arc::clone(&served.keys));
+        let stopped = |error: sealing::VolumeError| {
+            match error.kind() {
+            ErrorKind::KeyGone => Halt::Sealed,
+            ErrorKind::NoSpace => Halt::Failed(
+                "the pool has no room to move to, or the volume's quota is used up: free some space or raise the quota".to_owned(),
+            ),
+            _ => Halt::Failed(std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)),
+        }
+        };
+        let (mut from, mut unflushed) = (Lba(0), ByteLen(0));
+        loop {
+            let began = Instant::now();
+            let Some(Moved { next, moved, damaged }) = volume.move_next(from).map_err(stopped)? else {
+                break;
+            };
+            from = next;
+            unflushed.0 += moved.0;
+            if unflushed >= FLUSHED_EVERY {
+                volume.flush().map_err(stopped)?;
+                unflushed = ByteLen(0);
+            }
+            self.throttle(served.id, began, (moved, damaged), node)?;
+        }
+        volume.flush().map_err(stopped)
+    }
+
+    /// After a piece of work: notes it, and rests as long as is due.
+    fn throttle(
+        &self,
+        volume: VolumeId,
+        began: Instant,
+        (moved, damaged): (ByteLen, u64),
+        node: &Weak<Node>,
+    ) -> Result<(), Halt> {
+        let share = f64::from(self.config.share_percent.clamp(1, 100)) / 100.0;
+        let by_bandwidth = as_f64(moved.0) / (f64::from(self.config.mib_per_s.max(1)) * f64::from(1 << 20));
+        let period = Duration::from_secs_f64((began.elapsed().as_secs_f64() / share).max(by_bandwidth));
+        let until = began + period;
+        self.note(volume, |progress| {
+            progress.moved += moved.0;
+            progress.damaged += damaged;
+            if moved.0 > 0 && !period.is_zero() {
+                let now = as_f64(moved.0) / period.as_secs_f64();
+                // Of the last hundred pieces or so.
+                let weight = if progress.bytes_per_s == 0.0 { 1.0 } else { 100.0 };
+                progress.bytes_per_s += (now - progress.bytes_per_s) / weight;
+            }
+        });
+        let mut volumes = self.volumes();
+        loop {
+            if node.strong_count() == 0 {
+                return Err(Halt::NodeGone);
+            }
+            if wiped_since(node).is_some() {
+                return Err(Halt::Sealed);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            let waited = self.changed.wait_timeout(volumes, left.min(Duration::from_secs(1)));
+            volumes = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn epoch_status(of: &EpochUse) -> EpochStatus {
+    EpochStatus {
+        epoch: of.epoch,
+        allocated_bytes: of.allocated.0,
+        shown_by: of.shown_by.iter().copied().collect(),
+    }
+}
+
+/// The generation of a wipe that this thread has not been wiped after.
+fn wiped_since(node: &Weak<Node>) -> Option<u64> {
+    let generation = node.upgrade()?.keyring.status().generation;
+    threads::is_late(generation).then_some(generation)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn as_f64(number: u64) -> f64 {
+    number as f64
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
+fn as_u64(number: f64) -> u64 {
+    number as u64
+}
