@@ -304,8 +304,11 @@ pub enum GrantRefusal {
     #[error("the grant that the new epoch belongs to is not in force on the node; push the volume first")]
     NotHeld,
     /// The volume could not be written under a new epoch: its pool has no room for what that takes.
-    #[error("the volume's pool has no room for a new epoch; free some space, then rotate again")]
+    #[error("the volume's pool has no room for a new epoch; free some space, and it is given again")]
     NoSpace,
+    /// A named key has one epoch for its life: what it wrapped lies in a store that names no epoch.
+    #[error("a named key has one epoch for its life; make another, and have clients name that one")]
+    OneEpoch,
 }
 
 /// The first eight bytes of a public key's SHA-256, as people compare them.

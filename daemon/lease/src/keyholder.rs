@@ -80,6 +80,8 @@ pub struct Told {
     pub states: Vec<PoolState>,
     /// What is left under which epochs.
     pub epochs: Vec<EpochsInUse>,
+    /// Volumes whose keys have encrypted so much that new ones are due.
+    pub due: Vec<VolumeId>,
 }
 
 /// A challenge that has arrived.
@@ -386,10 +388,10 @@ impl KeyholderSession {
     ) -> Result<Option<KeyholderEvent>, SessionError> {
         match raw.kind {
             Kind::RenewalChallenge => {
-                let RenewalChallenge { nonce, states, epochs } = frame::decode(raw.body)?;
+                let RenewalChallenge { nonce, states, epochs, due } = frame::decode(raw.body)?;
                 let challenged = Challenged { nonce, at: now };
                 self.latest = Some(challenged);
-                Ok(Some(KeyholderEvent::Challenged(challenged, Told { states, epochs })))
+                Ok(Some(KeyholderEvent::Challenged(challenged, Told { states, epochs, due })))
             }
             Kind::Receipt => {
                 let receipt: Receipt = frame::decode(raw.body)?;

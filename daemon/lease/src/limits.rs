@@ -12,6 +12,10 @@ pub const VOLUMES_MAX: usize = 4096;
 /// Epochs of one volume whose keys a node may hold: a rotation is over before the next begins, but for what snapshots keep.
 pub const EPOCHS_MAX: usize = 16;
 
+/// Volumes of which one challenge tells what lies under which epoch: a node with more tells of the others with the next ones, so that
+/// what is sent every few seconds stays small.
+pub const EPOCH_REPORTS_MAX: usize = 256;
+
 /// Pools whose states a message may carry.
 pub const POOLS_MAX: usize = 256;
 

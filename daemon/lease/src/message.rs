@@ -11,9 +11,9 @@ use units::{
 use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError, SessionRefusal};
 use crate::limits::{
-    CERTIFICATE_BYTES_MAX, EPOCHS_MAX, EVENT_LOG_BYTES_MAX, FAILURE_BYTES_MAX, HYGIENE_BYTES_MAX,
-    LEASE_MS_MAX, LEASE_MS_MIN, NAME_BYTES_MAX, POOLS_MAX, REGISTERS_MAX, TPM_BYTES_MAX, VOLUMES_MAX,
-    WIPES_MAX,
+    CERTIFICATE_BYTES_MAX, EPOCH_REPORTS_MAX, EPOCHS_MAX, EVENT_LOG_BYTES_MAX, FAILURE_BYTES_MAX,
+    HYGIENE_BYTES_MAX, LEASE_MS_MAX, LEASE_MS_MIN, NAME_BYTES_MAX, POOLS_MAX, REGISTERS_MAX, TPM_BYTES_MAX,
+    VOLUMES_MAX, WIPES_MAX,
 };
 
 /// 32 random bytes that must come back.
@@ -483,10 +483,10 @@ impl Body for EpochTaken {
 }
 
 /// The epochs of a volume's key domain under which anything is left in its pool, in the volume or in what shares the domain with
-/// it, snapshots included; and the one that it is written under.
+/// it, snapshots included; and the one that it is written under. None, where the volume is gone with all that shared its domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochsInUse {
-    /// A volume whose key is in force.
+    /// A volume, unlocked or not, or the replica of one.
     pub volume: VolumeId,
     /// What no power cut takes back: an epoch that is not among these never comes back.
     pub epochs: Vec<VolumeEpoch>,
@@ -546,15 +546,18 @@ pub struct RenewalChallenge {
     pub nonce: Nonce,
     /// The durable states of the pools whose volumes are unlocked.
     pub states: Vec<PoolState>,
-    /// Of volumes that hold keys of several epochs, once it has been looked after.
+    /// Of volumes that hold keys of several epochs, once it has been looked after, and of what the pools have without a key.
     pub epochs: Vec<EpochsInUse>,
+    /// Volumes whose keys have encrypted so much that new ones are due.
+    pub due: Vec<VolumeId>,
 }
 
 impl Body for RenewalChallenge {
     const KIND: Kind = Kind::RenewalChallenge;
     fn check(&self) -> Result<(), SessionError> {
         within("pool states", self.states.len(), POOLS_MAX)?;
-        within("volumes", self.epochs.len(), VOLUMES_MAX)?;
+        within("volumes", self.epochs.len(), EPOCH_REPORTS_MAX)?;
+        within("volumes", self.due.len(), VOLUMES_MAX)?;
         self.epochs.iter().try_for_each(|of| within("epochs", of.epochs.len(), EPOCHS_MAX))
     }
 }

@@ -22,7 +22,7 @@ use units::{BootId, BootInstant, DomainId, Fence, GrantId, NodeId, VolumeEpoch, 
 pub use self::session::{NodeSession, NodeSessionParams};
 use crate::envelope::PublicEnvelopeKey;
 use crate::error::{GrantRefusal, SessionError};
-use crate::limits::{GRANTS_REMEMBERED_MAX, VOLUMES_MAX};
+use crate::limits::{EPOCH_REPORTS_MAX, GRANTS_REMEMBERED_MAX, VOLUMES_MAX};
 use crate::message::{
     Credential, EpochKey, EpochsInUse, Grant, HeldGrant, LeaseLimits, OnRollback, OnSeal, PoolState,
     SigningPublicKey, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages,
@@ -289,6 +289,7 @@ pub struct NodeLease {
     volumes: BTreeMap<VolumeId, VolumePresent>,
     states: Vec<PoolState>,
     epochs: Vec<EpochsInUse>,
+    due: Vec<VolumeId>,
     held: BTreeMap<VolumeId, Held>,
     remembered: HashSet<GrantId>,
     remembered_in_order: VecDeque<GrantId>,
@@ -308,6 +309,7 @@ impl NodeLease {
             volumes: BTreeMap::new(),
             states: Vec::new(),
             epochs: Vec::new(),
+            due: Vec::new(),
             held: BTreeMap::new(),
             remembered: HashSet::new(),
             remembered_in_order: VecDeque::new(),
@@ -362,9 +364,12 @@ impl NodeLease {
         self.states = states;
     }
 
-    /// Tells what is left under which epochs, of volumes that are unlocked; call it as [`Self::set_states`].
-    pub fn set_epochs(&mut self, epochs: Vec<EpochsInUse>) {
-        self.epochs = epochs;
+    /// Tells what is left under which epochs, and which volumes' keys are due to be replaced; call it as [`Self::set_states`]. What
+    /// is beyond the limits is not told.
+    pub fn set_epochs(&mut self, mut epochs: Vec<EpochsInUse>, mut due: Vec<VolumeId>) {
+        epochs.truncate(EPOCH_REPORTS_MAX);
+        due.truncate(VOLUMES_MAX);
+        (self.epochs, self.due) = (epochs, due);
     }
 
     /// The earliest deadline of all that is held.

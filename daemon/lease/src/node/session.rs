@@ -565,10 +565,8 @@ impl NodeSession {
 
     fn challenge(&mut self, lease: &NodeLease, now: BootInstant) -> Result<NodeEffect, SessionError> {
         let nonce = self.make_challenge(now);
-        self.signed(
-            lease,
-            &RenewalChallenge { nonce, states: lease.states.clone(), epochs: lease.epochs.clone() },
-        )
+        let (states, epochs, due) = (lease.states.clone(), lease.epochs.clone(), lease.due.clone());
+        self.signed(lease, &RenewalChallenge { nonce, states, epochs, due })
     }
 
     fn wipe_receipt(

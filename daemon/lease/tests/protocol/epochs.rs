@@ -121,12 +121,12 @@ fn a_grant_brings_the_keys_of_all_epochs_each_bound_to_its_own() {
 fn what_is_left_under_which_epoch_is_told_with_every_challenge() {
     let mut pair = held();
     let in_use = EpochsInUse { volume: VOLUME, epochs: vec![EPOCH, NEW] };
-    pair.lease.set_epochs(vec![in_use.clone()]);
+    pair.lease.set_epochs(vec![in_use.clone()], vec![VOLUME]);
     let due = pair.node.next_timeout(&pair.lease).unwrap();
     let effects = pair.node.on_time(&mut pair.lease, due);
     match pair.keyholder.on_frame(due, &sent(&effects)[0]).unwrap() {
         Some(KeyholderEvent::Challenged(_, told)) => {
-            assert_eq!((told.epochs, told.states), (vec![in_use], vec![STATE]));
+            assert_eq!((told.epochs, told.states, told.due), (vec![in_use], vec![STATE], vec![VOLUME]));
         }
         other => panic!("no challenge: {other:?}"),
     }

@@ -400,9 +400,9 @@ fn another_version_is_named_and_both_sides_understand_the_refusal() {
     let mut hello = unframe(&pair.keyholder.start().unwrap());
     hello[0] = 1;
     let error = pair.deliver(ms(0), &hello).unwrap_err();
-    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 5 });
+    assert_eq!(error, SessionError::UnsupportedVersion { theirs: 1, ours: 6 });
     let event = pair.keyholder.on_frame(ms(0), &unframe(&NodeSession::refusal(&error))).unwrap();
-    let reason = SessionRefusal::UnsupportedVersion { supported: 5 };
+    let reason = SessionRefusal::UnsupportedVersion { supported: 6 };
     assert_eq!(event, Some(KeyholderEvent::NodeRefused(reason)));
 }
 

@@ -204,6 +204,7 @@ impl World {
                 NodeEffect::DropVolume { volume, grant, .. } => self.drop_key(volume, grant),
                 NodeEffect::Wipe(cause) => self.wipe(cause),
                 NodeEffect::NeedEvidence
+                | NodeEffect::AdmitEpoch(_)
                 | NodeEffect::NeedAttestation(_)
                 | NodeEffect::OpenCredential(_)
                 | NodeEffect::Note(_)

@@ -69,7 +69,7 @@ fn the_bytes_of_a_session_are_those_committed() {
     compare("05-grant-refused", &sent(&effects)[0]);
 
     let epochs = vec![VolumeEpoch(1), VolumeEpoch(5)];
-    pair.lease.set_epochs(vec![EpochsInUse { volume: VOLUME, epochs }]);
+    pair.lease.set_epochs(vec![EpochsInUse { volume: VOLUME, epochs }], vec![VOLUME]);
     let request = unframe(&pair.keyholder.request_challenge().unwrap());
     compare("06-challenge-request", &request);
     let effects = pair.deliver(ms(4), &request).unwrap();

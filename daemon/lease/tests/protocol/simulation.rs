@@ -253,6 +253,7 @@ impl World {
                 }
                 NodeEffect::Wipe(cause) => self.wipe(cause),
                 NodeEffect::NeedAttestation(_) | NodeEffect::OpenCredential(_) => unreachable!("no TPM here"),
+                NodeEffect::AdmitEpoch(_) => unreachable!("one epoch here"),
                 NodeEffect::Note(lease::node::NodeNote::StaleRenewal) => self.tally.stale += 1,
                 NodeEffect::Note(_) => {}
                 NodeEffect::Close => reconnect = true,
@@ -399,6 +400,7 @@ impl World {
                 self.current.retain(|_, grant| !receipt.grants.contains(grant));
             }
             KeyholderEvent::Receipt(_) | KeyholderEvent::NodeRefused(_) => {}
+            KeyholderEvent::EpochTaken(_) => unreachable!("one epoch here"),
         }
     }
 
