@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use units::{Lba, SectorCount};
+use units::{Lba, SectorCount, VolumeEpoch};
 
 use crate::branch::{Layer, resolve};
 use crate::{PoolError, PoolVolume};
@@ -24,12 +24,33 @@ pub enum Change {
     Unmapped,
 }
 
+/// A sector, compared with what it was, and where it lies under another epoch of the key than then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    Same,
+    Written,
+    /// It may hold what it held, sealed anew, or something else.
+    UnderAnother,
+    Unmapped,
+}
+
+impl From<Compared> for Change {
+    fn from(compared: Compared) -> Self {
+        match compared {
+            Compared::Same => Self::Same,
+            Compared::Written | Compared::UnderAnother => Self::Written,
+            Compared::Unmapped => Self::Unmapped,
+        }
+    }
+}
+
 /// How much of what a snapshot shows was written anew or unmapped since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rewritten {
     /// What the snapshot shows.
     pub of: SectorCount,
-    /// What of it is otherwise now.
+    /// What of it is otherwise now. What lies under another epoch of the key now is not counted: it was sealed anew, and nobody can tell
+    /// by its place whether it was written too.
     pub sectors: SectorCount,
 }
 
@@ -41,20 +62,20 @@ impl PoolVolume {
         let mut at = 0;
         while at < end {
             let count = SectorCount(AT_ONCE.min(end - at));
-            let then = older.changes_since(None, Lba(at), count)?;
-            let held = |run: &&(SectorCount, Change)| run.1 == Change::Written;
+            let then = older.compare(None, Lba(at), count)?;
+            let held = |run: &&Run| run.1 == Compared::Written;
             let shown: u64 = then.iter().filter(held).map(|(run, _)| run.0).sum();
             rewritten.of.0 += shown;
             // What a shrinking has cut off is gone.
             let here = count.0.min(sectors.saturating_sub(at));
-            let same = match here {
+            let spared = match here {
                 0 => 0,
                 here => {
-                    let now = self.changes_since(Some(older), Lba(at), SectorCount(here))?;
-                    both(&then, held, &now, |run| run.1 == Change::Same)
+                    let now = self.compare(Some(older), Lba(at), SectorCount(here))?;
+                    both(&then, held, &now, |run| matches!(run.1, Compared::Same | Compared::UnderAnother))
                 }
             };
-            rewritten.sectors.0 += shown - same;
+            rewritten.sectors.0 += shown - spared;
             at += count.0;
         }
         Ok(rewritten)
@@ -71,6 +92,14 @@ impl PoolVolume {
         first: Lba,
         count: SectorCount,
     ) -> Result<Vec<(SectorCount, Change)>, PoolError> {
+        let mut runs = Runs::default();
+        for (count, compared) in self.compare(older, first, count)? {
+            runs.push(count.0, Change::from(compared));
+        }
+        Ok(runs.0)
+    }
+
+    fn compare(&self, older: Option<&Self>, first: Lba, count: SectorCount) -> Result<Vec<Run>, PoolError> {
         let (view, range) = {
             let head = self.state.head();
             (head.view.clone(), self.state.range(&head, first, count)?)
@@ -90,31 +119,32 @@ impl PoolVolume {
         for logical in either {
             let part = self.state.part(logical, &range);
             let start = logical * u64::from(self.state.extent_sectors) + u64::from(part.start);
-            runs.push(start - at, Change::Same);
+            runs.push(start - at, Compared::Same);
             at = start + part.len() as u64;
             let (now, then) = (layers_of(&now, logical), layers_of(&then, logical));
             if at <= then_sectors && same_extents(now, then) {
-                runs.push(part.len() as u64, Change::Same);
+                runs.push(part.len() as u64, Compared::Same);
                 continue;
             }
             let then = holders(then, part.clone()).into_iter().zip(start..);
             // Past its end it shows nothing, whatever its extents hold there.
             let then = then.map(|(holder, sector)| holder.filter(|_| sector < then_sectors));
             for (now, then) in holders(now, part).into_iter().zip(then) {
-                let change = match now {
-                    now if now == then => Change::Same,
-                    Some(_) => Change::Written,
-                    None => Change::Unmapped,
+                let compared = match (now, then) {
+                    (now, then) if now == then => Compared::Same,
+                    (Some((_, epoch)), Some((_, before))) if epoch != before => Compared::UnderAnother,
+                    (Some(_), _) => Compared::Written,
+                    (None, _) => Compared::Unmapped,
                 };
-                runs.push(1, change);
+                runs.push(1, compared);
             }
         }
-        runs.push(range.end - at, Change::Same);
+        runs.push(range.end - at, Compared::Same);
         Ok(runs.0)
     }
 }
 
-type Run = (SectorCount, Change);
+type Run = (SectorCount, Compared);
 
 /// How many sectors are in a run of `a` that is wanted and in one of `b` that is: both begin at the same sector.
 fn both(a: &[Run], wanted_a: impl Fn(&&Run) -> bool, b: &[Run], wanted_b: impl Fn(&&Run) -> bool) -> u64 {
@@ -140,24 +170,29 @@ fn same_extents(a: &[Layer], b: &[Layer]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(&a.extent, &b.extent))
 }
 
-/// Which extent holds each sector of the part.
-fn holders(layers: &[Layer], part: Range<u32>) -> Vec<Option<u32>> {
+/// Which extent holds each sector of the part, and under which epoch.
+fn holders(layers: &[Layer], part: Range<u32>) -> Vec<Option<(u32, VolumeEpoch)>> {
     let of_run = |(run, holder): (Range<u32>, Option<usize>)| {
-        let extent = holder.map(|nth| layers[nth].extent.index());
+        let extent = holder.map(|nth| (layers[nth].extent.index(), layers[nth].extent.epoch()));
         run.map(move |_| extent)
     };
     resolve(layers, part).into_iter().flat_map(of_run).collect()
 }
 
-#[derive(Default)]
-struct Runs(Vec<(SectorCount, Change)>);
+struct Runs<T>(Vec<(SectorCount, T)>);
 
-impl Runs {
-    fn push(&mut self, sectors: u64, change: Change) {
+impl<T> Default for Runs<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: PartialEq> Runs<T> {
+    fn push(&mut self, sectors: u64, what: T) {
         match self.0.last_mut() {
             _ if sectors == 0 => {}
-            Some((run, same)) if *same == change => run.0 += sectors,
-            _ => self.0.push((SectorCount(sectors), change)),
+            Some((run, same)) if *same == what => run.0 += sectors,
+            _ => self.0.push((SectorCount(sectors), what)),
         }
     }
 }

@@ -847,6 +847,8 @@ impl PoolVolume {
             let head = self.state.head();
             check_epoch(&head, epoch)?;
             let range = self.state.range(&head, first, count)?;
+            // It is a change for whoever follows the volume: a replica has to have it before the old key may go.
+            self.state.note_written(count.0);
             (range, head.view.clone(), head.writing.begin())
         };
         let (spans, held) = self.plan_of(&view, &range);

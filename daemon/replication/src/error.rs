@@ -79,8 +79,12 @@ impl Reason {
 /// Why an epoch cannot be read where it is sent from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    #[error("an epoch's snapshot is gone, or is of two keys: another is closed in its place")]
+    #[error("an epoch's snapshot is gone: another is closed in its place")]
     Gone,
+    #[error(
+        "the volume's key is being rotated, and what is to be sent lies under two epochs of it: another is closed and sent once that is sealed anew (`nightlatch volume rotate --show`)"
+    )]
+    Rotating,
     #[error(
         "a sector of an epoch is damaged on this node, whose log names it: bring it back with `nightlatch pool heal`; where it has been written over since, `nightlatch snapshot delete` of the epoch lets another go in its place"
     )]
@@ -94,6 +98,7 @@ impl Unreadable {
     pub fn label(self) -> &'static str {
         match self {
             Self::Gone => "gone-here",
+            Self::Rotating => "rotating",
             Self::Damaged => "damaged-here",
             Self::Failed => "failed-here",
         }
@@ -119,7 +124,7 @@ impl Halt {
                 reason,
                 Reason::LowerFence | Reason::OtherGeneration | Reason::NumberUsed | Reason::TooFarAhead
             ),
-            Self::Unreadable(why) => why == Unreadable::Gone,
+            Self::Unreadable(why) => matches!(why, Unreadable::Gone | Unreadable::Rotating),
         }
     }
 

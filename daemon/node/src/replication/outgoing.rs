@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pool::{Manifest, PoolError, PoolErrorKind};
-use replication::{FrameBuffer, Portion, Sender, SenderEffect, Unreadable};
+use replication::{FrameBuffer, Halt, Portion, Sender, SenderEffect, Unreadable};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -167,6 +167,9 @@ async fn carry_out(node: &Arc<Node>, way: &Way, stream: &mut TlsStream<TcpStream
                 tracing::debug!(%volume, number = epoch.key.number, "a peer has an epoch");
                 node.replication.is_pruning_due.store(true, Ordering::Relaxed);
             }
+            Some(SenderEffect::Stopped { volume, why: why @ Halt::Unreadable(Unreadable::Rotating) }) => {
+                tracing::info!(%volume, %why, "a volume is sent later");
+            }
             Some(SenderEffect::Stopped { volume, why }) => {
                 tracing::warn!(%volume, %why, "a volume is not sent to a peer for now");
             }
@@ -201,8 +204,13 @@ async fn in_pool<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(move || {
         let (open, _) = node.find_volume(volume).ok_or(Unreadable::Gone)?;
         work(&open.pool).map_err(|error| {
-            tracing::warn!(%volume, %error, "an epoch cannot be read");
-            unreadable(&error)
+            let why = unreadable(&error);
+            // Said again and again, and over when the volume is sealed anew.
+            match why {
+                Unreadable::Rotating => tracing::debug!(%volume, %error, "an epoch cannot be sent yet"),
+                _ => tracing::warn!(%volume, %error, "an epoch cannot be read"),
+            }
+            why
         })
     });
     // A panic in there has ended the process.
@@ -211,8 +219,8 @@ async fn in_pool<T: Send + 'static>(
 
 fn unreadable(error: &PoolError) -> Unreadable {
     match error {
-        // Of a volume whose key is being changed: once it is, an epoch is of one again.
-        PoolError::TwoEpochs { .. } => Unreadable::Gone,
+        // Once the volume is sealed anew, an epoch is of one key again.
+        PoolError::TwoEpochs { .. } => Unreadable::Rotating,
         error => match error.kind() {
             PoolErrorKind::NoSuchVolume => Unreadable::Gone,
             PoolErrorKind::Damaged => Unreadable::Damaged,

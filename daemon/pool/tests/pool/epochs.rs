@@ -1,7 +1,9 @@
 //! New epochs of a volume's key: what is written under which, what is left, and how a replica follows. The random workloads and
 //! the power cuts have them among their operations.
 
-use pool::{ENCRYPTED_BLOCKS_DUE, EpochUse, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, VolumeSpec};
+use pool::{
+    Change, ENCRYPTED_BLOCKS_DUE, EpochUse, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, Rewritten, VolumeSpec,
+};
 use units::{ByteLen, DomainId, Lba, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::model::{EPOCH, check_of, read, resealed, sealed, sealed_under, spec, verify_metadata};
@@ -233,4 +235,34 @@ fn a_replica_follows_a_rotation_without_a_key() {
         there.flush().unwrap();
     }
     verify_metadata(&there).unwrap();
+}
+
+/// What is sealed anew is a change that a replica has to have, and not one that somebody made.
+#[test]
+fn what_is_sealed_anew_is_sent_and_no_unusual_rewriting() {
+    let (_, pool) = small_pool();
+    let volume = pool.create_volume(spec(1, SECTORS)).unwrap();
+    volume.write(Lba(0), EPOCH, &sealed(1..=40)).unwrap();
+    pool.create_snapshot(volume.id(), VolumeId([9; 16]), 1).unwrap();
+    begin(&pool, volume.id(), NEXT).unwrap();
+    let before = volume.written();
+    move_all(&volume);
+    assert!(volume.written() > before, "whoever follows the volume sees that there is something");
+    let snapshot = pool.snapshot(VolumeId([9; 16])).unwrap();
+    let changes = volume.changes_since(Some(&snapshot), Lba(0), SectorCount(40)).unwrap();
+    assert_eq!(changes, [(SectorCount(40), Change::Written)]);
+    let rewritten = |sectors| Rewritten { of: SectorCount(40), sectors: SectorCount(sectors) };
+    assert_eq!(volume.rewritten_since(&snapshot).unwrap(), rewritten(0));
+    volume.unmap(Lba(3), SectorCount(2)).unwrap();
+    assert_eq!(
+        volume.rewritten_since(&snapshot).unwrap(),
+        rewritten(2),
+        "what was unmapped is seen all the same"
+    );
+    // From one snapshot under the new epoch to the next all is seen.
+    pool.create_snapshot(volume.id(), VolumeId([8; 16]), 1).unwrap();
+    volume.write(Lba(10), NEXT, &sealed_under(NEXT, 60..=67)).unwrap();
+    let snapshot = pool.snapshot(VolumeId([8; 16])).unwrap();
+    let rewritten = Rewritten { of: SectorCount(38), sectors: SectorCount(8) };
+    assert_eq!(volume.rewritten_since(&snapshot).unwrap(), rewritten);
 }
