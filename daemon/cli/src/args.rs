@@ -808,7 +808,7 @@ pub(crate) enum VolumeCommand {
     },
     /// Give a volume's key a new epoch: writes use it from then on, what is there is sealed anew while the volume serves
     #[command(
-        after_help = "The old secret is destroyed by itself once nothing of the volume and its snapshots lies under it; clones share the key and rotate with it. While a volume is sealed anew, writing over what is there may take space, as after a snapshot. The new secret is in the ledger: back it up.\nExamples:\n  nightlatch volume rotate db\n  nightlatch volume rotate db --show         how far it is, and what keeps an older epoch\n  nightlatch volume rotate db --wait && nightlatch key backup ledger"
+        after_help = "The old secret is destroyed by itself once nothing of the volume, its snapshots and its replicas lies under it; clones share the key and rotate with it. What was exported to a bucket under the old one cannot be read after that: export it anew. While a volume is sealed anew, writing over what is there may take space, as after a snapshot. The new secret is in the ledger: back it up.\nExamples:\n  nightlatch volume rotate db\n  nightlatch volume rotate db --show         how far it is, and what keeps an older epoch\n  nightlatch volume rotate db --wait && nightlatch key backup ledger"
     )]
     Rotate {
         /// The volume
@@ -816,7 +816,7 @@ pub(crate) enum VolumeCommand {
         /// Begin nothing, show where it is
         #[arg(long)]
         show: bool,
-        /// Wait until nothing is left to be sealed anew
+        /// Wait until nothing is left to be sealed anew, with a bar and the time it takes
         #[arg(long)]
         wait: bool,
     },

@@ -531,12 +531,15 @@ pub struct VolumeEntry {
 pub struct Rotation {
     /// Epochs whose secrets are kept because something may still lie under them, oldest first.
     pub older: Vec<VolumeEpoch>,
-    /// What the node writes the volume under; `None` while it has not been heard.
+    /// What the node writes the volume under; `None` while that is not known.
     pub written: Option<VolumeEpoch>,
-    /// Volumes whose nodes have not said that nothing of them lies under an older epoch.
+    /// Volumes of which their nodes have not said that nothing lies under an older epoch, and copies that other nodes have of them, as
+    /// `VOLUME on NODE`.
     pub waits_for: Vec<String>,
     /// Why the node did not take the newest epoch.
     pub refused: Option<String>,
+    /// When the newest epoch began.
+    pub began_unix_s: Option<u64>,
 }
 
 /// Creates a volume on a node.

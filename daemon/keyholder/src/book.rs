@@ -26,7 +26,7 @@ mod tests;
 mod tokens;
 mod volumes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -126,12 +126,14 @@ struct VolumeNow {
     found: Option<StateVerdict>,
     /// The policy keeps the key back at the moment.
     by_policy: bool,
-    /// A new epoch that the node was given in this session.
-    epoch_offered: Option<VolumeEpoch>,
+    /// What its node writes it under, by the node's latest word.
+    written: Option<VolumeEpoch>,
+    /// A new epoch that the node was given in this session, and when.
+    epoch_offered: Option<(VolumeEpoch, BootInstant)>,
     /// Why it did not take it.
     epoch_refused: Option<String>,
-    /// What the node last said is left under which epochs.
-    epochs_in_use: Option<BTreeSet<VolumeEpoch>>,
+    /// Its key has encrypted so much that a new one is due.
+    key_is_due: bool,
 }
 
 #[derive(Debug)]

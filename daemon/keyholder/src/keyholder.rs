@@ -52,6 +52,10 @@ const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a creation or a push waits for the node to serve the volume.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a key is due for a new epoch: a key that has encrypted 2^43 blocks has as many again to go, which
+/// take days.
+const ROTATIONS_LOOKED_FOR_EVERY: Duration = Duration::from_secs(60);
+
 /// The store that this keyholder shares with others.
 #[derive(Debug)]
 pub struct SharedStoreParams {
@@ -92,6 +96,8 @@ pub struct KeyholderParams {
     pub oidc: Option<Provider>,
     /// Who is told of what happens.
     pub webhooks: Vec<Webhook>,
+    /// For how long a key has one epoch, in seconds; `None` until somebody asks for another, or it has encrypted as much as it should.
+    pub rotate_every_s: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -110,6 +116,7 @@ pub struct Keyholder {
     pub(crate) dial_loopback_only: bool,
     pub(crate) requests: Arc<Requests>,
     oidc: Option<Provider>,
+    rotate_every_s: Option<u64>,
     pub(crate) webhooks: Webhooks,
     /// Changes with every entry of the trail that webhooks may tell of.
     pub(crate) told: Arc<watch::Sender<u64>>,
@@ -156,6 +163,7 @@ impl Keyholder {
             dial_loopback_only: params.dial_loopback_only,
             requests: Arc::new(requests),
             oidc: params.oidc,
+            rotate_every_s: params.rotate_every_s,
             webhooks,
             told: book.audit.told(),
             book: Mutex::new(book),
@@ -171,8 +179,9 @@ impl Keyholder {
         }))
     }
 
-    /// Begins to look at the shared store, where there is one.
+    /// Begins what is done without anybody's asking: looks at the shared store, where there is one, and rotation of keys that are due.
     pub fn start(self: &Arc<Self>) {
+        self.tasks.spawn(rotate_when_due(Arc::clone(self), self.stop.child_token()));
         if self.shared_links.is_some() {
             self.tasks.spawn(cluster_run::run(Arc::clone(self), self.stop.child_token()));
         }
@@ -338,7 +347,11 @@ impl Keyholder {
             }
             Err(source) => return Err(unreachable(node, source)),
         }
-        self.book(|book| book.finish_volume(created.volume))?;
+        self.book(|book| {
+            book.finish_volume(created.volume)?;
+            book.note_written(created.volume, created.epoch);
+            Ok::<_, KeyholderError>(())
+        })?;
         self.push_new(created.node, &request.label).await
     }
 
@@ -372,8 +385,12 @@ impl Keyholder {
                 next_step: "`nightlatch snapshot list` shows which volume each snapshot is of",
             });
         }
-        self.book(|book| book.resized(created.volume, made.size_bytes, by))?;
-        self.book(|book| book.finish_volume(created.volume))?;
+        self.book(|book| {
+            book.resized(created.volume, made.size_bytes, by)?;
+            book.finish_volume(created.volume)?;
+            book.note_written(created.volume, made.epoch);
+            Ok::<_, KeyholderError>(())
+        })?;
         self.push_new(created.node, &request.label).await
     }
 
@@ -425,18 +442,23 @@ impl Keyholder {
         let path = format!("/v1/replicas/{volume}/promote");
         let answer: Result<admin::api::Promoted, ClientError> =
             client.post(&path, &serde_json::json!({})).await;
-        let promoted = match answer {
-            Ok(promoted) => (Some(promoted.snapshot), promoted.volume.size_bytes),
+        let (promoted, epoch) = match answer {
+            Ok(promoted) => ((Some(promoted.snapshot), promoted.volume.size_bytes), promoted.volume.epoch),
             Err(ClientError::Refused { status, problem, .. }) => {
                 // A conflict may be an answer that was lost on the way: a volume that no grant has reached yet has been a replica.
                 // One that has been served is where the volume was before, and older than what is served now.
                 let there = there.filter(|_| status == 409);
                 let promoted = there.filter(|there| !there.replica && there.fence == Fence(0));
-                (None, promoted.ok_or(KeyholderError::NodeRefused { name, problem })?.size_bytes)
+                let promoted = promoted.ok_or(KeyholderError::NodeRefused { name, problem })?;
+                ((None, promoted.size_bytes), promoted.epoch)
             }
             Err(source) => return Err(unreachable(name, source)),
         };
-        self.book(|book| book.promoted(volume, to, promoted, by))?;
+        self.book(|book| {
+            book.promoted(volume, to, promoted, by)?;
+            book.note_written(volume, epoch);
+            Ok::<_, KeyholderError>(())
+        })?;
         self.push_new(to, label).await
     }
 
@@ -464,8 +486,9 @@ impl Keyholder {
     ) -> Result<VolumeEntry, KeyholderError> {
         let (_, node) = self.book(|book| book.find_volume(label))?;
         self.bring_link(node).await?;
-        let nodes = self.book(|book| book.begin_rotation(label, by))?;
-        for node in nodes {
+        self.book(|book| book.begin_rotation(label, by))?;
+        // Those that another keyholder dials are given it by that one, which sees the ledger.
+        for node in self.book(|book| book.nodes_of_domain(label))? {
             self.command(node, Command::Push).await;
         }
         let answered = |book: &Book| book.is_rotated(label) || book.epoch_refusal(label).is_some();
@@ -473,6 +496,27 @@ impl Keyholder {
             self.wait(PUSH_TIMEOUT, answered).await;
         }
         self.book(|book| book.volume_by_label(label))
+    }
+
+    /// Rotates what is due without anybody's asking.
+    async fn rotate_due(self: &Arc<Self>) {
+        if self.seal_state() != SealState::Unsealed {
+            return;
+        }
+        let done = async {
+            for (label, why) in self.book(|book| book.rotations_due(self.rotate_every_s))? {
+                tracing::info!(label, why, "the volume's key is given a new epoch");
+                self.rotate_volume(&label, why).await?;
+            }
+            Ok::<_, KeyholderError>(())
+        };
+        match done.await {
+            Ok(()) => {}
+            Err(error @ KeyholderError::Store(_)) => {
+                tracing::debug!(%error, "new epochs that are due wait for the store");
+            }
+            Err(error) => tracing::warn!(%error, "a new epoch that is due could not begin"),
+        }
     }
 
     /// Gives a new volume its key where that needs nobody's approval.
@@ -953,6 +997,15 @@ async fn prune_daily(keyholder: Arc<Keyholder>, stop: CancellationToken) {
         }
     };
     stop.run_until_cancelled(every_day).await;
+}
+
+/// Gives new epochs to the keys that are due for one, until `stop`.
+async fn rotate_when_due(keyholder: Arc<Keyholder>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(ROTATIONS_LOOKED_FOR_EVERY)).await.is_some() {
+        if stop.run_until_cancelled(keyholder.rotate_due()).await.is_none() {
+            return;
+        }
+    }
 }
 
 /// Nodes that were told to forget, and when.

@@ -70,6 +70,20 @@ pub(crate) struct Registry {
     pub(crate) tpms: Vec<TpmRecord>,
     /// Epochs that volumes are not written under any more, and that something may still lie under.
     pub(crate) older: Vec<OlderEpoch>,
+    /// What nodes have said lies under which epochs: of their own volumes in domains that have older ones, and of the copies that
+    /// they have of other nodes' volumes.
+    pub(crate) epoch_reports: Vec<EpochReport>,
+    /// When the newest epoch of a domain began, or was first looked at, in seconds since 1970.
+    pub(crate) epochs_began: Vec<(DomainId, u64)>,
+}
+
+/// A node's word for what of a volume lies in one of its pools.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EpochReport {
+    pub(crate) node: NodeId,
+    pub(crate) volume: VolumeId,
+    /// The epochs that anything lies under, ascending; `None` while it has something and has not said under which.
+    pub(crate) epochs: Option<Vec<VolumeEpoch>>,
 }
 
 /// An epoch of a key domain before the one that its volumes' records name.
@@ -200,7 +214,7 @@ impl From<RegistryV3> for Registry {
             suspicions: old.suspicions,
             tokens: old.tokens,
             tpms: old.tpms,
-            older: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -220,8 +234,7 @@ impl From<RegistryV2> for Registry {
             erasures: old.erasures,
             suspicions: old.suspicions,
             tokens: old.tokens,
-            tpms: Vec::new(),
-            older: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -414,6 +427,25 @@ impl Registry {
     /// The epochs of a domain that its volumes were written under before.
     pub(crate) fn older_of(&self, domain: DomainId) -> impl Iterator<Item = &OlderEpoch> {
         self.older.iter().filter(move |older| older.domain == domain)
+    }
+
+    pub(crate) fn volumes_in(&self, domain: DomainId) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.iter().filter(move |volume| volume.domain == domain)
+    }
+
+    /// What a node has said of a volume.
+    pub(crate) fn epoch_report(&self, node: NodeId, volume: VolumeId) -> Option<&EpochReport> {
+        self.epoch_reports.iter().find(|report| (report.node, report.volume) == (node, volume))
+    }
+
+    /// When the newest epoch of a domain began, as far as that is known.
+    pub(crate) fn epoch_began(&self, domain: DomainId) -> Option<u64> {
+        self.epochs_began.iter().find(|(of, _)| *of == domain).map(|(_, began)| *began)
+    }
+
+    pub(crate) fn note_epoch_began(&mut self, domain: DomainId, unix_s: u64) {
+        self.epochs_began.retain(|(of, _)| *of != domain);
+        self.epochs_began.push((domain, unix_s));
     }
 
     pub(crate) fn volumes_of(&self, node: NodeId) -> impl Iterator<Item = &VolumeRecord> {

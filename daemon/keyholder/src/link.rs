@@ -36,7 +36,8 @@ use crate::book::{Judgement, NodeTarget, PlannedEpoch, PlannedGrant};
 use crate::clock;
 use crate::error::KeyholderError;
 use crate::keyholder::Keyholder;
-use crate::vault::{SecretOf, VaultError, VaultSigner};
+use crate::store::StoreError;
+use crate::vault::{SecretOf, VaultError, VaultSigner, Wrapped};
 
 /// A node that answers does so within this; longer, and the next attempt is as good.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -546,17 +547,31 @@ impl<'a> Dialogue<'a> {
         };
         let bytes = keyholder.blocking(|| self.machine.renewal(challenged, lease_ms, grants))?;
         self.send(&bytes).await?;
-        // Nothing that a lease waits for.
-        if !told.epochs.is_empty() {
-            let retired = keyholder.book(|book| {
-                book.note_epochs(self.node, &told.epochs)?;
-                book.retire_epochs()
-            });
-            if let Err(error) = retired {
-                tracing::warn!(node = %self.node, %error, "an epoch that nothing lies under any more stays for now");
+        self.note_epochs(told);
+        if self.push_wanted { self.push().await } else { self.give_epochs().await }
+    }
+
+    /// Nothing that a lease waits for.
+    fn note_epochs(&self, told: &Told) {
+        let (keyholder, node) = (self.keyholder, self.node);
+        let noted = keyholder.book(|book| {
+            book.note_due(node, &told.due)?;
+            if told.epochs.is_empty() {
+                return Ok(());
+            }
+            book.note_epochs(node, &told.epochs)?;
+            book.retire_epochs()
+        });
+        match noted {
+            Ok(()) => {}
+            // Said again with the next challenge.
+            Err(KeyholderError::Store(StoreError::Changed | StoreError::Away { .. })) => {
+                tracing::debug!(%node, "what the node says of its epochs is not written down yet");
+            }
+            Err(error) => {
+                tracing::warn!(%node, %error, "an epoch that nothing lies under any more stays for now");
             }
         }
-        if self.push_wanted { self.push().await } else { Ok(()) }
     }
 
     async fn on_wiped(&mut self, receipt: &WipeReceipt) -> Result<(), Ended> {
@@ -591,12 +606,26 @@ impl<'a> Dialogue<'a> {
         let again = kept_back.then(|| clock::now().saturating_add_ms(POLICY_RETRY_MS));
         self.push_at = [self.push_at, free, again].into_iter().flatten().min();
         self.outgoing.extend(planned);
-        let epochs = keyholder.book(|book| book.plan_epochs(self.node))?;
-        for PlannedEpoch { order, wrapped } in epochs {
-            let of = SecretOf { domain: order.domain, epoch: order.epoch };
-            let vault = &keyholder.vault;
-            let seal = |request: &SealRequest<'_>| vault.seal_for_node(of, &wrapped, request);
-            let bytes = keyholder.blocking(|| self.machine.epoch_key(order, seal)).map_err(not_sealed)?;
+        self.give_epochs().await
+    }
+
+    /// Sends the keys of new epochs, each sealed under the book: no latch and no fresh ledger key comes between.
+    async fn give_epochs(&mut self) -> Result<(), Ended> {
+        if !self.judged {
+            return Ok(());
+        }
+        let (keyholder, node) = (self.keyholder, self.node);
+        let vault = &keyholder.vault;
+        let sealed = keyholder.book(|book| {
+            let planned = book.plan_epochs(node)?.into_iter();
+            let sealed = planned.map(|PlannedEpoch { order, wrapped }| {
+                let of = SecretOf { domain: order.domain, epoch: order.epoch };
+                let seal = |request: &SealRequest<'_>| vault.seal_for_node(of, &wrapped, request);
+                self.machine.epoch_key(order, seal).map_err(not_sealed)
+            });
+            sealed.collect::<Result<Vec<_>, Ended>>()
+        })?;
+        for bytes in sealed {
             self.send(&bytes).await?;
         }
         Ok(())
@@ -609,11 +638,14 @@ impl<'a> Dialogue<'a> {
         let challenged = self.machine.latest_challenge().ok_or(Ended::Closed)?.at;
         let signed = keyholder.book(|book| {
             let may_go_out = book.may_go_out(node, &planned.order);
-            if may_go_out && book.is_recorded(&planned.order, challenged) {
-                return self.seal_and_sign(planned).map(Some);
+            if may_go_out
+                && book.is_recorded(&planned.order, challenged)
+                && let Some(secrets) = book.secrets_for(&planned.order)
+            {
+                return self.seal_and_sign(planned, &secrets).map(Some);
             }
             book.withdraw(&planned.order);
-            // It would end after its record: planned anew, it is recorded anew.
+            // It would end after its record, or an epoch of it is gone: planned anew, it is recorded anew.
             self.push_wanted |= may_go_out;
             Ok(None)
         })?;
@@ -624,8 +656,12 @@ impl<'a> Dialogue<'a> {
         }
     }
 
-    fn seal_and_sign(&mut self, grant: PlannedGrant) -> Result<Vec<u8>, Ended> {
-        let PlannedGrant { order, secrets } = grant;
+    fn seal_and_sign(
+        &mut self,
+        grant: PlannedGrant,
+        secrets: &[(SecretOf, Wrapped)],
+    ) -> Result<Vec<u8>, Ended> {
+        let PlannedGrant { order } = grant;
         let vault = &self.keyholder.vault;
         let seal = |request: &SealRequest<'_>| {
             let of_epoch = secrets.iter().find(|(of, _)| of.epoch == request.epoch);

@@ -852,7 +852,7 @@ mod tests {
         let (old, _) = vault.make_secret(OF, Integrity::Tagged).unwrap();
         let node = envelope::keypair(&[9; 32]).unwrap();
         let prk = |wrapped: &Wrapped| {
-            let request = SealRequest { recipient: &node, info: &[0; 32], aad: b"aad" };
+            let request = SealRequest { recipient: &node, info: &[0; 32], aad: b"aad", epoch: OF.epoch };
             let sealed = vault.seal_for_node(OF, wrapped, &request)?;
             let mut prk = [0; 32];
             envelope::open(&[9; 32], &[0; 32], b"aad", &sealed, &mut prk).unwrap();

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,9 +19,10 @@ use admin::api::Listening;
 use hygiene::Subject;
 use keyring::{AdmitError, EnvelopeKeyError, KeyGone, Keyring, SealedGrant};
 use lease::GrantRefusal;
-use lease::limits::NAMED_KEY_BYTES;
+use lease::limits::{EPOCH_REPORTS_MAX, EPOCHS_MAX, NAMED_KEY_BYTES};
 use lease::message::{
-    OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent, WipeCause, WipeRecord, WipeStages,
+    EpochsInUse, OnRollback, OnSeal, PoolState, StateVerdict, VolumeKind, VolumePresent, WipeCause,
+    WipeRecord, WipeStages,
 };
 use lease::node::{EpochToAdmit, EvidenceInput, GrantToAdmit, NodeLease, WipeReport};
 use memory_overwrite::MemoryOverwrite;
@@ -223,6 +224,8 @@ pub(crate) struct Node {
     seal_change: Mutex<SealChange>,
     /// Pools whose state a key has found good in this run, with its count then: this program alone has changed them since.
     judged: Mutex<BTreeMap<PoolId, u64>>,
+    /// Where in the list of what lies under which epoch the next challenge begins.
+    epochs_turn: AtomicUsize,
     wipes: broadcast::Sender<WipeNotice>,
 }
 
@@ -294,6 +297,7 @@ impl Node {
             keys_come: Mutex::default(),
             seal_change: Mutex::new(SealChange::now(None)),
             judged: Mutex::default(),
+            epochs_turn: AtomicUsize::new(0),
             wipes,
         });
         node.count_keys_to_come(|_| ());
@@ -515,7 +519,7 @@ impl Node {
         if all.is_empty() {
             *lock(&self.seal_change) = SealChange::now(None);
         }
-        let several = served.keys.epochs().len() > 1;
+        let several = served.keys.epochs().len() > 1 && !is_named_key;
         all.insert(grant.volume, served);
         if is_named_key {
             // Under the same lock as a wipe's clearing of it.
@@ -558,6 +562,9 @@ impl Node {
         grant: &GrantToAdmit,
         keys: &Arc<VolumeKeys>,
     ) {
+        if is_named_key(grant.kind, volume.info().sectors.byte_len()) {
+            return;
+        }
         let newest = grant.further.iter().max_by_key(|key| key.epoch).filter(|key| key.epoch > grant.epoch);
         let Some(newest) = newest else { return };
         let begun = self.begin_epoch(open, volume, keys, (newest.epoch, newest.check));
@@ -589,6 +596,9 @@ impl Node {
         let _claim = self.claims.for_grant(*id).ok_or(GrantRefusal::VolumeFailed)?;
         let (open, volume) = self.find_volume(*id).ok_or(GrantRefusal::WrongVolume)?;
         let keys = self.keys_of(*id, *grant).ok_or(GrantRefusal::NotHeld)?;
+        if self.served().get(id).is_some_and(|served| served.is_named_key) {
+            return Err(GrantRefusal::OneEpoch);
+        }
         if keys.of(key.epoch).is_none() {
             let (epoch, check) = (key.epoch, key.check);
             let sealed =
@@ -620,14 +630,17 @@ impl Node {
 
     /// Writes down what became of a new epoch. Blocks until that is durable.
     pub(crate) fn note_epoch(&self, given: &EpochToAdmit, refused: Option<&GrantRefusal>) {
-        let event = if refused.is_none() { "epoch-taken" } else { "epoch-refused" };
         let fields = [
             ("volume", given.volume.to_string().into()),
             ("grant", given.grant.to_string().into()),
             ("epoch", given.key.epoch.0.into()),
             ("why", refused.map(ToString::to_string).into()),
         ];
-        self.trail.note(event, fields);
+        match refused {
+            None => self.trail.note("epoch-taken", fields),
+            // It is given again and again.
+            Some(_) => self.trail.note_refusal("epoch-refused", fields),
+        }
     }
 
     /// Compares the pool's state with the one in the grant, and has the key vouch for it and for what comes.
@@ -685,10 +698,28 @@ impl Node {
     /// The lease machine, with the pools' states as they are now for what it may send.
     pub(crate) fn lease_to_tell(&self) -> MutexGuard<'_, NodeLease> {
         let states = self.pool_states();
-        let epochs = self.pools.iter().flat_map(|open| open.rekeyer.in_use()).collect();
+        // A volume in one pool, and a replica of it in another, are one to whoever asks what the node still has.
+        let mut in_use: BTreeMap<VolumeId, BTreeSet<VolumeEpoch>> = BTreeMap::new();
+        for (volume, epochs) in self.pools.iter().flat_map(|open| open.rekeyer.in_use()) {
+            in_use.entry(volume).or_default().extend(epochs);
+        }
+        // What is under more epochs than there can be is told when it is not any more: until then it keeps all of them.
+        in_use.retain(|_, epochs| epochs.len() <= EPOCHS_MAX);
+        let told = |(volume, epochs): (VolumeId, BTreeSet<VolumeEpoch>)| EpochsInUse {
+            volume,
+            epochs: epochs.into_iter().collect(),
+        };
+        let mut epochs: Vec<EpochsInUse> = in_use.into_iter().map(told).collect();
+        if epochs.len() > EPOCH_REPORTS_MAX {
+            // The others with the next challenges.
+            let turn = self.epochs_turn.fetch_add(EPOCH_REPORTS_MAX, Ordering::Relaxed);
+            let first = turn % epochs.len();
+            epochs.rotate_left(first);
+        }
+        let due = self.pools.iter().flat_map(|open| open.rekeyer.due(&open.pool)).collect();
         let mut lease = self.lease();
         lease.set_states(states);
-        lease.set_epochs(epochs);
+        lease.set_epochs(epochs, due);
         lease
     }
 

@@ -1,5 +1,6 @@
 //! Sealing anew in the background: what of a served volume lies under an older epoch of its key is put under the present one, and
-//! what is left under which epoch is counted, for the keyholder to destroy the secrets of those that nothing lies under.
+//! what is left under which epoch is counted, for the keyholder to destroy the secrets of those that nothing lies under. Counting
+//! needs no key: what the pool has besides, replicas and what is sealed, is counted too, and keeps its epochs until it has followed.
 //!
 //! How far it is needs no file: each sector says itself what it is under, so that a walk that was killed goes on with what is left.
 //!
@@ -7,28 +8,37 @@
 //! with is clear in its thread's memory, so a wipe ends its rest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use admin::api::{EpochStatus, RekeyStatus};
 use config::RekeyConfig;
-use lease::limits::EPOCHS_MAX;
-use lease::message::EpochsInUse;
-use pool::{EpochUse, Pool, PoolVolume};
+use pool::{ENCRYPTED_BLOCKS_DUE, EpochUse, Pool, PoolError, PoolVolume, VolumeInfo};
 use sealing::{ErrorKind, Moved, Volume, VolumeKeys};
-use units::{ByteLen, Lba, VolumeEpoch, VolumeId};
+use units::{ByteLen, DomainId, Lba, VolumeEpoch, VolumeId};
 
+use crate::heartbeat::Heart;
+use crate::lock::lock;
 use crate::node::Node;
 use crate::threads::{self, OfItsOwn};
 
 /// How often it is looked whether there is something to do.
 const LOOKS_EVERY: Duration = Duration::from_secs(5);
 /// How often it is counted anew where only snapshots keep an older epoch: counting looks at every extent.
-const COUNTED_EVERY: Duration = Duration::from_secs(60);
+const COUNTED_EVERY: Duration = Duration::from_secs(20);
+/// And no more than one part in so many of the time, however many extents there are.
+const COUNTED_SHARE: u32 = 50;
+/// And where what is left is damaged, and was read in vain.
+const DAMAGED_READ_EVERY: Duration = Duration::from_secs(3600);
+/// A piece of work takes less, however slow the device is.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
 /// After a volume that could not be gone on with, such as for want of space.
 const AFTER_AN_ERROR: Duration = Duration::from_secs(30);
 /// What has been moved is made durable and what it lay in freed, so often.
 const FLUSHED_EVERY: ByteLen = ByteLen(64 << 20);
+
+const NO_ROOM: &str =
+    "the pool has no room to move to, or the volume's quota is used up: free some space or raise the quota";
 
 /// What is known of a volume whose key has had several epochs.
 #[derive(Clone, Debug, Default)]
@@ -64,12 +74,25 @@ impl Progress {
     }
 }
 
+/// What lies in the pool of a volume without a key: a replica, one that is sealed, one that is gone.
+#[derive(Clone, Debug)]
+struct Keyless {
+    domain: DomainId,
+    /// Durably nothing else.
+    in_use: BTreeSet<VolumeEpoch>,
+}
+
 /// Moves the volumes of one pool.
 #[derive(Debug)]
 pub(crate) struct Rekeyer {
     config: RekeyConfig,
     volumes: Mutex<BTreeMap<VolumeId, Progress>>,
+    keyless: Mutex<BTreeMap<VolumeId, Keyless>>,
+    /// Volumes whose keys have encrypted so much that new ones are due, with the epochs that have.
+    due: Mutex<Vec<(VolumeId, VolumeEpoch)>>,
     changed: Condvar,
+    /// The thread's, once it runs.
+    heart: OnceLock<Heart>,
 }
 
 /// Why a walk does not go on.
@@ -89,11 +112,22 @@ pub(crate) struct Served {
 
 impl Rekeyer {
     pub(crate) fn new(config: RekeyConfig) -> Self {
-        Self { config, volumes: Mutex::default(), changed: Condvar::new() }
+        Self {
+            config,
+            volumes: Mutex::default(),
+            keyless: Mutex::default(),
+            due: Mutex::default(),
+            changed: Condvar::new(),
+            heart: OnceLock::new(),
+        }
+    }
+
+    fn beat(&self, within: Duration) {
+        self.heart.get().into_iter().for_each(|heart| heart.beat(within));
     }
 
     fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Progress>> {
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.volumes)
     }
 
     /// The volume is served with keys of several epochs from now on: what was known before may not be so any more.
@@ -115,13 +149,22 @@ impl Rekeyer {
     }
 
     /// What is left under which epochs of the volumes of which that is known.
-    pub(crate) fn in_use(&self) -> Vec<EpochsInUse> {
+    pub(crate) fn in_use(&self) -> Vec<(VolumeId, BTreeSet<VolumeEpoch>)> {
+        let keyless = lock(&self.keyless);
         let volumes = self.volumes();
-        let known = volumes.iter().filter_map(|(volume, progress)| {
-            let epochs: Vec<VolumeEpoch> = progress.in_use.as_ref()?.iter().copied().collect();
-            (epochs.len() <= EPOCHS_MAX).then_some(EpochsInUse { volume: *volume, epochs })
-        });
-        known.collect()
+        let held = volumes.iter().filter_map(|(volume, progress)| Some((volume, progress.in_use.as_ref()?)));
+        let others = keyless.iter().filter(|(volume, _)| !volumes.contains_key(volume));
+        let all = held.chain(others.map(|(volume, keyless)| (volume, &keyless.in_use)));
+        all.map(|(volume, epochs)| (*volume, epochs.clone())).collect()
+    }
+
+    /// Volumes whose keys are due to be replaced. One that was meanwhile is not.
+    pub(crate) fn due(&self, pool: &Pool) -> Vec<VolumeId> {
+        let due = lock(&self.due).clone();
+        let is_so = |(id, epoch): &(VolumeId, VolumeEpoch)| {
+            pool.volume(*id).is_ok_and(|volume| volume.epoch() == *epoch)
+        };
+        due.into_iter().filter(is_so).map(|(id, _)| id).collect()
     }
 
     pub(crate) fn status(&self, volume: VolumeId) -> Option<RekeyStatus> {
@@ -135,15 +178,26 @@ impl Rekeyer {
 
     /// Starts a thread that moves what is to be moved as long as the node is there.
     pub(crate) fn start(number: usize, node: &Arc<Node>) -> std::io::Result<()> {
+        let _ = node.pools[number].rekeyer.heart.set(node.heartbeats.worker(format!("rekey-{number}")));
         let node = Arc::downgrade(node);
         std::thread::Builder::new().name(format!("rekey-{number}")).spawn(move || {
             let _own = OfItsOwn::begin();
+            let mut next_look = Instant::now();
             loop {
                 let Some(strong) = node.upgrade() else { return };
                 let rekeyer = Arc::clone(&strong.pools[number].rekeyer);
                 let (pool, served) = (Arc::clone(&strong.pools[number].pool), strong.served_in(number));
                 drop(strong);
+                rekeyer.beat(STEP_WITHIN);
                 let mut rest = LOOKS_EVERY;
+                if Instant::now() >= next_look {
+                    let began = Instant::now();
+                    let looked = rekeyer.look_at_others(&pool, &served);
+                    next_look = Instant::now() + LOOKS_EVERY.max(began.elapsed() * COUNTED_SHARE);
+                    if let Err(error) = looked {
+                        tracing::debug!(%error, "what lies under which epoch is not known for now");
+                    }
+                }
                 for volume in served {
                     match rekeyer.look_after(&pool, &volume, &node) {
                         Ok(()) => {}
@@ -169,8 +223,37 @@ impl Rekeyer {
         }
     }
 
+    /// Counts what the pool has without a key, and which keys are due.
+    fn look_at_others(&self, pool: &Pool, served: &[Served]) -> Result<(), PoolError> {
+        let served: BTreeSet<VolumeId> = served.iter().map(|served| served.id).collect();
+        let is_served = |id: VolumeId| served.contains(&id);
+        let infos = pool.volumes();
+        let is_due = |info: &&VolumeInfo| is_served(info.id) && info.encrypted_blocks >= ENCRYPTED_BLOCKS_DUE;
+        *lock(&self.due) = infos.iter().filter(is_due).map(|info| (info.id, info.epoch)).collect();
+        let there = infos.iter().map(|info| (info.id, info.domain));
+        let before = lock(&self.keyless).clone();
+        // One that is gone is counted too: it keeps nothing, and that has to be said.
+        let known = before.iter().map(|(id, keyless)| (*id, keyless.domain));
+        let mut keyless: BTreeMap<VolumeId, DomainId> = known.chain(there).collect();
+        keyless.retain(|id, _| !is_served(*id));
+        let mut in_use: BTreeMap<DomainId, BTreeSet<VolumeEpoch>> = BTreeMap::new();
+        for domain in keyless.values() {
+            if !in_use.contains_key(domain) {
+                self.beat(STEP_WITHIN);
+                let known = before.values().find(|before| before.domain == *domain);
+                in_use.insert(*domain, still_in_use(pool, &infos, *domain, known)?);
+            }
+        }
+        let told = |(id, domain): (VolumeId, DomainId)| {
+            (id, Keyless { domain, in_use: in_use.get(&domain).cloned().unwrap_or_default() })
+        };
+        *lock(&self.keyless) = keyless.into_iter().map(told).collect();
+        Ok(())
+    }
+
     /// Rests until the time is over or somebody wakes it, and wipes its thread where a wipe was the reason.
     fn rest(&self, time: Duration, node: &Weak<Node>) {
+        self.beat(time);
         let volumes = self.volumes();
         match wiped_since(node) {
             Some(generation) => {
@@ -186,7 +269,7 @@ impl Rekeyer {
         if !self.is_due(served) {
             return Ok(());
         }
-        let failed = |error: pool::PoolError| Halt::Failed(error.to_string());
+        let failed = |error: PoolError| Halt::Failed(error.to_string());
         let left = served.sealed.outdated().map_err(failed)?;
         if left.0 > 0 {
             let left = left.byte_len().map_or(u64::MAX, |len| len.0);
@@ -219,8 +302,9 @@ impl Rekeyer {
     }
 
     fn count(&self, pool: &Arc<Pool>, served: &Served) -> Result<(), Halt> {
-        let failed = |error: pool::PoolError| Halt::Failed(error.to_string());
+        let failed = |error: PoolError| Halt::Failed(error.to_string());
         let domain = served.sealed.info().domain;
+        let began = Instant::now();
         let uses = pool.epochs(domain);
         let in_use = pool.epochs_in_use(domain).map_err(failed)?;
         // A newer key may have come that nothing is written under yet.
@@ -232,7 +316,9 @@ impl Rekeyer {
             progress.trouble = None;
             progress.uses = uses;
             progress.in_use = Some(in_use);
-            progress.next_count = Some(Instant::now() + COUNTED_EVERY);
+            let all_damaged = progress.damaged > 0 && progress.moved == 0;
+            let again = if all_damaged { DAMAGED_READ_EVERY } else { COUNTED_EVERY };
+            progress.next_count = Some(Instant::now() + again.max(began.elapsed() * COUNTED_SHARE));
         });
         for epoch in retired {
             tracing::info!(volume = %served.id, %epoch, "nothing lies under this epoch any more: its key is withdrawn");
@@ -244,18 +330,18 @@ impl Rekeyer {
     /// One walk over what lies under older epochs.
     fn walk(&self, served: &Served, node: &Weak<Node>) -> Result<(), Halt> {
         let volume = Volume::open_with(Arc::clone(&served.sealed), Arc::clone(&served.keys));
-        let stopped = |error: sealing::VolumeError| {
-            match error.kind() {
+        let stopped = |error: sealing::VolumeError| match error.kind() {
             ErrorKind::KeyGone => Halt::Sealed,
-            ErrorKind::NoSpace => Halt::Failed(
-                "the pool has no room to move to, or the volume's quota is used up: free some space or raise the quota".to_owned(),
-            ),
-            _ => Halt::Failed(std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)),
-        }
+            ErrorKind::NoSpace => Halt::Failed(NO_ROOM.to_owned()),
+            _ => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                Halt::Failed(cause.unwrap_or_else(|| error.to_string()))
+            }
         };
         let (mut from, mut unflushed) = (Lba(0), ByteLen(0));
         loop {
             let began = Instant::now();
+            self.beat(STEP_WITHIN);
             let Some(Moved { next, moved, damaged }) = volume.move_next(from).map_err(stopped)? else {
                 break;
             };
@@ -304,9 +390,25 @@ impl Rekeyer {
             if left.is_zero() {
                 return Ok(());
             }
+            self.beat(STEP_WITHIN);
             let waited = self.changed.wait_timeout(volumes, left.min(Duration::from_secs(1)));
             volumes = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+/// As [`Pool::epochs_in_use`], without its flush where nothing has changed.
+fn still_in_use(
+    pool: &Pool,
+    infos: &[VolumeInfo],
+    domain: DomainId,
+    known: Option<&Keyless>,
+) -> Result<BTreeSet<VolumeEpoch>, PoolError> {
+    let written = infos.iter().filter(|info| info.domain == domain).map(|info| info.epoch);
+    let now: BTreeSet<VolumeEpoch> = pool.epochs(domain).iter().map(|of| of.epoch).chain(written).collect();
+    match known {
+        Some(known) if known.in_use == now => Ok(now),
+        _ => pool.epochs_in_use(domain),
     }
 }
 

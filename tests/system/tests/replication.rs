@@ -243,3 +243,57 @@ fn without_replication(text: &str) -> String {
     table.remove("replication");
     table.to_string()
 }
+
+/// A rotation while the peer is away: the old secret stays for what is there, and goes when the peer has followed, which then is served
+/// under the new key alone.
+#[test]
+fn the_secret_of_an_old_epoch_stays_until_the_peer_has_followed() {
+    let parent = tempfile::tempdir().expect("a temporary directory");
+    let (sites, mut first_daemon, mut second_daemon) = two_sites(parent.path(), "2G");
+    let desk = &sites.desk;
+    make_peers(&sites);
+    restart(&sites, &sites.second, &mut second_daemon);
+    restart(&sites, &sites.first, &mut first_daemon);
+    sites.write(&sites.first, 0x11);
+    wait_up_to_date(&sites);
+    // What it has is in its evidence from now on.
+    restart(&sites, &sites.second, &mut second_daemon);
+    let volume = || desk.json(&["volume", "list"])[0].clone();
+    wait_for("the keyholder's session with the second", PATIENCE, || {
+        let nodes = desk.json(&["node", "list"]);
+        let second = nodes.as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == "node-2"));
+        match second.is_some_and(|node| node["connection"] == "connected") {
+            true => Ok(()),
+            false => Err(nodes.to_string()),
+        }
+    });
+    second_daemon.kill();
+
+    let rotated = desk.json(&["volume", "rotate", "db", "--wait"]);
+    assert_eq!(
+        (&rotated["volume"]["epoch"], &rotated["rekey"]["bytes_left"]),
+        (&2.into(), &0.into()),
+        "{rotated}"
+    );
+    let shown = desk.run(&["volume", "rotate", "db", "--show"]);
+    assert!(shown.contains("db on node-2"), "{shown}");
+    assert!(desk.run(&["volume", "list"]).contains("being rotated"), "it is said in the list");
+    sites.write(&sites.first, 0x22);
+    assert_eq!(volume()["rotation"]["older"], serde_json::json!([1]), "it is waited for");
+
+    let _second_daemon = desk.start("nightlatchd", &sites.second.config);
+    // What it had before it lets go of with the next epoch.
+    for fill in [0x23, 0x24] {
+        wait_up_to_date(&sites);
+        sites.write(&sites.first, fill);
+    }
+    wait_for("the end of the first epoch", PATIENCE + PATIENCE, || {
+        let volume = volume();
+        if volume["rotation"].is_null() { Ok(()) } else { Err(volume.to_string()) }
+    });
+    wait_up_to_date(&sites);
+    first_daemon.kill();
+    desk.until(&["volume", "promote", "db", "--node", "node-2", "--yes"]);
+    desk.run(&["volume", "access", "db", "--anyone"]);
+    sites.holds(&sites.second, 0x24);
+}

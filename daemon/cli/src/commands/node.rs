@@ -547,10 +547,18 @@ fn volume_lines(status: &NodeStatus) -> String {
     let line = |volume: &admin::api::VolumeStatus| {
         let due = match volume.encrypted_blocks {
             blocks if blocks < pool::ENCRYPTED_BLOCKS_DUE => "",
-            _ => "; ITS KEY IS NEARLY USED UP: copy the data to a new volume",
+            _ if volume.replica => "; its key is nearly used up",
+            _ => {
+                "; ITS KEY IS NEARLY USED UP: `nightlatch volume rotate`, if the keyholder does not by itself"
+            }
+        };
+        let rekey = match &volume.rekey {
+            Some(rekey) if rekey.trouble.is_some() => "; sealing it anew DOES NOT GO ON",
+            Some(rekey) if rekey.bytes_left > 0 => "; it is being sealed anew",
+            _ => "",
         };
         format!(
-            "  volume {} ({}, {}): {}{due}\n",
+            "  volume {} ({}, {}): {}{rekey}{due}\n",
             volume.volume,
             volume.kind,
             ByteLen(volume.size_bytes),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use admin::api::{RekeyStatus, VolumeStatus};
-use keyholder::api::VolumeEntry;
+use keyholder::api::{Rotation, VolumeEntry};
 use serde::Serialize;
 use units::ByteLen;
 
@@ -11,7 +11,7 @@ use crate::commands::volume::{entry_of, path};
 use crate::commands::wait;
 use crate::connect::{Ask, Connections};
 use crate::failure::{Done, Failure};
-use crate::output::{Output, duration_ms};
+use crate::output::{Output, until};
 
 /// How often is asked while somebody looks on.
 const ASKED_EVERY: Duration = Duration::from_millis(500);
@@ -38,14 +38,11 @@ pub(crate) fn run(
     let mut shown = look(entry, connections);
     if until_end {
         let bar = output.progress(0, "sealing anew");
-        while shown.volume.rotation.is_some() {
+        while !is_through(&shown) {
             if let Some(rekey) = &shown.rekey {
-                bar.set_length(rekey.bytes_left + rekey.bytes_moved);
+                bar.set_length(rekey.bytes_left.saturating_add(rekey.bytes_moved));
                 bar.set_position(rekey.bytes_moved);
-                // What snapshots keep goes with them, and nobody knows when.
-                if rekey.bytes_left == 0 && keepers(&shown).next().is_some() {
-                    break;
-                }
+                bar.set_message(heading(rekey));
             }
             std::thread::sleep(ASKED_EVERY);
             shown = look(entry_of(label, connections)?, connections);
@@ -56,10 +53,38 @@ pub(crate) fn run(
     match shown.volume.rotation.as_ref().and_then(|rotation| rotation.refused.as_ref()) {
         Some(refused) if !show_only => Err(Failure::local(
             format!("the node goes on under the epoch before: {refused}"),
-            "rotate again when that is mended: it is the same epoch that is offered then",
+            "it is given again every minute, and at once with `nightlatch volume rotate`: it is the same epoch then",
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether there is nothing left to wait for: all is under the newest epoch, the node does not take it, or what still keeps an older one
+/// goes when somebody does something about it.
+fn is_through(shown: &Shown) -> bool {
+    let Some(rotation) = &shown.volume.rotation else { return true };
+    if rotation.refused.is_some() && rotation.written != Some(shown.volume.epoch) {
+        return true;
+    }
+    let Some(rekey) = &shown.rekey else { return false };
+    let is_moved = rekey.bytes_left == 0 && !rekey.running && !rekey.epochs.is_empty();
+    let only_damaged = !rekey.running && rekey.damaged_sectors > 0 && rekey.bytes_moved == 0;
+    let is_kept = keepers(shown).next().is_some() || copies(rotation).next().is_some();
+    rotation.written == Some(shown.volume.epoch) && ((is_moved && is_kept) || only_damaged)
+}
+
+/// What stands before the bar.
+fn heading(rekey: &RekeyStatus) -> String {
+    match (&rekey.trouble, rekey.eta_s) {
+        (Some(_), _) => "waits, see --show".to_owned(),
+        (None, Some(eta)) => format!("sealing anew, {} more", until(eta)),
+        (None, None) => "sealing anew".to_owned(),
+    }
+}
+
+/// Copies on other nodes that have not followed.
+fn copies(rotation: &Rotation) -> impl Iterator<Item = &String> {
+    rotation.waits_for.iter().filter(|waits| waits.contains(" on "))
 }
 
 /// A node that cannot be asked is no reason not to say what the keyholder knows.
@@ -101,8 +126,7 @@ fn describe(shown: &Shown) -> String {
     }];
     if let Some(rekey) = rekey {
         if rekey.bytes_left > 0 {
-            let eta =
-                rekey.eta_s.map(|eta| format!(", about {} more", duration_ms(eta.saturating_mul(1000))));
+            let eta = rekey.eta_s.map(|eta| format!(", about {} more", until(eta)));
             lines.push(format!(
                 "{} lie under older epochs and are sealed anew while it serves{}.",
                 ByteLen(rekey.bytes_left),
@@ -127,10 +151,78 @@ fn describe(shown: &Shown) -> String {
             keepers.join(", ")
         ));
     }
+    let copies: Vec<&str> = copies(rotation).map(String::as_str).collect();
+    if !copies.is_empty() {
+        lines.push(format!(
+            "These copies on other nodes keep an older epoch until they have followed, or are deleted there: {}.",
+            copies.join(", ")
+        ));
+    }
     let older: Vec<String> = rotation.older.iter().map(ToString::to_string).collect();
     lines.push(format!("The keyholder still has the secret of epoch {}.", older.join(", ")));
+    lines.push(
+        "What was exported to a bucket under it cannot be read once that is gone: export it anew before."
+            .to_owned(),
+    );
     lines.push(
         "The new secret is in the ledger: save the ledger with `nightlatch key backup FILE`.".to_owned(),
     );
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use admin::api::EpochStatus;
+    use units::{VolumeEpoch, VolumeId};
+
+    use super::*;
+
+    fn shown(rotation: serde_json::Value, rekey: Option<RekeyStatus>) -> Shown {
+        let volume = serde_json::json!({
+            "label": "db", "volume": "01".repeat(16), "domain": "02".repeat(16), "epoch": 2, "size_bytes": 8192,
+            "kind": "block", "on_seal": "hold", "integrity": "tag", "node": "node-1", "fence": 1, "key": "unlocked",
+            "rotation": rotation,
+        });
+        Shown { volume: serde_json::from_value(volume).unwrap(), rekey }
+    }
+
+    fn rekey(bytes_left: u64, kept_by: &[u8]) -> RekeyStatus {
+        let shown_by = kept_by.iter().map(|id| VolumeId([*id; 16])).collect();
+        RekeyStatus {
+            running: bytes_left > 0,
+            bytes_left,
+            bytes_moved: 4096,
+            bytes_per_second: 1,
+            eta_s: Some(bytes_left),
+            damaged_sectors: 0,
+            trouble: None,
+            epochs: vec![EpochStatus { epoch: VolumeEpoch(1), allocated_bytes: 1 << 20, shown_by }],
+        }
+    }
+
+    fn rotation(waits_for: &[&str], written: u32, refused: Option<&str>) -> serde_json::Value {
+        serde_json::json!({ "older": [1], "written": written, "waits_for": waits_for, "refused": refused })
+    }
+
+    #[test]
+    fn it_waits_for_what_comes_by_itself_and_for_nothing_else() {
+        let through = |rotation, rekey| is_through(&shown(rotation, rekey));
+        assert!(through(serde_json::Value::Null, None), "nothing under an older epoch");
+        assert!(!through(rotation(&["db"], 2, None), None), "its node is not reached");
+        assert!(!through(rotation(&["db"], 2, None), Some(rekey(8192, &[9]))), "it is being moved");
+        assert!(!through(rotation(&["db"], 2, None), Some(rekey(0, &[1]))), "the node's word is on its way");
+        assert!(through(rotation(&["db"], 2, None), Some(rekey(0, &[9]))), "a snapshot keeps it");
+        assert!(through(rotation(&["db on node-2"], 2, None), Some(rekey(0, &[]))), "a replica keeps it");
+        assert!(through(rotation(&["db"], 1, Some("no room")), None), "the node does not take it");
+    }
+
+    #[test]
+    fn what_keeps_an_older_epoch_is_named() {
+        let text = describe(&shown(rotation(&["db on node-2"], 2, None), Some(rekey(0, &[9]))));
+        assert!(text.contains(&"09".repeat(16)) && text.contains("db on node-2"), "{text}");
+        assert!(!text.contains(&"01".repeat(16)), "{text}");
+        let text = describe(&shown(rotation(&["db"], 1, None), Some(rekey(8192, &[]))));
+        assert!(text.contains("still written under epoch 1") && text.contains("2 h more"), "{text}");
+        assert_eq!(heading(&rekey(180, &[])), "sealing anew, 3 min more");
+    }
 }

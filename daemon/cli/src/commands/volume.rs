@@ -280,7 +280,7 @@ pub(crate) fn volume_table(volumes: &[VolumeEntry]) -> String {
                     Some(latch) => {
                         format!("latched ({}): `nightlatch unlatch --volume {}`", latch.cause, volume.label)
                     }
-                    None => volume.reason.clone().unwrap_or_default(),
+                    None => volume.reason.clone().or_else(|| rotation(volume)).unwrap_or_default(),
                 },
             ]
         })
@@ -290,6 +290,17 @@ pub(crate) fn volume_table(volumes: &[VolumeEntry]) -> String {
         &rows,
         "no volumes yet: make one with `nightlatch volume create`",
     )
+}
+
+/// That a volume's key is being rotated.
+fn rotation(volume: &VolumeEntry) -> Option<String> {
+    let rotation = volume.rotation.as_ref()?;
+    Some(match rotation.refused {
+        Some(_) if rotation.written != Some(volume.epoch) => {
+            format!("its new key was not taken: `nightlatch volume rotate {} --show`", volume.label)
+        }
+        _ => format!("its key is being rotated: `nightlatch volume rotate {} --show`", volume.label),
+    })
 }
 
 pub(crate) fn key_state(state: KeyState) -> &'static str {

@@ -21,7 +21,6 @@ use crate::ledger::{LatchCause, LatchRecord, Life, NodeRecord, VolumeRecord, Wip
 use crate::policy::CameBack;
 use crate::records::LeaseRecord;
 use crate::store::{Room, StoreError};
-use crate::vault::{SecretOf, Wrapped};
 
 /// How far ahead of the ledger a fence reported by a node may be. More is no restored backup but nonsense, and would
 /// use up the numbers.
@@ -45,8 +44,6 @@ pub(crate) enum Judgement {
 #[derive(Debug)]
 pub(crate) struct PlannedGrant {
     pub(crate) order: GrantOrder,
-    /// The secret of each epoch whose key goes with it.
-    pub(crate) secrets: Vec<(SecretOf, Wrapped)>,
 }
 
 impl Book {
@@ -97,6 +94,10 @@ impl Book {
         let held: BTreeMap<VolumeId, GrantId> =
             evidence.held.iter().map(|held| (held.volume, held.grant)).collect();
         let revoke = self.reconcile(node, &held)?;
+        if let Err(error) = self.note_copies(node) {
+            // What it has is noted when it tells of it; until then nothing that it says lets a secret go.
+            tracing::warn!(%node, %error, "what the node has of other nodes' volumes is not written down yet");
+        }
         let latched = self.registry()?.node(node).is_some_and(|record| record.latch.is_some());
         Ok(match (lockdown, latched) {
             (true, _) if !held.is_empty() => Judgement::RevokeAll(RevokeCause::Lockdown),
@@ -154,9 +155,11 @@ impl Book {
         let volumes: Vec<VolumeRecord> = self.registry()?.volumes_of(node).cloned().collect();
         for record in &volumes {
             // A new session is a new try, for a reason that may have gone with the old one.
+            let said = self.nodes.get(&node).and_then(|now| now.present.get(&record.volume));
+            let written = said.map(|present| present.epoch);
             let now = self.volume_now(record.volume);
             now.attempts = 0;
-            (now.epoch_offered, now.epochs_in_use) = (None, None);
+            (now.epoch_offered, now.written) = (None, written);
             // A record of another node's lease is none of this node's: a promotion may have come between.
             let known = self.records.of(record.volume).filter(|known| known.node == node);
             let known = known.map(|known| known.grant);
@@ -462,9 +465,7 @@ impl Book {
             check: present.check,
             further: further.iter().map(|further| (further.epoch, further.check)).collect(),
         };
-        let secrets = std::iter::once(&present).chain(&further);
-        let secrets = secrets.map(|one| (one.secret_of(), one.secret)).collect();
-        Ok(PlannedGrant { order, secrets })
+        Ok(PlannedGrant { order })
     }
 
     /// The fence of the next grant: above the record, the ledger and what the node has seen.
@@ -865,6 +866,7 @@ fn is_passing(reason: &GrantRefusal) -> bool {
         | GrantRefusal::RolledBack(_)
         | GrantRefusal::NotHeld
         | GrantRefusal::NoSpace
+        | GrantRefusal::OneEpoch
         | GrantRefusal::VolumeFailed => false,
     }
 }

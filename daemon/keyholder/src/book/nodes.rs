@@ -290,6 +290,8 @@ impl Book {
         self.commit_with_new_trail(node, by, |registry| {
             registry.nodes.retain(|record| record.node != node);
             registry.tpms.retain(|tpm| tpm.node != node);
+            // What it had of other nodes' volumes keeps no secret any more.
+            registry.epoch_reports.retain(|report| report.node != node);
             Ok(())
         })?;
         self.nodes.remove(&node);

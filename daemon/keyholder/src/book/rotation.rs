@@ -3,22 +3,33 @@
 //! Invariants:
 //! - A secret is in the ledger, durable, before a node hears of its epoch; nothing could lie under a key that nobody has.
 //! - An epoch belongs to a domain, and so to every volume in it: clones rotate with what they are clones of.
-//! - A secret is destroyed only when every volume of its domain is served by a node that has said, in this run of the keyholder and
-//!   since it was last connected, that nothing in the volume's pool is left under it. Whoever has not said so keeps it alive.
+//! - A secret is destroyed only when the node of every volume of its domain has said, since the newest epoch began, that nothing in the
+//!   volume's pool is left under it, and no other node that is known to have a copy of one of them, a replica or what it was
+//!   before a promotion, has said otherwise or nothing yet. Whoever has not said so keeps it alive.
+//! - What nodes say is in the ledger: it counts for every keyholder of a cluster, and after a restart.
+//! - Everything here is decided over one state of the ledger and written over that one only: of two keyholders that rotate at once
+//!   one does, and the other is told that nothing was done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lease::keyholder::EpochOrder;
+use lease::keyholder::{EpochOrder, GrantOrder};
 use lease::limits::EPOCHS_MAX;
 use lease::message::{EpochTaken, EpochsInUse};
 use units::{DomainId, NodeId, VolumeEpoch, VolumeId};
 
 use super::Book;
-use super::volumes::{integrity_of, no_such};
-use crate::api::{KeyState, Rotation};
+use super::volumes::{integrity_of, is_named_key, no_such};
+use crate::api::{Connection, KeyState, Rotation};
+use crate::clock;
 use crate::error::KeyholderError;
-use crate::ledger::{OlderEpoch, VolumeRecord};
+use crate::ledger::{EpochReport, Life, OlderEpoch, Registry, VolumeRecord};
 use crate::vault::{SecretOf, Wrapped};
+
+/// A node that did not take a new epoch, or whose answer was lost, is given it again after this.
+const OFFER_AGAIN_MS: u64 = 60_000;
+
+/// Epochs that rotations which nobody asked for leave to those that somebody does.
+const EPOCHS_KEPT_FREE: usize = 2;
 
 /// The key of a new epoch for a node that serves the volume under an older one.
 #[derive(Debug)]
@@ -28,41 +39,62 @@ pub(crate) struct PlannedEpoch {
 }
 
 impl Book {
+    /// The nodes of all volumes in the domain of this one.
+    pub(crate) fn nodes_of_domain(&self, label: &str) -> Result<Vec<NodeId>, KeyholderError> {
+        let registry = self.registry()?;
+        let record = registry.volume_labelled(label).ok_or_else(|| no_such(label))?;
+        let nodes: BTreeSet<NodeId> = registry.volumes_in(record.domain).map(|volume| volume.node).collect();
+        Ok(nodes.into_iter().collect())
+    }
+
     /// First step: a fresh secret for the volume's domain, durable. One that the node has not taken yet is not followed by
-    /// another: it is offered again. The nodes of all volumes in the domain.
-    pub(crate) fn begin_rotation(&mut self, label: &str, by: &str) -> Result<Vec<NodeId>, KeyholderError> {
+    /// another: it is offered again.
+    pub(crate) fn begin_rotation(&mut self, label: &str, by: &str) -> Result<(), KeyholderError> {
         self.check_live(label)?;
         let registry = self.registry()?;
         let record = registry.volume_labelled(label).ok_or_else(|| no_such(label))?.clone();
         let domain = record.domain;
-        let of_domain: Vec<&VolumeRecord> =
-            registry.volumes.iter().filter(|volume| volume.domain == domain).collect();
-        let nodes: BTreeSet<NodeId> = of_domain.iter().map(|volume| volume.node).collect();
-        let ids: Vec<VolumeId> = of_domain.iter().map(|volume| volume.volume).collect();
-        let written = self.present_epoch(&record);
-        for volume in &ids {
-            self.volume_now(*volume).epoch_offered = None;
+        if is_named_key(record.kind, record.size.0) {
+            return Err(invalid(
+                format!(
+                    "{label} is a named key, which has one epoch for its life: what it wrapped lies in a store that names none"
+                ),
+                "make another with `nightlatch key create`, and have clients name that one from now on",
+            ));
         }
-        if written != Some(record.epoch) {
-            // Unknown, or under an older one: what there is already is to be taken first.
-            return match written {
-                Some(_) => Ok(nodes.into_iter().collect()),
-                None => Err(KeyholderError::Invalid {
-                    what: format!(
+        let ids: Vec<VolumeId> = registry.volumes_in(domain).map(|volume| volume.volume).collect();
+        let older = registry.older_of(domain).count();
+        match self.written_epoch(&record) {
+            Some(written) if written == record.epoch => {}
+            Some(written) if written < record.epoch => {
+                self.offer_again(&ids);
+                return Ok(());
+            }
+            Some(written) => {
+                return Err(invalid(
+                    format!(
+                        "{label} is written under epoch {written} of its key, and this ledger has none after {}",
+                        record.epoch
+                    ),
+                    "it is an older ledger than the one that made that epoch: restore a newer backup of it",
+                ));
+            }
+            None => {
+                return Err(invalid(
+                    format!(
                         "it is not known under which epoch {label} is written: its node has not been heard"
                     ),
-                    next_step: "bring the node back, then rotate",
-                }),
-            };
+                    "bring the node back, then rotate",
+                ));
+            }
         }
-        let older = self.registry()?.older.iter().filter(|older| older.domain == domain).count();
         if older + 1 >= EPOCHS_MAX {
-            return Err(KeyholderError::Invalid {
-                what: format!("{label} has {} epochs, which is the most", older + 1),
-                next_step: "delete the snapshots that keep the older ones: `nightlatch volume rotate --show` names them",
-            });
+            return Err(invalid(
+                format!("{label} has {} epochs, which is the most", older + 1),
+                "delete the snapshots that keep the older ones: `nightlatch volume rotate --show` names them",
+            ));
         }
-        let epoch = VolumeEpoch(record.epoch.0 + 1);
+        let epoch = VolumeEpoch(record.epoch.0.saturating_add(1));
         let (secret, check) =
             self.vault.make_secret(SecretOf { domain, epoch }, integrity_of(record.integrity))?;
         let before = OlderEpoch { domain, epoch: record.epoch, secret: record.secret, check: record.check };
@@ -71,8 +103,17 @@ impl Book {
             for volume in registry.volumes.iter_mut().filter(|volume| volume.domain == domain) {
                 (volume.epoch, volume.secret, volume.check) = (epoch, secret, check);
             }
+            // What their nodes said is of what there was before.
+            let own = |report: &EpochReport| {
+                registry.volumes.iter().any(|volume| {
+                    volume.domain == domain && (volume.volume, volume.node) == (report.volume, report.node)
+                })
+            };
+            registry.epoch_reports.retain(|report| !own(report));
+            registry.note_epoch_began(domain, clock::unix_s());
             Ok(())
         })?;
+        self.offer_again(&ids);
         let fields = [
             ("by", by.into()),
             ("label", label.into()),
@@ -81,20 +122,36 @@ impl Book {
             ("epoch", epoch.0.into()),
         ];
         self.audit.record("epoch-begun", fields)?;
-        Ok(nodes.into_iter().collect())
+        Ok(())
     }
 
-    /// What the volume's node writes it under, as far as it is known.
-    fn present_epoch(&self, volume: &VolumeRecord) -> Option<VolumeEpoch> {
-        let now = self.nodes.get(&volume.node)?;
-        now.present.get(&volume.volume).map(|present| present.epoch)
+    fn offer_again(&mut self, volumes: &[VolumeId]) {
+        for volume in volumes {
+            let now = self.volume_now(*volume);
+            (now.epoch_offered, now.epoch_refused, now.key_is_due) = (None, None, false);
+        }
+    }
+
+    /// Notes what a node wrote a volume under when it was last asked.
+    pub(crate) fn note_written(&mut self, volume: VolumeId, epoch: VolumeEpoch) {
+        self.volume_now(volume).written = Some(epoch);
+    }
+
+    /// What the volume's node writes it under, as far as it is known. Where the domain has had one epoch there is no other.
+    fn written_epoch(&self, volume: &VolumeRecord) -> Option<VolumeEpoch> {
+        let said = self.volumes.get(&volume.volume).and_then(|now| now.written);
+        let only = || {
+            let registry = self.registry().ok()?;
+            registry.older_of(volume.domain).next().is_none().then_some(volume.epoch)
+        };
+        said.or_else(only)
     }
 
     /// Whether the node writes the volume under the newest epoch.
     pub(crate) fn is_rotated(&self, label: &str) -> bool {
         let Ok(registry) = self.registry() else { return false };
         let Some(record) = registry.volume_labelled(label) else { return false };
-        self.present_epoch(record) == Some(record.epoch)
+        self.written_epoch(record) == Some(record.epoch)
     }
 
     /// Whether the node has said of the newest epoch that it does not take it.
@@ -110,46 +167,58 @@ impl Book {
         if older.is_empty() {
             return None;
         }
-        let of_domain = registry.volumes.iter().filter(|other| other.domain == volume.domain);
-        let waiting = of_domain.filter(|other| older.iter().any(|epoch| self.may_need(other, *epoch)));
-        let waits_for: Vec<String> = waiting.map(|other| other.label.clone()).collect();
+        let waits_for: BTreeSet<String> =
+            older.iter().flat_map(|epoch| self.needs_of(registry, volume.domain, *epoch)).collect();
+        let waits_for = waits_for.into_iter().collect();
         let refused = self.volumes.get(&volume.volume).and_then(|now| now.epoch_refused.clone());
-        Some(Rotation { older, written: self.present_epoch(volume), waits_for, refused })
+        let began_unix_s = registry.epoch_began(volume.domain);
+        Some(Rotation { older, written: self.written_epoch(volume), waits_for, refused, began_unix_s })
     }
 
     /// Under which epoch a grant is made, with which secret, and what else goes with it: the node has the volume under one that
     /// the ledger may know as an older one.
     pub(super) fn epochs_for_grant(&self, volume: &VolumeRecord) -> (OlderEpoch, Vec<OlderEpoch>) {
-        let newest = OlderEpoch {
-            domain: volume.domain,
-            epoch: volume.epoch,
-            secret: volume.secret,
-            check: volume.check,
-        };
         let older = self.registry().ok().into_iter().flat_map(|registry| registry.older_of(volume.domain));
-        let mut all: Vec<OlderEpoch> = std::iter::once(newest.clone()).chain(older.cloned()).collect();
-        let written = self.present_epoch(volume).unwrap_or(volume.epoch);
+        let mut all: Vec<OlderEpoch> = std::iter::once(newest_of(volume)).chain(older.cloned()).collect();
+        let written = self.written_epoch(volume).unwrap_or(volume.epoch);
         // One that the ledger does not know is refused by the node, which says why.
         let at = all.iter().position(|one| one.epoch == written).unwrap_or(0);
         let present = all.remove(at);
         (present, all)
     }
 
-    /// What is to be given to the node: new epochs of what it serves under an older one, each once in a session.
+    /// The secrets that a grant brings, as the ledger has them now: a fresh ledger key may have come since it was planned. `None` where
+    /// it has one of them no more.
+    pub(crate) fn secrets_for(&self, order: &GrantOrder) -> Option<Vec<(SecretOf, Wrapped)>> {
+        let registry = self.registry().ok()?;
+        let record = registry.volume(order.volume).filter(|record| record.domain == order.domain)?;
+        let newest = newest_of(record);
+        let known = |epoch: VolumeEpoch, check: [u8; 16]| {
+            let mut all = std::iter::once(&newest).chain(registry.older_of(order.domain));
+            let found = all.find(|one| (one.epoch, one.check) == (epoch, check))?;
+            Some((found.secret_of(), found.secret))
+        };
+        let wanted = std::iter::once((order.epoch, order.check)).chain(order.further.iter().copied());
+        wanted.map(|(epoch, check)| known(epoch, check)).collect()
+    }
+
+    /// What is to be given to the node: new epochs of what it serves under an older one.
     pub(crate) fn plan_epochs(&mut self, node: NodeId) -> Result<Vec<PlannedEpoch>, KeyholderError> {
         let registry = self.registry()?;
         let latched = registry.node(node).is_none_or(|record| record.latch.is_some());
         if registry.lockdown.is_some() || latched {
             return Ok(Vec::new());
         }
+        let moment = clock::now();
         let mut planned = Vec::new();
         for volume in registry.volumes_of(node).filter(|volume| volume.latch.is_none()) {
             let Some(now) = self.volumes.get(&volume.volume) else { continue };
             let in_force = now.grant.filter(|_| now.key == Some(KeyState::Unlocked));
-            let behind = self.present_epoch(volume).is_some_and(|written| written < volume.epoch);
-            let (Some(grant), true) = (in_force, behind && now.epoch_offered != Some(volume.epoch)) else {
-                continue;
-            };
+            let behind = self.written_epoch(volume).is_some_and(|written| written < volume.epoch);
+            let was_offered = now
+                .epoch_offered
+                .is_some_and(|(epoch, at)| epoch == volume.epoch && moment.ms_since(at) < OFFER_AGAIN_MS);
+            let (Some(grant), true, false) = (in_force, behind, was_offered) else { continue };
             let record = self.records.of(volume.volume).filter(|record| record.grant == grant);
             let Some(fence) = record.map(|record| record.fence) else { continue };
             let order = EpochOrder {
@@ -163,8 +232,7 @@ impl Book {
             planned.push(PlannedEpoch { order, wrapped: volume.secret });
         }
         for PlannedEpoch { order, .. } in &planned {
-            let now = self.volume_now(order.volume);
-            (now.epoch_offered, now.epoch_refused) = (Some(order.epoch), None);
+            self.volume_now(order.volume).epoch_offered = Some((order.epoch, moment));
         }
         Ok(planned)
     }
@@ -175,73 +243,147 @@ impl Book {
         let record = self.registry()?.volume(volume).cloned();
         let in_force = self.volumes.get(&volume).is_some_and(|now| now.grant == Some(grant));
         let Some(record) = record.filter(|record| record.node == node && in_force) else { return Ok(()) };
-        match result {
-            Ok(()) => {
-                let check = record.check;
-                if let Some(present) = self.node_now(node).present.get_mut(&volume)
-                    && record.epoch == epoch
-                {
-                    (present.epoch, present.check) = (epoch, check);
-                }
-                self.volume_now(volume).epoch_refused = None;
-            }
-            Err(reason) => self.volume_now(volume).epoch_refused = Some(reason.to_string()),
+        let now = self.volume_now(volume);
+        let refused = result.err().map(|reason| reason.to_string());
+        let is_news = now.epoch_refused != refused || result.is_ok();
+        now.epoch_refused.clone_from(&refused);
+        if result.is_ok() {
+            now.written = now.written.max(Some(epoch.min(record.epoch)));
+        }
+        // It is given again and again: an entry for each answer that is another one.
+        if !is_news {
+            return Ok(());
         }
         let fields = [
             ("volume", volume.to_string().into()),
             ("node", node.to_string().into()),
             ("epoch", epoch.0.into()),
-            ("why", result.err().map(|reason| reason.to_string()).into()),
+            ("why", refused.into()),
         ];
         let event = if result.is_ok() { "epoch-taken" } else { "epoch-refused" };
         self.audit.record(event, fields)?;
         Ok(())
     }
 
-    /// Notes what a node says is left under which epochs: of its own volumes, and of those whose key it has.
+    /// Compares the copies of other nodes' volumes that are known with what a node's evidence names: one that is new has something of a
+    /// volume under an epoch that it will tell, one that is gone needs none.
+    pub(super) fn note_copies(&mut self, node: NodeId) -> Result<(), KeyholderError> {
+        let present: BTreeSet<VolumeId> =
+            self.nodes.get(&node).map(|now| now.present.keys().copied().collect()).unwrap_or_default();
+        let registry = self.registry()?;
+        let is_gone = |report: &EpochReport| report.node == node && !present.contains(&report.volume);
+        let is_copy = |volume: &&VolumeRecord| volume.node != node && present.contains(&volume.volume);
+        let new: Vec<VolumeId> = registry
+            .volumes
+            .iter()
+            .filter(is_copy)
+            .map(|volume| volume.volume)
+            .filter(|volume| registry.epoch_report(node, *volume).is_none())
+            .collect();
+        if new.is_empty() && !registry.epoch_reports.iter().any(is_gone) {
+            return Ok(());
+        }
+        self.commit(|registry| {
+            registry.epoch_reports.retain(|report| !is_gone(report));
+            let new = new.iter().map(|volume| EpochReport { node, volume: *volume, epochs: None });
+            registry.epoch_reports.extend(new);
+            Ok(())
+        })
+    }
+
+    /// Notes what a node says is left under which epochs, of its own volumes and of its copies of others'. In the ledger, where it is
+    /// not what was known.
     pub(crate) fn note_epochs(&mut self, node: NodeId, told: &[EpochsInUse]) -> Result<(), KeyholderError> {
-        let own: BTreeSet<VolumeId> = self.registry()?.volumes_of(node).map(|volume| volume.volume).collect();
-        for EpochsInUse { volume, epochs } in told.iter().filter(|told| own.contains(&told.volume)) {
-            let now = self.volume_now(*volume);
-            if now.key == Some(KeyState::Unlocked) {
-                now.epochs_in_use = Some(epochs.iter().copied().collect());
+        let registry = self.registry()?;
+        // A node that says two things of one volume has both.
+        let mut said: BTreeMap<VolumeId, BTreeSet<VolumeEpoch>> = BTreeMap::new();
+        for EpochsInUse { volume, epochs } in told {
+            said.entry(*volume).or_default().extend(epochs.iter().copied());
+        }
+        let mut changes: BTreeMap<VolumeId, Option<Vec<VolumeEpoch>>> = BTreeMap::new();
+        for (volume, epochs) in said {
+            let Some(record) = registry.volume(volume) else { continue };
+            let known = registry.epoch_report(node, volume);
+            let epochs: Vec<VolumeEpoch> = epochs.into_iter().collect();
+            if record.node == node && registry.older_of(record.domain).next().is_none() {
+                // Nothing waits for it.
+                continue;
             }
+            let is_gone = record.node != node && epochs.is_empty();
+            match (is_gone, known) {
+                (true, None) => {}
+                (true, Some(_)) => drop(changes.insert(volume, None)),
+                (false, Some(known)) if known.epochs.as_ref() == Some(&epochs) => {}
+                (false, _) => drop(changes.insert(volume, Some(epochs))),
+            }
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.commit(|registry| {
+            registry
+                .epoch_reports
+                .retain(|report| report.node != node || !changes.contains_key(&report.volume));
+            let said = changes.iter().filter_map(|(volume, epochs)| {
+                Some(EpochReport { node, volume: *volume, epochs: Some(epochs.clone()?) })
+            });
+            registry.epoch_reports.extend(said);
+            Ok(())
+        })
+    }
+
+    /// Notes which of its volumes' keys a node says have encrypted so much that new ones are due.
+    pub(crate) fn note_due(&mut self, node: NodeId, due: &[VolumeId]) -> Result<(), KeyholderError> {
+        let registry = self.registry()?;
+        let at_newest = registry
+            .volumes_of(node)
+            .filter(|volume| self.written_epoch(volume) == Some(volume.epoch))
+            .map(|volume| volume.volume);
+        let at_newest: Vec<VolumeId> = at_newest.filter(|volume| due.contains(volume)).collect();
+        for volume in at_newest {
+            self.volume_now(volume).key_is_due = true;
         }
         Ok(())
     }
 
-    /// Whether something of the volume may lie under this epoch, as far as is known.
-    fn may_need(&self, volume: &VolumeRecord, epoch: VolumeEpoch) -> bool {
-        let now = self.volumes.get(&volume.volume).filter(|now| now.key == Some(KeyState::Unlocked));
-        let in_use = now.and_then(|now| now.epochs_in_use.as_ref());
-        // What the volume is written under is in use, whatever was said before it was.
-        in_use.is_none_or(|in_use| in_use.contains(&epoch) || !in_use.contains(&volume.epoch))
-            || self.present_epoch(volume) != Some(volume.epoch)
+    /// What may still need an epoch, in words.
+    fn needs_of(&self, registry: &Registry, domain: DomainId, epoch: VolumeEpoch) -> Vec<String> {
+        let own = registry.volumes_in(domain).filter(|volume| {
+            let said = registry.epoch_report(volume.node, volume.volume);
+            let said = said.and_then(|report| report.epochs.as_ref());
+            // What the volume is written under is in use: an answer without it is of what was before.
+            said.is_none_or(|in_use| in_use.contains(&epoch) || !in_use.contains(&volume.epoch))
+        });
+        let own = own.map(|volume| volume.label.clone());
+        let copies = registry.epoch_reports.iter().filter_map(|report| {
+            let volume = registry.volume(report.volume).filter(|volume| volume.domain == domain)?;
+            let is_copy = volume.node != report.node;
+            let needs = report.epochs.as_ref().is_none_or(|in_use| in_use.contains(&epoch));
+            (is_copy && needs).then(|| format!("{} on {}", volume.label, self.node_name(report.node)))
+        });
+        own.chain(copies).collect()
     }
 
     /// Last step: destroys the secrets of epochs under which nothing lies any more, and carries the others over to a fresh ledger
     /// key.
     pub(crate) fn retire_epochs(&mut self) -> Result<(), KeyholderError> {
         let registry = self.registry()?;
-        let needed = |older: &OlderEpoch| {
-            let mut volumes = registry.volumes.iter().filter(|volume| volume.domain == older.domain);
-            volumes.any(|volume| self.may_need(volume, older.epoch))
-        };
         let retired: Vec<(DomainId, VolumeEpoch)> = registry
             .older
             .iter()
-            .filter(|older| !needed(older))
+            .filter(|older| self.needs_of(registry, older.domain, older.epoch).is_empty())
             .map(|older| (older.domain, older.epoch))
             .collect();
         if retired.is_empty() {
             return Ok(());
         }
-        let of_domain = |domain: DomainId| {
-            let volumes = registry.volumes.iter().filter(|volume| volume.domain == domain);
-            volumes.map(|volume| volume.label.clone()).collect::<Vec<_>>()
+        let labels = |domain: DomainId| {
+            registry.volumes_in(domain).map(|volume| volume.label.clone()).collect::<Vec<_>>()
         };
-        let labels: Vec<Vec<String>> = retired.iter().map(|(domain, _)| of_domain(*domain)).collect();
-        let backups = registry.backup_serial;
+        let labels: Vec<Vec<String>> = retired.iter().map(|(domain, _)| labels(*domain)).collect();
+        // As with an erasure: a shared store keeps what was written to it for a while.
+        let serial = self.opened()?.header.serial;
+        let backups = self.store.shared().map(|_| serial).or(registry.backup_serial);
         self.commit_erasure(|registry| {
             registry.older.retain(|older| !retired.contains(&(older.domain, older.epoch)));
             Ok(())
@@ -258,4 +400,70 @@ impl Book {
         }
         Ok(())
     }
+
+    /// One volume of each domain whose key is to be rotated without anybody's asking, of nodes that this keyholder talks to: it has
+    /// encrypted as much as it should, or its epoch is older than `every_s` seconds.
+    pub(crate) fn rotations_due(
+        &mut self,
+        every_s: Option<u64>,
+    ) -> Result<Vec<(String, &'static str)>, KeyholderError> {
+        let now = clock::unix_s();
+        if every_s.is_some() {
+            self.note_unknown_beginnings(now)?;
+        }
+        let registry = self.registry()?;
+        if registry.lockdown.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut due: BTreeMap<DomainId, (String, &'static str)> = BTreeMap::new();
+        for volume in &registry.volumes {
+            let is_served = volume.life == Life::Live
+                && volume.latch.is_none()
+                && self.connection(volume.node) == Connection::Connected
+                && !is_named_key(volume.kind, volume.size.0);
+            let is_behind = self.written_epoch(volume) != Some(volume.epoch);
+            let has_room = registry.older_of(volume.domain).count() + 1 + EPOCHS_KEPT_FREE < EPOCHS_MAX;
+            if !is_served || is_behind || !has_room {
+                continue;
+            }
+            let is_old = every_s.is_some_and(|every_s| {
+                registry.epoch_began(volume.domain).is_some_and(|began| now.saturating_sub(began) >= every_s)
+            });
+            let why = match self.volumes.get(&volume.volume).is_some_and(|now| now.key_is_due) {
+                true => "blocks",
+                false if is_old => "schedule",
+                false => continue,
+            };
+            due.entry(volume.domain).or_insert_with(|| (volume.label.clone(), why));
+        }
+        Ok(due.into_values().collect())
+    }
+
+    /// Domains from before their beginnings were noted count from now.
+    fn note_unknown_beginnings(&mut self, now: u64) -> Result<(), KeyholderError> {
+        let registry = self.registry()?;
+        let unknown: BTreeSet<DomainId> = registry
+            .volumes
+            .iter()
+            .map(|volume| volume.domain)
+            .filter(|domain| registry.epoch_began(*domain).is_none())
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.commit(|registry| {
+            unknown.iter().for_each(|domain| registry.note_epoch_began(*domain, now));
+            Ok(())
+        })
+    }
+}
+
+/// The newest epoch of a volume's domain, as the older ones are kept.
+fn newest_of(volume: &VolumeRecord) -> OlderEpoch {
+    let VolumeRecord { domain, epoch, secret, check, .. } = *volume;
+    OlderEpoch { domain, epoch, secret, check }
+}
+
+fn invalid(what: String, next_step: &'static str) -> KeyholderError {
+    KeyholderError::Invalid { what, next_step }
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod leases;
 mod limits;
+mod rotation;
 mod simulation;
 mod volumes;
 
@@ -225,6 +226,8 @@ fn bless() {
         (volume.epoch, volume.secret, volume.check) = (newer.epoch, secret, check);
         let crate::ledger::VolumeRecord { domain, epoch, secret, check, .. } = first;
         registry.older.push(crate::ledger::OlderEpoch { domain, epoch, secret, check });
+        let (node, epochs) = (NodeId([2; 16]), Some(vec![epoch]));
+        registry.epoch_reports.push(crate::ledger::EpochReport { node, volume: first.volume, epochs });
         Ok(())
     })
     .unwrap();
@@ -247,6 +250,9 @@ fn the_committed_ledger_of_version_4_has_the_epochs_that_volumes_were_written_un
     assert_eq!((volume.epoch, older.len()), (VolumeEpoch(2), 1));
     assert_eq!((older[0].epoch, older[0].check == volume.check), (VolumeEpoch(1), false));
     assert_eq!(registry.older_of(other.domain).count(), 0);
+    let told = registry.epoch_report(NodeId([2; 16]), volume.volume).unwrap();
+    assert_eq!(told.epochs, Some(vec![VolumeEpoch(1)]));
+    assert!(registry.epoch_began(volume.domain).is_some() && registry.epoch_began(other.domain).is_some());
     // All of them are carried over to a fresh ledger key, and what goes is gone.
     let before = older[0].secret;
     book.erase_volume(other.volume, "test").unwrap();
@@ -254,7 +260,9 @@ fn the_committed_ledger_of_version_4_has_the_epochs_that_volumes_were_written_un
     let carried: Vec<_> = registry.older_of(volume.domain).map(|older| older.secret).collect();
     assert!(carried.len() == 1 && carried[0] != before);
     book.erase_volume(volume.volume, "test").unwrap();
-    assert!(book.registry().unwrap().older.is_empty(), "erased with the last volume of its domain");
+    let registry = book.registry().unwrap();
+    assert!(registry.older.is_empty(), "erased with the last volume of its domain");
+    assert!(registry.epoch_reports.is_empty() && registry.epochs_began.is_empty());
 }
 
 #[test]

@@ -161,6 +161,7 @@ impl Book {
         let id = record.volume.to_string();
         self.commit(|registry| {
             registry.volumes.push(record);
+            registry.note_epoch_began(domain, clock::unix_s());
             Ok(())
         })?;
         let fields = [
@@ -520,7 +521,9 @@ impl Book {
         let alone = shared_with.is_empty();
         self.commit_erasure(|registry| {
             registry.volumes.retain(|record| record.volume != volume);
+            registry.epoch_reports.retain(|report| report.volume != volume);
             registry.older.retain(|older| !alone || older.domain != domain);
+            registry.epochs_began.retain(|(of, _)| !alone || *of != domain);
             registry.erasures.push(erasure);
             Ok(())
         })?;
@@ -598,7 +601,7 @@ fn check_label(label: &str) -> Result<(), KeyholderError> {
 }
 
 /// A named key is a volume of one sector for objects, which none fits on.
-fn is_named_key(kind: VolumeKind, size_bytes: u64) -> bool {
+pub(super) fn is_named_key(kind: VolumeKind, size_bytes: u64) -> bool {
     kind == VolumeKind::Objects && size_bytes == lease::limits::NAMED_KEY_BYTES
 }
 

@@ -250,7 +250,7 @@ impl FakeNode {
         let mut told = self.inner.told_epochs.lock().unwrap();
         told.retain(|of| of.volume != volume);
         told.push(EpochsInUse { volume, epochs });
-        self.inner.lease.lock().unwrap().set_epochs(told.clone());
+        self.inner.lease.lock().unwrap().set_epochs(told.clone(), Vec::new());
     }
 
     pub(crate) fn epochs_held(&self, volume: VolumeId) -> Vec<u32> {

@@ -64,7 +64,7 @@ async fn a_node_that_starts_again_gets_every_epoch_that_may_be_needed() {
     node.wait("its keys", |node| node.keys().contains_key(&volume)).await;
     assert_eq!(node.epochs_held(volume), [1, 2]);
 
-    // The keyholder forgets what it was told when it is started again, and destroys nothing until it is told anew.
+    // The keyholder is started again, and destroys nothing until it is told that it may.
     node.tell_epochs(volume, &[1, 2]);
     site.stop().await;
     site.start().await;
@@ -124,4 +124,42 @@ async fn a_clone_rotates_with_its_parent_and_keeps_the_old_secret_until_it_has_m
     node.tell_epochs(clone.volume, &[2]);
     site.wait("the clone's word", |status| status.volumes.iter().all(|volume| volume.rotation.is_none()))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_on_another_node_keeps_the_old_secret_until_it_has_followed() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    let (node, other) = (site.node(1).await, site.node(2).await);
+    let volume = site.create("db", 1).await.volume;
+    other.tell_epochs(volume, &[1]);
+    other.sends_challenges(2).await;
+    rotate(&site.operator(), "db").await;
+    node.tell_epochs(volume, &[2]);
+    site.wait("the replica to be what is waited for", |status| {
+        let rotation = status.volumes[0].rotation.as_ref();
+        rotation.is_some_and(|rotation| rotation.waits_for == ["db on node-2"])
+    })
+    .await;
+    other.tell_epochs(volume, &[2]);
+    site.wait("the end of the first epoch", |status| status.volumes[0].rotation.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_that_a_node_began_by_itself_with_its_grant_is_known_without_anybodys_doing() {
+    let site = Site::new().await;
+    site.ceremony().await;
+    let node = site.node(1).await;
+    let volume = site.create("db", 1).await.volume;
+    node.refuse_epochs(true);
+    rotate(&site.operator(), "db").await;
+    // Started again it gets both keys, and is still under the first; the epoch is given under the new lease.
+    let node = site.restart_node(1, &node).await;
+    node.pin(site.grant_signing_key().await);
+    site.wait("the new epoch to be taken", |status| {
+        let rotation = status.volumes[0].rotation.as_ref();
+        rotation.is_some_and(|rotation| rotation.written == Some(VolumeEpoch(2)))
+    })
+    .await;
+    assert_eq!(node.epochs_held(volume), [1, 2]);
 }

@@ -45,7 +45,7 @@ fn open_shared(dir: &Path, name: &str, kv: &SimulatedKv) -> Book {
     Book::open(name.to_owned(), StateDir::open(dir).unwrap(), vault, leases, Some(access)).unwrap()
 }
 
-fn add_second_node(book: &mut Book) {
+pub(super) fn add_second_node(book: &mut Book) {
     let second = AddNode {
         name: "node-2".to_owned(),
         node: NodeId([2; 16]),
