@@ -17,9 +17,6 @@ use crate::{Validate, load, parse};
 /// serves for a day.
 pub(crate) const LEASE_MS: RangeInclusive<u64> = 1_000..=86_400_000;
 
-/// Ten years: who means never gives 0.
-const ROTATE_EVERY_DAYS_MAX: u32 = 3_650;
-
 /// What the keyholder needs to know before it starts. Nodes and volumes are not here: they live in its ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,10 +40,6 @@ pub struct KeyholderConfig {
     /// somebody's real ones.
     #[serde(default)]
     pub dial_loopback_only: bool,
-    /// For how many days a volume's key has one epoch: then it is rotated as by `nightlatch volume rotate`. 0: when somebody asks, and
-    /// when it has encrypted 2^43 blocks.
-    #[serde(default)]
-    pub rotate_every_days: u32,
     /// Where to listen.
     pub listen: KeyholderListen,
     /// Certificates.
@@ -196,13 +189,6 @@ impl Validate for KeyholderConfig {
                 "lease_ms_max",
                 format!("a longest lease of {} ms is out of range", self.lease_ms_max),
                 format!("give {} (lease_ms) to {} ms", self.lease_ms, LEASE_MS.end()),
-            ));
-        }
-        if self.rotate_every_days > ROTATE_EVERY_DAYS_MAX {
-            return Err(Invalid::new(
-                "rotate_every_days",
-                format!("{} days is out of range", self.rotate_every_days),
-                format!("give 1 to {ROTATE_EVERY_DAYS_MAX} days, or 0 for no schedule"),
             ));
         }
         self.oidc.as_ref().map_or(Ok(()), OidcConfig::validate)?;

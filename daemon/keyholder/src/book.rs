@@ -79,6 +79,8 @@ struct NodeNow {
     hygiene: Option<serde_json::Value>,
     /// Volumes that it reported, by its latest evidence.
     present: BTreeMap<VolumeId, VolumePresent>,
+    /// What of other nodes' volumes is among those is in the ledger.
+    copies_noted: bool,
     /// When it last proved, signed, that it holds nothing.
     empty_since: Option<BootInstant>,
     /// Wipes of everything that it told of since its machine was started, the last ones.
@@ -101,6 +103,7 @@ impl Default for NodeNow {
             last_wipe: None,
             hygiene: None,
             present: BTreeMap::new(),
+            copies_noted: false,
             empty_since: None,
             told_wipes: Vec::new(),
             came_back: CameBack::default(),
@@ -180,6 +183,7 @@ pub(crate) struct Book {
     unseals: rules::Unseals,
     people: people::People,
     joins: joins::Joins,
+    retiring: rotation::Retiring,
     approvals: Vec<approvals::Request>,
     last_break_glass: Option<BreakGlass>,
     /// How far each node's own trail had come when it was last followed.
@@ -250,6 +254,7 @@ impl Book {
             unseals: rules::Unseals::default(),
             people: people::People::default(),
             joins: joins::Joins::default(),
+            retiring: rotation::Retiring::default(),
             approvals: Vec::new(),
             last_break_glass: None,
             node_trails: BTreeMap::new(),

@@ -40,7 +40,7 @@ use crate::heads;
 use crate::link::{self, COMMANDS_MAX, Command};
 use crate::oidc::{OidcError, Provider};
 use crate::requests::{self, Requests};
-use crate::vault::Vault;
+use crate::vault::{Vault, VaultError};
 use crate::webhooks::{self, Webhook, Webhooks};
 
 /// How long an act waits for the nodes' signed receipts before it answers without them.
@@ -96,8 +96,6 @@ pub struct KeyholderParams {
     pub oidc: Option<Provider>,
     /// Who is told of what happens.
     pub webhooks: Vec<Webhook>,
-    /// For how long a key has one epoch, in seconds; `None` until somebody asks for another, or it has encrypted as much as it should.
-    pub rotate_every_s: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -116,7 +114,6 @@ pub struct Keyholder {
     pub(crate) dial_loopback_only: bool,
     pub(crate) requests: Arc<Requests>,
     oidc: Option<Provider>,
-    rotate_every_s: Option<u64>,
     pub(crate) webhooks: Webhooks,
     /// Changes with every entry of the trail that webhooks may tell of.
     pub(crate) told: Arc<watch::Sender<u64>>,
@@ -163,7 +160,6 @@ impl Keyholder {
             dial_loopback_only: params.dial_loopback_only,
             requests: Arc::new(requests),
             oidc: params.oidc,
-            rotate_every_s: params.rotate_every_s,
             webhooks,
             told: book.audit.told(),
             book: Mutex::new(book),
@@ -503,19 +499,21 @@ impl Keyholder {
         if self.seal_state() != SealState::Unsealed {
             return;
         }
-        let done = async {
-            for (label, why) in self.book(|book| book.rotations_due(self.rotate_every_s))? {
-                tracing::info!(label, why, "the volume's key is given a new epoch");
-                self.rotate_volume(&label, why).await?;
-            }
-            Ok::<_, KeyholderError>(())
+        // What was said before a start, or of what is gone meanwhile, and no answer has come after.
+        let due = self.book(|book| {
+            book.retire_epochs()?;
+            book.rotations_due()
+        });
+        let due = match due {
+            Ok(due) => due,
+            Err(error) => return not_rotated(&error, None),
         };
-        match done.await {
-            Ok(()) => {}
-            Err(error @ KeyholderError::Store(_)) => {
-                tracing::debug!(%error, "new epochs that are due wait for the store");
+        for (label, why) in due {
+            tracing::info!(label, why, "the volume's key is given a new epoch");
+            // The others are not made to wait by one that cannot be.
+            if let Err(error) = self.rotate_volume(&label, why).await {
+                not_rotated(&error, Some(&label));
             }
-            Err(error) => tracing::warn!(%error, "a new epoch that is due could not begin"),
         }
     }
 
@@ -997,6 +995,16 @@ async fn prune_daily(keyholder: Arc<Keyholder>, stop: CancellationToken) {
         }
     };
     stop.run_until_cancelled(every_day).await;
+}
+
+/// It is looked again after a while.
+fn not_rotated(error: &KeyholderError, label: Option<&str>) {
+    match error {
+        KeyholderError::Store(_) | KeyholderError::Vault(VaultError::Sealed { .. }) => {
+            tracing::debug!(label, %error, "new epochs that are due wait for the store");
+        }
+        error => tracing::warn!(label, %error, "a new epoch that is due could not begin"),
+    }
 }
 
 /// Gives new epochs to the keys that are due for one, until `stop`.

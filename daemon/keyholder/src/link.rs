@@ -555,12 +555,13 @@ impl<'a> Dialogue<'a> {
     fn note_epochs(&self, told: &Told) {
         let (keyholder, node) = (self.keyholder, self.node);
         let noted = keyholder.book(|book| {
+            book.note_copies(node)?;
             book.note_due(node, &told.due)?;
             if told.epochs.is_empty() {
                 return Ok(());
             }
             book.note_epochs(node, &told.epochs)?;
-            book.retire_epochs()
+            book.retire_epochs_if_due()
         });
         match noted {
             Ok(()) => {}

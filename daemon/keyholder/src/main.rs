@@ -131,7 +131,6 @@ fn prepare(config: &KeyholderConfig) -> Result<Prepared> {
         shared_store,
         oidc: config.oidc.as_ref().map(Provider::load).transpose()?,
         webhooks,
-        rotate_every_s: (config.rotate_every_days > 0).then(|| u64::from(config.rotate_every_days) * 86_400),
     })?;
     Ok(Prepared { keyholder, listener, tls, trust_domain })
 }

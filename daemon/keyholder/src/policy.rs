@@ -34,6 +34,9 @@ const RULES_MAX: usize = 4_096;
 /// Longest time in which a second person may approve.
 const LAPSE_MINUTES_MAX: u32 = 7 * 24 * 60;
 
+/// Longest time in which a key has one epoch, ten years: who means never leaves it out.
+const ROTATE_EVERY_DAYS_MAX: u32 = 3_650;
+
 /// Longest administrative login.
 const SESSION_MINUTES_MAX: u32 = 24 * 60;
 
@@ -73,6 +76,9 @@ pub struct Policy {
     /// How long the trail is kept.
     #[serde(default)]
     pub audit: AuditRule,
+    /// How long keys stay as they are.
+    #[serde(default)]
+    pub rotation: RotationRule,
 }
 
 impl Default for Policy {
@@ -89,6 +95,7 @@ impl Default for Policy {
             people: PeopleRule::default(),
             persons: Vec::new(),
             audit: AuditRule::default(),
+            rotation: RotationRule::default(),
         }
     }
 }
@@ -211,6 +218,9 @@ pub struct VolumeRule {
     /// When its key is pushed; always where empty.
     #[serde(default)]
     pub hours: Vec<Window>,
+    /// For how many days its key has one epoch at most.
+    #[serde(default)]
+    pub rotate_every_days: Option<u32>,
 }
 
 /// How many people it takes: one who asks, and the others who approve.
@@ -316,6 +326,15 @@ pub struct AuditRule {
     pub keep_days: Option<u32>,
 }
 
+/// How long the keys of volumes stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationRule {
+    /// For how many days a key has one epoch; until somebody asks for another, or it has encrypted 2^43 blocks, where absent.
+    #[serde(default)]
+    pub every_days: Option<u32>,
+}
+
 /// A policy that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{what}; {next_step}", line.map(|line| format!("line {line}: ")).unwrap_or_default())]
@@ -381,6 +400,19 @@ impl Policy {
         }
         if self.audit.keep_days == Some(0) {
             return Err(wrong("keep_days = 0 would keep no trail", "give a number of days, or leave it out"));
+        }
+        let of_volumes = self.volumes.iter().filter_map(|rule| rule.rotate_every_days);
+        if self
+            .rotation
+            .every_days
+            .into_iter()
+            .chain(of_volumes)
+            .any(|days| !(1..=ROTATE_EVERY_DAYS_MAX).contains(&days))
+        {
+            return Err(wrong(
+                "a time after which keys are rotated is out of range",
+                "give 1 to 3650 days, or leave it out",
+            ));
         }
         Ok(())
     }
@@ -481,6 +513,17 @@ impl Policy {
             }
         }
         Ok(())
+    }
+
+    /// Whether any key is rotated by schedule.
+    pub(crate) fn rotates(&self) -> bool {
+        self.rotation.every_days.is_some() || self.volumes.iter().any(|rule| rule.rotate_every_days.is_some())
+    }
+
+    /// For how many days the key of a volume has one epoch: the shortest time that anything says.
+    pub(crate) fn rotate_every_days(&self, volume: &str) -> Option<u32> {
+        let of_volume = self.volumes.iter().filter(|rule| matches(&rule.label, volume));
+        of_volume.filter_map(|rule| rule.rotate_every_days).chain(self.rotation.every_days).min()
     }
 
     fn attestation_of(&self, rule: Option<&NodeRule>) -> Attestation {

@@ -995,7 +995,6 @@ fn keyholder_config(dir: &Path, authority: &Authority, spec: &SiteSpec) -> Keyho
         lease_ms: spec.lease_ms,
         lease_ms_max: spec.lease_ms,
         allow_mlock: false,
-        rotate_every_days: 0,
         listen: KeyholderListen { admin: free_port() },
         tls: control_tls(authority, Role::Keyholder, "keyholder"),
         oidc: None,

@@ -193,7 +193,7 @@ pub fn recover(root: Secret, ledger: &[u8]) -> Result<Recovered> {
     ensure!(Sha256::digest(content).as_slice() == checksum, "the ledger's checksum does not match");
     let rest = content.strip_prefix(MAGIC).context("a ledger begins with its magic")?;
     let (version, rest) = rest.split_first_chunk().context("a version follows")?;
-    ensure!(u32::from_le_bytes(*version) == 3, "an unknown version");
+    ensure!(u32::from_le_bytes(*version) == 4, "an unknown version");
     let (length, rest) = rest.split_first_chunk().context("the header's length follows")?;
     let (header_bytes, registry) =
         rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length))?).context("the header fits")?;

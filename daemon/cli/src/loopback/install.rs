@@ -114,7 +114,6 @@ pub(crate) async fn start_keyholder(
         allow_mlock: false,
         dial_loopback_only: true,
         etcd: None,
-        rotate_every_days: 0,
         listen: KeyholderListen { admin: planned.admin },
         tls: ControlTls {
             trust_domain: trust.trust_domain,

@@ -94,9 +94,10 @@ impl Book {
         let held: BTreeMap<VolumeId, GrantId> =
             evidence.held.iter().map(|held| (held.volume, held.grant)).collect();
         let revoke = self.reconcile(node, &held)?;
+        self.node_now(node).copies_noted = false;
         if let Err(error) = self.note_copies(node) {
-            // What it has is noted when it tells of it; until then nothing that it says lets a secret go.
-            tracing::warn!(%node, %error, "what the node has of other nodes' volumes is not written down yet");
+            // It is tried again with each of its challenges.
+            tracing::info!(%node, %error, "what the node has of other nodes' volumes is not written down yet");
         }
         let latched = self.registry()?.node(node).is_some_and(|record| record.latch.is_some());
         Ok(match (lockdown, latched) {
@@ -785,6 +786,8 @@ impl Book {
             if matches!(now.key, Some(KeyState::Unlocked | KeyState::Pushing)) {
                 now.key = Some(KeyState::Unknown);
             }
+            // Another keyholder may give it a new epoch meanwhile.
+            (now.written, now.key_is_due) = (None, false);
         }
         let now = self.node_now(node);
         now.connection = Connection::Dialling;

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A secret is in the ledger, durable, before a node hears of its epoch; nothing could lie under a key that nobody has.
 //! - An epoch belongs to a domain, and so to every volume in it: clones rotate with what they are clones of.
-//! - A secret is destroyed only when the node of every volume of its domain has said, since the newest epoch began, that nothing in the
-//!   volume's pool is left under it, and no other node that is known to have a copy of one of them, a replica or what it was
+//! - A secret is destroyed only when the node of every volume of its domain has said, serving it and since the newest epoch began, that
+//!   nothing in the volume's pool is left under it, and no other node that is known to have a copy of one of them, a replica or what it was
 //!   before a promotion, has said otherwise or nothing yet. Whoever has not said so keeps it alive.
 //! - What nodes say is in the ledger: it counts for every keyholder of a cluster, and after a restart.
 //! - Everything here is decided over one state of the ledger and written over that one only: of two keyholders that rotate at once
@@ -13,9 +13,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lease::keyholder::{EpochOrder, GrantOrder};
-use lease::limits::EPOCHS_MAX;
+use lease::limits::{EPOCHS_MAX, VOLUMES_MAX};
 use lease::message::{EpochTaken, EpochsInUse};
-use units::{DomainId, NodeId, VolumeEpoch, VolumeId};
+use units::{BootInstant, DomainId, NodeId, VolumeEpoch, VolumeId};
 
 use super::Book;
 use super::volumes::{integrity_of, is_named_key, no_such};
@@ -28,8 +28,28 @@ use crate::vault::{SecretOf, Wrapped};
 /// A node that did not take a new epoch, or whose answer was lost, is given it again after this.
 const OFFER_AGAIN_MS: u64 = 60_000;
 
-/// Epochs that rotations which nobody asked for leave to those that somebody does.
+const DAY_S: u64 = 86_400;
+
+/// Epochs that a schedule leaves to those that somebody asks for, or that a key needs because it has encrypted as much as it should.
 const EPOCHS_KEPT_FREE: usize = 2;
+
+/// Secrets are destroyed together, so often at most: each time all the others are carried over to a fresh ledger key.
+const RETIRED_EVERY_MS: u64 = 5_000;
+
+/// What is remembered between two answers of nodes.
+#[derive(Debug)]
+pub(super) struct Retiring {
+    /// Somebody has said something new since it was last looked at.
+    is_due: bool,
+    looked_at: Option<BootInstant>,
+}
+
+impl Default for Retiring {
+    fn default() -> Self {
+        // What was said before a start, and not acted on.
+        Self { is_due: true, looked_at: None }
+    }
+}
 
 /// The key of a new epoch for a node that serves the volume under an older one.
 #[derive(Debug)]
@@ -88,6 +108,7 @@ impl Book {
                 ));
             }
         }
+        self.check_room_for_epoch(domain)?;
         if older + 1 >= EPOCHS_MAX {
             return Err(invalid(
                 format!("{label} has {} epochs, which is the most", older + 1),
@@ -123,6 +144,27 @@ impl Book {
         ];
         self.audit.record("epoch-begun", fields)?;
         Ok(())
+    }
+
+    /// A node holds as many keys as it may have volumes: a grant that brings one too many would be refused, and the volume not served.
+    fn check_room_for_epoch(&self, domain: DomainId) -> Result<(), KeyholderError> {
+        let registry = self.registry()?;
+        let mut older: BTreeMap<DomainId, usize> = BTreeMap::new();
+        registry.older.iter().for_each(|epoch| *older.entry(epoch.domain).or_default() += 1);
+        let mut keys: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for volume in &registry.volumes {
+            let more = usize::from(volume.domain == domain);
+            *keys.entry(volume.node).or_default() +=
+                1 + more + older.get(&volume.domain).copied().unwrap_or_default();
+        }
+        let of_domain: BTreeSet<NodeId> = registry.volumes_in(domain).map(|volume| volume.node).collect();
+        match of_domain.into_iter().find(|node| keys.get(node).is_some_and(|keys| *keys > VOLUMES_MAX)) {
+            None => Ok(()),
+            Some(node) => Err(invalid(
+                format!("{} would hold more than {VOLUMES_MAX} keys", self.node_name(node)),
+                "let the rotations there come to their end first: `nightlatch volume list` says which volumes are being rotated",
+            )),
+        }
     }
 
     fn offer_again(&mut self, volumes: &[VolumeId]) {
@@ -266,29 +308,39 @@ impl Book {
     }
 
     /// Compares the copies of other nodes' volumes that are known with what a node's evidence names: one that is new has something of a
-    /// volume under an epoch that it will tell, one that is gone needs none.
-    pub(super) fn note_copies(&mut self, node: NodeId) -> Result<(), KeyholderError> {
+    /// volume under an epoch that it will tell, one that is gone needs none. Where that is written down already nothing is done.
+    pub(crate) fn note_copies(&mut self, node: NodeId) -> Result<(), KeyholderError> {
+        if self.nodes.get(&node).is_none_or(|now| now.copies_noted) {
+            return Ok(());
+        }
         let present: BTreeSet<VolumeId> =
             self.nodes.get(&node).map(|now| now.present.keys().copied().collect()).unwrap_or_default();
         let registry = self.registry()?;
         let is_gone = |report: &EpochReport| report.node == node && !present.contains(&report.volume);
-        let is_copy = |volume: &&VolumeRecord| volume.node != node && present.contains(&volume.volume);
-        let new: Vec<VolumeId> = registry
-            .volumes
+        let known: BTreeSet<VolumeId> = registry
+            .epoch_reports
             .iter()
-            .filter(is_copy)
-            .map(|volume| volume.volume)
-            .filter(|volume| registry.epoch_report(node, *volume).is_none())
+            .filter(|report| report.node == node)
+            .map(|report| report.volume)
             .collect();
+        let is_new = |volume: &&VolumeRecord| {
+            let id = &volume.volume;
+            volume.node != node && present.contains(id) && !known.contains(id)
+        };
+        let new: Vec<VolumeId> = registry.volumes.iter().filter(is_new).map(|volume| volume.volume).collect();
         if new.is_empty() && !registry.epoch_reports.iter().any(is_gone) {
+            self.node_now(node).copies_noted = true;
             return Ok(());
         }
+        self.retiring.is_due = true;
         self.commit(|registry| {
             registry.epoch_reports.retain(|report| !is_gone(report));
             let new = new.iter().map(|volume| EpochReport { node, volume: *volume, epochs: None });
             registry.epoch_reports.extend(new);
             Ok(())
-        })
+        })?;
+        self.node_now(node).copies_noted = true;
+        Ok(())
     }
 
     /// Notes what a node says is left under which epochs, of its own volumes and of its copies of others'. In the ledger, where it is
@@ -300,13 +352,27 @@ impl Book {
         for EpochsInUse { volume, epochs } in told {
             said.entry(*volume).or_default().extend(epochs.iter().copied());
         }
+        // This comes with every challenge of every node: each list is gone through once.
+        let records: BTreeMap<VolumeId, &VolumeRecord> = registry
+            .volumes
+            .iter()
+            .filter(|record| said.contains_key(&record.volume))
+            .map(|record| (record.volume, record))
+            .collect();
+        let known: BTreeMap<VolumeId, &EpochReport> = registry
+            .epoch_reports
+            .iter()
+            .filter(|report| report.node == node)
+            .map(|report| (report.volume, report))
+            .collect();
+        let rotating: BTreeSet<DomainId> = registry.older.iter().map(|older| older.domain).collect();
         let mut changes: BTreeMap<VolumeId, Option<Vec<VolumeEpoch>>> = BTreeMap::new();
         for (volume, epochs) in said {
-            let Some(record) = registry.volume(volume) else { continue };
-            let known = registry.epoch_report(node, volume);
+            let Some(record) = records.get(&volume) else { continue };
+            let known = known.get(&volume);
             let epochs: Vec<VolumeEpoch> = epochs.into_iter().collect();
-            if record.node == node && registry.older_of(record.domain).next().is_none() {
-                // Nothing waits for it.
+            if record.node == node && (!rotating.contains(&record.domain) || !self.serves(node, volume)) {
+                // Nothing waits for it, or it may be from before the volume came here.
                 continue;
             }
             let is_gone = record.node != node && epochs.is_empty();
@@ -320,6 +386,7 @@ impl Book {
         if changes.is_empty() {
             return Ok(());
         }
+        self.retiring.is_due = true;
         self.commit(|registry| {
             registry
                 .epoch_reports
@@ -346,6 +413,14 @@ impl Book {
         Ok(())
     }
 
+    /// Whether the node has the volume's key by a grant that this keyholder has a receipt of.
+    fn serves(&self, node: NodeId, volume: VolumeId) -> bool {
+        let now = self.volumes.get(&volume).filter(|now| now.key == Some(KeyState::Unlocked));
+        let grant = now.and_then(|now| now.grant);
+        let record = self.records.of(volume).filter(|record| record.node == node);
+        record.is_some_and(|record| Some(record.grant) == grant)
+    }
+
     /// What may still need an epoch, in words.
     fn needs_of(&self, registry: &Registry, domain: DomainId, epoch: VolumeEpoch) -> Vec<String> {
         let own = registry.volumes_in(domain).filter(|volume| {
@@ -355,8 +430,10 @@ impl Book {
             said.is_none_or(|in_use| in_use.contains(&epoch) || !in_use.contains(&volume.epoch))
         });
         let own = own.map(|volume| volume.label.clone());
+        let volumes: BTreeMap<VolumeId, &VolumeRecord> =
+            registry.volumes_in(domain).map(|volume| (volume.volume, volume)).collect();
         let copies = registry.epoch_reports.iter().filter_map(|report| {
-            let volume = registry.volume(report.volume).filter(|volume| volume.domain == domain)?;
+            let volume = volumes.get(&report.volume)?;
             let is_copy = volume.node != report.node;
             let needs = report.epochs.as_ref().is_none_or(|in_use| in_use.contains(&epoch));
             (is_copy && needs).then(|| format!("{} on {}", volume.label, self.node_name(report.node)))
@@ -364,17 +441,23 @@ impl Book {
         own.chain(copies).collect()
     }
 
+    /// [`Self::retire_epochs`] after a node's answer: where one has said something new, and not with each of many answers.
+    pub(crate) fn retire_epochs_if_due(&mut self) -> Result<(), KeyholderError> {
+        let now = clock::now();
+        let rests = self.retiring.looked_at.is_some_and(|at| now.ms_since(at) < RETIRED_EVERY_MS);
+        if !self.retiring.is_due || rests {
+            return Ok(());
+        }
+        self.retire_epochs()
+    }
+
     /// Last step: destroys the secrets of epochs under which nothing lies any more, and carries the others over to a fresh ledger
     /// key.
     pub(crate) fn retire_epochs(&mut self) -> Result<(), KeyholderError> {
         let registry = self.registry()?;
-        let retired: Vec<(DomainId, VolumeEpoch)> = registry
-            .older
-            .iter()
-            .filter(|older| self.needs_of(registry, older.domain, older.epoch).is_empty())
-            .map(|older| (older.domain, older.epoch))
-            .collect();
+        let retired = unneeded(registry);
         if retired.is_empty() {
+            self.retiring = Retiring { is_due: false, looked_at: self.retiring.looked_at };
             return Ok(());
         }
         let labels = |domain: DomainId| {
@@ -398,40 +481,43 @@ impl Book {
             ];
             self.audit.record("epoch-retired", fields)?;
         }
+        self.retiring = Retiring { is_due: false, looked_at: Some(clock::now()) };
         Ok(())
     }
 
     /// One volume of each domain whose key is to be rotated without anybody's asking, of nodes that this keyholder talks to: it has
-    /// encrypted as much as it should, or its epoch is older than `every_s` seconds.
-    pub(crate) fn rotations_due(
-        &mut self,
-        every_s: Option<u64>,
-    ) -> Result<Vec<(String, &'static str)>, KeyholderError> {
+    /// encrypted as much as it should, or its epoch is older than the policy lets it be.
+    pub(crate) fn rotations_due(&mut self) -> Result<Vec<(String, &'static str)>, KeyholderError> {
         let now = clock::unix_s();
-        if every_s.is_some() {
-            self.note_unknown_beginnings(now)?;
+        if self.policy.rotates() {
+            self.note_beginnings(now)?;
         }
         let registry = self.registry()?;
         if registry.lockdown.is_some() {
             return Ok(Vec::new());
         }
+        let mut older: BTreeMap<DomainId, usize> = BTreeMap::new();
+        registry.older.iter().for_each(|epoch| *older.entry(epoch.domain).or_default() += 1);
+        let began: BTreeMap<DomainId, u64> = registry.epochs_began.iter().copied().collect();
         let mut due: BTreeMap<DomainId, (String, &'static str)> = BTreeMap::new();
         for volume in &registry.volumes {
             let is_served = volume.life == Life::Live
                 && volume.latch.is_none()
                 && self.connection(volume.node) == Connection::Connected
                 && !is_named_key(volume.kind, volume.size.0);
-            let is_behind = self.written_epoch(volume) != Some(volume.epoch);
-            let has_room = registry.older_of(volume.domain).count() + 1 + EPOCHS_KEPT_FREE < EPOCHS_MAX;
-            if !is_served || is_behind || !has_room {
+            let older = older.get(&volume.domain).copied().unwrap_or_default();
+            if !is_served || older + 1 >= EPOCHS_MAX || self.written_epoch(volume) != Some(volume.epoch) {
                 continue;
             }
-            let is_old = every_s.is_some_and(|every_s| {
-                registry.epoch_began(volume.domain).is_some_and(|began| now.saturating_sub(began) >= every_s)
-            });
+            let is_old = || {
+                let every_s =
+                    self.policy.rotate_every_days(&volume.label).map(|days| u64::from(days) * DAY_S);
+                let age_s = began.get(&volume.domain).map(|began| now.saturating_sub(*began));
+                every_s.zip(age_s).is_some_and(|(every_s, age_s)| age_s >= every_s)
+            };
             let why = match self.volumes.get(&volume.volume).is_some_and(|now| now.key_is_due) {
                 true => "blocks",
-                false if is_old => "schedule",
+                false if older + 1 + EPOCHS_KEPT_FREE < EPOCHS_MAX && is_old() => "schedule",
                 false => continue,
             };
             due.entry(volume.domain).or_insert_with(|| (volume.label.clone(), why));
@@ -439,23 +525,59 @@ impl Book {
         Ok(due.into_values().collect())
     }
 
-    /// Domains from before their beginnings were noted count from now.
-    fn note_unknown_beginnings(&mut self, now: u64) -> Result<(), KeyholderError> {
+    /// Domains from before their beginnings were noted count from now, and so do those that began in the future: the clock was wrong
+    /// then, or is now.
+    fn note_beginnings(&mut self, now: u64) -> Result<(), KeyholderError> {
         let registry = self.registry()?;
-        let unknown: BTreeSet<DomainId> = registry
-            .volumes
-            .iter()
-            .map(|volume| volume.domain)
-            .filter(|domain| registry.epoch_began(*domain).is_none())
-            .collect();
+        let began: BTreeMap<DomainId, u64> = registry.epochs_began.iter().copied().collect();
+        let is_known = |domain: &DomainId| began.get(domain).is_some_and(|began| *began <= now + DAY_S);
+        let unknown: BTreeSet<DomainId> =
+            registry.volumes.iter().map(|volume| volume.domain).filter(|domain| !is_known(domain)).collect();
         if unknown.is_empty() {
             return Ok(());
         }
         self.commit(|registry| {
-            unknown.iter().for_each(|domain| registry.note_epoch_began(*domain, now));
+            registry.epochs_began.retain(|(domain, _)| !unknown.contains(domain));
+            registry.epochs_began.extend(unknown.iter().map(|domain| (*domain, now)));
             Ok(())
         })
     }
+}
+
+/// Epochs before the newest of their domains that nobody needs any more: as [`Book::needs_of`], for all at once.
+fn unneeded(registry: &Registry) -> Vec<(DomainId, VolumeEpoch)> {
+    let mut left: BTreeMap<DomainId, BTreeSet<VolumeEpoch>> = BTreeMap::new();
+    for older in &registry.older {
+        left.entry(older.domain).or_default().insert(older.epoch);
+    }
+    if left.is_empty() {
+        return Vec::new();
+    }
+    let volumes: BTreeMap<VolumeId, &VolumeRecord> =
+        registry.volumes.iter().map(|volume| (volume.volume, volume)).collect();
+    let mut heard = BTreeSet::new();
+    for report in &registry.epoch_reports {
+        let Some(volume) = volumes.get(&report.volume) else { continue };
+        let Some(left) = left.get_mut(&volume.domain) else { continue };
+        let is_own = volume.node == report.node;
+        match &report.epochs {
+            Some(in_use) if is_own && !in_use.contains(&volume.epoch) => {}
+            Some(in_use) => {
+                left.retain(|epoch| !in_use.contains(epoch));
+                if is_own {
+                    heard.insert(volume.volume);
+                }
+            }
+            None => left.clear(),
+        }
+    }
+    // A node that has not said what lies under which needs all of them.
+    for volume in registry.volumes.iter().filter(|volume| !heard.contains(&volume.volume)) {
+        left.remove(&volume.domain);
+    }
+    left.into_iter()
+        .flat_map(|(domain, epochs)| epochs.into_iter().map(move |epoch| (domain, epoch)))
+        .collect()
 }
 
 /// The newest epoch of a volume's domain, as the older ones are kept.

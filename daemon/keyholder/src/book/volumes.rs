@@ -11,7 +11,7 @@ use crate::api::{
 };
 use crate::clock;
 use crate::error::KeyholderError;
-use crate::ledger::{ErasureRecord, LatchCause, Life, VolumeRecord};
+use crate::ledger::{EpochReport, ErasureRecord, LatchCause, Life, VolumeRecord};
 use crate::records::LeaseRecord;
 use crate::store::Room;
 use crate::vault::SecretOf;
@@ -330,6 +330,14 @@ impl Book {
             if let Some(record) = registry.volume_mut(volume) {
                 record.node = to;
                 record.size = ByteLen(size_bytes);
+            }
+            // What was said of the replica says nothing of the volume, and what that leaves behind lies under epochs that its node
+            // has yet to name.
+            registry.epoch_reports.retain(|report| (report.node, report.volume) != (to, volume));
+            if let Some(node) = before
+                && registry.epoch_report(node, volume).is_none()
+            {
+                registry.epoch_reports.push(EpochReport { node, volume, epochs: None });
             }
             Ok(())
         })?;

@@ -77,6 +77,8 @@ pub fn differences(old: &Policy, new: &Policy) -> Vec<Difference> {
     // Kept for a shorter time is asked for less; for good is the longest.
     let shorter = keep.1.is_some_and(|after| keep.0.is_none_or(|before| after < before));
     differ("audit.keep_days", number(keep.0), number(keep.1), shorter);
+    let rotation = (old.rotation.every_days, new.rotation.every_days);
+    differ("rotation.every_days", number(rotation.0), number(rotation.1), is_wider(rotation.0, rotation.1));
     persons(&old.persons, &new.persons, &mut found);
     rules("image", &old.images, &new.images, |rule| &rule.name, &mut found);
     rules("node", &old.nodes, &new.nodes, |rule| &rule.name, &mut found);
@@ -224,6 +226,7 @@ mod tests {
             ("people.second_factor", "[people]\nsecond_factor = \"required\"".to_owned(), String::new()),
             ("people.session_minutes", String::new(), "[people]\nsession_minutes = 16".to_owned()),
             ("audit.keep_days", String::new(), "[audit]\nkeep_days = 10".to_owned()),
+            ("rotation.every_days", "[rotation]\nevery_days = 90".to_owned(), String::new()),
         ];
         for (setting, strict, loose) in &pairs {
             assert_eq!(loosens(strict, loose), [*setting], "{strict} -> {loose}");

@@ -120,7 +120,6 @@ impl Site {
             lease_ms_max: self.lease_ms_max,
             oidc: self.oidc.as_ref().map(|config| Provider::load(config).unwrap()),
             webhooks: Vec::new(),
-            rotate_every_s: None,
             memory: Policy::AllowMlock,
             credentials: self.credentials(Role::Keyholder, "compute-1"),
             trust: self.trust(),

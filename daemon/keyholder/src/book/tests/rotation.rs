@@ -1,7 +1,8 @@
 //! Whose word lets an old secret go, which keys are due, and two keyholders that rotate at once.
 
+use lease::keyholder::GrantOrder;
 use lease::limits::EPOCHS_MAX;
-use lease::message::EpochsInUse;
+use lease::message::{EpochsInUse, Receipt, StateVerdict};
 use units::VolumeEpoch;
 
 use super::cluster::{Member, two};
@@ -12,7 +13,14 @@ use crate::store::StoreError;
 const NODE: NodeId = NodeId([1; 16]);
 const OTHER: NodeId = NodeId([2; 16]);
 
+/// With two volumes that its node serves.
 fn filled() -> (tempfile::TempDir, Book, Vec<SealedShare>) {
+    let (dir, mut book, shares) = unserved();
+    serve(&mut book, NODE);
+    (dir, book, shares)
+}
+
+fn unserved() -> (tempfile::TempDir, Book, Vec<SealedShare>) {
     let dir = tempfile::tempdir().unwrap();
     let mut book = open(dir.path());
     let shares = ceremony(&mut book);
@@ -24,11 +32,30 @@ fn id(book: &Book, label: &str) -> VolumeId {
     book.find_volume(label).unwrap().0
 }
 
+/// The node takes the keys of all that is its to serve.
+fn serve(book: &mut Book, node: NodeId) {
+    for planned in book.plan_push(node).unwrap() {
+        take(book, node, &planned.order);
+    }
+}
+
+fn take(book: &mut Book, node: NodeId, order: &GrantOrder) {
+    let GrantOrder { grant, volume, fence, .. } = *order;
+    let (pool, verdict) = (units::PoolId([3; 16]), StateVerdict::First);
+    book.on_receipt(node, &Receipt { grant, volume, fence, pool, verdict, states: Vec::new() }).unwrap();
+}
+
 /// What a node says with a challenge.
 fn say(book: &mut Book, node: NodeId, volume: VolumeId, epochs: &[u32]) {
     let epochs = epochs.iter().map(|epoch| VolumeEpoch(*epoch)).collect();
     book.note_epochs(node, &[EpochsInUse { volume, epochs }]).unwrap();
     book.retire_epochs().unwrap();
+}
+
+/// What its evidence names is compared with what is known.
+fn note_copies(book: &mut Book, node: NodeId) {
+    book.node_now(node).copies_noted = false;
+    book.note_copies(node).unwrap();
 }
 
 fn older(book: &Book, label: &str) -> Vec<u32> {
@@ -92,7 +119,7 @@ fn what_another_node_has_of_a_volume_keeps_its_epochs_over_a_restart_until_it_ha
     // Its evidence names a replica; under which epoch that is, it has yet to say.
     let copy = present(&book, volume);
     book.node_now(OTHER).present.insert(volume, copy);
-    book.note_copies(OTHER).unwrap();
+    note_copies(&mut book, OTHER);
     book.begin_rotation("db-1", "test").unwrap();
     say(&mut book, NODE, volume, &[2]);
     assert_eq!(waits_for(&book, "db-1"), ["db-1 on node-2"]);
@@ -102,6 +129,8 @@ fn what_another_node_has_of_a_volume_keeps_its_epochs_over_a_restart_until_it_ha
     unseal(&mut book, &shares);
     book.retire_epochs().unwrap();
     assert_eq!(waits_for(&book, "db-1"), ["db-1 on node-2"], "the ledger knows it");
+    let grant = book.records.of(volume).unwrap().grant;
+    book.reconcile(NODE, &BTreeMap::from([(volume, grant)])).unwrap();
     say(&mut book, OTHER, volume, &[1, 2]);
     assert_eq!(older(&book, "db-1"), [1]);
     say(&mut book, OTHER, volume, &[2]);
@@ -119,7 +148,7 @@ fn what_another_node_has_of_a_volume_keeps_its_epochs_over_a_restart_until_it_ha
         if gone {
             say(&mut book, OTHER, volume, &[]);
         } else {
-            book.note_copies(OTHER).unwrap();
+            note_copies(&mut book, OTHER);
             book.retire_epochs().unwrap();
         }
         assert_eq!(older(&book, "db-1"), [0; 0], "gone: {gone}");
@@ -128,6 +157,7 @@ fn what_another_node_has_of_a_volume_keeps_its_epochs_over_a_restart_until_it_ha
 
 #[test]
 fn after_a_promotion_what_the_volume_left_behind_keeps_its_epochs_too() {
+    clock::simulated::set(BootInstant(1_000_000_000));
     let (_dir, mut book, _) = filled();
     let volume = id(&book, "db-1");
     super::cluster::add_second_node(&mut book);
@@ -141,10 +171,20 @@ fn after_a_promotion_what_the_volume_left_behind_keeps_its_epochs_too() {
     let planned = book.registry().unwrap().volume(volume).unwrap().clone();
     let (first, further) = book.epochs_for_grant(&planned);
     assert_eq!((first.epoch, further.len(), further[0].epoch), (VolumeEpoch(1), 1, VolumeEpoch(2)));
-    say(&mut book, OTHER, volume, &[2]);
-    assert_eq!(older(&book, "db-1"), [1]);
+    // What the other says before it has the key is of the replica that it was.
     say(&mut book, NODE, volume, &[]);
+    say(&mut book, OTHER, volume, &[2]);
+    assert_eq!(waits_for(&book, "db-1"), ["db-1"]);
+    clock::simulated::set(BootInstant(1_000_000_000_000));
+    serve(&mut book, OTHER);
+    say(&mut book, OTHER, volume, &[2]);
     assert_eq!(older(&book, "db-1"), [0; 0]);
+    // The next rotation waits for what is left at the first, which has told nothing of it.
+    book.note_written(volume, VolumeEpoch(2));
+    book.begin_rotation("db-1", "test").unwrap();
+    book.note_written(volume, VolumeEpoch(3));
+    book.promoted(volume, NODE, (None, 1 << 30), "test").unwrap();
+    assert_eq!(waits_for(&book, "db-1"), ["db-1", "db-1 on node-2"]);
 }
 
 #[test]
@@ -192,35 +232,105 @@ fn a_rotation_that_cannot_be_is_refused_and_makes_no_secret() {
 fn a_key_is_due_by_its_age_or_by_what_it_has_encrypted_where_its_node_is_heard() {
     let (_dir, mut book, _) = filled();
     let volume = id(&book, "db-1");
-    assert!(book.rotations_due(Some(0)).unwrap().is_empty(), "its node is not there");
+    let began = |book: &mut Book, began: u64| {
+        book.commit(|registry| {
+            registry.epochs_began.iter_mut().for_each(|(_, at)| *at = began);
+            Ok(())
+        })
+        .unwrap();
+    };
+    let days_ago = |days: u64| clock::unix_s() - days * 86_400;
+    began(&mut book, days_ago(31));
+    book.policy = Policy::parse(
+        "version = 1\n[rotation]\nevery_days = 90\n[[volume]]\nlabel = \"db-1\"\nrotate_every_days = 30",
+    )
+    .unwrap();
+    assert!(book.rotations_due().unwrap().is_empty(), "its node is not there");
     book.node_now(NODE).connection = Connection::Connected;
-    assert!(book.rotations_due(None).unwrap().is_empty());
-    assert!(book.rotations_due(Some(3_600)).unwrap().is_empty(), "they are new");
-    assert_eq!(book.rotations_due(Some(0)).unwrap().len(), 2);
+    let scheduled = ("db-1".to_owned(), "schedule");
+    assert_eq!(book.rotations_due().unwrap(), [scheduled], "the shortest time counts");
+    began(&mut book, days_ago(29));
+    assert!(book.rotations_due().unwrap().is_empty(), "they are newer than that");
+    began(&mut book, days_ago(90));
+    assert_eq!(book.rotations_due().unwrap().len(), 2);
+    book.policy = Policy::default();
+    assert!(book.rotations_due().unwrap().is_empty());
     book.note_due(OTHER, &[volume]).unwrap();
-    assert!(book.rotations_due(None).unwrap().is_empty(), "not that node's to say");
+    assert!(book.rotations_due().unwrap().is_empty(), "not that node's to say");
     book.note_due(NODE, &[volume]).unwrap();
     let due = ("db-1".to_owned(), "blocks");
-    assert_eq!(book.rotations_due(None).unwrap(), [due.clone()]);
+    assert_eq!(book.rotations_due().unwrap(), [due.clone()]);
     // Said of the key before, while the new one is on its way: it is rotated once.
     book.begin_rotation("db-1", "blocks").unwrap();
     book.note_due(NODE, &[volume]).unwrap();
-    assert!(book.rotations_due(None).unwrap().is_empty());
+    assert!(book.rotations_due().unwrap().is_empty());
     book.note_written(volume, VolumeEpoch(2));
-    assert!(book.rotations_due(None).unwrap().is_empty());
-    // A domain of a ledger that noted no beginnings counts from the first look.
+    assert!(book.rotations_due().unwrap().is_empty());
+    // A domain of a ledger that noted no beginnings counts from the first look, and so does one that began in the future.
+    book.policy = Policy::parse("version = 1\n[rotation]\nevery_days = 1").unwrap();
+    for (lost, at) in [(true, 0), (false, clock::unix_s() + 30 * 86_400)] {
+        began(&mut book, at);
+        book.commit(|registry| {
+            registry.epochs_began.retain(|_| !lost);
+            Ok(())
+        })
+        .unwrap();
+        assert!(book.rotations_due().unwrap().is_empty());
+        let noted = &book.registry().unwrap().epochs_began;
+        assert!(noted.len() == 2 && noted.iter().all(|(_, began)| *began <= clock::unix_s()), "{noted:?}");
+    }
+}
+
+/// An epoch that is one too many is refused for what a schedule wants, not for what the key needs.
+#[test]
+fn a_key_that_has_encrypted_enough_takes_the_epochs_that_a_schedule_leaves() {
+    let (_dir, mut book, _) = filled();
+    let volume = id(&book, "db-1");
+    book.node_now(NODE).connection = Connection::Connected;
+    for written in 2..EPOCHS_MAX {
+        book.begin_rotation("db-1", "test").unwrap();
+        book.note_written(volume, VolumeEpoch(u32::try_from(written).unwrap()));
+    }
     book.commit(|registry| {
-        registry.epochs_began.clear();
+        registry.epochs_began.iter_mut().for_each(|(_, at)| *at = 0);
         Ok(())
     })
     .unwrap();
-    assert!(book.rotations_due(Some(3_600)).unwrap().is_empty());
-    assert_eq!(book.registry().unwrap().epochs_began.len(), 2);
+    book.policy = Policy::parse("version = 1\n[[volume]]\nlabel = \"db-1\"\nrotate_every_days = 1").unwrap();
+    assert!(book.rotations_due().unwrap().is_empty(), "snapshots keep nearly as many as there can be");
+    book.note_due(NODE, &[volume]).unwrap();
+    assert_eq!(book.rotations_due().unwrap(), [("db-1".to_owned(), "blocks")]);
+}
+
+#[test]
+fn a_node_is_given_no_more_keys_than_it_can_hold() {
+    let (_dir, mut book, _) = filled();
+    let first = book.registry().unwrap().volumes[0].clone();
+    book.commit(|registry| {
+        // One key of each, and two volumes that have them already.
+        for nth in 2..lease::limits::VOLUMES_MAX {
+            let mut id = [9; 16];
+            id[..8].copy_from_slice(&(nth as u64).to_le_bytes());
+            let (volume, domain) = (VolumeId(id), units::DomainId(id));
+            let label = format!("more-{nth}");
+            registry.volumes.push(crate::ledger::VolumeRecord { label, volume, domain, ..first.clone() });
+        }
+        Ok(())
+    })
+    .unwrap();
+    let refused = book.begin_rotation("db-1", "test").unwrap_err().to_string();
+    assert!(refused.contains("4096 keys"), "{refused}");
+    book.commit(|registry| {
+        registry.volumes.pop();
+        Ok(())
+    })
+    .unwrap();
+    book.begin_rotation("db-1", "test").unwrap();
 }
 
 #[test]
 fn what_a_grant_brings_is_what_the_ledger_has_when_it_is_signed() {
-    let (_dir, mut book, _) = filled();
+    let (_dir, mut book, _) = unserved();
     let volume = id(&book, "db-1");
     book.begin_rotation("db-1", "test").unwrap();
     book.note_written(volume, VolumeEpoch(2));
@@ -234,6 +344,7 @@ fn what_a_grant_brings_is_what_the_ledger_has_when_it_is_signed() {
     assert_eq!((after[0].0.epoch, after[1].0.epoch), (VolumeEpoch(2), VolumeEpoch(1)));
     assert!(before.iter().zip(&after).all(|(before, after)| before.1 != after.1));
     // An epoch is gone: it is planned anew.
+    take(&mut book, NODE, order);
     say(&mut book, NODE, volume, &[2]);
     assert!(book.secrets_for(order).is_none());
 }
@@ -247,6 +358,7 @@ fn of_two_keyholders_that_rotate_at_once_one_does_and_what_nodes_tell_either_cou
     let store = SimulatedStore::default();
     let ([mut first, mut second], _) = two(&store);
     let volume = id(&first.book, "db-1");
+    serve(&mut first.book, NODE);
     first.book.begin_rotation("db-1", "test").unwrap();
     assert!(is_changed(&second.book.begin_rotation("db-1", "test")), "its ledger is an older one");
     second.look().unwrap();

@@ -1,8 +1,9 @@
 //! Two keyholders, one store, two nodes and the network between them, all at random: cut off, paused, killed, answers lost, messages
-//! late, what a node says as well as what it is told. An eye that sees everything checks after each step that no two nodes hold one volume's key, and that no lease outlives what
-//! is recorded of it.
+//! late, what a node says as well as what it is told. Keys are rotated meanwhile, copies follow, and nodes tell what lies under which
+//! epoch. An eye that sees everything checks after each step that no two nodes hold one volume's key, that no lease outlives what
+//! is recorded of it, and that no secret is destroyed under which anything lies.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use harness::random::{Random, SEED_VARIABLE};
 
@@ -11,10 +12,11 @@ use super::*;
 use crate::cluster::kv::simulated::{SimulatedStore, Weather};
 use crate::cluster::wire::{self, LeaseValue, Named};
 use lease::GrantRefusal;
-use lease::keyholder::GrantOrder;
+use lease::keyholder::{EpochOrder, GrantOrder};
 use lease::limits::lease_with_drift_ms;
 use lease::message::{
-    GrantRefused, Receipt, Scope, StateVerdict, WipeCause, WipeReceipt, WipeRecord, WipeStages,
+    EpochTaken, EpochsInUse, GrantRefused, Receipt, Scope, StateVerdict, WipeCause, WipeReceipt, WipeRecord,
+    WipeStages,
 };
 use units::{Fence, PoolId};
 
@@ -27,15 +29,17 @@ const MS: u64 = 1_000_000;
 enum Message {
     Grant { order: Box<GrantOrder>, challenged: u64 },
     Renewal { grants: Vec<GrantId>, lease_ms: u64, challenged: u64 },
+    Epoch(EpochOrder),
     Revoke { volume: VolumeId },
 }
 
 /// What a node sent.
 #[derive(Clone, Debug)]
 enum Word {
-    Evidence { held: BTreeMap<VolumeId, GrantId>, sent: u64 },
-    Challenge { sent: u64 },
+    Evidence { held: BTreeMap<VolumeId, GrantId>, written: BTreeMap<VolumeId, VolumeEpoch>, sent: u64 },
+    Challenge { sent: u64, told: Vec<EpochsInUse> },
     Receipt(Receipt),
+    Taken(EpochTaken),
     Refused(GrantRefused),
     Wiped(WipeReceipt),
     Superseded,
@@ -54,6 +58,28 @@ struct Session {
     from_node: VecDeque<Word>,
 }
 
+/// What a node has of a volume, in its own right or as a copy.
+#[derive(Clone, Debug)]
+struct Disk {
+    is_replica: bool,
+    /// It has a state in common with what the other node writes, which keeps that.
+    follows: bool,
+    written: VolumeEpoch,
+    in_use: BTreeSet<VolumeEpoch>,
+}
+
+impl Disk {
+    fn new(is_replica: bool) -> Self {
+        let written = VolumeEpoch(1);
+        Self { is_replica, follows: is_replica, written, in_use: BTreeSet::from([written]) }
+    }
+
+    fn begin(&mut self, epoch: VolumeEpoch) {
+        self.written = epoch;
+        self.in_use.insert(epoch);
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     id: NodeId,
@@ -61,6 +87,7 @@ struct Node {
     current: Option<usize>,
     held: BTreeMap<VolumeId, (GrantId, u64)>,
     fences: BTreeMap<VolumeId, Fence>,
+    disks: BTreeMap<VolumeId, Disk>,
     wipes: u64,
 }
 
@@ -76,6 +103,8 @@ struct World {
     seen_revision: u64,
     /// Until when the store's records let each grant be held, as somebody knows who wrote them all down.
     recorded: BTreeMap<(VolumeId, GrantId), u64>,
+    /// Older epochs that each keyholder knew of after the last step.
+    older: [BTreeSet<(VolumeId, VolumeEpoch)>; 2],
     counts: Counts,
 }
 
@@ -87,20 +116,28 @@ struct Counts {
     renewals: u32,
     late_evidence: u32,
     unlatched: u32,
+    rotations: u32,
+    destroyed: u32,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let store = SimulatedStore::default();
         clock::simulated::set(BootInstant(1_000 * MS));
-        let (members, shares) = two(&store);
-        let node = |number| Node {
+        let (mut members, shares) = two(&store);
+        let volumes = ["db-1", "db-2"].map(|label| members[0].book.find_volume(label).unwrap().0);
+        let node = |number: u8| Node {
             id: NodeId([number; 16]),
             current: None,
             held: BTreeMap::new(),
             fences: BTreeMap::new(),
+            disks: volumes.into_iter().map(|volume| (volume, Disk::new(number == 2))).collect(),
             wipes: 0,
         };
+        // The copies are known: one that no keyholder has ever heard of speaks for nobody.
+        let copies = volumes.map(|volume| EpochsInUse { volume, epochs: vec![VolumeEpoch(1)] });
+        members[0].book.note_epochs(NodeId([2; 16]), &copies).unwrap();
+        members[1].look().unwrap();
         Self {
             store,
             members,
@@ -111,6 +148,7 @@ impl World {
             random: Random::new(seed),
             seen_revision: 0,
             recorded: BTreeMap::new(),
+            older: Default::default(),
             counts: Counts::default(),
         }
     }
@@ -127,7 +165,7 @@ impl World {
     fn step(&mut self) {
         let (of, at) = (self.random.below(2) as usize, self.random.below(2) as usize);
         self.turn_to(of);
-        match self.random.below(56) {
+        match self.random.below(64) {
             0..=3 => self.look(of),
             4 | 5 => self.connect(of, at),
             6..=8 => self.challenge(at),
@@ -141,6 +179,9 @@ impl World {
                 self.members[of].kv.set_weather(*self.random.choose(&choices));
             }
             54 => self.overtake(of, at),
+            56 | 57 => self.rotate(of),
+            58..=60 => self.follow(at),
+            61..=63 => self.walk(at),
             51 if self.random.once_in(4) => self.crash(of),
             52 if self.random.once_in(3) => {
                 // The node is started again.
@@ -247,6 +288,7 @@ impl World {
         node.current = Some(of);
         node.held.retain(|_, (_, deadline)| *deadline > now);
         let held = node.held.iter().map(|(volume, (grant, _))| (*volume, *grant)).collect();
+        let written = node.disks.iter().map(|(volume, disk)| (*volume, disk.written)).collect();
         self.sessions[of][at] = Some(Session {
             opened: clock::now(),
             judged: false,
@@ -254,13 +296,18 @@ impl World {
             arrived: clock::now(),
             planned: VecDeque::new(),
             to_node: VecDeque::new(),
-            from_node: VecDeque::from([Word::Evidence { held, sent: now }]),
+            from_node: VecDeque::from([Word::Evidence { held, written, sent: now }]),
         });
     }
 
     fn challenge(&mut self, at: usize) {
         let sent = self.now;
-        self.say(at, Word::Challenge { sent });
+        let told = self.nodes[at].disks.iter().map(|(volume, disk)| EpochsInUse {
+            volume: *volume,
+            epochs: disk.in_use.iter().copied().collect(),
+        });
+        let told = told.collect();
+        self.say(at, Word::Challenge { sent, told });
     }
 
     /// The next word of the node reaches the keyholder.
@@ -270,17 +317,21 @@ impl World {
         let node = self.nodes[at].id;
         let book = &mut self.members[of].book;
         match word {
-            Word::Evidence { held, sent } => {
+            Word::Evidence { held, written, sent } => {
                 self.counts.late_evidence += u32::from(sent < self.now);
                 if book.was_granted_since(node, session.opened) {
                     return self.end(of, at);
                 }
+                let present = |(volume, epoch): (VolumeId, VolumeEpoch)| (volume, present(volume, epoch));
+                let now = book.node_now(node);
+                (now.present, now.copies_noted) = (written.into_iter().map(present).collect(), false);
                 let Ok(revoke) = book.reconcile(node, &held) else { return self.end(of, at) };
+                drop(book.note_copies(node));
                 (session.judged, session.arrived) = (true, clock::now());
                 revoke.into_iter().for_each(|(volume, _)| self.tell(of, at, Message::Revoke { volume }));
                 self.push(of, at);
             }
-            Word::Challenge { sent } => {
+            Word::Challenge { sent, told } => {
                 (session.latest, session.arrived) = (sent, clock::now());
                 if !session.judged {
                     return;
@@ -289,11 +340,16 @@ impl World {
                 if let Some((lease_ms, grants)) = answer {
                     self.tell(of, at, Message::Renewal { grants, lease_ms, challenged: sent });
                 }
+                let book = &mut self.members[of].book;
+                let noted = book.note_copies(node).and_then(|()| book.note_epochs(node, &told));
+                drop(noted.and_then(|()| book.retire_epochs_if_due()));
+                self.give_epochs(of, at);
                 if self.random.once_in(2) {
                     self.push(of, at);
                 }
             }
             Word::Receipt(receipt) => drop(book.on_receipt(node, &receipt)),
+            Word::Taken(taken) => drop(book.on_epoch_taken(node, &taken)),
             Word::Refused(refused) => drop(book.on_refused(node, &refused)),
             Word::Wiped(receipt) => {
                 drop(book.on_wiped(node, &receipt));
@@ -319,7 +375,10 @@ impl World {
         let Some(session) = &mut self.sessions[of][at] else { return };
         let Some(order) = session.planned.pop_front() else { return };
         let book = &mut self.members[of].book;
-        if book.may_go_out(self.nodes[at].id, &order) && book.is_recorded(&order, session.arrived) {
+        if book.may_go_out(self.nodes[at].id, &order)
+            && book.is_recorded(&order, session.arrived)
+            && book.secrets_for(&order).is_some()
+        {
             let (order, challenged) = (Box::new(order), session.latest);
             session.to_node.push_back(Message::Grant { order, challenged });
         } else {
@@ -359,7 +418,76 @@ impl World {
                 dropped.into_iter().for_each(|volume| self.drop_key(at, volume));
             }
             Message::Grant { order, challenged } => self.admit(at, &order, challenged),
+            Message::Epoch(order) => self.take_epoch(at, order),
             Message::Revoke { volume } => self.drop_key(at, volume),
+        }
+    }
+
+    fn give_epochs(&mut self, of: usize, at: usize) {
+        if self.is_judged(of, at) {
+            let planned = self.members[of].book.plan_epochs(self.nodes[at].id).unwrap_or_default();
+            planned.into_iter().for_each(|planned| self.tell(of, at, Message::Epoch(planned.order)));
+        }
+    }
+
+    fn take_epoch(&mut self, at: usize, order: EpochOrder) {
+        let EpochOrder { grant, volume, epoch, .. } = order;
+        let node = &mut self.nodes[at];
+        let is_held = node.held.get(&volume).is_some_and(|(by, _)| *by == grant);
+        let disk = node.disks.get_mut(&volume).unwrap();
+        let result = match (is_held, epoch >= disk.written) {
+            (false, _) => Err(GrantRefusal::NotHeld),
+            (true, false) => Err(GrantRefusal::WrongDomain),
+            (true, true) => Ok(disk.begin(epoch)),
+        };
+        self.say(at, Word::Taken(EpochTaken { grant, volume, epoch, result }));
+    }
+
+    fn rotate(&mut self, of: usize) {
+        let label = *self.random.choose(&["db-1", "db-2"]);
+        let before = self.members[of].book.volume_by_label(label).ok().map(|entry| entry.epoch);
+        if self.members[of].book.begin_rotation(label, "test").is_ok() {
+            let after = self.members[of].book.volume_by_label(label).ok().map(|entry| entry.epoch);
+            self.counts.rotations += u32::from(before < after);
+        }
+        for at in 0..2 {
+            self.give_epochs(of, at);
+        }
+    }
+
+    /// A node that holds a volume's key seals some of it anew. What its copy on the other node has in common with it stays.
+    fn walk(&mut self, at: usize) {
+        for volume in self.nodes[at].held.keys().copied().collect::<Vec<_>>() {
+            let copy = &self.nodes[1 - at].disks[&volume];
+            let kept = if copy.follows { copy.in_use.clone() } else { BTreeSet::new() };
+            let disk = self.nodes[at].disks.get_mut(&volume).unwrap();
+            disk.in_use.retain(|epoch| *epoch == disk.written || kept.contains(epoch));
+        }
+    }
+
+    /// A node's copies get what the other node has, which holds the keys.
+    fn follow(&mut self, at: usize) {
+        let other = 1 - at;
+        let id = self.nodes[at].id;
+        for volume in self.nodes[other].held.keys().copied().collect::<Vec<_>>() {
+            let is_elsewhere = |member: &Member| {
+                member
+                    .book
+                    .registry()
+                    .is_ok_and(|registry| registry.volume(volume).is_some_and(|of| of.node != id))
+            };
+            let is_demoted = self.members.iter().all(is_elsewhere);
+            let written = self.nodes[other].disks[&volume].written;
+            let held = self.nodes[at].held.contains_key(&volume);
+            let disk = self.nodes[at].disks.get_mut(&volume).unwrap();
+            if held || (!disk.is_replica && !is_demoted) {
+                continue;
+            }
+            (disk.is_replica, disk.follows) = (true, true);
+            if disk.written == written {
+                disk.in_use = BTreeSet::from([written]);
+            }
+            disk.begin(written);
         }
     }
 
@@ -368,7 +496,10 @@ impl World {
         let node = &mut self.nodes[at];
         let deadline = challenged + order.lease_ms * MS;
         let highest = node.fences.get(&volume).copied().unwrap_or_default();
+        let disk = node.disks.get_mut(&volume).unwrap();
         let refusal = match node.held.get(&volume) {
+            _ if disk.is_replica => Some(GrantRefusal::WrongVolume),
+            _ if disk.written != order.epoch => Some(GrantRefusal::WrongDomain),
             Some((by, _)) => Some(GrantRefusal::AlreadyHeld { by: *by }),
             None if fence <= highest => Some(GrantRefusal::OldFence { offered: fence, highest }),
             None if deadline <= self.now => Some(GrantRefusal::Expired),
@@ -378,6 +509,15 @@ impl World {
             return self.say(at, Word::Refused(GrantRefused { grant, volume, reason }));
         }
         assert!(self.recorded[&(volume, grant)] >= deadline, "a grant outlives its record");
+        let brought: BTreeSet<VolumeEpoch> =
+            order.further.iter().map(|(epoch, _)| *epoch).chain([order.epoch]).collect();
+        assert!(disk.in_use.is_subset(&brought), "a grant lacks an epoch: {disk:?}, {order:?}");
+        // Mostly there is room for the newest.
+        if let Some(newest) = brought.last().filter(|newest| **newest > disk.written)
+            && !self.random.once_in(4)
+        {
+            disk.begin(*newest);
+        }
         node.fences.insert(volume, fence);
         node.held.insert(volume, (grant, deadline));
         self.counts.grants += 1;
@@ -440,8 +580,14 @@ impl World {
         let label = *self.random.choose(&["db-1", "db-2"]);
         let book = &mut self.members[of].book;
         let Ok((volume, node)) = book.find_volume(label) else { return };
-        let to = if node == self.nodes[0].id { self.nodes[1].id } else { self.nodes[0].id };
-        self.counts.moves += u32::from(book.promoted(volume, to, (None, 1 << 30), "test").is_ok());
+        let to = usize::from(node == self.nodes[0].id);
+        // First on the node, which takes nothing in from then on.
+        let disk = self.nodes[to].disks.get_mut(&volume).unwrap();
+        (disk.is_replica, disk.follows) = (false, false);
+        if book.promoted(volume, self.nodes[to].id, (None, 1 << 30), "test").is_ok() {
+            book.note_written(volume, disk.written);
+            self.counts.moves += 1;
+        }
     }
 
     /// What was written to the store in this step was written now.
@@ -458,7 +604,28 @@ impl World {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
+        for of in 0..2 {
+            let Ok(registry) = self.members[of].book.registry() else { continue };
+            let of_domain = |domain| registry.volumes.iter().find(move |volume| volume.domain == domain);
+            let known = registry
+                .older
+                .iter()
+                .filter_map(|older| Some((of_domain(older.domain)?.volume, older.epoch)));
+            let older: BTreeSet<_> = known.collect();
+            for (volume, epoch) in self.older[of].difference(&older) {
+                for node in &self.nodes {
+                    let disk = &node.disks[volume];
+                    assert!(
+                        !disk.in_use.contains(epoch),
+                        "the secret of epoch {epoch} of {volume} is gone, and {} has {disk:?}",
+                        node.id
+                    );
+                }
+                self.counts.destroyed += 1;
+            }
+            self.older[of] = older;
+        }
         let mut holders: BTreeMap<VolumeId, Vec<NodeId>> = BTreeMap::new();
         for node in &self.nodes {
             let held = node.held.iter().filter(|(_, (_, deadline))| *deadline > self.now);
@@ -509,6 +676,48 @@ impl World {
         }
         let held: usize = self.nodes.iter().map(|node| node.held.len()).sum();
         assert_eq!(held, 2, "not everything came back");
+        self.heal_rotations();
+    }
+
+    /// And every rotation comes to its end.
+    fn heal_rotations(&mut self) {
+        for _ in 0..12 {
+            for at in 0..2 {
+                self.turn_to(at);
+                drop(self.members[at].look());
+                (0..2).for_each(|_| self.follow(at));
+                self.walk(at);
+                self.challenge(at);
+                while self.sessions[at][at].as_ref().is_some_and(|session| {
+                    !session.from_node.is_empty()
+                        || !session.planned.is_empty()
+                        || !session.to_node.is_empty()
+                }) {
+                    self.hear(at, at);
+                    self.sign(at, at);
+                    self.write_down();
+                    self.deliver(at, at);
+                    self.check();
+                }
+            }
+            self.now += 1_000 * MS;
+        }
+        self.turn_to(0);
+        drop(self.members[0].look());
+        let older = &self.members[0].book.registry().unwrap().older;
+        assert!(older.is_empty(), "{older:?}, {:?}", self.nodes);
+    }
+}
+
+fn present(volume: VolumeId, epoch: VolumeEpoch) -> VolumePresent {
+    VolumePresent {
+        volume,
+        pool: PoolId([7; 16]),
+        domain: units::DomainId([0; 16]),
+        epoch,
+        check: [0; 16],
+        size_bytes: 1 << 30,
+        fence: Fence(0),
     }
 }
 
@@ -537,9 +746,12 @@ fn no_two_nodes_hold_a_key_and_no_lease_outlives_its_record_whatever_happens_to_
         total.renewals += counts.renewals;
         total.late_evidence += counts.late_evidence;
         total.unlatched += counts.unlatched;
+        total.rotations += counts.rotations;
+        total.destroyed += counts.destroyed;
     }
     // A simulation in which nothing happens proves nothing.
-    let Counts { grants, moves, renewals, late_evidence, unlatched } = total;
-    let least = [grants, moves, renewals, late_evidence, unlatched].into_iter().min().unwrap();
+    let Counts { grants, moves, renewals, late_evidence, unlatched, rotations, destroyed } = total;
+    let least =
+        [grants, moves, renewals, late_evidence, unlatched, rotations, destroyed].into_iter().min().unwrap();
     assert!(least > 100, "{total:?}");
 }
