@@ -567,14 +567,14 @@ impl Node {
         }
         let newest = grant.further.iter().max_by_key(|key| key.epoch).filter(|key| key.epoch > grant.epoch);
         let Some(newest) = newest else { return };
-        let begun = self.begin_epoch(open, volume, keys, (newest.epoch, newest.check));
+        let begun = self.begin_key_epoch(open, volume, keys, (newest.epoch, newest.check));
         if let Err(error) = begun {
             tracing::warn!(label = grant.label, epoch = %newest.epoch, %error, "the volume is not written under its new epoch yet");
         }
     }
 
     /// From when this returns the volume is written under an epoch whose key is held, durably, and that key vouches for it.
-    fn begin_epoch(
+    fn begin_key_epoch(
         &self,
         open: &OpenPool,
         volume: &PoolVolume,
@@ -611,7 +611,7 @@ impl Node {
                 return Err(GrantRefusal::NotHeld);
             }
         }
-        self.begin_epoch(open, &volume, &keys, (key.epoch, key.check)).map_err(|error| {
+        self.begin_key_epoch(open, &volume, &keys, (key.epoch, key.check)).map_err(|error| {
             tracing::error!(volume = %id, epoch = %key.epoch, %error, "a new epoch could not begin");
             match error.kind() {
                 PoolErrorKind::NoSpace => GrantRefusal::NoSpace,
@@ -699,17 +699,12 @@ impl Node {
     pub(crate) fn lease_to_tell(&self) -> MutexGuard<'_, NodeLease> {
         let states = self.pool_states();
         // A volume in one pool, and a replica of it in another, are one to whoever asks what the node still has.
-        let mut in_use: BTreeMap<VolumeId, BTreeSet<VolumeEpoch>> = BTreeMap::new();
-        for (volume, epochs) in self.pools.iter().flat_map(|open| open.rekeyer.in_use()) {
-            in_use.entry(volume).or_default().extend(epochs);
-        }
-        // What is under more epochs than there can be is told when it is not any more: until then it keeps all of them.
-        in_use.retain(|_, epochs| epochs.len() <= EPOCHS_MAX);
+        let of_pools = self.pools.iter().map(|open| open.rekeyer.in_use(&open.pool));
         let told = |(volume, epochs): (VolumeId, BTreeSet<VolumeEpoch>)| EpochsInUse {
             volume,
             epochs: epochs.into_iter().collect(),
         };
-        let mut epochs: Vec<EpochsInUse> = in_use.into_iter().map(told).collect();
+        let mut epochs: Vec<EpochsInUse> = in_use_of_all(of_pools).into_iter().map(told).collect();
         if epochs.len() > EPOCH_REPORTS_MAX {
             // The others with the next challenges.
             let turn = self.epochs_turn.fetch_add(EPOCH_REPORTS_MAX, Ordering::Relaxed);
@@ -1050,6 +1045,20 @@ pub(crate) fn volumes_present(pools: &[OpenPool]) -> Vec<VolumePresent> {
         .collect()
 }
 
+/// What each volume has under which epochs in all pools together, where each of them that has something of it knows that.
+fn in_use_of_all(
+    pools: impl Iterator<Item = BTreeMap<VolumeId, Option<BTreeSet<VolumeEpoch>>>>,
+) -> BTreeMap<VolumeId, BTreeSet<VolumeEpoch>> {
+    let mut all: BTreeMap<VolumeId, Option<BTreeSet<VolumeEpoch>>> = BTreeMap::new();
+    for (volume, epochs) in pools.flatten() {
+        let known = all.entry(volume).or_insert_with(|| Some(BTreeSet::new()));
+        *known = known.take().zip(epochs).map(|(known, epochs)| &known | &epochs);
+    }
+    // What is under more epochs than there can be is told when it is not any more: until then it keeps all of them.
+    let told = all.into_iter().filter_map(|(volume, epochs)| Some((volume, epochs?)));
+    told.filter(|(_, epochs)| epochs.len() <= EPOCHS_MAX).collect()
+}
+
 fn state_verdict(verdict: pool::Verdict) -> StateVerdict {
     match verdict {
         pool::Verdict::NotKept => StateVerdict::NotKept,
@@ -1102,6 +1111,24 @@ mod tests {
         assert!(overtaken(Ok(()), older, Some(newer)).is_some());
         assert!(overtaken(Err(KeyGone::Wiped), newer, None).is_some());
         assert!(overtaken(Err(KeyGone::Stale), newer, Some(older)).is_some());
+    }
+
+    #[test]
+    fn a_volume_is_told_of_once_every_pool_that_has_it_has_counted() {
+        let (first, second) = (VolumeId([1; 16]), VolumeId([2; 16]));
+        let epochs = |of: &[u32]| of.iter().map(|epoch| VolumeEpoch(*epoch)).collect::<BTreeSet<_>>();
+        let pools = |there: Option<BTreeSet<VolumeEpoch>>| {
+            [
+                BTreeMap::from([(first, Some(epochs(&[2]))), (second, Some(epochs(&[])))]),
+                BTreeMap::from([(first, there)]),
+            ]
+        };
+        let told = in_use_of_all(pools(Some(epochs(&[1, 2]))).into_iter());
+        assert_eq!(told, BTreeMap::from([(first, epochs(&[1, 2])), (second, epochs(&[]))]));
+        let told = in_use_of_all(pools(None).into_iter());
+        assert_eq!(told, BTreeMap::from([(second, epochs(&[]))]), "one pool alone would let an epoch go");
+        let many = epochs(&(1..=u32::try_from(EPOCHS_MAX).unwrap() + 1).collect::<Vec<_>>());
+        assert!(!in_use_of_all(pools(Some(many)).into_iter()).contains_key(&first));
     }
 
     #[test]

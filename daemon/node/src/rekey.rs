@@ -2,6 +2,8 @@
 //! what is left under which epoch is counted, for the keyholder to destroy the secrets of those that nothing lies under. Counting
 //! needs no key: what the pool has besides, replicas and what is sealed, is counted too, and keeps its epochs until it has followed.
 //!
+//! What a peer of the volume lacks comes first: as long as that lies under two epochs nothing of the volume is sent there.
+//!
 //! How far it is needs no file: each sector says itself what it is under, so that a walk that was killed goes on with what is left.
 //!
 //! It takes a share of its own thread's time and no more than so many bytes a second, as scrubbing does (`scrub.rs`). What it works
@@ -13,16 +15,16 @@ use std::time::{Duration, Instant};
 
 use admin::api::{EpochStatus, RekeyStatus};
 use config::RekeyConfig;
-use pool::{ENCRYPTED_BLOCKS_DUE, EpochUse, Pool, PoolError, PoolVolume, VolumeInfo};
+use pool::{Change, ENCRYPTED_BLOCKS_DUE, EpochUse, Pool, PoolError, PoolVolume, VolumeInfo};
 use sealing::{ErrorKind, Moved, Volume, VolumeKeys};
-use units::{ByteLen, DomainId, Lba, VolumeEpoch, VolumeId};
+use units::{ByteLen, DomainId, Lba, SectorCount, VolumeEpoch, VolumeId};
 
 use crate::heartbeat::Heart;
 use crate::lock::lock;
 use crate::node::Node;
 use crate::threads::{self, OfItsOwn};
 
-/// How often it is looked whether there is something to do.
+/// How often it is looked whether there is something to do, in the midst of a walk too.
 const LOOKS_EVERY: Duration = Duration::from_secs(5);
 /// How often it is counted anew where only snapshots keep an older epoch: counting looks at every extent.
 const COUNTED_EVERY: Duration = Duration::from_secs(20);
@@ -34,6 +36,8 @@ const DAMAGED_READ_EVERY: Duration = Duration::from_secs(3600);
 const STEP_WITHIN: Duration = Duration::from_secs(60);
 /// After a volume that could not be gone on with, such as for want of space.
 const AFTER_AN_ERROR: Duration = Duration::from_secs(30);
+/// Sectors of which it is asked at once what was written since a snapshot: 8 GiB.
+const REACH: u64 = 1 << 21;
 /// What has been moved is made durable and what it lay in freed, so often.
 const FLUSHED_EVERY: ByteLen = ByteLen(64 << 20);
 
@@ -90,6 +94,8 @@ pub(crate) struct Rekeyer {
     keyless: Mutex<BTreeMap<VolumeId, Keyless>>,
     /// Volumes whose keys have encrypted so much that new ones are due, with the epochs that have.
     due: Mutex<Vec<(VolumeId, VolumeEpoch)>>,
+    /// When the pool's other volumes are counted next.
+    next_look: Mutex<Option<Instant>>,
     changed: Condvar,
     /// The thread's, once it runs.
     heart: OnceLock<Heart>,
@@ -101,6 +107,13 @@ enum Halt {
     Sealed,
     NodeGone,
     Failed(String),
+}
+
+/// Where a rekeyer works.
+struct Place {
+    number: usize,
+    pool: Arc<Pool>,
+    node: Weak<Node>,
 }
 
 /// A served volume.
@@ -117,6 +130,7 @@ impl Rekeyer {
             volumes: Mutex::default(),
             keyless: Mutex::default(),
             due: Mutex::default(),
+            next_look: Mutex::default(),
             changed: Condvar::new(),
             heart: OnceLock::new(),
         }
@@ -148,14 +162,23 @@ impl Rekeyer {
         self.changed.notify_all();
     }
 
-    /// What is left under which epochs of the volumes of which that is known.
-    pub(crate) fn in_use(&self) -> Vec<(VolumeId, BTreeSet<VolumeEpoch>)> {
+    /// What is left under which epochs of each volume that the pool has, or had in this run; `None` while that is not known.
+    pub(crate) fn in_use(&self, pool: &Pool) -> BTreeMap<VolumeId, Option<BTreeSet<VolumeEpoch>>> {
+        let there: BTreeMap<VolumeId, VolumeEpoch> =
+            pool.volumes().into_iter().map(|info| (info.id, info.epoch)).collect();
         let keyless = lock(&self.keyless);
         let volumes = self.volumes();
-        let held = volumes.iter().filter_map(|(volume, progress)| Some((volume, progress.in_use.as_ref()?)));
-        let others = keyless.iter().filter(|(volume, _)| !volumes.contains_key(volume));
-        let all = held.chain(others.map(|(volume, keyless)| (volume, &keyless.in_use)));
-        all.map(|(volume, epochs)| (*volume, epochs.clone())).collect()
+        let without = keyless.iter().map(|(volume, keyless)| {
+            // Counted before a replica was given something under another epoch, it says nothing of now.
+            let is_of_now = there.get(volume).is_none_or(|epoch| keyless.in_use.contains(epoch));
+            (*volume, is_of_now.then(|| keyless.in_use.clone()))
+        });
+        let held = volumes.iter().map(|(volume, progress)| (*volume, progress.in_use.clone()));
+        // What comes later says more.
+        let mut all: BTreeMap<_, _> = there.keys().map(|volume| (*volume, None)).collect();
+        all.extend(without);
+        all.extend(held);
+        all
     }
 
     /// Volumes whose keys are due to be replaced. One that was meanwhile is not.
@@ -182,24 +205,18 @@ impl Rekeyer {
         let node = Arc::downgrade(node);
         std::thread::Builder::new().name(format!("rekey-{number}")).spawn(move || {
             let _own = OfItsOwn::begin();
-            let mut next_look = Instant::now();
+            let Some(pool) = node.upgrade().map(|node| Arc::clone(&node.pools[number].pool)) else { return };
+            let place = Place { number, pool, node };
             loop {
-                let Some(strong) = node.upgrade() else { return };
+                let Some(strong) = place.node.upgrade() else { return };
                 let rekeyer = Arc::clone(&strong.pools[number].rekeyer);
-                let (pool, served) = (Arc::clone(&strong.pools[number].pool), strong.served_in(number));
+                let served = strong.served_in(number);
                 drop(strong);
                 rekeyer.beat(STEP_WITHIN);
                 let mut rest = LOOKS_EVERY;
-                if Instant::now() >= next_look {
-                    let began = Instant::now();
-                    let looked = rekeyer.look_at_others(&pool, &served);
-                    next_look = Instant::now() + LOOKS_EVERY.max(began.elapsed() * COUNTED_SHARE);
-                    if let Err(error) = looked {
-                        tracing::debug!(%error, "what lies under which epoch is not known for now");
-                    }
-                }
+                rekeyer.look_if_due(&place);
                 for volume in served {
-                    match rekeyer.look_after(&pool, &volume, &node) {
+                    match rekeyer.look_after(&place, &volume) {
                         Ok(()) => {}
                         Err(Halt::NodeGone) => return,
                         Err(Halt::Sealed) => break,
@@ -210,7 +227,7 @@ impl Rekeyer {
                         }
                     }
                 }
-                rekeyer.rest(rest, &node);
+                rekeyer.rest(rest, &place.node);
             }
         })?;
         Ok(())
@@ -221,6 +238,19 @@ impl Rekeyer {
         if let Some(progress) = self.volumes().get_mut(&volume) {
             note(progress);
         }
+    }
+
+    /// [`Self::look_at_others`], now and then.
+    fn look_if_due(&self, place: &Place) {
+        if lock(&self.next_look).is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let Some(served) = place.node.upgrade().map(|node| node.served_in(place.number)) else { return };
+        let began = Instant::now();
+        if let Err(error) = self.look_at_others(&place.pool, &served) {
+            tracing::debug!(%error, "what lies under which epoch is not known for now");
+        }
+        *lock(&self.next_look) = Some(Instant::now() + LOOKS_EVERY.max(began.elapsed() * COUNTED_SHARE));
     }
 
     /// Counts what the pool has without a key, and which keys are due.
@@ -265,7 +295,7 @@ impl Rekeyer {
     }
 
     /// Moves what of a volume is to be moved, counts what is left, and withdraws the keys of epochs that nothing is left under.
-    fn look_after(&self, pool: &Arc<Pool>, served: &Served, node: &Weak<Node>) -> Result<(), Halt> {
+    fn look_after(&self, place: &Place, served: &Served) -> Result<(), Halt> {
         if !self.is_due(served) {
             return Ok(());
         }
@@ -278,15 +308,15 @@ impl Rekeyer {
                 let before = std::mem::take(progress);
                 *progress = Progress { running: true, left, uses: before.uses, ..Progress::default() };
             });
-            let walked = self.walk(served, node);
+            let walked = Walk::new(self, place, served).run();
             self.note(served.id, |progress| progress.running = false);
             walked?;
         }
         // What the first finds to be hidden for good, the second frees.
         for _ in 0..2 {
-            pool.flush().map_err(failed)?;
+            place.pool.flush().map_err(failed)?;
         }
-        self.count(pool, served)
+        self.count(&place.pool, served)
     }
 
     /// Whether there may be something to do for a volume: it was not looked after since it had several keys, or something still
@@ -327,35 +357,6 @@ impl Rekeyer {
         Ok(())
     }
 
-    /// One walk over what lies under older epochs.
-    fn walk(&self, served: &Served, node: &Weak<Node>) -> Result<(), Halt> {
-        let volume = Volume::open_with(Arc::clone(&served.sealed), Arc::clone(&served.keys));
-        let stopped = |error: sealing::VolumeError| match error.kind() {
-            ErrorKind::KeyGone => Halt::Sealed,
-            ErrorKind::NoSpace => Halt::Failed(NO_ROOM.to_owned()),
-            _ => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                Halt::Failed(cause.unwrap_or_else(|| error.to_string()))
-            }
-        };
-        let (mut from, mut unflushed) = (Lba(0), ByteLen(0));
-        loop {
-            let began = Instant::now();
-            self.beat(STEP_WITHIN);
-            let Some(Moved { next, moved, damaged }) = volume.move_next(from).map_err(stopped)? else {
-                break;
-            };
-            from = next;
-            unflushed.0 += moved.0;
-            if unflushed >= FLUSHED_EVERY {
-                volume.flush().map_err(stopped)?;
-                unflushed = ByteLen(0);
-            }
-            self.throttle(served.id, began, (moved, damaged), node)?;
-        }
-        volume.flush().map_err(stopped)
-    }
-
     /// After a piece of work: notes it, and rests as long as is due.
     fn throttle(
         &self,
@@ -393,6 +394,107 @@ impl Rekeyer {
             self.beat(STEP_WITHIN);
             let waited = self.changed.wait_timeout(volumes, left.min(Duration::from_secs(1)));
             volumes = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// One walk over what of a volume lies under older epochs.
+struct Walk<'a> {
+    rekeyer: &'a Rekeyer,
+    place: &'a Place,
+    served: &'a Served,
+    volume: Volume,
+    unflushed: ByteLen,
+    next_look: Instant,
+    /// Snapshots of peers since which everything was moved.
+    followed: BTreeSet<VolumeId>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(rekeyer: &'a Rekeyer, place: &'a Place, served: &'a Served) -> Self {
+        let volume = Volume::open_with(Arc::clone(&served.sealed), Arc::clone(&served.keys));
+        let (unflushed, next_look, followed) = (ByteLen(0), Instant::now(), BTreeSet::new());
+        Self { rekeyer, place, served, volume, unflushed, next_look, followed }
+    }
+
+    fn run(mut self) -> Result<(), Halt> {
+        let mut from = Lba(0);
+        loop {
+            if Instant::now() >= self.next_look {
+                self.next_look = Instant::now() + LOOKS_EVERY;
+                self.rekeyer.look_if_due(self.place);
+                self.move_what_peers_lack()?;
+            }
+            match self.step(from)? {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        self.volume.flush().map_err(|error| stopped(&error))
+    }
+
+    /// Moves the next piece; where the one after it begins.
+    fn step(&mut self, from: Lba) -> Result<Option<Lba>, Halt> {
+        let began = Instant::now();
+        self.rekeyer.beat(STEP_WITHIN);
+        let moved = self.volume.move_next(from).map_err(|error| stopped(&error))?;
+        let Some(Moved { next, moved, damaged }) = moved else { return Ok(None) };
+        self.unflushed.0 += moved.0;
+        if self.unflushed >= FLUSHED_EVERY {
+            self.volume.flush().map_err(|error| stopped(&error))?;
+            self.unflushed = ByteLen(0);
+        }
+        self.rekeyer.throttle(self.served.id, began, (moved, damaged), &self.place.node)?;
+        Ok(Some(next))
+    }
+
+    /// What was written before the new epoch began, and since the newest snapshot that a peer has.
+    fn move_what_peers_lack(&mut self) -> Result<(), Halt> {
+        let Some(node) = self.place.node.upgrade() else { return Err(Halt::NodeGone) };
+        let held_back = node.replication.held_back_since(self.served.id);
+        drop(node);
+        for since in held_back {
+            // Once is enough: what is written from now on is under the new epoch.
+            if self.followed.insert(since) {
+                tracing::debug!(volume = %self.served.id, %since, "what a peer lacks is sealed anew first");
+                self.move_changed(since)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn move_changed(&mut self, since: VolumeId) -> Result<(), Halt> {
+        let Ok(older) = self.place.pool.snapshot(since) else { return Ok(()) };
+        let sealed = Arc::clone(&self.served.sealed);
+        let (mut at, sectors) = (0, sealed.sectors().0);
+        while at < sectors {
+            let reach = SectorCount(REACH.min(sectors - at));
+            self.rekeyer.beat(STEP_WITHIN);
+            // Where it was shrunk, or the snapshot is gone meanwhile, the rest comes in its turn.
+            let Ok(changes) = sealed.changes_since(Some(&older), Lba(at), reach) else { return Ok(()) };
+            for (run, change) in changes {
+                let end = at + run.0;
+                while at < end && change == Change::Written {
+                    let outdated = sealed.next_outdated(Lba(at), SectorCount(1));
+                    let outdated = outdated.map_err(|error| Halt::Failed(error.to_string()))?;
+                    let Some((first, _)) = outdated.filter(|(first, _)| first.0 < end) else { break };
+                    let Some(next) = self.step(first)? else { break };
+                    at = next.0;
+                }
+                at = end;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stopped(error: &sealing::VolumeError) -> Halt {
+    match error.kind() {
+        ErrorKind::KeyGone => Halt::Sealed,
+        ErrorKind::NoSpace => Halt::Failed(NO_ROOM.to_owned()),
+        _ => {
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            Halt::Failed(cause.unwrap_or_else(|| error.to_string()))
         }
     }
 }

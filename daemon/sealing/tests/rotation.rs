@@ -162,7 +162,7 @@ fn a_rotation_that_is_cut_off_again_and_again_ends_and_loses_nothing() {
         let volume = Volume::open_with(Arc::clone(&sealed), keys.push(&keyring));
         assert!(content(&volume) == expected, "seed {seed}, after {cuts} cuts");
         device.cut_power_at(device.operations() + 2 + random.below(40));
-        let run = || {
+        let mut run = || {
             pool.begin_epoch(VOLUME, NEW, keys.new.check()).ok()?;
             let mut from = Lba(0);
             while let Some(step) = volume.move_next(from).ok()? {

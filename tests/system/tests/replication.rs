@@ -8,6 +8,7 @@ use harness::desk::{find, word};
 use harness::process::{Process, wait_for};
 use harness::site::free_port;
 use harness::sites::{Node, PATIENCE, Sites, two_sites};
+use nbd_server::client::{Client, Endpoint};
 use serde_json::Value;
 
 const STOP: Duration = Duration::from_secs(30);
@@ -296,4 +297,50 @@ fn the_secret_of_an_old_epoch_stays_until_the_peer_has_followed() {
     desk.until(&["volume", "promote", "db", "--node", "node-2", "--yes"]);
     desk.run(&["volume", "access", "db", "--anyone"]);
     sites.holds(&sites.second, 0x24);
+}
+
+/// What a peer lacks is sealed anew before the rest: it is sent to while the walk over that is far from its end.
+#[test]
+fn a_peer_is_sent_to_in_the_midst_of_a_long_rotation() {
+    let parent = tempfile::tempdir().expect("a temporary directory");
+    let (sites, mut first_daemon, mut second_daemon) = two_sites(parent.path(), "2G");
+    let desk = &sites.desk;
+    make_peers(&sites);
+    let socket = parent.path().join("nbd.sock");
+    let text = std::fs::read_to_string(&sites.first.config).expect("its configuration");
+    let with_socket = format!("[listen]\nnbd_unix = \"{}\"\n", socket.display());
+    let mut table: toml::Table = text.replacen("[listen]\n", &with_socket, 1).parse().expect("TOML");
+    // A minute for all.
+    let slowly: toml::Table = "share_percent = 100\nmib_per_s = 1".parse().expect("TOML");
+    table.insert("rekey".to_owned(), slowly.into());
+    std::fs::write(&sites.first.config, table.to_string()).expect("a writable directory");
+    restart(&sites, &sites.second, &mut second_daemon);
+    restart(&sites, &sites.first, &mut first_daemon);
+    sites.write_len(&sites.first, 0x11, 60 << 20);
+    let before = wait_up_to_date(&sites);
+    desk.run(&["volume", "access", "db", "--anyone"]);
+    second_daemon.kill();
+
+    // At the end, where the walk comes last.
+    let mut client = Client::connect(&Endpoint::unix(&socket), "db").expect("a served volume");
+    client.write(59 << 20, &[0x22; 1 << 20], true).expect("a write");
+    let rotated = desk.json(&["volume", "rotate", "db"]);
+    assert_eq!(rotated["volume"]["rotation"]["written"], 2, "{rotated}");
+    let _second_daemon = desk.start("nightlatchd", &sites.second.config);
+    wait_for("an epoch that was closed after the rotation began", PATIENCE, || {
+        let sent = sent(&sites);
+        let has_come = sent["acknowledged_epoch"].as_u64() > Some(before) && sent["trouble"].is_null();
+        if has_come { Ok(()) } else { Err(sent.to_string()) }
+    });
+    let shown = desk.json(&["volume", "rotate", "db", "--show"]);
+    assert!(shown["rekey"]["bytes_left"].as_u64() > Some(4 << 20), "it waited for the walk's end: {shown}");
+    wait_for("the end of the walk", PATIENCE, || {
+        let shown = desk.json(&["volume", "rotate", "db", "--show"]);
+        let left = shown["rekey"]["bytes_left"].as_u64();
+        if left == Some(0) { Ok(()) } else { Err(shown.to_string()) }
+    });
+    drop(client);
+    let content = sites.read(&sites.first);
+    assert!(content[..59 << 20].iter().all(|byte| *byte == 0x11), "what was not written since");
+    assert!(content[59 << 20..60 << 20].iter().all(|byte| *byte == 0x22), "what was written last");
 }

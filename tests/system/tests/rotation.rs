@@ -86,6 +86,8 @@ fn verify(endpoint: &Endpoint, expected: &[u8], when: &str) {
 fn a_rotation_under_load_survives_kills_and_leaves_nothing_under_the_old_key() {
     let mut site = Site::installed(SiteSpec { pool_bytes: 1 << 30, ..SiteSpec::default() });
     site.change_node_config(|config| config.rekey = RekeyConfig { share_percent: 100, mib_per_s: 8 });
+    // The disk is written by the client and the walk at once, and flushed with each write.
+    site.expect_log("a slow operation");
     site.start_keyholder();
     site.hold_ceremony();
     site.start_node();

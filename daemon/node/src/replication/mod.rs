@@ -29,7 +29,7 @@ use anyhow::Context;
 use config::{NodeConfig, PeerConfig, ReplicationConfig};
 use identity::{Credentials, ExpectedPeer, Role, Trust, TrustDomain};
 use pool::{PoolError, PoolErrorKind};
-use replication::{Reason, Sender, SenderLimits};
+use replication::{Halt, Reason, Sender, SenderLimits, Unreadable};
 use units::{BootInstant, Fence, NodeId, VolumeId};
 
 use crate::boot_clock;
@@ -143,6 +143,17 @@ impl Replication {
         let to =
             move |peer: &&Arc<Peer>| peer.config.has(volume) && self.config.may_be_at(volume, &peer.config);
         self.peers.iter().filter(to).filter_map(|peer| Some((peer, peer.outgoing.as_ref()?)))
+    }
+
+    /// The newest snapshots that peers have of a volume of which nothing is sent to them because what is newer lies under two epochs of
+    /// its key.
+    pub(crate) fn held_back_since(&self, volume: VolumeId) -> Vec<VolumeId> {
+        let since = |way: &outgoing::Way| {
+            let progress = lock(&way.sender).progress(volume)?;
+            let is_held_back = progress.trouble == Some(Halt::Unreadable(Unreadable::Rotating));
+            progress.common.filter(|_| is_held_back)
+        };
+        self.ways(volume).filter_map(|(_, way)| since(way)).collect()
     }
 
     /// A volume is deleted whose key was granted under this fence: who sends it here later must not have a lower one.

@@ -2,7 +2,8 @@
 //! the power cuts have them among their operations.
 
 use pool::{
-    Change, ENCRYPTED_BLOCKS_DUE, EpochUse, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, Rewritten, VolumeSpec,
+    Change, ENCRYPTED_BLOCKS_DUE, EpochUse, Limits, Pool, PoolError, PoolErrorKind, PoolVolume, Rewritten,
+    VolumeSpec,
 };
 use units::{ByteLen, DomainId, Lba, SectorCount, VolumeEpoch, VolumeId};
 
