@@ -496,19 +496,25 @@ mod tests {
             keep_allocated: true,
             durable,
         };
-        for (offset, len) in [(0, 1), (512, SEALED_ZEROES_STEP_BYTES), (77, SEALED_ZEROES_BYTES_MAX), (0, 5 << 24)] {
+        for (offset, len) in
+            [(0, 1), (512, SEALED_ZEROES_STEP_BYTES), (77, SEALED_ZEROES_BYTES_MAX), (0, 5 << 24)]
+        {
             let mut at = offset;
             let mut left = Some(zeroes(offset, len, true));
             while let Some(mut step) = left {
                 left = step.put_off_rest();
                 let done = step.range().unwrap();
-                assert!(done.offset.0 == at && (1..=SEALED_ZEROES_STEP_BYTES).contains(&done.len.0), "{done:?}");
+                assert!(
+                    done.offset.0 == at && (1..=SEALED_ZEROES_STEP_BYTES).contains(&done.len.0),
+                    "{done:?}"
+                );
                 assert!(matches!(step, Request::WriteZeroes { durable, .. } if durable == left.is_none()));
                 at += done.len.0;
             }
             assert_eq!(at, offset + len);
         }
-        let mut holes = Request::Trim { range: Range { offset: ByteOffset(0), len: ByteLen(1 << 40) }, durable: true };
+        let mut holes =
+            Request::Trim { range: Range { offset: ByteOffset(0), len: ByteLen(1 << 40) }, durable: true };
         assert_eq!(holes.put_off_rest(), None, "holes are made at once");
     }
 

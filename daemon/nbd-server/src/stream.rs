@@ -146,7 +146,10 @@ impl Wire {
     /// Returns once the socket has room. The executor waits for that, with a second descriptor.
     pub(crate) async fn writable(&self) -> io::Result<()> {
         let waiting: OwnedFd = self.plain.as_fd().try_clone_to_owned()?;
-        #[expect(deprecated, reason = "what it warns of is a descriptor that changes: this one is owned and does not")]
+        #[expect(
+            deprecated,
+            reason = "what it warns of is a descriptor that changes: this one is owned and does not"
+        )]
         let waiting = AsyncFd::with_interest(waiting, Interest::WRITABLE)?;
         waiting.writable().await?.retain_ready();
         Ok(())

@@ -26,9 +26,9 @@ const RESTS: u32 = 3;
 const RESTS_MIN: Duration = Duration::from_millis(10);
 /// How often it looks whether there is anything to do.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
-/// How often moments are ended that folding waits for, of which a volume has 2^29; and where space is short.
+/// How often moments are ended that folding waits for, of which a volume has 2^29. It costs each extent that is written afterwards another
+/// one for a while: nothing to do more often where space is short.
 const ENDS_MOMENTS_EVERY: Duration = Duration::from_secs(600);
-const ENDS_MOMENTS_SHORT_EVERY: Duration = Duration::from_secs(10);
 /// After an error, such as of a device that does not take a write, the next step waits for so long.
 const AFTER_AN_ERROR: Duration = Duration::from_secs(10);
 /// A step takes less, however slow the device is.
@@ -157,10 +157,8 @@ impl Folding {
         let done = pool.fold(STEP).and_then(|step| {
             let pressure = Pressure::of(space(&pool.info()), &step);
             self.folded.note(&step, pressure);
-            let every =
-                if pressure > Pressure::None { ENDS_MOMENTS_SHORT_EVERY } else { ENDS_MOMENTS_EVERY };
             let idle = step.groups == 0 && !step.more;
-            if idle && self.moments_ended.elapsed() >= every {
+            if idle && self.moments_ended.elapsed() >= ENDS_MOMENTS_EVERY {
                 self.moments_ended = Instant::now();
                 pool.end_moments_to_fold()?;
             }
@@ -182,7 +180,8 @@ impl Folding {
         let Some(node) = self.node.upgrade() else { return true };
         let info = pool.info();
         let is_short = Pressure::of(space(&info), &FoldStep::default()) == Pressure::Short;
-        let is_written_here = || pool.volumes().iter().any(|volume| !volume.replica && volume.fence > Fence(0));
+        let is_written_here =
+            || pool.volumes().iter().any(|volume| !volume.replica && volume.fence > Fence(0));
         node.has_judged(info.id) || is_short || !is_written_here()
     }
 }

@@ -125,6 +125,15 @@ impl Allocator {
         self.state().accounts[account.0 as usize].promised() > 0
     }
 
+    /// Whether the account could be given as many extents again as it has.
+    pub(crate) fn may_double(&self, account: Account) -> bool {
+        let state = self.state();
+        let of = state.accounts[account.0 as usize];
+        let free = state.free().saturating_sub(state.promised - of.promised());
+        let by_quota = of.share.quota.map_or(u64::MAX, |quota| quota.saturating_sub(of.owned).into());
+        free.min(by_quota) >= of.owned.into()
+    }
+
     /// The lowest free extent, now in use.
     pub(crate) fn allocate(&self, account: Account) -> Result<u32, Shortage> {
         let mut state = self.state();

@@ -36,7 +36,7 @@ use crate::extent::{Content, Extent, ExtentKind, Retired, Route, Way};
 use crate::held::Held;
 use crate::presence::Presence;
 use crate::scrub::records;
-use crate::{CrashStep, Pool, PoolError};
+use crate::{CrashStep, Pool, PoolError, PoolErrorKind};
 
 /// Sectors that are read at once: 1 MiB.
 const AT_ONCE: u32 = 256;
@@ -137,6 +137,10 @@ impl Pool {
                         later.push(logical);
                         step.more = true;
                     }
+                    // A place that the device does not take, or give, holds up no other.
+                    Err(error) if error.kind() == PoolErrorKind::Io => {
+                        tracing::warn!(pool = %self.info().id, logical, %error, "an extent could not be folded and stays as it is");
+                    }
                     Err(error) => {
                         later.push(logical);
                         result = Err(error);
@@ -158,15 +162,23 @@ impl Pool {
     /// Ends the moment of each volume in which something waits for that to be folded: a snapshot of it is gone, and it has written
     /// since what the extents of before could hold. How many those were; fewer where there is no room for holes. Each costs one of
     /// the moments that a volume has: this is for now and then.
+    ///
+    /// What is written afterwards takes a new extent the first time, wherever it is. So a volume is left alone for which there are not
+    /// as many extents more as it has, by its quota, its reserve and what is free: overwriting takes no space there.
     pub fn end_moments_to_fold(&self) -> Result<u64, PoolError> {
         self.core.check_not_failed()?;
+        if !self.core.layout.has_records() {
+            // Nothing is folded there.
+            return Ok(0);
+        }
         let _changing = lock(&self.changing);
         let states: Vec<_> = lock(&self.volumes).live.values().cloned().collect();
         let mut ended = 0;
         for state in states.iter().filter(|state| !state.is_snapshot()) {
             let (view, spec) = (state.head().view.clone(), state.spec());
             let waits = view.branch.map().to_fold.range((view.moment, 0)..).next().is_some();
-            if !waits || view.moment >= Moment::FEW_LEFT {
+            let has_room = self.core.allocator.may_double(view.branch.account);
+            if !waits || !has_room || view.moment >= Moment::FEW_LEFT {
                 continue;
             }
             // Before there is anything to hide: a trim on a full pool must find room for its holes.
@@ -293,7 +305,8 @@ impl Core {
                         self.device.write(at, slice)?;
                         // Before it is present: whoever finds that finds the write counted.
                         self.data_written();
-                        contents.extend(part.zip(slice.records().iter().map(|record| Content::Placed(*record))));
+                        contents
+                            .extend(part.zip(slice.records().iter().map(|record| Content::Placed(*record))));
                     }
                     Way::Buffered => {
                         in_memory += part.len() as u64;

@@ -219,7 +219,11 @@ fn what_a_kernel_was_built_without_is_good_and_what_may_not_be_looked_at_is_not(
         fs::remove_file(dir.path().join(path)).unwrap();
         fs::create_dir(dir.path().join(path)).unwrap();
         let report = Subject::recorded(dir.path(), GOOD_LIVE).report();
-        assert_eq!(report.finding(probe).unwrap().verdict, Verdict::Unknown, "{path}: it is there, and no file");
+        assert_eq!(
+            report.finding(probe).unwrap().verdict,
+            Verdict::Unknown,
+            "{path}: it is there, and no file"
+        );
     }
 }
 
@@ -236,8 +240,16 @@ fn what_a_process_may_not_do_is_found() {
             Verdict::Broken,
         ),
         (Live { memlock_bytes: Some(MEMLOCK_BYTES_MIN), ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
-        (Live { memlock_bytes: Some(0), may_lock_all: true, ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
-        (Live { realtime_priority: 0, may_take_any_priority: true, ..GOOD_LIVE }, Probe::RealtimePriority, Verdict::Good),
+        (
+            Live { memlock_bytes: Some(0), may_lock_all: true, ..GOOD_LIVE },
+            Probe::LockedMemory,
+            Verdict::Good,
+        ),
+        (
+            Live { realtime_priority: 0, may_take_any_priority: true, ..GOOD_LIVE },
+            Probe::RealtimePriority,
+            Verdict::Good,
+        ),
         (Live { memlock_bytes: None, ..GOOD_LIVE }, Probe::LockedMemory, Verdict::Good),
         (Live { realtime_priority: 9, ..GOOD_LIVE }, Probe::RealtimePriority, Verdict::Weak),
         (Live { landlock: Err(libc::EOPNOTSUPP), ..GOOD_LIVE }, Probe::Landlock, Verdict::Weak),
@@ -320,8 +332,10 @@ fn an_installation_is_looked_at() {
         ..installation.clone()
     };
     assert_eq!(verdicts(&wrong), [Broken, Broken, Broken, Weak, Good]);
-    let of_another_matter =
-        SourceCheck { warns_of_power: false, ..check("clock", Hearing { path: Some(key), ..Hearing::default() }) };
+    let of_another_matter = SourceCheck {
+        warns_of_power: false,
+        ..check("clock", Hearing { path: Some(key), ..Hearing::default() })
+    };
     let elsewhere = Installation { sources: vec![of_another_matter], ..installation.clone() };
     assert_eq!(verdicts(&elsewhere)[3..], [Good, Weak], "a clock tells of no power loss");
     let silent = Installation { sources: Vec::new(), ..installation };

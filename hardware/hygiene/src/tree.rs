@@ -33,7 +33,8 @@ impl Tree {
     /// Whether there is no such file in a directory that can be read.
     pub(crate) fn is_missing(&self, path: &str) -> bool {
         let path = self.root.join(path);
-        let is_absent = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let is_absent =
+            fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         is_absent && path.parent().is_some_and(|parent| fs::read_dir(parent).is_ok())
     }
 

@@ -325,7 +325,8 @@ mod tests {
         let late = Policy { debounce: Duration::from_secs(60), ..Policy::REPORT };
         let of_long = [(Condition::UpsOnBattery, late), policies[1], policies[2]];
         let low = Some(Condition::UpsLowBattery);
-        let cases = [(policies, true, low), (policies, false, None), (of_long, true, low), (of_long, false, None)];
+        let cases =
+            [(policies, true, low), (policies, false, None), (of_long, true, low), (of_long, false, None)];
         for (policies, on_battery, expected) in cases {
             let mut monitor = Monitor::new("ups", "nut", false, &policies);
             monitor.on_reading(ms(0), Condition::UpsOnBattery, on_battery);

@@ -141,7 +141,10 @@ fn every_worker_gives_signs_of_life_and_none_is_stalled() {
     let (site, _) = site();
     let status = site.status();
     let names: Vec<&str> = status.workers.iter().map(|worker| worker.name.as_str()).collect();
-    assert_eq!(names, ["damage", "fold-0", "health", "pool-0", "refusals", "scrub-0", "snapshots", "write-back"]);
+    assert_eq!(
+        names,
+        ["damage", "fold-0", "health", "pool-0", "refusals", "scrub-0", "snapshots", "write-back"]
+    );
     assert!(status.workers.iter().all(|worker| !worker.stalled), "{:?}", status.workers);
     let beat = |name: &str| {
         let workers = site.status().workers;

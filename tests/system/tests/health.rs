@@ -44,7 +44,8 @@ fn health_and_metrics_tell_a_sealed_node_from_an_unsealed_one() {
     assert!(gauge(&metrics, "nightlatch_last_wipe_duration_seconds") > 0.0);
     wait_for("the three stages of the wipe in the metrics", PATIENCE, || {
         let metrics = body(&site, "metrics").1;
-        let count = |stage: &str| format!("nightlatch_wipe_stage_duration_seconds_count{{stage=\"{stage}\"}} 1\n");
+        let count =
+            |stage: &str| format!("nightlatch_wipe_stage_duration_seconds_count{{stage=\"{stage}\"}} 1\n");
         match ["keys", "threads", "memory"].into_iter().find(|stage| !metrics.contains(&count(stage))) {
             None => Ok(()),
             Some(stage) => Err(format!("not of {stage}")),

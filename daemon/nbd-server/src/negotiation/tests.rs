@@ -311,7 +311,11 @@ fn allocation_context_is_selected_for_one_export() {
     let (out, _) = run(&mut machine, &option(10, &queries("asleep", &["base:allocation"])));
     assert_eq!(codes(&out), [ReplyCode::ErrShutdown]);
     let (_, ended) = run(&mut machine, &option(7, &go_data("disk", &[])));
-    assert_eq!(ended, Ended::Transmission("disk", Features { read_only: false, ..structured }), "a failed selection selects nothing");
+    assert_eq!(
+        ended,
+        Ended::Transmission("disk", Features { read_only: false, ..structured }),
+        "a failed selection selects nothing"
+    );
 }
 
 #[test]

@@ -213,7 +213,7 @@ fn extents_shown(of: &[(VolumeId, Content)]) -> u64 {
 fn random_snapshots_for_ever_leak_nothing() {
     const SECTORS: u64 = 160;
     for seed in 0..6 {
-        let (mut device, mut pool) = pool_of(120);
+        let (mut device, mut pool) = pool_of(400);
         let mut random = Random::new(seed);
         pool.create_volume(spec(1, SECTORS)).unwrap();
         let (mut tag, mut next) = (1, 0_u8);
@@ -289,6 +289,46 @@ fn random_snapshots_for_ever_leak_nothing() {
         assert!(shown(&pool) == left);
         println!("seed {seed}: {} extents", extents(&pool));
     }
+}
+
+/// Ending a moment has the next write to each extent take another one: not where there is none to take.
+#[test]
+fn no_moment_is_ended_where_overwriting_would_then_find_no_space() {
+    let prepare = |pool: &Pool| {
+        let volume = pool.create_volume(spec(1, 10 * 16)).unwrap();
+        volume.write(Lba(0), EPOCH, sealed(1..161)).unwrap();
+        pool.create_snapshot(id(1), id(2), 0).unwrap();
+        volume.write(Lba(0), EPOCH, sealed([500])).unwrap();
+        pool.delete_snapshot(id(2)).unwrap();
+        fold_all(pool);
+        assert_eq!(extents(pool), 11, "one waits for its moment to end");
+        volume
+    };
+    let overwrite = |volume: &PoolVolume| {
+        (0..160).for_each(|at| volume.write(Lba(at), EPOCH, sealed([900 + at])).unwrap());
+        assert_eq!(tags(volume, 0, 160), (0..160).map(|at| Some(900 + at)).collect::<Vec<_>>());
+    };
+    // By what is free.
+    let (_, pool) = pool_of(64);
+    let volume = prepare(&pool);
+    let free = (pool.info().capacity.0 - pool.info().allocated.0) / EXTENT;
+    let other = pool.create_volume(spec(9, free * 16)).unwrap();
+    (0..free - 10).for_each(|at| other.write(Lba(at * 16), EPOCH, sealed([1])).unwrap());
+    assert_eq!(pool.end_moments_to_fold().unwrap(), 0);
+    overwrite(&volume);
+    // By the quota.
+    let (_, pool) = pool_of(64);
+    let volume = prepare(&pool);
+    let limits = |extents: u64| Limits { quota: Some(ByteLen(extents * EXTENT)), ..Limits::default() };
+    pool.set_limits(id(1), limits(21)).unwrap();
+    assert_eq!(pool.end_moments_to_fold().unwrap(), 0);
+    overwrite(&volume);
+    // Where there is room.
+    pool.set_limits(id(1), limits(22)).unwrap();
+    assert_eq!(pool.end_moments_to_fold().unwrap(), 1);
+    fold_all(&pool);
+    assert_eq!(extents(&pool), 10);
+    overwrite(&volume);
 }
 
 /// One that is not what was written is not moved: it stays as it is, for whoever heals it, and so does all about it.
