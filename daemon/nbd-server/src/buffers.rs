@@ -50,7 +50,7 @@ impl Buffers {
             kept.bytes -= bytes.len();
         }
         drop(kept);
-        let bytes = found.unwrap_or_else(|| vec![0; SMALLEST << class]);
+        let bytes = found.unwrap_or_else(|| vec![0; bytes_of(class)]);
         Buffer { bytes, len, home: Arc::clone(self) }
     }
 
@@ -71,9 +71,12 @@ impl Buffers {
 }
 
 /// Memory that a payload of `len` bytes takes: none without a payload.
-pub(crate) fn buffer_bytes(len: u32) -> u32 {
-    const SMALLEST: u32 = self::SMALLEST as u32;
-    if len == 0 { 0 } else { len.div_ceil(SMALLEST).next_power_of_two() * SMALLEST }
+pub(crate) fn buffer_bytes(len: usize) -> usize {
+    if len == 0 { 0 } else { bytes_of(class_of(len)) }
+}
+
+const fn bytes_of(class: usize) -> usize {
+    SMALLEST << class
 }
 
 fn class_of(len: usize) -> usize {

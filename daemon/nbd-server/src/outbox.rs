@@ -36,7 +36,7 @@ pub(crate) struct Hold {
 enum Sent {
     All,
     /// There may be room for more.
-    Some,
+    Part,
     /// The socket is full.
     Full,
 }
@@ -178,7 +178,7 @@ impl Outbox {
             match self.send_some(&mut batch, wire) {
                 Ok(Sent::All) if self.take_more(&mut batch) => {}
                 Ok(Sent::All) => return,
-                Ok(Sent::Some) => {}
+                Ok(Sent::Part) => {}
                 Ok(Sent::Full) => {
                     let mut state = self.state();
                     if !state.closed {
@@ -212,7 +212,7 @@ impl Outbox {
             Ok(0) => Err(Closed::Broken(io::ErrorKind::WriteZero.into())),
             Ok(sent) => {
                 batch.advance(sent);
-                Ok(Sent::Some)
+                Ok(Sent::Part)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Sent::Full),
             Err(error) => Err(Closed::Broken(error)),
@@ -287,7 +287,7 @@ impl Outbox {
             match self.send_some(&mut batch, wire)? {
                 Sent::All if self.take_more(&mut batch) => {}
                 Sent::All => return Ok(()),
-                Sent::Some => {}
+                Sent::Part => {}
                 // The key is asked for after the wait.
                 Sent::Full => {
                     seal_seen |= self.export.is_sealed();

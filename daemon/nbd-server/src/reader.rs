@@ -48,7 +48,7 @@ pub(crate) struct Baton {
 }
 
 impl Baton {
-    pub(crate) fn new(wire: Arc<Wire>, stopped: CancellationToken) -> Arc<Self> {
+    pub(crate) fn new(wire: Arc<Wire>) -> Arc<Self> {
         Arc::new(Self {
             reader: Mutex::new(None),
             turns: AtomicU64::new(0),
@@ -56,7 +56,7 @@ impl Baton {
             asleep: AtomicBool::new(true),
             awake: Notify::new(),
             stopping: AtomicBool::new(false),
-            stopped,
+            stopped: CancellationToken::new(),
             wire,
         })
     }

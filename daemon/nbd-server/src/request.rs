@@ -122,7 +122,11 @@ impl Request {
                 few.saturating_mul(STATUS_DESCRIPTOR_BYTES)
             }
             Self::BlockStatus { .. } => STATUS_BYTES_HELD,
-            _ => buffer_bytes(self.payload_bytes()),
+            _ => {
+                // At most PAYLOAD_BYTES_MAX, which is a buffer's size.
+                let payload = usize::try_from(self.payload_bytes()).unwrap_or(usize::MAX);
+                u32::try_from(buffer_bytes(payload)).unwrap_or(u32::MAX)
+            }
         }
     }
 

@@ -101,14 +101,13 @@ pub(crate) async fn serve(
     shared: &Shared,
 ) -> Closed {
     let _counted = export.connect();
-    let stop = CancellationToken::new();
     let wire = match stream.into_wire() {
         Ok(wire) => Arc::new(wire),
         Err(error) => return Closed::Broken(error),
     };
     let guest = Guest::new(peer.clone());
     let outbox = Arc::new(Outbox::new(Arc::clone(&export), guest, features.style, Arc::clone(&wire)));
-    let baton = Baton::new(Arc::clone(&wire), stop);
+    let baton = Baton::new(Arc::clone(&wire));
     let (ended, reading_ended) = oneshot::channel();
     let _ends = EndOnDrop { outbox: Arc::clone(&outbox), baton: Arc::clone(&baton), wire: Arc::clone(&wire) };
     baton.start(Box::new(Reader {
@@ -121,7 +120,7 @@ pub(crate) async fn serve(
         runtime: Handle::current(),
         ended: Some(ended),
     }));
-    let both = read_and_answer(&baton, reading_ended, wire, &outbox, shared);
+    let both = read_and_answer(&baton, reading_ended, &wire, &outbox, shared);
     match export.on_seal {
         OnSeal::Fail => tokio::select! {
             biased;
@@ -168,11 +167,11 @@ fn payload_budget(limits: &Limits) -> usize {
 async fn read_and_answer(
     baton: &Arc<Baton>,
     mut reading_ended: oneshot::Receiver<Closed>,
-    wire: Arc<Wire>,
+    wire: &Wire,
     outbox: &Outbox,
     shared: &Shared,
 ) -> Closed {
-    let mut sending = pin!(outbox.run(&wire));
+    let mut sending = pin!(outbox.run(wire));
     let mut supervising = pin!(baton.supervise());
     let mut drained = false;
     let closed = loop {

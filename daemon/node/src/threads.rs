@@ -139,7 +139,7 @@ pub(crate) async fn wipe_all(generation: u64) {
             drop(tokio::task::spawn_blocking(move || visit(generation)));
         }
         tokio::time::sleep(rest).await;
-        // A second has passed once it is longest.
+        // Some seconds have passed once it is longest.
         rest = (rest + rest / 16 + Duration::from_micros(50)).min(CALL_EVERY_AT_LAST);
     }
 }

@@ -452,13 +452,9 @@ impl Inner {
     }
 
     fn write_sealed_zeros(&self, range: Bytes) -> Result<(), Cause> {
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min((start / SECTOR + ZERO_LOCK_SECTORS) * SECTOR);
-            let part = start..end;
+        for part in in_steps(range, ZERO_LOCK_SECTORS * SECTOR) {
             let _held = self.lock(&part, Access::Exclusive);
             self.write_locked(part, Source::Zeros)?;
-            start = end;
         }
         Ok(())
     }
@@ -482,17 +478,13 @@ impl Inner {
 
     /// Unmaps sectors, however many: others come in between two steps, and what the steps changed does not gather in memory.
     fn unmap_in_steps(&self, sectors: Range<u64>) -> Result<(), Cause> {
-        let mut start = sectors.start;
-        while start < sectors.end {
-            let end = sectors.end.min((start / UNMAP_LOCK_SECTORS + 1) * UNMAP_LOCK_SECTORS);
-            {
-                let _held = self.locks.lock(start..end, Access::Exclusive);
-                self.unmap_locked(start..end)?;
-            }
-            start = end;
-            if start < sectors.end && start.is_multiple_of(UNMAP_FLUSH_SECTORS) {
+        let first = sectors.start;
+        for part in in_steps(sectors, UNMAP_LOCK_SECTORS) {
+            if part.start > first && part.start.is_multiple_of(UNMAP_FLUSH_SECTORS) {
                 self.settle(Durability::Durable)?;
             }
+            let _held = self.locks.lock(part.clone(), Access::Exclusive);
+            self.unmap_locked(part)?;
         }
         Ok(())
     }
@@ -542,6 +534,15 @@ impl Inner {
         snapshots.open(since).ok_or(Cause::NoSuchSnapshot(since))?;
         clipped(range, runs.map(|(count, change)| (count, change != Change::Same)))
     }
+}
+
+/// A range in parts that end at multiples of `step`, in order.
+fn in_steps(range: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        let end = range.end.min((start / step + 1) * step);
+        (start < range.end).then(|| std::mem::replace(&mut start, end)..end)
+    })
 }
 
 /// The sectors that hold any byte of the range, as the pool counts them.
